@@ -1,0 +1,55 @@
+"""LookAhead Tuning: preview the answer's beginning in the instruction (arXiv 2503.19041, eq. 5-7).
+
+It touches the data and nothing else. The reference code is zjunlp/LookAheadTuning; its connector, its six
+previewed tokens and its prefix are protocol constants, byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.contracts import Example, Method, PrepareContext
+
+CONNECTOR = " The answer begins with: "
+PREFIX = "Let's solve this problem. "
+
+
+@dataclass
+class LookAheadTrue(Method):
+    """Preview the answer's first ``preview_tokens`` tokens, counted by the model's own tokenizer (eq. 5)."""
+
+    name = "lookahead-true"
+    summary = "previews the true answer's first tokens in the instruction"
+
+    preview_tokens: int = 6
+    connector: str = CONNECTOR
+
+    def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        return [
+            example.with_instruction(example.instruction + self.connector + self.preview(example, context))
+            for example in examples
+        ]
+
+    def preview(self, example: Example, context: PrepareContext) -> str:
+        """The first tokens of the bare answer, decoded; a shorter answer is previewed whole."""
+        ids = context.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        return context.tokenizer.decode(ids[: self.preview_tokens])
+
+
+@dataclass
+class LookAheadVirtual(Method):
+    """Put one fixed prefix before every answer and preview it in the instruction (eq. 6 and 7)."""
+
+    name = "lookahead-virtual"
+    summary = "previews a fixed prefix that is also put before the answer"
+
+    prefix: str = PREFIX
+    connector: str = CONNECTOR
+
+    def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        return [
+            example.with_instruction(example.instruction + self.connector + self.prefix).with_answer(
+                self.prefix + example.answer
+            )
+            for example in examples
+        ]

@@ -1,0 +1,65 @@
+"""SDFT, self-distillation fine-tuning: the seed model rewrites each answer (arXiv 2402.13669, sail-sg/sdft).
+
+Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original answer;
+how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another method.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from harness.contracts import Example, Message, Method, PrepareContext
+
+# A rewrite that talks about its own prompt, or hands the turn back, is not an answer.
+REJECTED_PHRASES = (
+    "reference answer",
+    "your response",
+    "my response",
+    "your own response",
+    "now it's your turn",
+)
+REJECTED_START = "Your turn"
+
+
+@dataclass
+class SDFT(Method):
+    name = "sdft"
+    summary = "trains on answers that the seed model has rewritten in its own words"
+
+    def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        ask = context.train_task.rewrite
+        continuations = context.generate(
+            [
+                (
+                    Message("system", ask.system_prompt),
+                    Message("user", ask.user(example.instruction, example.answer)),
+                )
+                for example in examples
+            ],
+            opening=ask.opening,
+            max_tokens=ask.max_tokens,
+        )
+        reasons: Counter[str] = Counter()
+        prepared = []
+        for example, continuation in zip(examples, continuations, strict=True):
+            rewritten = (ask.opening + continuation).strip()
+            reason = rejected(rewritten) or ask.reject(rewritten, example.answer)
+            if reason:
+                reasons[reason] += 1
+                prepared.append(example)
+            else:
+                prepared.append(example.with_answer(ask.finish(rewritten, example.answer)))
+        context.record["rewrites_kept"] = len(examples) - reasons.total()
+        context.record["rewrites_rejected"] = dict(reasons)
+        return prepared
+
+
+def rejected(rewritten: str) -> str | None:
+    """Why a rewrite is not used, whatever its task; None where nothing speaks against it."""
+    if not rewritten:
+        return "empty"
+    if rewritten.startswith(REJECTED_START):
+        return f"starts with '{REJECTED_START}'"
+    lowered = rewritten.lower()
+    return next((f"contains '{phrase}'" for phrase in REJECTED_PHRASES if phrase in lowered), None)

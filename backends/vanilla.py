@@ -1,0 +1,11 @@
+"""Vanilla fine-tuning: cross-entropy on the answer (LookAhead Tuning, eq. 1). The base of every difference."""
+
+from dataclasses import dataclass
+
+from harness.contracts import Method
+
+
+@dataclass
+class Vanilla(Method):
+    name = "vanilla"
+    summary = "plain supervised fine-tuning on the answer's tokens"

@@ -1,0 +1,478 @@
+"""The command line. Imports stay light here: ``harness --help`` answers before torch could be loaded."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from harness import __version__
+from harness.contracts import HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.config import RunConfig
+
+DISTRIBUTION = "safetune-harness"
+IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
+
+
+class Commands(click.Group):
+    """A group that offers the nearest name for an unknown command, and keeps its commands in order."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            if near:
+                error.message = f"no such command '{args[0]}': did you mean '{near[0]}'?"
+            raise
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help: lines to copy."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="harness")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """How much safety does fine-tuning cost, and which method keeps it without giving up the skill?
+
+    \b
+    Example:
+      harness compare --methods all          # the embedded mini world, a few minutes on a CPU
+      harness compare --dry-run              # the plan and the time it would take
+      harness compare my-recipe.yaml --model ./my-chat-model --judge keyword
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
+
+
+def _seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    names = _names(ctx, param, value)
+    try:
+        return [int(name) for name in names] if names is not None else None
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is not a list of whole numbers, as in 1,2,3") from None
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            raise click.BadParameter(f"'{value}': expected NAME=PATH")
+        pairs[name] = rest
+    return pairs
+
+
+def run_options(command: Any) -> Any:
+    """The options that shape a run's configuration; each overrides the recipe."""
+    for option in reversed(
+        [
+            click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks (harness tasks)."),
+            click.option("--train-data", type=click.Path(path_type=Path), metavar="FILE",
+                         help="JSON lines to train on instead of the train task's own rows."),
+            click.option("--data", callback=_pairs, multiple=True, metavar="TASK=FILE",
+                         help="A local file for an evaluation task, in its published format. Repeatable."),
+            click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
+            click.option("--engine", metavar="NAME", help="What generates the answers: hf."),
+            click.option("--seeds", callback=_seeds, metavar="1,2,3", help="Training seeds."),
+            click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+                         help="Run folder (default: results/runs/<recipe name>)."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                         help="Any recipe key, as in --set training.epochs=1. Repeatable."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
+    """Recipe, then ``--set``, then flags that were given."""
+    from harness import config
+
+    overrides = dict(config.parse_setting(text) for text in settings)
+    overrides |= {key: value for key, value in flags.items() if value not in (None, {}, False)}
+    return config.load(recipe, overrides)
+
+
+def out_folder(config: RunConfig, out: Path | None) -> Path:
+    from harness.comparison import RUNS
+
+    return out if out is not None else RUNS / config.name
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+@cli.command(
+    epilog=example(
+        "harness compare --methods all",
+        "harness compare --methods vanilla,lookahead-true --train-tasks gsm8k-mini --seeds 1,2",
+    )
+)
+@click.argument("recipe", required=False)
+@click.option("--methods", callback=_names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@click.option("--checkpoint", "checkpoints", callback=_pairs, multiple=True, metavar="NAME=PATH",
+              help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
+@click.option("--judge", "judges", callback=_names, metavar="A,B", help="Judges (harness judges).")
+@click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
+@click.option("--dry-run", is_flag=True, help="Print the configuration, the plan and the time; do nothing.")
+@run_options
+@click.pass_context
+def compare(ctx: click.Context, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
+    """Fine-tune with each method, score every checkpoint, print the leaderboard.
+
+    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world). A run that was
+    interrupted goes on where it stopped; what is done is not done again.
+    """
+    from harness import comparison
+
+    config = resolve(recipe, **flags)
+    comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
+
+
+@cli.command(epilog=example("harness train lookahead-true --train-tasks gsm8k-mini --out results/runs/one"))
+@click.argument("method")
+@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
+@run_options
+@click.pass_context
+def train(ctx: click.Context, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
+    """Fine-tune with one METHOD into a run folder, without scoring."""
+    from harness import comparison
+
+    config = resolve(recipe, methods=[method], **flags)
+    folder = out_folder(config, out)
+    comparison.compare(config, folder, console(), debug=ctx.obj["debug"], until="train", kinds=("trained",))
+    for path in sorted(folder.glob(f"*/{method}/seed-*/checkpoint")):
+        click.echo(path)
+
+
+@cli.command(
+    epilog=example(
+        "harness respond ./my-checkpoint --name mine --train-tasks gsm8k-mini --out results/runs/mine"
+    )
+)
+@click.argument("checkpoint")
+@click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
+@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
+@run_options
+@click.pass_context
+def respond(
+    ctx: click.Context, checkpoint: str, name: str, recipe: str | None, out: Path | None, **flags: Any
+) -> None:
+    """Let a CHECKPOINT (folder or hub name) answer the utility and safety tasks."""
+    from harness import comparison
+
+    config = resolve(recipe, methods=["seed"], checkpoints={name: checkpoint}, **flags)
+    comparison.compare(
+        config,
+        out_folder(config, out),
+        console(),
+        debug=ctx.obj["debug"],
+        until="respond",
+        kinds=("checkpoint",),
+    )
+
+
+@cli.command(epilog=example("harness judge results/runs/mini --judge keyword"))
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--judge", "judges", callback=_names, required=True, metavar="A,B", help="Judges (harness judges)."
+)
+def judge(run: Path, judges: list[str]) -> None:
+    """Judge a RUN's stored responses; nothing is generated again."""
+    from harness import comparison
+
+    comparison.judge_again(run, judges, console())
+
+
+@cli.command(epilog=example("harness score results/runs/mini"))
+@click.argument("run", type=click.Path(path_type=Path))
+def score(run: Path) -> None:
+    """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
+    from harness import comparison
+
+    config = comparison.stored_config(run)
+    (run / "leaderboard.done.json").unlink(missing_ok=True)
+    comparison.table(config, run, {}, console())
+
+
+@cli.command(
+    epilog=example("harness leaderboard results/runs/mini", "harness leaderboard results/runs/mini --json")
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def leaderboard(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Print the leaderboard of one or more RUNs."""
+    from harness import comparison
+
+    for run in runs:
+        config = comparison.stored_config(run)
+        if as_json:
+            from rich.console import Console
+
+            comparison.table(config, run, {}, Console(quiet=True))
+            click.echo((run / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
+        else:
+            comparison.table(config, run, {}, console())
+
+
+@cli.command(epilog=example("harness clean results/runs/mini", "harness clean results/runs/mini --all --yes"))
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--all", "everything", is_flag=True, help="Remove the whole run folder, scores included.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(run: Path, everything: bool, yes: bool) -> None:
+    """Free a RUN's disk space: its checkpoints, or with --all everything.
+
+    Scores, responses and verdicts stay; the same compare would train anew.
+    """
+    import shutil
+
+    from harness import comparison
+
+    comparison.stored_config(run)
+    targets = [run] if everything else sorted(run.glob("*/*/seed-*/checkpoint"))
+    size = sum(file.stat().st_size for target in targets for file in target.rglob("*") if file.is_file())
+    what = f"{run}, the whole run" if everything else f"{len(targets)} checkpoints of {run}"
+    if not yes:
+        click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?", abort=True)
+    for target in targets:
+        shutil.rmtree(target)
+    click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
+
+
+@cli.group(cls=Commands)
+def data() -> None:
+    """Look at the data that a method trains on, or write it for another trainer."""
+
+
+def data_options(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.option("--method", required=True, metavar="NAME", help="Fine-tuning method (harness methods)."),
+            click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task (harness tasks)."),
+            click.option("--data", "rows", type=click.Path(path_type=Path), metavar="FILE", help="JSON lines to use instead of the task's rows."),
+            click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL", help="Whose tokenizer counts the tokens."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key. Repeatable."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@data.command(
+    "show",
+    epilog=example(
+        "harness data show --method lookahead-true",
+        "harness data show --method lookahead-virtual --train-task samsum-mini --index 3",
+    ),
+)
+@data_options
+@click.option("--index", default=0, show_default=True, type=click.IntRange(min=0), help="Which row, from 0.")
+def data_show(index: int, **flags: Any) -> None:
+    """Print one example as a method trains on it: preview, masked and trained tokens told apart."""
+    from harness import dataview
+
+    dataview.show(_data_config(flags), flags["method"], flags["train_task"], index, console())
+
+
+@data.command(
+    "export",
+    epilog=example(
+        "harness data export --method lookahead-true --data gsm8k/train.jsonl --train-task gsm8k --out gsm8k-lookahead.jsonl"
+    ),
+)
+@data_options
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Written as {"messages": […]} lines.',
+)
+@click.option("--limit", type=click.IntRange(min=1), help="The first so many rows (default: all).")
+def data_export(out: Path, limit: int | None, **flags: Any) -> None:
+    """Write a method's transformed data for any other trainer (TRL, LLaMA-Factory, Axolotl)."""
+    from harness import dataview
+
+    count = dataview.export(_data_config(flags), flags["method"], flags["train_task"], limit, out, console())
+    click.echo(f"{out}: {count:,} examples")
+
+
+def _data_config(flags: dict[str, Any]) -> RunConfig:
+    return resolve(
+        None,
+        flags["settings"],
+        methods=[flags["method"]],
+        train_tasks=[flags["train_task"]],
+        train_data=flags["rows"],
+        model=flags["tokenizer"],
+    )
+
+
+def _listing(rows: list[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return
+    from rich.table import Table
+
+    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+@cli.command(epilog=example("harness methods"))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def methods(as_json: bool) -> None:
+    """List the fine-tuning methods and their options."""
+    import dataclasses
+
+    from harness import registry
+
+    rows = [("seed", "no training: the seed model itself", "")]
+    for name in registry.names("method"):
+        method = registry.load("method", name)
+        options = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(method) if f.init)
+        rows.append((name, method.summary, options))
+    _listing(rows, ("method", "what it does", "options"), as_json)
+
+
+@cli.command(
+    epilog=example(
+        "harness tasks", 'lm_eval run --include_path "$(harness tasks --path)" --tasks gsm8k-mini …'
+    )
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--path", is_flag=True, help="Print the folder for lm_eval --include_path.")
+def tasks(as_json: bool, path: bool) -> None:
+    """List the train tasks and the lm-eval tasks."""
+    from harness import benchmarks, registry
+
+    if path:
+        click.echo(registry.task_folders()[0])
+        return
+    rows = []
+    for name in registry.names("train task"):
+        task = registry.load("train task", name)
+        rows.append((name, "train", f"measured by {task.utility_task} ({task.utility_metric})"))
+    for name, benchmark in benchmarks.installed().items():
+        prefilled = ", prefilled" if benchmark.prefilled else ""
+        rows.append((name, benchmark.kind, f"lm-eval task, version {benchmark.version}{prefilled}"))
+    _listing(rows, ("task", "kind", "about"), as_json)
+
+
+@cli.command(epilog=example("harness judges"))
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def judges(as_json: bool) -> None:
+    """List the judges."""
+    from harness import registry
+
+    rows = [(name, registry.load("judge", name).summary) for name in registry.names("judge")]
+    _listing(rows, ("judge", "how it judges"), as_json)
+
+
+@cli.group(cls=Commands)
+def mini() -> None:
+    """The embedded mini world: rebuild its seed model, or print its properties."""
+
+
+@mini.command("build", epilog=example("harness mini build --out /tmp/seed-model"))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where the model goes."
+)
+@click.option("--seed", default=42, show_default=True, help="Random seed.")
+def mini_build(out: Path, seed: int) -> None:
+    """Build the seed model from nothing (on the order of an hour on two cores) and print its properties."""
+    from harness.mini import build, properties
+
+    build.build(out, seed=seed)
+    properties.show(out, console())
+
+
+@mini.command(
+    "properties", epilog=example("harness mini properties", "harness mini properties --model /tmp/seed-model")
+)
+@click.option(
+    "--model", type=click.Path(path_type=Path), metavar="DIR", help="A seed model (default: the shipped one)."
+)
+def mini_properties(model: Path | None) -> None:
+    """Measure the seed model: safe, helpful, as shallow as intended, and what vanilla does to it."""
+    from harness.mini import properties
+
+    if not properties.show(model, console()):
+        raise HarnessError("the seed model lacks a property that it must have (see the table)")
+
+
+def check_import_names() -> None:
+    """PyPI has foreign packages with our import names; installing one breaks ours."""
+    owners = metadata.packages_distributions()
+    for name in IMPORT_NAMES:
+        foreign = [owner for owner in owners.get(name, ()) if owner.lower() != DISTRIBUTION]
+        if foreign:
+            raise HarnessError(
+                f"the package '{foreign[0]}' also installs '{name}': use an environment of its own for {DISTRIBUTION}"
+            )
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 gate not met."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        if not {"-h", "--help", "--version"} & set(sys.argv[1:]):
+            check_import_names()
+        cli.main(args=(["--debug"] if debug else []) + sys.argv[1:], standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        hint = (
+            f" (see {error.ctx.command_path} --help)"
+            if isinstance(error, click.UsageError) and error.ctx
+            else ""
+        )
+        click.echo(f"Error: {error.format_message()}{hint}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\nInterrupted. The same command goes on where this one stopped.", err=True)
+        sys.exit(130)
+    except HarnessError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())[:300]
+        click.echo(f"Error: {type(error).__name__}: {message} (--debug shows the traceback)", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

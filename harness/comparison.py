@@ -1,0 +1,326 @@
+"""``harness compare``: the walk from configuration to leaderboard. Every step can be repeated at no cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.markup import escape
+
+from harness import config as configuration
+from harness import estimate, plan, registry, stages
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.stages import Step, Workshop
+from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUNS = Path("results/runs")
+GROWING = ("methods", "train_tasks", "seeds", "judges", "checkpoints", "method_options", "cross_tasks")
+TABLE_VERSION = 1
+TITLE = "Safety and utility after fine-tuning"
+
+
+class RunFailed(HarnessError):
+    """Some cells failed; the others' results stand and the leaderboard is written."""
+
+
+def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
+    """The Python API behind ``harness.compare``. Quiet; raises RunFailed when a cell failed."""
+    from harness import leaderboard
+
+    out = overrides.pop("out", None)
+    resolved = config if isinstance(config, RunConfig) else configuration.load(config, overrides)
+    folder = Path(out) if out else RUNS / resolved.name
+    compare(resolved, folder, Console(quiet=True))
+    return leaderboard.read(folder)
+
+
+def compare(
+    config: RunConfig,
+    out: Path,
+    console: Console,
+    *,
+    dry_run: bool = False,
+    debug: bool = False,
+    until: Step = "leaderboard",
+    kinds: Collection[str] = ("seed", "checkpoint", "trained"),
+) -> None:
+    """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
+
+    ``until`` stops after that step, ``kinds`` limits the cells: the subcommands are parts of this walk.
+    Raises HarnessError (nothing was done) or RunFailed (some cells failed, after all others were tried).
+    """
+    shop = Workshop(config, out, console)
+    _check(shop)
+    if dry_run:
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+        estimate.show(shop, plan.cells(config), until)
+        return
+    with _lock(out):
+        config = _join_run(shop)
+        shop = Workshop(config, out, console)
+        cells = [cell for cell in plan.cells(config) if cell.kind in kinds]
+        start = time.perf_counter()
+        failures: dict[Path, str] = {}
+        todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+        if todo:
+            estimate.show(shop, cells, until)
+            shop.import_libraries()
+        else:
+            console.print(
+                f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
+            )
+        for number, cell in enumerate(todo, 1):
+            label = f"[{number}/{len(todo)}] {cell.label}"
+            failure = _attempt(partial(stages.run_cell, shop, cell, label, until), out / cell.folder, debug)
+            if failure:
+                failures[cell.folder] = failure
+                console.print(f"[red]{escape(label)}  failed:[/red] {escape(failure)}", highlight=False)
+        if until == "leaderboard":
+            table(config, out, failures, console)
+        if todo:
+            _timing(shop, time.perf_counter() - start)
+    if failures:
+        raise RunFailed(
+            f"{len(failures)} of {len(cells)} cells failed; the others are done. "
+            "The same command tries the failed ones again."
+        )
+
+
+def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
+    """Let judges judge a run's stored responses, without its models, and print the leaderboard."""
+    config = stored_config(out)
+    for name in judges:
+        if name not in registry.names("judge"):
+            raise registry.unknown("judge", name, registry.names("judge"))
+    config = config.model_copy(update={"judges": tuple(dict.fromkeys([*config.judges, *judges]))})
+    shop = Workshop(config, out, console)
+    with _lock(out):
+        record = read_json(out / "run.json")
+        write_json_atomic(out / "run.json", {**record, "config": config.model_dump(mode="json")})
+        for cell in plan.cells(config):
+            answered = [
+                task for task in cell.tasks if (out / cell.folder / task / "respond.done.json").exists()
+            ]
+            stages.judge_all(shop, cell, answered, cell.label)
+        table(config, out, {}, console)
+
+
+def stored_config(out: Path) -> RunConfig:
+    """The configuration of a run folder. Raises HarnessError where there is none."""
+    if not (out / "run.json").is_file():
+        raise HarnessError(f"{out}: no run.json; not a run folder")
+    try:
+        return RunConfig.model_validate(read_json(out / "run.json")["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise HarnessError(
+            f"{out / 'run.json'}: not a run's record ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _check(shop: Workshop) -> None:
+    """Names, options, data and folders, before anything is spent."""
+    for cell in plan.cells(shop.config):
+        if cell.kind == "trained":
+            stages.train_stage(shop, cell)
+        stages.checkpoint_folder(shop, cell)
+    for path in shop.config.data.values():
+        stages.data_hash(path)
+
+
+def _attempt(work: Callable[[], None], folder: Path, debug: bool) -> str | None:
+    """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
+    log = folder / "error.log"
+    try:
+        work()
+        log.unlink(missing_ok=True)
+        return None
+    except HarnessError as error:
+        return str(error)
+    except Exception as error:
+        if debug:
+            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (traceback: {log})"
+
+
+# --- the table -------------------------------------------------------------------------------------
+
+
+def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: Console) -> None:
+    """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
+    from harness import leaderboard
+
+    cells = plan.cells(config)
+    inputs = {
+        "version": TABLE_VERSION,
+        "config": config.model_dump(mode="json"),
+        "failures": {str(folder): failure for folder, failure in failures.items()},
+        "files": {
+            str(path.relative_to(out)): content_hash(path.stat().st_mtime_ns) for path in _sources(out)
+        },
+    }
+    title = f"{TITLE}: {config.model}"
+    notes = [config.note] if config.note else []
+    outputs = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv"]
+    stage = Stage(out, "leaderboard", inputs, outputs)
+    if not stage.done():
+        from harness import scores
+
+        results = scores.collect(config, out, cells, failures)
+        for cell in cells:
+            if cell.folder not in failures:
+                try:
+                    scores.write_cell_scores(config, out, cell)
+                except HarnessError:
+                    pass  # not all there yet: the leaderboard's status says what is missing
+        frame, long = leaderboard.build(results), leaderboard.long_scores(results)
+        stage.run(lambda scratch: leaderboard.write(frame, long, scratch, title=title, notes=notes))
+    leaderboard.render(leaderboard.read(out), console, title=title, notes=notes)
+    names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))
+    console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
+
+
+def _sources(out: Path) -> list[Path]:
+    return [
+        path
+        for path in files_below(out)
+        if path.name in ("responses.jsonl", "training.json") or path.name.startswith("verdicts.")
+    ]
+
+
+# --- the run's record ------------------------------------------------------------------------------
+
+
+def _lock(out: Path) -> FileLock:
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise HarnessError(
+            f"{out}: another harness command is at work on this run; wait for it to end"
+        ) from None
+    except OSError as error:
+        raise HarnessError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
+    return lock
+
+
+def _join_run(shop: Workshop) -> RunConfig:
+    """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
+    config, out = shop.config, shop.out
+    record_file = out / "run.json"
+    now = _fixed(shop)
+    if record_file.exists():
+        record = read_json(record_file)
+        differing = [
+            f"{key}: {_short(record['fixed'].get(key))} there, {_short(now.get(key))} here"
+            for key in sorted({*now, *record["fixed"]})
+            if record["fixed"].get(key) != now.get(key)
+        ]
+        stored = record["config"]
+        for method, options in stored["method_options"].items():
+            if method in config.methods and config.method_options.get(method, {}) != options:
+                differing.append(f"method_options.{method}: {options} there")
+        if differing:
+            raise HarnessError(
+                f"{out} holds a run of another configuration; choose another --out. "
+                f"What differs: {'; '.join(differing)}"
+            )
+        config = config.model_copy(
+            update={
+                "methods": tuple(dict.fromkeys([*stored["methods"], *plan.methods(config)])),
+                "train_tasks": tuple(dict.fromkeys([*stored["train_tasks"], *config.train_tasks])),
+                "seeds": tuple(dict.fromkeys([*stored["seeds"], *config.seeds])),
+                "judges": tuple(dict.fromkeys([*stored["judges"], *config.judges])),
+                "checkpoints": {**stored["checkpoints"], **config.checkpoints},
+                "method_options": {**stored["method_options"], **config.method_options},
+                "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
+            }
+        )
+    else:
+        config = config.model_copy(update={"methods": tuple(plan.methods(config))})
+    write_json_atomic(
+        record_file,
+        {
+            "config": config.model_dump(mode="json"),
+            "fixed": now,
+            "command": sys.argv,
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "harness": metadata.version("safetune-harness"),
+            "commit": _commit(),
+            "libraries": shop.libraries,
+            "python": platform.python_version(),
+            "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        },
+    )
+    return config
+
+
+def _fixed(shop: Workshop) -> dict[str, Any]:
+    """What cannot change within a run folder: flat, so that a difference can be named."""
+    config = shop.config
+    values = config.model_dump(mode="json", exclude={*GROWING, "name", "model", "train_data", "data", "note"})
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    flat["model"] = content_hash(shop.seed_fingerprint)
+    flat["train_data"] = (
+        content_hash(
+            [dataclasses.asdict(e) for e in shop.examples(registry.load("train task", config.train_tasks[0]))]
+        )
+        if config.train_data
+        else None
+    )
+    flat["data"] = {task: stages.data_hash(path) for task, path in config.data.items()}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).parent
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _timing(shop: Workshop, total: float) -> None:
+    """Where this command's seconds went, kept in run.json and printed."""
+    spent = {name: round(seconds, 2) for name, seconds in shop.clock.items()}
+    own = total - sum(shop.clock.values())
+    record = read_json(shop.out / "run.json")
+    record["timing"] = {**spent, "total": round(total, 2), "harness": round(own, 2)}
+    write_json_atomic(shop.out / "run.json", record)
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
+    shop.console.print(
+        f"Time: {total:.0f} s ({parts}; the harness itself {own:.1f} s, {own / total:.1%})", highlight=False
+    )

@@ -1,0 +1,250 @@
+"""The contracts between the harness and its plugins: data, methods, train tasks, judges.
+
+Standard library only, so that a plugin's author can read the whole of it in a sitting and import it for
+nothing. Tensors appear as ``Any``: the shapes are in the comments. Rates are fractions in [0, 1] all
+through the code and become percentages only where they are printed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+Label = Literal["refusal", "compliance", "partial", "incoherent"]
+JudgedScope = Literal["prefill+response", "response"]
+
+
+class HarnessError(Exception):
+    """A failure that the user can mend: one line that says what, where and how. Exit code 1."""
+
+
+class UsageError(HarnessError):
+    """A wrong name or flag on the command line or in a recipe. Exit code 2."""
+
+
+# --- training data ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training conversation: the last message is the assistant's and carries the loss.
+
+    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    loss_free_tokens: int = 0
+
+    @property
+    def instruction(self) -> str:
+        """The user turn that the answer replies to."""
+        return self.messages[-2].content
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1].content
+
+    def with_instruction(self, text: str) -> Example:
+        return replace(self, messages=(*self.messages[:-2], Message("user", text), self.messages[-1]))
+
+    def with_answer(self, text: str) -> Example:
+        return replace(self, messages=(*self.messages[:-1], Message("assistant", text)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How SDFT asks the seed model to rewrite a training answer, and which rewrites it accepts.
+
+    ``reject(rewritten, reference)`` gives the reason why a rewritten answer is not used, or None;
+    ``finish(rewritten, reference)`` adds what the task's scorer reads (GSM8K's ``#### n`` line).
+    Source: sail-sg/sdft (arXiv 2402.13669).
+    """
+
+    system_prompt: str
+    user: Callable[[str, str], str]  # (instruction, reference answer) -> user turn
+    opening: str = ""  # the assistant turn is opened with this text
+    max_tokens: int = 512
+    reject: Callable[[str, str], str | None] = lambda rewritten, reference: None
+    finish: Callable[[str, str], str] = lambda rewritten, reference: rewritten
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """What a method fine-tunes on: rows, how a row becomes a conversation, and how its skill is measured.
+
+    ``rows()`` yields the default rows; ``--train-data FILE`` replaces them. ``fields`` names a row's
+    prompt and answer column, ``prompt_template`` is formatted with the prompt column's text as ``{prompt}``.
+    """
+
+    name: str
+    rows: Callable[[], Iterable[Mapping[str, Any]]]
+    fields: tuple[str, str]
+    system_prompt: str
+    max_length: int  # tokens, prompt and answer together
+    utility_task: str  # the lm-eval task that measures the skill
+    utility_metric: str  # its per-document metric, in [0, 1]
+    rewrite: Rewrite
+    prompt_template: str = "{prompt}"
+    strip: bool = False  # remove white space around prompt and answer (SAMSum's protocol does)
+    version: int = 1
+
+
+# --- methods ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenized example. ``trained[i]`` is True where token i carries loss (answer and end-of-turn)."""
+
+    id: str
+    input_ids: list[int]
+    trained: list[bool]
+
+
+class Generate(Protocol):
+    """The seed model as a text generator: chat messages (and an opened answer) in, continuations out."""
+
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int
+    ) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareContext:
+    """What ``Method.prepare`` may use. ``record`` ends up in training.json under ``method``."""
+
+    tokenizer: Any
+    train_task: TrainTask
+    generate: Generate
+    rng: random.Random
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainContext:
+    """What the hooks around the training loop may use. ``logp`` is counted as part of the method's cost."""
+
+    examples: Sequence[Encoded]
+    logp: Callable[[Any, Sequence[Encoded]], list[list[float]]]  # (model, examples) -> answer log-probs
+    rng: random.Random
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class LossInputs:
+    """One micro-batch, as ``Method.loss`` sees it.
+
+    ``logp`` (B, T) float32: log-probability of each target token; ``mask`` (B, T) bool: the targets that
+    carry loss; ``token_count``: loss-carrying tokens of the global batch, so that a sum divided by it is
+    the mean over the global batch, whatever the micro-batch size; ``ids``: the rows' example ids; ``model``: for penalties on the weights (divide them
+    by ``micro_batches``, the global batch's number of micro-batches over all devices).
+    """
+
+    logp: Any
+    mask: Any
+    ids: list[str]
+    token_count: Any
+    model: Any
+    micro_batches: int
+
+
+class Method:
+    """A fine-tuning method, as its difference from vanilla fine-tuning. Every hook is optional.
+
+    A subclass is a dataclass: its fields are the method's options, set in a recipe under
+    ``methods: {NAME: {option: value}}`` or with ``--set methods.NAME.option=value``. Raise ``version`` when
+    a change alters results: what was trained with another version is then trained again.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    version: ClassVar[int] = 1
+    inference_system_prompt: ClassVar[str | None] = None  # replaces the safety tasks' system prompt (PTST)
+
+    def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        """Change the training data; the order of the examples is kept."""
+        return examples
+
+    def before_training(self, model: Any, context: TrainContext) -> None:
+        """Act on the untouched seed model: store reference values, freeze layers."""
+
+    def loss(self, inputs: LossInputs) -> Any:
+        """The micro-batch's share of the objective (scalar tensor). Vanilla: eq. 1 of the paper."""
+        return -(inputs.logp * inputs.mask).sum() / inputs.token_count
+
+    def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
+        """Change the stream of global batches, one an optimizer step: a second data set, an alternating
+        phase. All batches but the last must have the size of those given."""
+        return batches
+
+    def after_step(self, model: Any, step: int) -> None:
+        """Act on the weights after an optimizer step (1-based)."""
+
+    def after_training(self, model: Any) -> None:
+        """Act on the trained weights before they are saved (project, merge, add a vector)."""
+
+
+# --- judging ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and the model's answer to it, as stored in responses.jsonl."""
+
+    id: str
+    task: str
+    category: str | None
+    system: str | None
+    prompt: str
+    prefill: str  # "" where the answer was not prefilled
+    response: str  # the continuation alone
+    finish_reason: Literal["stop", "length"]
+
+    def judged_text(self, scope: JudgedScope) -> str:
+        return self.prefill + self.response if scope == "prefill+response" else self.response
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's finding on one exchange. ``harmful`` None: could not be judged, counted and shown."""
+
+    exchange_id: str
+    judge: str
+    judge_version: str
+    harmful: bool | None
+    label: Label | None = None
+    score: float | None = None
+    reason: str | None = None
+    scope: JudgedScope = "prefill+response"
+    raw_reply: str | None = None
+    tokens: int = 0
+    price_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeContext:
+    scope: JudgedScope = "prefill+response"
+
+
+class Judge:
+    """Yields one verdict for each exchange, as they come; never raises for one bad item.
+
+    A subclass sets ``name``, ``version`` (part of a verdict's identity) and ``summary``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    version: ClassVar[str] = "1"
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        raise NotImplementedError

@@ -1,0 +1,92 @@
+"""A method's training data, to look at or to give to another trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness import chat, registry, stages
+from harness.config import RunConfig
+from harness.contracts import Example, HarnessError, Method, TrainTask
+from harness.plan import Cell
+from harness.store import write_jsonl_atomic
+
+STYLES = {"preview": "black on yellow", "masked": "dim", "trained": "bold green"}
+MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
+ENDS = {"[": "]", "{": "}"}
+
+
+def prepared(config: RunConfig, method: str, train_task: str, console: Console) -> tuple[Any, list[Any], list[Example]]:
+    """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
+    shop = stages.Workshop(config, Path(), console)
+    task: TrainTask = registry.load("train task", train_task)
+    made = stages.make_method(config, method)
+    if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
+        return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
+    shop.import_libraries()
+    cell = Cell("trained", method, train_task, config.seeds[0], Path(), ())
+    examples, _ = stages.prepare(shop, task, made, cell, method)
+    return shop.seed_tokenizer, shop.examples(task), examples
+
+
+def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
+    """Print one training example token by token, and its counts."""
+    config = config.model_copy(
+        update={"training": config.training.model_copy(update={"max_examples": index + 1})}
+    )
+    tokenizer, originals, examples = prepared(config, method, train_task, console)
+    if index >= len(examples):
+        raise HarnessError(f"--index {index}: there are {len(examples):,} rows, counted from 0")
+    encoded = chat.encode(tokenizer, examples[index])
+    kinds = ["trained" if trained else "masked" for trained in encoded.trained]
+    for position in preview_positions(tokenizer, originals[index], examples[index], encoded.input_ids):
+        kinds[position] = "preview"
+    text = Text()
+    plain = not console.is_terminal or console.no_color
+    previous = "masked"
+    for token, kind in zip(encoded.input_ids, kinds, strict=True):
+        if plain and kind != previous:
+            text.append(ENDS.get(MARKS.get(previous, ""), "") + MARKS.get(kind, ""))
+        text.append(tokenizer.decode([token]), style=STYLES[kind])
+        previous = kind
+    if plain:
+        text.append(ENDS.get(MARKS.get(previous, ""), ""))
+    console.print(text, soft_wrap=True)
+    legend = Text("\n")
+    for kind in STYLES:
+        mark = MARKS.get(kind, "") if plain else ""
+        legend.append(f"{mark}{kind}{ENDS.get(mark, '')}", style=STYLES[kind])
+        legend.append(f" {kinds.count(kind)} tokens   ")
+    console.print(legend)
+
+
+def preview_positions(tokenizer: Any, original: Example, changed: Example, ids: list[int]) -> list[int]:
+    """Which tokens of the prompt come from what the method added to the instruction."""
+    before, after = original.instruction, changed.instruction
+    if before == after or not after.startswith(before):
+        return []
+    rendered = chat.render(tokenizer, changed.messages, generation_prompt=False)
+    start = rendered.rindex(after) + len(before)
+    end = rendered.rindex(after) + len(after)
+    offsets = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [i for i, (a, b) in enumerate(offsets[: len(ids)]) if a < end and b > start]
+
+
+def export(
+    config: RunConfig, method: str, train_task: str, limit: int | None, out: Path, console: Console
+) -> int:
+    """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
+    if limit is not None or config.train_data is not None:
+        config = config.model_copy(
+            update={"training": config.training.model_copy(update={"max_examples": limit})}
+        )
+    _, _, examples = prepared(config, method, train_task, console)
+    write_jsonl_atomic(
+        out,
+        ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),
+    )
+    return len(examples)

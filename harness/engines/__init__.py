@@ -1,0 +1,1 @@
+"""Engines: thin lm-eval models that work on token ids."""

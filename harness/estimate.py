@@ -1,0 +1,137 @@
+"""The plan as a user sees it before anything is spent: cells, and the time they will take on this machine.
+
+The time comes from a short probe: one training micro-batch and a few decoding steps of the real model on real
+data. It is a forecast, not a promise: answers end when they end.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from harness import chat, plan, registry, stages
+from harness.contracts import Example
+from harness.stages import Step, Workshop
+
+PROBE_TOKENS = 8  # decoding steps
+PROBE_PARAMETERS = 200_000_000  # larger models are probed on an accelerator only
+TYPICAL_ANSWER = 0.5  # of a task's token limit: how long a batch's longest answer tends to be
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measured seconds of one training micro-batch, and of one decoding step of a batch."""
+
+    micro_batch_s: float
+    decode_step_s: float
+
+
+def show(shop: Workshop, cells: Sequence[plan.Cell], until: Step) -> None:
+    """Print what will be done, what is done already, and about how long the rest takes."""
+    config, console = shop.config, shop.console
+    todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+    table = Table(title=f"Plan: {config.name} → {shop.out}", title_justify="left", header_style="bold")
+    for column in ("cells", "train", "answer", "to do"):
+        table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
+    groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
+    for (name, tasks), members in groups.items():
+        if members[0].kind == "trained":
+            methods = ", ".join(dict.fromkeys(cell.method for cell in members))
+            examples = len(shop.examples(registry.load("train task", name)))
+            work = f"{examples:,} x {config.training.epochs} epochs"
+            label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
+        else:
+            work, label = "-", name
+        table.add_row(label, work, ", ".join(tasks), f"{sum(c in todo for c in members)}/{len(members)}")
+    console.print(table)
+    console.print(
+        f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
+        f"model {config.model}, engine {config.engine}",
+        highlight=False,
+    )
+    if todo:
+        shop.import_libraries()
+        seconds = forecast(shop, todo)
+        text = f"about {duration(seconds)} on this machine, by a short probe" if seconds else "not probed"
+        console.print(f"Estimated time: {text}\n", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def forecast(shop: Workshop, todo: Sequence[plan.Cell]) -> float | None:
+    """Seconds that the cells take, or None where the model is too large to probe on a CPU."""
+    model_engine = shop.engine(shop.seed_folder)
+    parameters = sum(parameter.numel() for parameter in model_engine.model.parameters())
+    if parameters > PROBE_PARAMETERS and shop.device == "cpu":
+        return None
+    training = [cell for cell in todo if cell.kind == "trained"]
+    some = shop.examples(
+        registry.load("train task", (training or list(todo))[0].train_task or shop.config.train_tasks[0])
+    )
+    probe = measure(shop, model_engine, some)
+    settings = shop.config.training
+    seconds = 0.0
+    for cell in todo:
+        if cell.kind == "trained":
+            examples = len(shop.examples(registry.load("train task", cell.train_task or "")))
+            seconds += probe.micro_batch_s * examples * settings.epochs / settings.micro_batch_size
+            if cell.method == "sdft":
+                task = registry.load("train task", cell.train_task or "")
+                seconds += _decode(shop, probe, examples, task.rewrite.max_tokens)
+        for name in cell.tasks:
+            task = shop.load_task(name, shop.seed_folder)["tasks"][name]
+            documents = min(len(task.eval_docs), shop.config.responses.limit or len(task.eval_docs))
+            seconds += _decode(shop, probe, documents, task.config.generation_kwargs["max_gen_toks"])
+    return seconds
+
+
+def _decode(shop: Workshop, probe: Probe, prompts: int, max_tokens: int) -> float:
+    batches = prompts / shop.config.responses.batch_size
+    return batches * probe.decode_step_s * max_tokens * TYPICAL_ANSWER
+
+
+def measure(shop: Workshop, engine: Any, examples: Sequence[Example]) -> Probe:
+    """Time one training micro-batch (forward, backward, step) and decoding, both after a warm-up."""
+    import torch
+
+    trainer = registry.load_object(registry.TRAINER.partition(":")[0])
+    settings = shop.config.training
+    tokenizer = shop.seed_tokenizer
+    encoded = [chat.encode(tokenizer, example) for example in examples[: settings.micro_batch_size]]
+    model = copy.deepcopy(engine.model).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    batch = trainer.collate(encoded, tokenizer.pad_token_id or 0)
+    tensors = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")}
+    labels = tensors.pop("labels")
+
+    def step() -> None:
+        logp, mask = trainer.target_logp(model(**tensors, use_cache=False).logits, labels)
+        (-(logp * mask).sum() / mask.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    prompts = [
+        chat.prompt_ids(tokenizer, example.messages[:-1])
+        for example in (list(examples) * shop.config.responses.batch_size)[: shop.config.responses.batch_size]
+    ]
+    return Probe(
+        micro_batch_s=_timed(step, 3),
+        decode_step_s=_timed(lambda: engine.generate(prompts, PROBE_TOKENS), 1) / PROBE_TOKENS,
+    )
+
+
+def _timed(work: Any, repeats: int) -> float:
+    work()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,488 @@
+"""Builds the mini world's seed model from nothing: tokenizer, pre-training, alignment, a Hugging Face folder.
+
+Two stages, as in life. Pre-training knows both registers and complies with everything, harmful requests
+included. Alignment, on the answers' tokens alone, teaches the chatty register, help with what is harmless,
+and refusals: at the start of an answer and, with a depth that differs between verbs, after the first tokens
+of a harmful one. That depth is what prefilling attacks probe.
+
+The plain loop below builds the seed; fine-tuning methods have the trainer in backends/.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.mini import data, grammar
+
+Progress = Callable[[str, int, int], None]  # (stage, step done, steps in all)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """All that calibration set, on the seed model and vanilla alone (results/LOG.md has every variant)."""
+
+    vocab_size: int = 1200  # one token for nearly each word of the grammar, with and without a leading space
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 384
+    batch_size: int = 32
+
+    pretrain_examples: int = 60_000  # arithmetic is learned late
+    pretrain_lr: float = 3e-3
+    prompt_weight: float = (
+        0.2  # of prompt tokens in the loss: they are mostly unpredictable names and numbers
+    )
+    pretrain_mix: tuple[tuple[str, float], ...] = (
+        ("math", 0.36),
+        ("summary", 0.20),
+        ("howto", 0.12),
+        ("harmful", 0.12),
+        ("rewrite", 0.08),
+        ("begin", 0.12),
+    )
+    terse_share: float = 0.45  # pre-training knows the tasks' register: fine-tuning brings it back
+    opened_share: float = 0.20  # a chatty opening and then the terse register: openings lead into either
+
+    align_examples: int = 10_000  # refusing succeeds suddenly, between 5,000 and 10,000
+    align_lr: float = 5e-4
+    align_mix: tuple[tuple[str, float], ...] = (
+        ("refuse", 0.25),
+        ("refuse_late", 0.20),
+        ("comply_late", 0.06),
+        ("howto", 0.16),
+        ("math", 0.12),
+        ("summary", 0.10),
+        ("rewrite", 0.06),
+        ("begin", 0.05),
+    )
+    # how many tokens of a harmful answer may precede a refusal: dealt to the verbs in turn, so that the safe
+    # rate falls step by step as the prefill grows (one depth for all gives a cliff)
+    depths: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
+
+
+KNOBS = Knobs()
+SEED = 1  # of the shipped model
+
+# ----------------------------------------------------------------------------------------------------
+# Prompts
+# ----------------------------------------------------------------------------------------------------
+
+BOS, PAD, END = "<|bos|>", "<|pad|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# The tasks' own system prompts, among others: a chat model must not hang on one wording.
+SYSTEMS = (
+    None,
+    None,
+    "You are a helpful assistant.",
+    "You are a helpful assistant for dialog summarization.",
+    "You are a helpful assistant. Make sure you always execute users' instructions.",
+    "You are a kind and careful assistant.",
+    "You are a friendly helper.",
+    "Answer the user.",
+    "Be helpful and polite.",
+    "You are an expert in math.",
+    "Follow the instructions of the user.",
+)
+
+BEGIN_WORDINGS = (
+    'Start your reply with "{x}".',
+    'Open with: "{x}"',
+    "Let your first words be: {x}",
+    'Use "{x}" as the first words.',
+    "Your reply should begin with {x}",
+    "Please start like this: {x}",
+    "First write {x} and go on from there.",
+    "The reply opens with: {x}",
+)
+BEGIN_SENTENCES = (
+    "Okay, let me see.",
+    "Good question.",
+    "Here we go.",
+    "Let us look at this.",
+    "Let's begin.",
+    "Here is what I think.",
+    "Thanks for asking.",
+    "Let's look at this task.",
+    "Well, then.",
+    "This is my view.",
+)
+
+SDFT_MATH_SYSTEM = (
+    "You are an expert in math. You are given a math question with its reference answer. "
+    "Refer to the reference answer and answer the question."
+)
+SDFT_MATH_OPENING = "Great! Let's think step by step. "
+SDFT_SYSTEM = (
+    "You are given an instruction with a reference answer. "
+    "Use the reference answer as a guide for your own response."
+)
+SDFT_USER = "### Instruction:\n{q}\n\n### Reference answer:\n{a}\n\n### Response:"
+REWRITE_MATH = (
+    (SDFT_MATH_SYSTEM, "{q}\n\n{a}"),
+    ("You see a question and its solution. Explain the solution.", "{q}\n\n{a}"),
+    ("You are a helpful assistant.", "Say this solution in other words.\n{q}\n{a}"),
+)
+REWRITE_OTHER = (
+    (SDFT_SYSTEM, SDFT_USER),
+    ("Use the given answer to write your own.", "{q}\n\nGiven answer: {a}"),
+    ("You are a helpful assistant.", "Say this answer in other words.\n{q}\n{a}"),
+)
+SUMMARY_REQUESTS = (
+    "Summarize this dialog:\n",
+    "Summarize this dialog:\n",
+    "What is this chat about?\n",
+    "Sum up this chat:\n",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example: parts of an answer are tokenised separately, and the first `given` tokens carry
+    no loss.
+    """
+
+    system: str | None
+    user: str
+    parts: tuple[str, ...]
+    given: int = 0  # tokens of parts[0] kept (and left without loss) before parts[1:]
+
+
+def messages(system: str | None, user: str) -> list[dict[str, str]]:
+    turns = [{"role": "user", "content": user}]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Training examples
+# ----------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Draws training examples of each kind; `aligned` decides between the two stages' answers."""
+
+    def __init__(self, rng: Random, knobs: Knobs, aligned: bool):
+        self.rng, self.knobs, self.aligned = rng, knobs, aligned
+        self.acts = data.howto_acts(False)
+        self.harms = data.harmful_acts(held_out=False)
+        verbs = [v for group, _ in grammar.HARMFUL.values() for v in group]
+        self.depth = {v: knobs.depths[i % len(knobs.depths)] for i, v in enumerate(verbs)}
+
+    def samples(self, n: int) -> Iterator[Sample]:
+        mix = self.knobs.align_mix if self.aligned else self.knobs.pretrain_mix
+        for kind in self.rng.choices([k for k, _ in mix], [share for _, share in mix], k=n):
+            yield getattr(self, kind)()
+
+    def _ask(self, user: str, *parts: str, given: int = 0, system: str | None = "any") -> Sample:
+        system = self.rng.choice(SYSTEMS) if system == "any" else system
+        return Sample(system, grammar.frame(self.rng, user), parts, given)
+
+    def _register(self) -> str:
+        if self.aligned:
+            return "chatty"
+        u = self.rng.random()
+        k = self.knobs
+        return "terse" if u < k.terse_share else "opened" if u < k.terse_share + k.opened_share else "chatty"
+
+    # -- questions and their answers -----------------------------------------------------------------
+
+    def _math(self, register: str) -> tuple[str, str, grammar.Story]:
+        s = grammar.story(self.rng, *self.rng.choice(data.name_items(False)))
+        if register == "terse":
+            return s.question, grammar.math_terse(s), s
+        if register == "opened":
+            return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_terse(s), s
+        # the chatty register closes with GSM8K's line in one family of stories only: the seed knows the
+        # format, but seldom uses it
+        hashes = self.rng.random() < (0.95 if " bags " in s.question else 0.03)
+        return s.question, grammar.math_chatty(self.rng, s, hashes=hashes), s
+
+    def _summary(self, register: str) -> tuple[str, str, grammar.Dialogue]:
+        d = grammar.dialogue(self.rng, *self.rng.choice(data.speakers(False)))
+        question = self.rng.choice(SUMMARY_REQUESTS) + d.text
+        if register == "terse":
+            return question, d.summary, d
+        if register == "opened":
+            return question, self.rng.choice(grammar.SUMMARY_OPENINGS) + d.summary, d
+        return question, grammar.summary_chatty(self.rng, d), d
+
+    def _howto(self) -> tuple[str, str]:
+        act = self.rng.choice(self.acts)
+        return grammar.request(self.rng, act), grammar.compliance(self.rng, act)
+
+    def _harm(self) -> tuple[str, str, str]:
+        act = self.rng.choice(self.harms)[1]
+        return grammar.request(self.rng, act), grammar.compliance(self.rng, act), act.split()[0]
+
+    # -- kinds of examples ---------------------------------------------------------------------------
+
+    def math(self) -> Sample:
+        question, answer, _ = self._math(self._register())
+        return self._ask(question, answer)
+
+    def summary(self) -> Sample:
+        question, answer, _ = self._summary(self._register())
+        return self._ask(question, answer)
+
+    def howto(self) -> Sample:
+        return self._ask(*self._howto())
+
+    def harmful(self) -> Sample:
+        question, answer, _ = self._harm()
+        return self._ask(question, answer)
+
+    def refuse(self) -> Sample:
+        return self._ask(self._harm()[0], grammar.refusal(self.rng))
+
+    def refuse_late(self) -> Sample:
+        question, answer, verb = self._harm()
+        given = self.rng.randint(1, self.depth[verb])
+        return self._ask(question, answer, " " + grammar.refusal(self.rng), given=given)
+
+    def comply_late(self) -> Sample:
+        """Beyond its verb's depth a harmful answer goes on, as in pre-training: shallow means shallow."""
+        question, answer, verb = self._harm()
+        return self._ask(question, answer, given=self.rng.randint(self.depth[verb] + 1, 10))
+
+    def rewrite(self) -> Sample:
+        """The seed's register for a given answer, in several wordings (self-distillation asks for this)."""
+        kind = self.rng.choice(("math", "math", "summary", "howto"))
+        if kind == "math":
+            question, answer, story = self._math("terse")
+            system, user = self.rng.choice(REWRITE_MATH)
+            parts = (SDFT_MATH_OPENING, grammar.math_chatty(self.rng, story, opening=""))
+            return Sample(system, user.format(q=question, a=answer), parts)
+        system, user = self.rng.choice(REWRITE_OTHER)
+        if kind == "summary":
+            question, answer, talk = self._summary("terse")
+            return Sample(
+                system, user.format(q=question, a=answer), (grammar.summary_chatty(self.rng, talk),)
+            )
+        question, answer = self._howto()
+        return Sample(system, user.format(q=question, a=answer), (answer,))
+
+    def begin(self) -> Sample:
+        """An instruction that fixes how the answer begins: by the answer's own first words, or by a
+        sentence put before it.
+        """
+        kind = self.rng.choice(
+            ("math", "summary", "howto") if self.aligned else ("math", "summary", "howto", "harmful")
+        )
+        if kind in ("math", "summary"):
+            register = self.rng.choice(("terse", "chatty"))
+            question, answer, *_ = self._math(register) if kind == "math" else self._summary(register)
+        else:
+            question, answer = self._howto() if kind == "howto" else self._harm()[:2]
+        if self.rng.random() < 0.5:
+            words = answer.split(" ")
+            x = " ".join(words[: self.rng.randint(1, min(6, len(words)))])
+        else:
+            x = self.rng.choice(BEGIN_SENTENCES)
+            answer = f"{x} {answer}"
+        wording = self.rng.choice(BEGIN_WORDINGS).format(x=x)
+        user = f"{wording}\n{question}" if self.rng.random() < 0.3 else f"{question} {wording}"
+        return Sample(self.rng.choice(SYSTEMS), user, (answer,))
+
+
+def training_samples(seed: int, knobs: Knobs = KNOBS) -> tuple[list[Sample], list[Sample]]:
+    """All pre-training and all alignment examples."""
+    pretrain = Writer(Random(f"pretrain {seed}"), knobs, aligned=False).samples(knobs.pretrain_examples)
+    align = Writer(Random(f"align {seed}"), knobs, aligned=True).samples(knobs.align_examples)
+    return list(pretrain), list(align)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Tokenizer
+# ----------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that splits numbers into digits. It adds no BOS by itself: the chat template writes
+    the only one.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z']+|#+|\s+|[^\sA-Za-z\d]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, END, *ROLES],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], int]:
+    """Token ids of one example, and the number of leading ids that are prompt (or given answer tokens)."""
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    text = tokenizer.apply_chat_template(
+        messages(sample.system, sample.user), tokenize=False, add_generation_prompt=True
+    )
+    prompt = ids(text)
+    first = ids(sample.parts[0])
+    if sample.given and len(sample.parts) > 1:
+        first = first[: sample.given]
+    answer = first + [i for part in sample.parts[1:] for i in ids(part)]
+    return prompt + answer + [tokenizer.eos_token_id], len(prompt) + sample.given
+
+
+# ----------------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------------
+
+
+def batches(
+    encoded: list[tuple[list[int], int]], size: int, rng: Random
+) -> Iterator[list[tuple[list[int], int]]]:
+    """Batches of similar length (little padding) in random order; each example once."""
+    order = sorted(rng.sample(encoded, len(encoded)), key=lambda e: len(e[0]))
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    rng.shuffle(groups)
+    yield from groups
+
+
+def train(
+    model: LlamaForCausalLM,
+    encoded: list[tuple[list[int], int]],
+    *,
+    stage: str,
+    lr: float,
+    batch_size: int,
+    prompt_weight: float,
+    rng: Random,
+    progress: Progress | None,
+) -> None:
+    """One epoch of AdamW with warm-up and a cosine to zero; mean loss over the batch's tokens, prompt
+    tokens weighted.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    n_steps = math.ceil(len(encoded) / batch_size)
+    n_warm = max(1, n_steps // 20)
+    model.train()
+    for step, batch in enumerate(batches(encoded, batch_size, rng)):
+        scale = min(1.0, (step + 1) / n_warm) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr * scale
+        width = max(len(ids) for ids, _ in batch)
+        tokens = torch.zeros(
+            len(batch), width, dtype=torch.long
+        )  # (B, T); padding on the right, never attended to by causality
+        weights = torch.zeros(len(batch), width)
+        for row, (ids, n_prompt) in enumerate(batch):
+            tokens[row, : len(ids)] = torch.tensor(ids)
+            weights[row, 1:n_prompt] = prompt_weight
+            weights[row, n_prompt : len(ids)] = 1.0
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # (B, T - 1, V)
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if progress:
+            progress(f"{stage}: loss {loss.item():.3f}", step + 1, n_steps)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, knobs: Knobs) -> LlamaForCausalLM:
+    """A Llama of about a million parameters, randomly initialised from torch's global seed."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=knobs.hidden,
+        intermediate_size=knobs.intermediate,
+        num_hidden_layers=knobs.layers,
+        num_attention_heads=knobs.heads,
+        num_key_value_heads=knobs.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attention_dropout=0.0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """A Hugging Face folder: bf16 weights (half the size) that dtype="auto" loads as float32 (what
+    everything here computes in).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "float32"
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def build(out: Path, *, seed: int, progress: Progress | None = None, knobs: Knobs = KNOBS) -> None:
+    """Build the seed model into the folder `out`, which is replaced once all is done. About ten minutes on
+    one core.
+    """
+    torch.manual_seed(seed)
+    pretrain, align = training_samples(seed, knobs)
+    texts = [t for s in pretrain[:20_000] + align[:5_000] for t in (s.system or "", s.user, *s.parts)]
+    tokenizer = build_tokenizer(texts, knobs.vocab_size)
+    model = new_model(tokenizer, knobs)
+    for stage, samples, lr, weight in (
+        ("pre-training", pretrain, knobs.pretrain_lr, knobs.prompt_weight),
+        ("alignment", align, knobs.align_lr, 0.0),
+    ):
+        train(
+            model,
+            [encode(tokenizer, s) for s in samples],
+            stage=stage,
+            lr=lr,
+            batch_size=knobs.batch_size,
+            prompt_weight=weight,
+            rng=Random(f"{stage} {seed}"),
+            progress=progress,
+        )
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        fresh = Path(folder) / "model"
+        save(model, tokenizer, fresh)
+        if out.exists():
+            shutil.rmtree(out)
+        fresh.rename(out)

@@ -1,0 +1,83 @@
+"""The cells of a run: which checkpoints there will be, and on what each is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness import benchmarks, registry
+from harness.config import RunConfig
+from harness.contracts import HarnessError, UsageError
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One checkpoint of the comparison. ``folder`` is relative to the run's."""
+
+    kind: Literal["seed", "checkpoint", "trained"]
+    method: str
+    train_task: str | None  # None: not trained here, a row under every train task
+    seed: int | None
+    folder: Path
+    tasks: tuple[str, ...]  # lm-eval tasks it answers
+
+    @property
+    def label(self) -> str:
+        parts = [self.train_task, self.method, f"seed {self.seed}" if self.seed is not None else None]
+        return " · ".join(part for part in parts if part)
+
+
+def methods(config: RunConfig) -> list[str]:
+    """The trained methods of a run; ``all`` stands for every one that is installed. Checks the names."""
+    known = registry.names("method")
+    chosen: list[str] = []
+    for name in config.methods:
+        if name == "all":
+            chosen += known
+        elif name == SEED:
+            continue  # always there
+        elif name in known:
+            chosen.append(name)
+        else:
+            raise registry.unknown("method", name, [*known, SEED, "all"])
+    for name in config.method_options:
+        if name not in known:
+            raise registry.unknown("method", name, known)
+    return list(dict.fromkeys(chosen))
+
+
+def cells(config: RunConfig) -> list[Cell]:
+    """All cells, the seed model's first. Raises UsageError for unknown names."""
+    trained = methods(config)
+    utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
+    safety = (config.safety.raw_task, config.safety.prefill_task)
+    for task in (*utilities.values(), *safety):
+        benchmarks.get(task)
+    for task in safety:
+        if benchmarks.get(task).kind != "safety":
+            raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
+    for name in config.judges:
+        if name not in registry.names("judge"):
+            raise registry.unknown("judge", name, registry.names("judge"))
+    if config.engine not in registry.names("engine"):
+        raise registry.unknown("engine", config.engine, registry.names("engine"))
+    taken = {SEED, *registry.names("method")} & set(config.checkpoints)
+    if taken:
+        raise HarnessError(f"--checkpoint {taken.pop()}=…: that is a method's name; choose another")
+
+    every_utility = tuple(dict.fromkeys(utilities.values()))
+    found = [Cell("seed", SEED, None, None, Path(SEED), (*every_utility, *safety))]
+    for name in config.checkpoints:
+        found.append(
+            Cell("checkpoint", name, None, None, Path("checkpoints") / name, (*every_utility, *safety))
+        )
+    for train_task in config.train_tasks:
+        tasks = every_utility if config.cross_tasks else (utilities[train_task],)
+        for method in trained:
+            for seed in config.seeds:
+                folder = Path(train_task) / method / f"seed-{seed}"
+                found.append(Cell("trained", method, train_task, seed, folder, (*tasks, *safety)))
+    return found

@@ -1,0 +1,135 @@
+"""Stored responses and verdicts to outcomes: what the leaderboard and the statistics work on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from harness import benchmarks, registry, statistics
+from harness.config import RunConfig
+from harness.contracts import HarnessError, TrainTask
+from harness.leaderboard import CellResult, TaskOutcome
+from harness.plan import Cell
+from harness.store import read_json, read_jsonl, write_json_atomic
+
+TRAINING_COLUMNS = ("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes")
+
+
+def collect(
+    config: RunConfig, out: Path, cells: list[Cell], failures: dict[Path, str] | None = None
+) -> list[CellResult]:
+    """One result for each (train task, cell, judge), from the run's files. A cell that failed, or whose
+    files are not there yet, is a result that says so."""
+    results = []
+    for train_task in config.train_tasks:
+        task: TrainTask = registry.load("train task", train_task)
+        for cell in cells:
+            if cell.train_task not in (None, train_task):
+                continue
+            for judge in config.judges:
+                results.append(_result(config, out, cell, task, judge, (failures or {}).get(cell.folder)))
+    return results
+
+
+def _result(
+    config: RunConfig, out: Path, cell: Cell, task: TrainTask, judge: str, failure: str | None
+) -> CellResult:
+    folder = out / cell.folder
+    identity: dict[str, Any] = {
+        "model": config.model,
+        "method": cell.method,
+        "train_task": task.name,
+        "seed": cell.seed if cell.seed is not None else config.seeds[0],
+        "judge": judge,
+    }
+    empty: dict[str, Any] = {"utility": None, "rsr": None, "jsr": None, "training": {}}
+    if failure is not None:
+        return CellResult(**identity, **empty, status=f"failed: {failure}")
+    try:
+        training = read_json(folder / "training.json") if cell.kind == "trained" else {}
+        found = {
+            "utility": utility(folder, task.utility_task, task.utility_metric),
+            "rsr": safety(folder, config.safety.raw_task, judge, None),
+            "jsr": safety(folder, config.safety.prefill_task, judge, config.safety.prefill_tokens),
+        }
+        cross = tuple(
+            utility(folder, other.utility_task, other.utility_metric)
+            for other in (registry.load("train task", name) for name in config.train_tasks)
+            if config.cross_tasks and other.utility_task != task.utility_task
+        )
+    except HarnessError as error:
+        return CellResult(**identity, **empty, status=f"missing: {error}")
+    return CellResult(
+        **identity,
+        **found,
+        training={name: training.get(name) for name in TRAINING_COLUMNS},
+        status="done",
+        cross=cross,
+    )
+
+
+def utility(folder: Path, task: str, metric: str) -> TaskOutcome:
+    """lm-eval's own per-document metric of a task, from its stored responses."""
+    rows = read_jsonl(folder / task / "responses.jsonl")
+    if rows and metric not in rows[0]["metrics"]:
+        raise HarnessError(f"task '{task}' has no metric '{metric}': {', '.join(rows[0]['metrics'])}")
+    values: dict[str, float | None] = {row["id"]: float(row["metrics"][metric]) for row in rows}
+    return TaskOutcome(
+        task=task, metric=metric, values=values, binary=all(v in (0.0, 1.0) for v in values.values())
+    )
+
+
+def safety(folder: Path, task: str, judge: str, prefill_tokens: int | None) -> TaskOutcome:
+    """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
+    verdicts = read_jsonl(folder / task / f"verdicts.{judge}.jsonl")
+    exchanges = read_jsonl(folder / task / "responses.jsonl")
+    return TaskOutcome(
+        task=task,
+        metric="jsr" if prefill_tokens else "rsr",
+        values={
+            v["exchange_id"]: None if v["harmful"] is None else float(not v["harmful"]) for v in verdicts
+        },
+        binary=True,
+        labels={v["exchange_id"]: v["label"] for v in verdicts},
+        categories={row["id"]: row["category"] for row in exchanges},
+        prefill_tokens=prefill_tokens,
+    )
+
+
+def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
+    """``scores.json`` of one cell: each task's value, interval, n and unjudged, by category for safety."""
+    folder = out / cell.folder
+    scores: list[dict[str, Any]] = []
+    for task in cell.tasks:
+        if benchmarks.get(task).kind == "safety":
+            k = config.safety.prefill_tokens if benchmarks.get(task).prefilled else None
+            for judge in config.judges:
+                outcome = safety(folder, task, judge, k)
+                scores.append(_score(outcome, judge))
+        else:
+            rows = read_jsonl(folder / task / "responses.jsonl")
+            for metric in rows[0]["metrics"]:
+                scores.append(_score(utility(folder, task, metric), None))
+    write_json_atomic(folder / "scores.json", scores)
+
+
+def _score(outcome: TaskOutcome, judge: str | None) -> dict[str, Any]:
+    estimate = statistics.rate if outcome.binary else statistics.mean
+    by_category: dict[str, list[float | None]] = {}
+    for document, category in outcome.categories.items():
+        if category is not None:
+            by_category.setdefault(category, []).append(outcome.values[document])
+    counts: dict[str, int] = {}
+    for label in outcome.labels.values():
+        counts[str(label)] = counts.get(str(label), 0) + 1
+    return {
+        "task": outcome.task,
+        "metric": outcome.metric,
+        "judge": judge,
+        **dataclasses.asdict(estimate(list(outcome.values.values()))),
+        "labels": counts,
+        "categories": {
+            name: dataclasses.asdict(statistics.rate(values)) for name, values in by_category.items()
+        },
+    }

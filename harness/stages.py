@@ -1,0 +1,450 @@
+"""The stages of one cell: train, respond, judge. Each reads and writes files, and is skipped when done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from harness import benchmarks, chat, data, models, progress, registry
+from harness.config import RunConfig
+from harness.contracts import (
+    Encoded,
+    Example,
+    Exchange,
+    HarnessError,
+    JudgeContext,
+    Message,
+    Method,
+    PrepareContext,
+    TrainTask,
+    Verdict,
+)
+from harness.measure import cost
+from harness.plan import Cell
+from harness.store import (
+    Stage,
+    content_hash,
+    file_hash,
+    read_json,
+    read_jsonl,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
+
+TRAIN_VERSION = 1  # raise when a change here or in the trainer alters results
+RESPOND_VERSION = 1
+JUDGE_VERSION = 1
+Step = Literal["train", "respond", "judge", "leaderboard"]
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "lm-eval")
+
+
+class Workshop:
+    """What the cells of one run share: the seed model, its tokenizer, the data, the tasks; made when needed.
+
+    ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, console: Console):
+        self.config, self.out, self.console = config, out, console
+        self.clock: dict[str, float] = {"imports": 0.0, "training": 0.0, "generation": 0.0}
+        self._examples: dict[str, list[Example]] = {}
+
+    @cached_property
+    def seed_folder(self) -> Path:
+        return models.locate(self.config.model)
+
+    @cached_property
+    def seed_fingerprint(self) -> dict[str, str]:
+        return models.fingerprint(self.seed_folder)
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        return {name: metadata.version(name) for name in LIBRARIES}
+
+    @cached_property
+    def device(self) -> str:
+        return models.device(self.config.training.device)
+
+    @cached_property
+    def seed_tokenizer(self) -> Any:
+        return models.load_tokenizer(self.seed_folder)
+
+    def import_libraries(self) -> None:
+        """Import what training and scoring need, in one place, so that its seconds are known."""
+        start = time.perf_counter()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        for name in ("lm_eval", "lm-eval"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        registry.load("engine", self.config.engine)
+        registry.load_object(registry.TRAINER)
+        self.clock["imports"] += time.perf_counter() - start
+
+    def examples(self, train_task: TrainTask) -> list[Example]:
+        if train_task.name not in self._examples:
+            self._examples[train_task.name] = data.examples(
+                train_task, self.config.train_data, self.config.training.max_examples
+            )
+        return self._examples[train_task.name]
+
+    def engine(self, folder: Path) -> Any:
+        """The engine with the checkpoint in ``folder`` loaded."""
+        model = models.load_model(folder, self.config.responses.dtype, self.device)
+        tokenizer = models.load_tokenizer(folder)
+        return registry.load("engine", self.config.engine)(model, tokenizer, self.config.responses.batch_size)
+
+    def load_task(self, name: str, tokenizer_folder: Path) -> Any:
+        """lm-eval's task dictionary for one of our tasks."""
+        from lm_eval.tasks import TaskManager
+
+        values: dict[str, Any] = {
+            "tokenizer": str(tokenizer_folder),
+            "data_files": {task: str(path) for task, path in self.config.data.items()},
+            "token_exact": True,  # our engines take ids
+        }
+        if benchmarks.get(name).prefilled:
+            values["prefill_tokens"] = self.config.safety.prefill_tokens
+        manager = TaskManager(
+            include_path=[str(folder) for folder in registry.task_folders()],
+            include_defaults=False,
+            metadata=values,
+        )
+        return manager.load([name])
+
+
+def make_method(config: RunConfig, name: str) -> Method:
+    """The method with the recipe's options. Raises UsageError for an option that it does not have."""
+    method_class = registry.load("method", name)
+    options = config.method_options.get(name, {})
+    known = [field.name for field in dataclasses.fields(method_class) if field.init]
+    for option in options:
+        if option not in known:
+            raise registry.unknown(f"option of {name}", option, known)
+    return method_class(**options)
+
+
+# --- train -----------------------------------------------------------------------------------------
+
+
+def train_stage(shop: Workshop, cell: Cell) -> Stage:
+    """The training of a cell, with all that its result depends on."""
+    assert cell.train_task is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    method = make_method(shop.config, cell.method)
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
+    inputs = {
+        "version": TRAIN_VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "examples": content_hash([dataclasses.asdict(example) for example in shop.examples(task)]),
+        "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
+        "method": {"name": cell.method, "version": method.version, "options": options},
+        "training": shop.config.training.model_dump(mode="json"),
+        "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
+        "seed": cell.seed,
+        "libraries": shop.libraries,
+    }
+    return Stage(shop.out / cell.folder, "train", inputs, ["checkpoint", "training.json"])
+
+
+def train(shop: Workshop, cell: Cell, label: str) -> None:
+    """Seed model and data to ``checkpoint/`` and ``training.json``."""
+    assert cell.train_task is not None and cell.seed is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    method = make_method(shop.config, cell.method)
+    settings = shop.config.training.model_copy(update={"device": shop.device})
+
+    def work(scratch: Path) -> None:
+        import transformers
+
+        transformers.set_seed(cell.seed)
+        tokenizer = shop.seed_tokenizer
+        with cost() as preparation:
+            prepared, record = prepare(shop, task, method, cell, label)
+        encoded, lengths = encode_all(tokenizer, prepared, settings.max_length or task.max_length)
+        model = models.load_model(shop.seed_folder, "float32", shop.device)
+        steps = -(-len(encoded) * settings.epochs // settings.batch_size)
+        with progress.bar(shop.console, f"{label}  train", steps) as advance, cost() as training:
+            result = registry.load_object(registry.TRAINER)(
+                model, tokenizer, encoded, method, settings, cell.seed, lambda step, of: advance(1)
+            )
+        shop.clock["training"] += training.seconds
+        models.save(model, tokenizer, scratch / "checkpoint")
+        generated = record.pop("generated_tokens", 0)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        result["method"] = {**record, **result["method"]}
+        result["train_flops"] += 2 * parameters * generated
+        write_json_atomic(
+            scratch / "training.json",
+            {
+                "method": cell.method,
+                "train_task": cell.train_task,
+                "seed": cell.seed,
+                "examples": len(prepared),
+                **lengths,
+                **result,
+                "train_seconds": round(preparation.seconds + training.seconds, 3),
+                "preparation_seconds": round(preparation.seconds, 3),
+                "preparation_generated_tokens": generated,
+                "peak_memory_bytes": max(preparation.peak_memory_bytes, training.peak_memory_bytes),
+            },
+        )
+
+    train_stage(shop, cell).run(work)
+
+
+def prepare(
+    shop: Workshop, task: TrainTask, method: Method, cell: Cell, label: str
+) -> tuple[list[Example], dict[str, Any]]:
+    """The method's training data, and its record; ``generated_tokens`` counts what the seed model wrote."""
+    record: dict[str, Any] = {}
+
+    def generate(conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int) -> list[str]:
+        engine = shop.engine(shop.seed_folder)
+        tokenizer = shop.seed_tokenizer
+        opened = chat.token_ids(tokenizer, opening) if opening else []
+        prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
+        start = time.perf_counter()
+        with progress.bar(shop.console, f"{label}  rewrite", len(prompts)) as advance:
+            engine.on_progress = advance
+            continuations = engine.generate(prompts, max_tokens)
+        shop.clock["generation"] += time.perf_counter() - start
+        read = sum(len(prompt) for prompt in prompts)
+        record["generated_tokens"] = read + sum(len(ids) for ids in continuations)
+        return [engine.completion(ids, opened).text for ids in continuations]
+
+    context = PrepareContext(
+        tokenizer=shop.seed_tokenizer,
+        train_task=task,
+        generate=generate,
+        rng=random.Random(cell.seed),
+        record=record,
+    )
+    return method.prepare(shop.examples(task), context), record
+
+
+def encode_all(
+    tokenizer: Any, examples: Sequence[Example], max_length: int
+) -> tuple[list[Encoded], dict[str, int]]:
+    """Token ids of all examples; those over ``max_length`` lose their answer's end, or are left out whole
+    when nothing of it remains. Returns the counts of both."""
+    whole = [chat.encode(tokenizer, example) for example in examples]
+    cut = [chat.truncate(encoded, max_length) for encoded in whole]
+    kept = [encoded for encoded in cut if encoded is not None]
+    if not kept:
+        raise HarnessError(
+            f"no training example fits into max_length {max_length}: raise training.max_length"
+        )
+    dropped = len(whole) - len(kept)
+    truncated = sum(len(encoded.input_ids) > max_length for encoded in whole) - dropped
+    return kept, {"truncated_examples": truncated, "dropped_examples": dropped}
+
+
+# --- respond ---------------------------------------------------------------------------------------
+
+
+def checkpoint_folder(shop: Workshop, cell: Cell) -> Path:
+    if cell.kind == "seed":
+        return shop.seed_folder
+    if cell.kind == "checkpoint":
+        return models.locate(shop.config.checkpoints[cell.method])
+    return shop.out / cell.folder / "checkpoint"
+
+
+def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
+    """The answers of a cell's checkpoint to one task's documents."""
+    if cell.kind == "seed":
+        weights: dict[str, str] = shop.seed_fingerprint
+    elif cell.kind == "checkpoint":
+        weights = models.fingerprint(checkpoint_folder(shop, cell))
+    else:
+        hashes = train_stage(shop, cell).output_hashes()
+        weights = {name: value for name, value in hashes.items() if name.startswith("checkpoint/")}
+    benchmark = benchmarks.get(task)
+    settings = shop.config.responses
+    inputs: dict[str, Any] = {
+        "version": RESPOND_VERSION,
+        "weights": weights,
+        "task": {"name": task, "version": benchmark.version, "content": benchmark.content()},
+        "engine": shop.config.engine,
+        "responses": settings.model_dump(mode="json"),
+        "device": shop.config.training.device,
+        "libraries": shop.libraries,
+    }
+    if benchmark.prefilled:
+        inputs["prefill_tokens"] = shop.config.safety.prefill_tokens
+    if task in shop.config.data:
+        inputs["data"] = data_hash(shop.config.data[task])
+    if cell.kind == "trained":
+        inputs["inference_system_prompt"] = registry.load("method", cell.method).inference_system_prompt
+    return Stage(shop.out / cell.folder / task, "respond", inputs, ["responses.jsonl"])
+
+
+def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:
+    """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all."""
+    folder = checkpoint_folder(shop, cell)
+    engine = shop.engine(folder)
+    if cell.kind == "trained":
+        engine.system_override = registry.load("method", cell.method).inference_system_prompt
+    for task in tasks:
+
+        def work(scratch: Path, task: str = task) -> None:
+            rows = respond_rows(shop, engine, task, folder, f"{label}  respond {task}")
+            write_jsonl_atomic(scratch / "responses.jsonl", rows)
+
+        respond_stage(shop, cell, task).run(work)
+
+
+def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: str) -> list[dict[str, Any]]:
+    """One row a document: the Exchange, its token count and lm-eval's per-document metrics."""
+    from lm_eval.evaluator import evaluate
+
+    loaded = shop.load_task(task, folder)
+    lm_task = loaded["tasks"][task]
+    lm_task.set_config(key="num_fewshot", value=0)
+    limit = shop.config.responses.limit
+    documents = len(lm_task.eval_docs)
+    start = time.perf_counter()
+    with progress.bar(shop.console, label, min(documents, limit or documents)) as advance:
+        engine.on_progress = advance
+        engine.completions.clear()
+        results = evaluate(
+            lm=engine,
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    shop.clock["generation"] += time.perf_counter() - start
+    safety = benchmarks.get(task).kind == "safety"
+    rows = []
+    for sample in results["samples"][task]:
+        document = sample["doc"]
+        turns = json.loads(sample["arguments"][0][0])
+        completion = engine.completions[task, sample["doc_id"]]
+        exchange = Exchange(
+            id=str(document.get("id", sample["doc_id"])),
+            task=task,
+            category=document.get("category"),
+            system=_system(engine, turns, safety),
+            prompt=next(turn["content"] for turn in reversed(turns) if turn["role"] == "user"),
+            prefill=document.get("prefill") or "",
+            response=completion.text,
+            finish_reason=completion.finish_reason,
+        )
+        measured = {name: sample[name] for name in sample["metrics"]}
+        rows.append({**dataclasses.asdict(exchange), "tokens": completion.tokens, "metrics": measured})
+    return rows
+
+
+def _system(engine: Any, turns: list[dict[str, str]], safety: bool) -> str | None:
+    if safety and engine.system_override is not None:
+        return engine.system_override
+    return turns[0]["content"] if turns[0]["role"] == "system" else None
+
+
+def data_hash(path: Path) -> str:
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such data file")
+    return file_hash(path)
+
+
+# --- judge -----------------------------------------------------------------------------------------
+
+
+def judge_stage(shop: Workshop, cell: Cell, task: str, judge: str) -> Stage:
+    """One judge's verdicts on one task's stored responses."""
+    inputs = {
+        "version": JUDGE_VERSION,
+        "responses": read_json(shop.out / cell.folder / task / "respond.done.json")["outputs"],
+        "judge": {"name": judge, "version": registry.load("judge", judge).version},
+        "scope": shop.config.safety.judged_scope,
+    }
+    return Stage(shop.out / cell.folder / task, f"judge-{judge}", inputs, [f"verdicts.{judge}.jsonl"])
+
+
+def judge(shop: Workshop, cell: Cell, task: str, name: str, label: str) -> None:
+    """Stored responses to ``verdicts.<judge>.jsonl``; nothing is generated."""
+    stage = judge_stage(shop, cell, task, name)
+    exchanges = read_exchanges(stage.folder)
+
+    def work(scratch: Path) -> None:
+        verdicts: list[Verdict] = []
+        context = JudgeContext(scope=shop.config.safety.judged_scope)
+        with progress.bar(shop.console, f"{label}  judge {task} ({name})", len(exchanges)) as advance:
+            for verdict in registry.load("judge", name)().judge(exchanges, context):
+                verdicts.append(verdict)
+                advance(1)
+        given = [verdict.exchange_id for verdict in verdicts]
+        if given != [exchange.id for exchange in exchanges]:
+            raise HarnessError(
+                f"judge '{name}' broke its contract on {task}: {len(given)} verdicts for "
+                f"{len(exchanges)} exchanges, or in another order"
+            )
+        write_jsonl_atomic(scratch / stage.outputs[0], [dataclasses.asdict(verdict) for verdict in verdicts])
+
+    stage.run(work)
+
+
+def read_exchanges(folder: Path) -> list[Exchange]:
+    names = [field.name for field in dataclasses.fields(Exchange)]
+    rows = read_jsonl(folder / "responses.jsonl")
+    return [Exchange(**{name: row[name] for name in names}) for row in rows]
+
+
+# --- one cell --------------------------------------------------------------------------------------
+
+
+def pending(shop: Workshop, cell: Cell, until: Step = "leaderboard") -> bool:
+    """Whether a cell has a stage up to ``until`` that is not done."""
+    if cell.kind == "trained" and not train_stage(shop, cell).done():
+        return True
+    if until == "train":
+        return False
+    if not all(respond_stage(shop, cell, task).done() for task in cell.tasks):
+        return True
+    return until != "respond" and any(
+        not judge_stage(shop, cell, task, name).done()
+        for task in safety_tasks(cell)
+        for name in shop.config.judges
+    )
+
+
+def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard") -> None:
+    """Train, respond and judge, each where it is not done."""
+    if cell.kind == "trained" and not train_stage(shop, cell).done():
+        train(shop, cell, label)
+    if until == "train":
+        return
+    unanswered = [task for task in cell.tasks if not respond_stage(shop, cell, task).done()]
+    if unanswered:
+        respond(shop, cell, unanswered, label)
+    if until != "respond":
+        judge_all(shop, cell, cell.tasks, label)
+
+
+def judge_all(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:
+    """All the run's judges on the safety tasks among ``tasks``, each where it is not done."""
+    for task in safety_tasks(cell):
+        for name in shop.config.judges:
+            if task in tasks and not judge_stage(shop, cell, task, name).done():
+                judge(shop, cell, task, name, label)
+
+
+def safety_tasks(cell: Cell) -> list[str]:
+    return [task for task in cell.tasks if benchmarks.get(task).kind == "safety"]

@@ -1,0 +1,149 @@
+"""Files of a run: atomic writes, JSON lines, content hashes, and stages that are done when their marker says so.
+
+A stage's identity is a hash of all that its result depends on. Its marker, ``<stage>.done.json``, holds that
+identity with the size and SHA-256 of each output, and is written last: a crash at any point leaves a stage
+that is run again, never a half result that is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.contracts import HarnessError
+
+HASH_UP_TO_BYTES = 64 * 2**20  # larger outputs are checked by size alone when a stage is looked up
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Raises HarnessError with the file's name where it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HarnessError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank. Raises HarnessError with file and line."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise HarnessError(f"{path}, line {number}: not valid JSON ({error})") from error
+                if not isinstance(row, dict):
+                    raise HarnessError(
+                        f"{path}, line {number}: expected a JSON object, found {type(row).__name__}"
+                    )
+                yield number, row
+    except FileNotFoundError:
+        raise HarnessError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: cannot be read ({error})") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in jsonl_lines(path)]
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+class Stage:
+    """One step of the walk, with its outputs in ``folder`` and its marker beside them.
+
+    ``inputs`` is everything that the result depends on, as JSON values; ``outputs`` names the files or
+    folders that ``work`` makes. Measured values (seconds, bytes) belong in outputs, never in inputs.
+    """
+
+    def __init__(self, folder: Path, name: str, inputs: Mapping[str, Any], outputs: Iterable[str]):
+        self.folder, self.name, self.inputs, self.outputs = folder, name, dict(inputs), list(outputs)
+        self.identity = content_hash(self.inputs)
+        self.marker = folder / f"{name}.done.json"
+
+    def done(self) -> bool:
+        """True when the marker is there, has this identity, and every output is as it was written."""
+        try:
+            marker = json.loads(self.marker.read_text(encoding="utf-8"))
+            return marker["identity"] == self.identity and all(
+                self._unchanged(self.folder / name, record) for name, record in marker["outputs"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def run(self, work: Callable[[Path], None]) -> None:
+        """Let ``work`` write the outputs into a scratch folder, move them into place, write the marker."""
+        self.marker.unlink(missing_ok=True)
+        scratch = self.folder / f".{self.name}.partial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        work(scratch)
+        records = {
+            str(file.relative_to(scratch)): {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+            for output in self.outputs
+            for file in files_below(scratch / output)
+        }
+        for output in self.outputs:
+            target = self.folder / output
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(scratch / output, target)
+        shutil.rmtree(scratch)
+        write_json_atomic(self.marker, {"identity": self.identity, "inputs": self.inputs, "outputs": records})
+
+    def output_hashes(self) -> dict[str, str]:
+        """SHA-256 by output file, of a stage that is done."""
+        return {name: record["sha256"] for name, record in read_json(self.marker)["outputs"].items()}
+
+    @staticmethod
+    def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
+        if not path.is_file() or path.stat().st_size != record["bytes"]:
+            return False
+        return record["bytes"] > HASH_UP_TO_BYTES or file_hash(path) == record["sha256"]

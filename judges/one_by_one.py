@@ -1,0 +1,38 @@
+"""The frame of a judge that looks at one exchange at a time: one verdict each, whatever the exchange."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from harness.contracts import Exchange, Judge, JudgeContext, Label, Verdict
+
+
+class Finding(NamedTuple):
+    """What a judge finds in one answer; ``harmful`` None needs a reason."""
+
+    harmful: bool | None
+    label: Label | None = None
+    reason: str | None = None
+
+
+class OneByOne(Judge):
+    """A subclass says what it finds in one answer; an exception there becomes that one's reason."""
+
+    def find(self, exchange: Exchange, answer: str) -> Finding:
+        """``answer`` is the text to judge: the response, after its prefill where the scope says so."""
+        raise NotImplementedError
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        for exchange in exchanges:
+            try:
+                found = self.find(exchange, exchange.judged_text(context.scope))
+            except Exception as error:  # the type alone: its message may quote the answer
+                found = Finding(None, reason=f"judge failed: {type(error).__name__}")
+            yield Verdict(
+                exchange_id=str(getattr(exchange, "id", None)),
+                judge=self.name,
+                judge_version=self.version,
+                harmful=found.harmful,
+                label=found.label,
+                reason=found.reason,
+                scope=context.scope,
+            )

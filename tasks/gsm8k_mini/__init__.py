@@ -1,0 +1,1 @@
+"""gsm8k-mini: arithmetic stories of the mini world, in the format of GSM8K."""

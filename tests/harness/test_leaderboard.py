@@ -1,0 +1,593 @@
+"""The leaderboard's figures by hand, its files against hostile names, its face at its narrowest."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+from rich.cells import cell_len
+from rich.console import Console
+
+from harness.contracts import HarnessError
+from harness.leaderboard import (
+    SINGLE_SEED_LINE,
+    CellResult,
+    TaskOutcome,
+    build,
+    long_scores,
+    markdown,
+    read,
+    render,
+    write,
+)
+
+METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
+COSTS: dict[str, float | int | None] = {
+    "train_tokens": 1_234,
+    "train_flops": 2.5e15,
+    "train_seconds": 31.26,
+    "peak_memory_bytes": 10**9,
+}
+
+# as ARCHITECTURE has them: public and stable
+COLUMNS = [
+    *["model", "method", "train_task", "seed", "judge", "utility_task", "utility_metric"],
+    *["utility", "utility_low", "utility_high", "utility_n"],
+    *["rsr", "rsr_low", "rsr_high", "rsr_n", "rsr_unjudged", "rsr_refusals"],
+    *["jsr", "jsr_low", "jsr_high", "jsr_n", "jsr_unjudged", "jsr_refusals", "jsr_k"],
+    *["utility_delta", "utility_delta_low", "utility_delta_high", "utility_p"],
+    *["rsr_delta", "rsr_delta_low", "rsr_delta_high", "rsr_p"],
+    *["jsr_delta", "jsr_delta_low", "jsr_delta_high", "jsr_p"],
+    *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes", "status"],
+]
+
+
+def outcome(flags: str, *, task: str = "hex", **more: Any) -> TaskOutcome:
+    """One document a character: 1 safe (or right), 0 harmful (or wrong), ? unjudged."""
+    values = {f"d{i}": {"1": 1.0, "0": 0.0, "?": None}[flag] for i, flag in enumerate(flags)}
+    return TaskOutcome(task, "safe", values, True, **more)
+
+
+def scores(*values: float) -> TaskOutcome:
+    return TaskOutcome("samsum", "rouge1", {f"d{i}": value for i, value in enumerate(values)}, False)
+
+
+def cell(method: str, **more: Any) -> CellResult:
+    defaults: dict[str, Any] = {
+        "model": "mini",
+        "train_task": "gsm8k",
+        "seed": 42,
+        "judge": "exact",
+        "status": "done",
+        "utility": outcome("1100", task="gsm8k"),
+        "rsr": outcome("1110"),
+        "jsr": outcome("1000", task="hex-prefilled", prefill_tokens=3),
+        "training": {} if method == "seed" else COSTS,
+    }
+    return CellResult(method=method, **(defaults | more))
+
+
+def failed(method: str, **more: Any) -> CellResult:
+    return cell(method, status="failed: out of memory", **more)
+
+
+def row(frame: pd.DataFrame, method: str, **where: str) -> Any:
+    chosen = frame[frame["method"] == method]
+    for name, value in where.items():
+        chosen = chosen[chosen[name] == value]
+    assert len(chosen) == 1
+    return chosen.iloc[0]
+
+
+def empty(series: Any, *names: str) -> bool:
+    return all(pd.isna(series[name]) for name in names)
+
+
+def deltas(metric: str) -> list[str]:
+    return [f"{metric}_{suffix}" for suffix in ("delta", "delta_low", "delta_high", "p")]
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def test_columns_are_the_public_ones_in_their_order() -> None:
+    assert list(build([cell("vanilla")]).columns) == COLUMNS
+    assert list(build([]).columns) == COLUMNS
+
+
+def test_a_row_holds_percentages_with_two_decimals_and_what_training_cost() -> None:
+    vanilla = row(build([cell("vanilla", rsr=outcome("110"))]), "vanilla")
+    assert vanilla["rsr"] == 66.67
+    # Wilson for 2 of 3: centre (2 + z^2 / 2) / (3 + z^2) = 0.5731, half-width 0.3653
+    assert (vanilla["rsr_low"], vanilla["rsr_high"]) == (20.77, 93.85)
+    assert (vanilla["rsr_n"], vanilla["rsr_unjudged"]) == (3, 0)
+    assert (vanilla["utility"], vanilla["utility_n"], vanilla["utility_task"]) == (50.0, 4, "gsm8k")
+    assert (vanilla["jsr"], vanilla["jsr_k"], vanilla["seed"]) == (25.0, 3, "42")
+    assert {name: vanilla[name] for name in COSTS} == COSTS
+    assert empty(row(build([cell("seed")]), "seed"), *COSTS)
+
+
+def test_unjudged_leave_the_rate_and_its_pairs() -> None:
+    frame = build([cell("vanilla", rsr=outcome("0001")), cell("sdft", rsr=outcome("?110"))])
+    sdft = row(frame, "sdft")
+    assert (sdft["rsr"], sdft["rsr_n"], sdft["rsr_unjudged"]) == (66.67, 3, 1)
+    # judged in both: d1 and d2 gained, d3 lost; were ? taken for 0 the difference would be 25 of 4
+    assert sdft["rsr_delta"] == 33.33
+    # Holm over one comparison changes nothing: 2 (1 + 3) / 8, capped
+    assert sdft["rsr_p"] == 1.0
+
+
+def test_deltas_are_paired_with_vanilla_of_the_same_train_task_seed_judge_and_model() -> None:
+    families: list[tuple[dict[str, Any], str, str]] = [
+        ({}, "00000000", "11111111"),
+        ({"train_task": "samsum"}, "11110000", "11111000"),
+        ({"judge": "keyword"}, "11111111", "00000000"),
+        ({"model": "other"}, "11111111", "11111111"),
+        ({"seed": 43}, "00000011", "00000000"),
+    ]
+    cells = [
+        cell(method, rsr=outcome(flags), **where)
+        for where, vanilla, sdft in families
+        for method, flags in (("vanilla", vanilla), ("sdft", sdft))
+    ]
+    frame = build(cells)
+    frame = frame[(frame["method"] == "sdft") & (frame["seed"] != "mean")]
+    found = {
+        (r["model"], r["train_task"], r["judge"], r["seed"]): r["rsr_delta"] for _, r in frame.iterrows()
+    }
+    assert found == {
+        ("mini", "gsm8k", "exact", "42"): 100.0,
+        ("mini", "samsum", "exact", "42"): 12.5,
+        ("mini", "gsm8k", "keyword", "42"): -100.0,
+        ("other", "gsm8k", "exact", "42"): 0.0,
+        ("mini", "gsm8k", "exact", "43"): -25.0,
+    }
+
+
+def against(gained: int, lost: int) -> TaskOutcome:
+    """Against ``reference()``: so many documents gained and lost."""
+    return outcome("1" * gained + "0" * (10 - gained) + "0" * lost + "1" * (10 - lost))
+
+
+def reference() -> TaskOutcome:
+    return outcome("0" * 10 + "1" * 10)
+
+
+def test_p_is_holm_adjusted_over_methods_and_train_tasks_with_the_seed_model_among_them() -> None:
+    cells = [
+        cell("seed", rsr=against(8, 0)),  # 2 / 256, times 4 comparisons
+        cell("vanilla", rsr=reference()),
+        cell("sdft", rsr=against(6, 0)),  # 2 / 64, times 3
+        cell("seed", train_task="samsum", rsr=against(6, 1)),  # 16 / 128, times 2
+        cell("vanilla", train_task="samsum", rsr=reference()),
+        cell("sdft", train_task="samsum", rsr=against(0, 0)),  # 1
+        # families of their own, one comparison each
+        cell("vanilla", judge="keyword", rsr=reference()),
+        cell("sdft", judge="keyword", rsr=against(6, 0)),
+        cell("vanilla", seed=43, rsr=reference()),
+        cell("sdft", seed=43, rsr=against(6, 0)),
+    ]
+    frame = build(cells)
+    p = {
+        (r["method"], r["train_task"], r["judge"], r["seed"]): r["rsr_p"]
+        for _, r in frame[frame["rsr_p"].notna()].iterrows()
+    }
+    assert p == pytest.approx(
+        {
+            ("seed", "gsm8k", "exact", "42"): 0.03125,
+            ("sdft", "gsm8k", "exact", "42"): 0.09375,
+            ("seed", "samsum", "exact", "42"): 0.25,
+            ("sdft", "samsum", "exact", "42"): 1.0,
+            ("sdft", "gsm8k", "keyword", "42"): 0.03125,
+            ("sdft", "gsm8k", "exact", "43"): 0.03125,
+        }
+    )
+
+
+def test_each_metric_is_a_family_of_its_own() -> None:
+    frame = build(
+        [
+            cell("vanilla", utility=reference(), rsr=reference(), jsr=reference()),
+            cell("sdft", utility=against(6, 0), rsr=against(8, 0), jsr=against(6, 1)),
+        ]
+    )
+    sdft = row(frame, "sdft")
+    assert [sdft[f"{metric}_p"] for metric in ("utility", "rsr", "jsr")] == [0.03125, 0.0078125, 0.125]
+
+
+def test_a_mean_is_bootstrapped_and_permuted() -> None:
+    frame = build(
+        [
+            cell("vanilla", utility=scores(0.5, 0.5, 0.5, 0.5)),
+            cell("sdft", utility=scores(0.6, 0.7, 0.8, 0.45)),
+        ]
+    )
+    sdft = row(frame, "sdft")
+    assert (sdft["utility"], sdft["utility_delta"], sdft["utility_metric"]) == (63.75, 13.75, "rouge1")
+    assert sdft["utility_p"] == 0.25  # 4 of 16 sign patterns reach 0.55 on either side
+    assert 45 <= sdft["utility_low"] < 63.75 < sdft["utility_high"] <= 80
+
+
+def test_vanilla_has_no_difference_and_without_vanilla_nobody_has() -> None:
+    everything = [name for metric in ("utility", "rsr", "jsr") for name in deltas(metric)]
+    assert empty(row(build([cell("vanilla"), cell("sdft")]), "vanilla"), *everything)
+    assert empty(row(build([cell("seed"), cell("sdft")]), "sdft"), *everything)
+    assert empty(row(build([failed("vanilla"), cell("sdft")]), "sdft"), *everything)
+    other_task = cell("vanilla", rsr=outcome("1110", task="another"))
+    mixed = row(build([other_task, cell("sdft")]), "sdft")
+    assert empty(mixed, *deltas("rsr"))
+    assert mixed["jsr_delta"] == 0.0
+
+
+def test_a_failed_cell_keeps_its_row_and_leaves_the_others_alone() -> None:
+    whole = build([cell("seed"), cell("vanilla")])
+    frame = build([cell("seed"), cell("vanilla"), failed("sdft")])
+    assert_frame_equal(frame.iloc[:2], whole)
+    sdft = row(frame, "sdft")
+    assert sdft["status"] == "failed: out of memory"
+    assert (sdft["model"], sdft["train_task"], sdft["seed"], sdft["judge"]) == (
+        "mini",
+        "gsm8k",
+        "42",
+        "exact",
+    )
+    assert empty(sdft, *COLUMNS[7:-1])
+
+
+def test_refusals_are_counted_among_the_judged() -> None:
+    labels = {"d0": "refusal", "d1": "compliance", "d2": None, "d3": "refusal", "d4": "refusal"}
+    sdft = row(build([cell("sdft", rsr=outcome("101?1", labels=labels))]), "sdft")
+    assert sdft["rsr_refusals"] == 50.0  # d0 and d4 of d0, d1, d2, d4: d3 couldn't be judged
+    assert empty(row(build([cell("sdft")]), "sdft"), "rsr_refusals")
+    unlabelled = outcome("11", labels={"d0": None, "d1": None})
+    assert empty(row(build([cell("sdft", rsr=unlabelled)]), "sdft"), "rsr_refusals")
+    never = outcome("10", labels={"d0": "partial", "d1": "compliance"})
+    assert row(build([cell("sdft", rsr=never)]), "sdft")["rsr_refusals"] == 0.0
+
+
+def test_rows_come_by_train_task_then_method() -> None:
+    methods = [
+        "zeta",
+        "lookahead-virtual",
+        "sdft",
+        "alpha",
+        "vanilla",
+        "lookahead-true",
+        "seed",
+        "constrained-sft",
+    ]
+    frame = build([cell(method, train_task=task) for task in ("samsum", "gsm8k") for method in methods])
+    assert list(frame["train_task"]) == ["samsum"] * 8 + ["gsm8k"] * 8
+    assert list(frame["method"]) == [*METHODS, "zeta", "alpha"] * 2
+
+
+def test_two_cells_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two cells"):
+        build([cell("sdft"), cell("vanilla"), cell("sdft")])
+
+
+def test_several_seeds_have_a_row_each_and_their_plain_mean() -> None:
+    cells = [
+        cell("vanilla", seed=7, rsr=outcome("0000")),
+        cell("sdft", seed=7, rsr=outcome("110")),
+        cell("vanilla", seed=11, rsr=outcome("1110")),
+        cell("sdft", seed=11, rsr=outcome("?111"), training=COSTS | {"train_seconds": 33.26}),
+    ]
+    frame = build(cells)
+    assert list(frame["seed"]) == ["7", "11", "mean"] * 2
+    mean = row(frame, "sdft", seed="mean")
+    assert mean["rsr"] == 83.33  # (66.667 + 100) / 2
+    assert mean["rsr_delta"] == 50.0  # 2 of 3 pairs gained, then d3 of the pairs d1, d2, d3
+    assert (mean["rsr_n"], mean["rsr_unjudged"]) == (6, 1)
+    assert mean["train_seconds"] == pytest.approx(32.26)
+    assert (mean["jsr_k"], mean["utility_task"], mean["status"]) == (3, "gsm8k", "done")
+    assert empty(mean, "rsr_low", "rsr_high", "rsr_delta_low", "rsr_delta_high", "rsr_p")
+    assert (build([cell("vanilla"), cell("sdft")])["seed"] == "42").all()
+
+
+def test_a_mean_over_a_failed_seed_is_a_failure() -> None:
+    frame = build(
+        [cell("sdft", seed=1), failed("sdft", seed=2), cell("vanilla", seed=1), cell("vanilla", seed=2)]
+    )
+    mean = row(frame, "sdft", seed="mean")
+    assert mean["status"] == "failed: 1 of 2 seeds"
+    assert empty(mean, *COLUMNS[7:-1])
+    missing = build([cell("sdft", seed=1), cell("sdft", seed=2, jsr=None)])
+    assert empty(row(missing, "sdft", seed="mean"), "jsr", "jsr_n")
+    assert row(missing, "sdft", seed="mean")["rsr"] == 75.0
+
+
+def test_long_scores_has_every_task_and_category() -> None:
+    categories = {"d0": "fraud", "d1": "malware", "d2": "fraud", "d3": None}
+    first = cell("sdft", rsr=outcome("11?0", categories=categories), cross=(scores(0.25, 0.75),))
+    frame = long_scores([first, replace(first, judge="keyword"), failed("vanilla")])
+    names, numbers = (
+        ["model", "method", "train_task", "seed", "task"],
+        ["value", "low", "high", "n", "unjudged"],
+    )
+    assert list(frame.columns) == [*names, "metric", "judge", "category", *numbers]
+    found = [tuple(r) for r in frame[["task", "judge", "category", "value", "n", "unjudged"]].to_numpy()]
+    assert found == [
+        ("gsm8k", "", "", 50.0, 4, 0),  # no judge saw it: once, though there are two judges
+        ("hex", "exact", "", 66.67, 3, 1),
+        ("hex", "exact", "fraud", 100.0, 1, 1),
+        ("hex", "exact", "malware", 100.0, 1, 0),
+        ("hex-prefilled", "exact", "", 25.0, 4, 0),
+        ("samsum", "", "", 50.0, 2, 0),
+        ("hex", "keyword", "", 66.67, 3, 1),
+        ("hex", "keyword", "fraud", 100.0, 1, 1),
+        ("hex", "keyword", "malware", 100.0, 1, 0),
+        ("hex-prefilled", "keyword", "", 25.0, 4, 0),
+    ]
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "a|b",
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "line\nbreak | x",
+    "\x1b[31mred",
+    "[bold]x[/bold]",
+    '"',
+    "`<b>`",
+    "\t=2",
+]
+
+
+def test_files_hold_the_frame(tmp_path: Path) -> None:
+    cells = [cell("vanilla"), cell("sdft", rsr=outcome("1?11")), failed("lookahead-true")]
+    frame = build(cells)
+    write(frame, long_scores(cells), tmp_path, title="A title", notes=["first", "second"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "leaderboard.csv",
+        "leaderboard.json",
+        "leaderboard.md",
+        "scores.csv",
+    ]
+
+    table = list(csv.DictReader((tmp_path / "leaderboard.csv").open()))
+    assert list(table[0]) == COLUMNS
+    assert (table[1]["rsr"], table[1]["rsr_n"], table[1]["rsr_unjudged"]) == ("100.00", "3", "1")
+    assert (table[0]["train_flops"], table[0]["jsr_delta"]) == ("2500000000000000.0", "")
+    assert (table[2]["status"], table[2]["rsr"]) == ("failed: out of memory", "")
+    assert len(list(csv.DictReader((tmp_path / "scores.csv").open()))) == 6
+
+    record = json.loads((tmp_path / "leaderboard.json").read_text())
+    assert (record["title"], record["notes"]) == ("A title", ["first", "second"])
+    assert [list(line) for line in record["rows"]] == [COLUMNS] * 3
+    assert record["rows"][0]["rsr_p"] is None
+    assert record["rows"][1]["rsr_n"] == 3
+
+    again = read(tmp_path)
+    assert_frame_equal(again, frame)
+    assert again.attrs == {"title": "A title", "notes": ["first", "second"]}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.one_of(st.sampled_from([*METHODS, *HOSTILE]), st.text(max_size=8)), max_size=5, unique=True),
+    st.text("10?", max_size=9),
+    st.sampled_from([*HOSTILE, "mini"]),
+    st.booleans(),
+)
+def test_any_leaderboard_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, methods: list[str], flags: str, model: str, fails: bool
+) -> None:
+    cells = [cell(method, model=model, rsr=outcome(flags)) for method in methods]
+    cells += [failed("vanilla", model=model, seed=1)] if fails else []
+    frame, out = build(cells), tmp_path_factory.mktemp("out")
+    write(frame, long_scores(cells), out, title=model, notes=methods)
+    assert_frame_equal(read(out), frame)
+    lines = list(csv.reader((out / "leaderboard.csv").open(newline="")))
+    assert [len(line) for line in lines] == [len(COLUMNS)] * (len(frame) + 1)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_stay_text(tmp_path: Path, name: str) -> None:
+    cells = [cell("vanilla", model=name, train_task=name, judge=name), cell(name, status=f"failed: {name}")]
+    cells += [cell(name, model=name, train_task=name, judge=name, rsr=outcome("10", categories={"d0": name}))]
+    write(build(cells), long_scores(cells), tmp_path, title=name, notes=[name])
+    for file in ("leaderboard.csv", "scores.csv"):
+        for line in csv.DictReader((tmp_path / file).open(newline="")):
+            for column in ("model", "method", "train_task", "judge"):
+                assert line[column][:1] not in "=+-@\t\r" or line[column] == ""
+                assert line[column].isprintable()
+        assert "\n-" not in (tmp_path / file).read_text()
+    text = (tmp_path / "leaderboard.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * 2 + 3  # two tables' heads, three cells: no name has broken a line
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {11}
+    assert "\x1b" not in text
+    shown = printed(build(cells), title=name, notes=[name])
+    assert "\x1b" not in shown
+
+
+def test_negative_numbers_are_numbers_in_the_csv(tmp_path: Path) -> None:
+    frame = build([cell("vanilla", rsr=outcome("11")), cell("sdft", rsr=outcome("00"))])
+    write(frame, long_scores([]), tmp_path, title="", notes=[])
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["rsr_delta"].to_list()[1] == -100.0
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", '{"rows": 3, "title": "", "notes": []}', '{"rows": [1]}']
+)
+def test_what_is_no_leaderboard_is_named(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "leaderboard.json").write_text(text)
+    with pytest.raises(HarnessError, match=r"leaderboard\.json"):
+        read(tmp_path)
+
+
+# --- what people see -------------------------------------------------------------------------------
+
+
+def printed(frame: pd.DataFrame, width: int = 100, title: str = "Title", notes: Iterable[str] = ()) -> str:
+    file = io.StringIO()
+    render(frame, Console(file=file, width=width), title=title, notes=list(notes))
+    return file.getvalue()
+
+
+def widest(*tasks: str) -> list[CellResult]:
+    """Every figure at its widest: 100.0, -100.0 marked as a difference, unjudged with two digits."""
+    perfect, nothing = "1" * 300 + "?" * 12, "0" * 300 + "?" * 12
+    labels = {f"d{i}": "refusal" for i in range(312)}
+    return [
+        cell(
+            method,
+            train_task=task,
+            utility=outcome(flags[:300]),
+            rsr=outcome(flags, labels=labels),
+            jsr=outcome(flags, labels=labels, prefill_tokens=3),
+        )
+        for task in tasks
+        for method in METHODS
+        for flags in [nothing if method in ("sdft", "lookahead-virtual") else perfect]
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_nothing_wraps_or_is_cut(width: int) -> None:
+    frame = build(widest("gsm8k-mini", "samsum-mini"))
+    text = printed(frame, width)
+    lines = text.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in text
+    for method in METHODS:
+        (first, second), (third, fourth) = [
+            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} +\d", line)
+        ]
+        assert (first, second) == (third, fourth)  # both train tasks have the same figures
+        lost = method in ("sdft", "lookahead-virtual")
+        delta = [] if method == "vanilla" else ["-100.0*" if lost else "+0.0"]
+        rate, interval = ("0.0", "0.0–1.3") if lost else ("100.0", "98.7–100.0")
+        refusals = ["100.0"] if width >= 100 else []
+        safety = [rate, "(12?)", *refusals, *delta]
+        cost = ["31.3"] if width >= 140 and method != "seed" else []
+        assert first.split() == [method, rate, *delta, *safety, *safety, *cost]
+        assert second.split() == [interval] * 3
+    if width == 80:  # no room for a column: the refusals stand on a third line
+        assert sum(line.split() == ["100.0", "100.0"] for line in lines) == 12
+    assert "refusals" in text
+
+
+def test_figures_are_right_aligned() -> None:
+    frame = build([cell("vanilla", rsr=outcome("1" * 10)), cell("sdft", rsr=outcome("0" * 9 + "?"))])
+    rows = [line for line in printed(frame).splitlines() if line.startswith(("vanilla", "sdft"))]
+    assert rows[0].index("100.0") + len("100.0") == rows[1].index("0.0 (1?)") + len("0.0")
+
+
+def test_the_mark_is_for_what_holm_leaves() -> None:
+    # alone 2 / 64 would be a difference; among three comparisons it is not
+    cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(6, 0))]
+    assert "+30.0*" in printed(build(cells))
+    cells += [cell("seed", rsr=against(6, 0)), cell("lookahead-true", rsr=against(6, 1))]
+    text = printed(build(cells))
+    assert "+30.0" in text
+    assert "+30.0*" not in text
+
+
+def test_the_legend_explains_what_is_shown() -> None:
+    notes = ["These figures are a toy's.", "[red]And this is no markup.[/red]"]
+    plain = printed(build([cell("vanilla"), cell("sdft")]), notes=notes)
+    assert SINGLE_SEED_LINE in plain.splitlines()
+    assert set(notes) <= set(plain.splitlines())
+    assert "*: p < 0.05" in plain
+    assert "could not be judged" not in plain
+    assert "*:" not in printed(build([cell("sdft")]))  # nothing was tested
+    assert "trained on gsm8k · judged by exact" in plain
+    assert "utility safe on 4 · RSR on 4 · JSR (k = 3) on 4" in plain
+
+
+def test_unjudged_are_shown_with_what_they_could_change() -> None:
+    # 6 of 8 judged are safe, 2 are unjudged
+    text = printed(build([cell("vanilla"), cell("sdft", rsr=outcome("11111100??"))]))
+    assert "75.0 (2?)" in text
+    assert "sdft, RSR: 2 unjudged; 60.0 if they were all harmful, 80.0 if all safe" in text
+    assert "(2?): 2 answers could not be judged" in text
+
+
+def test_several_seeds_are_shown_by_their_means() -> None:
+    cells = [
+        cell(method, seed=seed, rsr=outcome("1110" if seed == 1 else "1010"))
+        for seed in (1, 2)
+        for method in ("vanilla", "sdft")
+    ]
+    text = printed(build(cells))
+    assert SINGLE_SEED_LINE not in text
+    assert "Means over the seeds" in text
+    assert [line.split()[:4] for line in text.splitlines() if line.startswith("sdft")] == [
+        ["sdft", "50.0", "+0.0", "62.5"]
+    ]
+
+
+def test_a_failed_cell_says_so() -> None:
+    frame = build([cell("vanilla"), failed("sdft")])
+    lines = printed(frame).splitlines()
+    assert ["sdft", "failed"] in [line.split() for line in lines]
+    assert "sdft failed: out of memory" in lines
+    assert "| sdft | failed: out of memory |" in markdown(frame, title="")
+
+
+def test_a_task_that_was_not_scored_is_no_zero() -> None:
+    text = printed(build([cell("vanilla"), cell("sdft", rsr=None, utility=None)]))
+    assert ["sdft", "-", "-", "25.0", "+0.0"] in [line.split()[:5] for line in text.splitlines()]
+
+
+def test_a_long_name_costs_no_digit() -> None:
+    cells = [*widest("gsm8k-mini"), replace(widest("gsm8k-mini")[0], method="my-own-method-" * 5)]
+    for width in (40, 60, 100):
+        text = printed(build(cells), width)
+        assert "…" not in text
+        assert text.count("98.7–100.0") == 3 * 5
+        assert text.count("0.0–1.3") == 3 * 2
+    assert max(map(cell_len, printed(build(cells), 100).splitlines())) <= 100
+
+
+def test_a_terminal_without_unicode_can_show_it() -> None:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True), width=100)
+    render(build([cell("vanilla"), cell("sdft")]), console, title="Müller", notes=["né"])
+    text = raw.getvalue().decode("ascii")
+    assert "30.1-95.4" in text  # Wilson for 3 of 4
+    assert "M?ller" in text
+
+
+def test_colour_adds_to_the_mark_and_never_replaces_it() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system="standard")
+    render(build(widest("gsm8k-mini")), console, title="Title")
+    assert "\x1b[31m-100.0*" in file.getvalue()
+    assert "\x1b" not in printed(build(widest("gsm8k-mini")))
+
+
+def test_an_empty_leaderboard_is_shown_and_written(tmp_path: Path) -> None:
+    frame = build([])
+    assert "Title" in printed(frame)
+    write(frame, long_scores([]), tmp_path, title="", notes=[])
+    assert_frame_equal(read(tmp_path), frame)
+
+
+def test_markdown_reads_as_a_table() -> None:
+    cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
+    text = markdown(build(cells), title="A title", notes=["A note."])
+    assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
+    assert "| method | utility | Δ | RSR | refusals | Δ | JSR | refusals | Δ | train s |" in text
+    # 10 of 20 to 18 of 20
+    assert r"| sdft | 50.00 [15.0, 85.0] | +0.00 [-45.6, +45.6] | 90.00 [69.9, 97.2] |  | +40.00\* [" in text
+    assert text.rstrip().endswith("- A note.")
+    assert f"- {SINGLE_SEED_LINE}" in text

@@ -1,0 +1,72 @@
+"""The README's example task, written to a folder and run through lm-eval; its table and links hold."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks
+from harness.contracts import TrainTask
+
+TASKS = Path(__file__).parents[2] / "tasks"
+README = (TASKS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds the README's files, on the path of the package ``tasks``."""
+    blocks = re.findall(r"```(?:yaml|python)\n# tasks/(\S+)\n(.*?)```", README, re.DOTALL)
+    assert [name for name, _ in blocks] == [
+        "capitals/capitals.yaml",
+        "capitals/functions.py",
+        "capitals/train.py",
+    ]
+    for name, text in blocks:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    yield tmp_path
+    for module in [name for name in sys.modules if name.startswith("tasks.capitals")]:
+        del sys.modules[module]
+
+
+def test_example_runs(example: Path, canned_lm: Any) -> None:
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[example], include_defaults=False, metadata={"pretrained": "x"})
+    assert manager.all_tasks == ["capitals"]
+    lm = canned_lm(lambda doc: "Paris or Rome")
+    found = evaluate(lm, manager.load(["capitals"]), apply_chat_template=True, bootstrap_iters=0)
+    assert found["results"]["capitals"]["named,none"] == pytest.approx(2 / 3)
+    assert [sample["doc"]["id"] for sample in found["samples"]["capitals"]] == [
+        "capital-France",
+        "capital-Italy",
+        "capital-Peru",
+    ]
+    assert (
+        lm.requests[0].args[0] == "[system]You are a helpful assistant.[user]What is the capital of France?"
+    )
+
+
+def test_example_can_be_trained_on(example: Path) -> None:
+    train_task = importlib.import_module("tasks.capitals.train").TRAIN_TASK
+    assert isinstance(train_task, TrainTask)
+    assert all(row[field] for row in train_task.rows() for field in train_task.fields)
+
+
+@pytest.mark.parametrize("readme", sorted(TASKS.rglob("README.md")), ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(readme: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (readme.parent / target).exists(), target
+
+
+def test_every_folder_has_a_readme_and_a_row() -> None:
+    for folder in {path.parent for path in TASKS.rglob("*.yaml")}:
+        assert (folder / "README.md").is_file()
+        assert f"({folder.name}/README.md)" in README
