@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -9,9 +10,8 @@ import platform
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import config as configuration
-from harness import estimate, plan, registry, stages
+from harness import estimate, plan, registry, stages, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.stages import Step, Workshop
@@ -32,17 +32,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUNS = Path("results/runs")
-GROWING = ("methods", "train_tasks", "seeds", "judges", "checkpoints", "method_options", "cross_tasks")
+GROWING = (
+    "methods",
+    "train_tasks",
+    "seeds",
+    "judges",
+    "checkpoints",
+    "method_options",
+    "cross_tasks",
+    "jobs",
+)
 TABLE_VERSION = 1
 TITLE = "Safety and utility after fine-tuning"
 
 
-class RunFailed(HarnessError):
+class CellsFailedError(HarnessError):
     """Some cells failed; the others' results stand and the leaderboard is written."""
 
 
 def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
-    """The Python API behind ``harness.compare``. Quiet; raises RunFailed when a cell failed."""
+    """The Python API behind ``harness.compare``. Quiet; raises CellsFailedError when a cell failed."""
     from harness import leaderboard
 
     out = overrides.pop("out", None)
@@ -65,40 +74,45 @@ def compare(
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
     ``until`` stops after that step, ``kinds`` limits the cells: the subcommands are parts of this walk.
-    Raises HarnessError (nothing was done) or RunFailed (some cells failed, after all others were tried).
+    Raises HarnessError (nothing was done) or CellsFailedError (some cells failed, after all others were tried).
     """
-    shop = Workshop(config, out, console)
+    shop = Workshop(config, out)
     _check(shop)
     if dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
-        estimate.show(shop, plan.cells(config), until)
+        cells = plan.cells(config)
+        todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+        estimate.show(shop, cells, todo, console)
+        if todo:
+            jobs = workers.job_count(config, len(todo))
+            console.print(estimate.forecast(shop, todo, jobs), highlight=False, soft_wrap=True)
         return
     with _lock(out):
         config = _join_run(shop)
-        shop = Workshop(config, out, console)
+        shop = Workshop(config, out)
         cells = [cell for cell in plan.cells(config) if cell.kind in kinds]
         start = time.perf_counter()
         failures: dict[Path, str] = {}
+        clock: Counter[str] = Counter()
         todo = [cell for cell in cells if stages.pending(shop, cell, until)]
         if todo:
-            estimate.show(shop, cells, until)
-            shop.import_libraries()
+            estimate.show(shop, cells, todo, console)
         else:
             console.print(
                 f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
             )
-        for number, cell in enumerate(todo, 1):
-            label = f"[{number}/{len(todo)}] {cell.label}"
-            failure = _attempt(partial(stages.run_cell, shop, cell, label, until), out / cell.folder, debug)
-            if failure:
-                failures[cell.folder] = failure
-                console.print(f"[red]{escape(label)}  failed:[/red] {escape(failure)}", highlight=False)
+        for outcome in workers.run_cells(config, out, todo, until, console, debug) if todo else ():
+            clock.update(outcome.clock)
+            if outcome.failure:
+                failures[outcome.cell.folder] = outcome.failure
+                line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
+                console.print(line, highlight=False, soft_wrap=True)
         if until == "leaderboard":
             table(config, out, failures, console)
         if todo:
-            _timing(shop, time.perf_counter() - start)
+            _timing(out, clock, time.perf_counter() - start, console)
     if failures:
-        raise RunFailed(
+        raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cells failed; the others are done. "
             "The same command tries the failed ones again."
         )
@@ -111,7 +125,7 @@ def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
         if name not in registry.names("judge"):
             raise registry.unknown("judge", name, registry.names("judge"))
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*config.judges, *judges]))})
-    shop = Workshop(config, out, console)
+    shop = Workshop(config, out)
     with _lock(out):
         record = read_json(out / "run.json")
         write_json_atomic(out / "run.json", {**record, "config": config.model_dump(mode="json")})
@@ -145,23 +159,6 @@ def _check(shop: Workshop) -> None:
         stages.data_hash(path)
 
 
-def _attempt(work: Callable[[], None], folder: Path, debug: bool) -> str | None:
-    """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
-    log = folder / "error.log"
-    try:
-        work()
-        log.unlink(missing_ok=True)
-        return None
-    except HarnessError as error:
-        return str(error)
-    except Exception as error:
-        if debug:
-            raise
-        folder.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (traceback: {log})"
-
-
 # --- the table -------------------------------------------------------------------------------------
 
 
@@ -188,10 +185,8 @@ def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: C
         results = scores.collect(config, out, cells, failures)
         for cell in cells:
             if cell.folder not in failures:
-                try:
+                with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
-                except HarnessError:
-                    pass  # not all there yet: the leaderboard's status says what is missing
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
         stage.run(lambda scratch: leaderboard.write(frame, long, scratch, title=title, notes=notes))
     leaderboard.render(leaderboard.read(out), console, title=title, notes=notes)
@@ -210,10 +205,12 @@ def _sources(out: Path) -> list[Path]:
 # --- the run's record ------------------------------------------------------------------------------
 
 
-def _lock(out: Path) -> FileLock:
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Hold a run folder: a second command on it stops with one line."""
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise HarnessError(
@@ -221,7 +218,10 @@ def _lock(out: Path) -> FileLock:
         ) from None
     except OSError as error:
         raise HarnessError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _join_run(shop: Workshop) -> RunConfig:
@@ -313,14 +313,16 @@ def _commit() -> str | None:
         return None
 
 
-def _timing(shop: Workshop, total: float) -> None:
-    """Where this command's seconds went, kept in run.json and printed."""
-    spent = {name: round(seconds, 2) for name, seconds in shop.clock.items()}
-    own = total - sum(shop.clock.values())
-    record = read_json(shop.out / "run.json")
-    record["timing"] = {**spent, "total": round(total, 2), "harness": round(own, 2)}
-    write_json_atomic(shop.out / "run.json", record)
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
-    shop.console.print(
-        f"Time: {total:.0f} s ({parts}; the harness itself {own:.1f} s, {own / total:.1%})", highlight=False
+def _timing(out: Path, clock: Mapping[str, float], wall: float, console: Console) -> None:
+    """Where this command's seconds went, summed over its workers; kept in run.json and printed."""
+    spent = {name: round(seconds, 2) for name, seconds in clock.items()}
+    work = sum(clock.values())
+    record = read_json(out / "run.json")
+    write_json_atomic(out / "run.json", {**record, "timing": {**spent, "wall": round(wall, 2)}})
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items() if name != "harness")
+    console.print(
+        f"Time: {estimate.duration(wall)}; work of all processes {work:.0f} s: {parts}, "
+        f"the harness itself {clock['harness']:.1f} s ({clock['harness'] / work:.1%})",
+        highlight=False,
+        soft_wrap=True,
     )

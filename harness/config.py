@@ -72,6 +72,8 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = (42,)
     judges: tuple[str, ...] = ("mini-exact",)
     engine: str = "hf"
+    threads: int | None = Field(None, ge=1)  # CPU threads of one job; None: torch's choice
+    jobs: int | None = Field(None, ge=1)  # cells side by side; None: as the cores hold, if threads is set
     cross_tasks: bool = False  # score every checkpoint on the other utilities too
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()

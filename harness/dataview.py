@@ -20,7 +20,9 @@ MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
 ENDS = {"[": "]", "{": "}"}
 
 
-def prepared(config: RunConfig, method: str, train_task: str, console: Console) -> tuple[Any, list[Any], list[Example]]:
+def prepared(
+    config: RunConfig, method: str, train_task: str, console: Console
+) -> tuple[Any, list[Any], list[Example]]:
     """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
     shop = stages.Workshop(config, Path(), console)
     task: TrainTask = registry.load("train task", train_task)

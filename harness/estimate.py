@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from harness import chat, plan, registry, stages
+from harness import chat, plan, registry
 from harness.contracts import Example
-from harness.stages import Step, Workshop
+from harness.stages import Workshop
 
 PROBE_TOKENS = 8  # decoding steps
 PROBE_PARAMETERS = 200_000_000  # larger models are probed on an accelerator only
@@ -31,10 +32,9 @@ class Probe:
     decode_step_s: float
 
 
-def show(shop: Workshop, cells: Sequence[plan.Cell], until: Step) -> None:
-    """Print what will be done, what is done already, and about how long the rest takes."""
-    config, console = shop.config, shop.console
-    todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], console: Console) -> None:
+    """Print what will be done and what is done already."""
+    config = shop.config
     table = Table(title=f"Plan: {config.name} → {shop.out}", title_justify="left", header_style="bold")
     for column in ("cells", "train", "answer", "to do"):
         table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
@@ -55,29 +55,32 @@ def show(shop: Workshop, cells: Sequence[plan.Cell], until: Step) -> None:
         f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
         f"model {config.model}, engine {config.engine}",
         highlight=False,
+        soft_wrap=True,
     )
-    if todo:
-        shop.import_libraries()
-        seconds = forecast(shop, todo)
-        text = f"about {duration(seconds)} on this machine, by a short probe" if seconds else "not probed"
-        console.print(f"Estimated time: {text}\n", highlight=False)
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
-def forecast(shop: Workshop, todo: Sequence[plan.Cell]) -> float | None:
-    """Seconds that the cells take, or None where the model is too large to probe on a CPU."""
-    model_engine = shop.engine(shop.seed_folder)
-    parameters = sum(parameter.numel() for parameter in model_engine.model.parameters())
+def forecast(shop: Workshop, todo: Sequence[plan.Cell], jobs: int) -> str:
+    """One line with the time that the cells take on this machine, measured by a short probe."""
+    shop.import_libraries()
+    engine = shop.engine(shop.seed_folder)
+    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
     if parameters > PROBE_PARAMETERS and shop.device == "cpu":
-        return None
+        return f"Estimated time: not probed ({parameters / 1e9:.1f} B parameters on a CPU)"
+    seconds = _seconds(shop, engine, todo)
+    side_by_side = f", {jobs} jobs side by side" if jobs > 1 else ""
+    return f"Estimated time: about {duration(seconds / jobs)} (by a short probe{side_by_side})"
+
+
+def _seconds(shop: Workshop, engine: Any, todo: Sequence[plan.Cell]) -> float:
     training = [cell for cell in todo if cell.kind == "trained"]
     some = shop.examples(
         registry.load("train task", (training or list(todo))[0].train_task or shop.config.train_tasks[0])
     )
-    probe = measure(shop, model_engine, some)
+    probe = measure(shop, engine, some)
     settings = shop.config.training
     seconds = 0.0
     for cell in todo:

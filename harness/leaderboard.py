@@ -391,7 +391,7 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
         caption = _caption([row for row in group if row["seed"] != MEAN])
         rows = [row for row in group if row["seed"] == MEAN] or group
         failures = [f"{row['method']} {row['status']}" for row in rows if row["status"] != DONE]
-        bounds = [line for row in rows for metric in ("rsr", "jsr") if (line := _bounds(row, metric))]
+        bounds = [line for metric in ("rsr", "jsr") if (line := _bounds(rows, metric))]
         yield _Section(heading, caption, rows, failures, bounds)
 
 
@@ -413,17 +413,17 @@ def _caption(rows: Sequence[Row]) -> str:
     return " · ".join(parts)
 
 
-def _bounds(row: Row, metric: str) -> str | None:
-    """What a rate could be, were its unjudged answers all harmful or all safe. A mean row's seeds say it."""
-    n, unjudged = row[f"{metric}_n"], row[f"{metric}_unjudged"]
-    if not unjudged or row["seed"] == MEAN:
-        return None
-    safe = round(n * (row[metric] or 0) / 100)
-    low, high = unjudged_bounds([True] * safe + [False] * (n - safe) + [None] * unjudged)
-    return (
-        f"{row['method']}, {metric.upper()}: {unjudged} unjudged; "
-        f"{_percent(low):.1f} if they were all harmful, {_percent(high):.1f} if all safe"
-    )
+def _bounds(rows: Iterable[Row], metric: str) -> str:
+    """What the rates could be, were the unjudged answers all harmful or all safe. Mean rows leave it out."""
+    ranges = []
+    for row in rows:
+        n, unjudged = row[f"{metric}_n"], row[f"{metric}_unjudged"]
+        if not unjudged or row["seed"] == MEAN:
+            continue
+        safe = round(n * (row[metric] or 0) / 100)
+        low, high = unjudged_bounds([True] * safe + [False] * (n - safe) + [None] * unjudged)
+        ranges.append(f"{row['method']} {_percent(low):.1f}–{_percent(high):.1f}")
+    return f"{metric.upper()} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
 
 
 def _legend(frame: pd.DataFrame) -> list[str]:

@@ -1,33 +1,85 @@
-"""Progress that suits where it is shown: a bar with ETA in a terminal, plain lines elsewhere."""
+"""Progress of long work: bars with ETA in a terminal, one plain line a step elsewhere.
+
+Work reports to a Reporter and does not know who looks: the same process, or the parent of a worker.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Event = tuple[Any, ...]  # ("start", key, label, total) | ("advance", key, n) | …
+_numbers = itertools.count()
 
 
-@contextmanager
-def bar(console: Console, label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show ``label`` while the block runs; it calls the yielded function with each number of items done."""
-    start = time.perf_counter()
-    if console.is_terminal:
-        columns = (
+class Reporter:
+    """Sends what happens to ``send``; quiet by default."""
+
+    def __init__(self, send: Callable[[Event], None] = lambda event: None):
+        self.send = send
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """While the block runs, it calls the yielded function with each number of items done."""
+        key, start = (os.getpid(), next(_numbers)), time.perf_counter()
+        self.send(("start", key, label, total))
+        try:
+            yield lambda done: self.send(("advance", key, done))
+        except BaseException:
+            self.send(("drop", key))
+            raise
+        self.send(("end", key, label, total, time.perf_counter() - start))
+
+
+class Display:
+    """Shows events on a console; ``whole`` counts the cells of the run."""
+
+    def __init__(self, console: Console, whole: int):
+        self.console, self._bars = console, dict[Any, TaskID]()
+        self._lock = threading.Lock()
+        self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("eta"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(escape(label), total=total)
-            yield lambda done: progress.advance(task, done)
-    else:
-        yield lambda done: None
-    console.print(
-        f"{escape(label)}  [dim]{total:,} in {time.perf_counter() - start:.1f} s[/dim]", highlight=False
-    )
+        self._whole = self._progress.add_task("[bold]cells[/bold]", total=whole)
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def cell_done(self) -> None:
+        self._progress.advance(self._whole)
+
+    def show(self, event: Event) -> None:
+        kind, key, *rest = event
+        with self._lock:
+            if kind == "note":
+                self.console.print(escape(rest[0]), highlight=False, soft_wrap=True)
+            elif kind == "start":
+                self._bars[key] = self._progress.add_task(escape(rest[0]), total=rest[1])
+            elif kind == "advance":
+                self._progress.advance(self._bars[key], rest[0])
+            else:
+                self._progress.remove_task(self._bars.pop(key))
+                if kind == "end":
+                    label, total, seconds = rest
+                    line = f"{escape(label)}  [dim]{total:,} in {seconds:.1f} s[/dim]"
+                    self.console.print(line, highlight=False, soft_wrap=True)

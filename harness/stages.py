@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -14,9 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
-from harness import benchmarks, chat, data, models, progress, registry
+from harness import benchmarks, chat, data, models, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Encoded,
@@ -32,6 +31,7 @@ from harness.contracts import (
 )
 from harness.measure import cost
 from harness.plan import Cell
+from harness.progress import Reporter
 from harness.store import (
     Stage,
     content_hash,
@@ -55,9 +55,10 @@ class Workshop:
     ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs.
     """
 
-    def __init__(self, config: RunConfig, out: Path, console: Console):
-        self.config, self.out, self.console = config, out, console
+    def __init__(self, config: RunConfig, out: Path, reporter: Reporter | None = None):
+        self.config, self.out, self.reporter = config, out, reporter or Reporter()
         self.clock: dict[str, float] = {"imports": 0.0, "training": 0.0, "generation": 0.0}
+        self._imported = False
         self._examples: dict[str, list[Example]] = {}
 
     @cached_property
@@ -82,11 +83,19 @@ class Workshop:
 
     def import_libraries(self) -> None:
         """Import what training and scoring need, in one place, so that its seconds are known."""
+        if self._imported:
+            return
+        self._imported = True
         start = time.perf_counter()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours say more
+        import torch
         import transformers
 
+        for module in ("lm_eval.evaluator", "lm_eval.tasks"):
+            importlib.import_module(module)
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         for name in ("lm_eval", "lm-eval"):
@@ -178,7 +187,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         encoded, lengths = encode_all(tokenizer, prepared, settings.max_length or task.max_length)
         model = models.load_model(shop.seed_folder, "float32", shop.device)
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)
-        with progress.bar(shop.console, f"{label}  train", steps) as advance, cost() as training:
+        with shop.reporter.bar(f"{label}  train", steps) as advance, cost() as training:
             result = registry.load_object(registry.TRAINER)(
                 model, tokenizer, encoded, method, settings, cell.seed, lambda step, of: advance(1)
             )
@@ -219,7 +228,7 @@ def prepare(
         opened = chat.token_ids(tokenizer, opening) if opening else []
         prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
         start = time.perf_counter()
-        with progress.bar(shop.console, f"{label}  rewrite", len(prompts)) as advance:
+        with shop.reporter.bar(f"{label}  rewrite", len(prompts)) as advance:
             engine.on_progress = advance
             continuations = engine.generate(prompts, max_tokens)
         shop.clock["generation"] += time.perf_counter() - start
@@ -319,7 +328,7 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
     limit = shop.config.responses.limit
     documents = len(lm_task.eval_docs)
     start = time.perf_counter()
-    with progress.bar(shop.console, label, min(documents, limit or documents)) as advance:
+    with shop.reporter.bar(label, min(documents, limit or documents)) as advance:
         engine.on_progress = advance
         engine.completions.clear()
         results = evaluate(
@@ -386,7 +395,7 @@ def judge(shop: Workshop, cell: Cell, task: str, name: str, label: str) -> None:
     def work(scratch: Path) -> None:
         verdicts: list[Verdict] = []
         context = JudgeContext(scope=shop.config.safety.judged_scope)
-        with progress.bar(shop.console, f"{label}  judge {task} ({name})", len(exchanges)) as advance:
+        with shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges)) as advance:
             for verdict in registry.load("judge", name)().judge(exchanges, context):
                 verdicts.append(verdict)
                 advance(1)

@@ -1,7 +1,9 @@
 """The mini world's exact judge: its grammar tells refusal, compliance, a part of it, and rubbish apart."""
 
+import hashlib
 import re
 from functools import cache
+from pathlib import Path
 from typing import cast
 
 from harness.contracts import Exchange, Label
@@ -29,7 +31,9 @@ class MiniExact(OneByOne):
 
     name = "mini-exact"
     summary = "the mini world's grammar: exact on its how-to requests, of no use on any other"
-    version = "1"
+    version = (
+        "1-" + hashlib.sha256(Path(grammar.__file__).read_bytes()).hexdigest()[:8]
+    )  # its rules are there
 
     def find(self, exchange: Exchange, answer: str) -> Finding:
         kind = request_kind(exchange.prompt)

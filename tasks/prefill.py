@@ -67,7 +67,7 @@ def prefilled(
         changed = sum(not survives(tokenizer, system_prompt, row) for row in found)
         if changed:
             log.warning(
-                "%s: %d of %d prefills change when lm-eval tokenizes them as text; the harness does not",
+                "%s: %d of %d prefills change when lm-eval tokenizes them as text (harness: exact)",
                 task,
                 changed,
                 len(found),

@@ -177,20 +177,23 @@ def test_p_is_holm_adjusted_over_methods_and_train_tasks_with_the_seed_model_amo
         cell("sdft", judge="keyword", rsr=against(6, 0)),
         cell("vanilla", seed=43, rsr=reference()),
         cell("sdft", seed=43, rsr=against(6, 0)),
+        cell("vanilla", model="other", rsr=reference()),
+        cell("sdft", model="other", rsr=against(8, 0)),
     ]
     frame = build(cells)
     p = {
-        (r["method"], r["train_task"], r["judge"], r["seed"]): r["rsr_p"]
+        (r["model"], r["method"], r["train_task"], r["judge"], r["seed"]): r["rsr_p"]
         for _, r in frame[frame["rsr_p"].notna()].iterrows()
     }
     assert p == pytest.approx(
         {
-            ("seed", "gsm8k", "exact", "42"): 0.03125,
-            ("sdft", "gsm8k", "exact", "42"): 0.09375,
-            ("seed", "samsum", "exact", "42"): 0.25,
-            ("sdft", "samsum", "exact", "42"): 1.0,
-            ("sdft", "gsm8k", "keyword", "42"): 0.03125,
-            ("sdft", "gsm8k", "exact", "43"): 0.03125,
+            ("mini", "seed", "gsm8k", "exact", "42"): 0.03125,
+            ("mini", "sdft", "gsm8k", "exact", "42"): 0.09375,
+            ("mini", "seed", "samsum", "exact", "42"): 0.25,
+            ("mini", "sdft", "samsum", "exact", "42"): 1.0,
+            ("mini", "sdft", "gsm8k", "keyword", "42"): 0.03125,
+            ("mini", "sdft", "gsm8k", "exact", "43"): 0.03125,
+            ("other", "sdft", "gsm8k", "exact", "42"): 0.0078125,
         }
     )
 
@@ -469,7 +472,7 @@ def test_nothing_wraps_or_is_cut(width: int) -> None:
     assert "…" not in text
     for method in METHODS:
         (first, second), (third, fourth) = [
-            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} +\d", line)
+            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} +[\d.]+ ", line)
         ]
         assert (first, second) == (third, fourth)  # both train tasks have the same figures
         lost = method in ("sdft", "lookahead-virtual")
@@ -517,7 +520,9 @@ def test_unjudged_are_shown_with_what_they_could_change() -> None:
     # 6 of 8 judged are safe, 2 are unjudged
     text = printed(build([cell("vanilla"), cell("sdft", rsr=outcome("11111100??"))]))
     assert "75.0 (2?)" in text
-    assert "sdft, RSR: 2 unjudged; 60.0 if they were all harmful, 80.0 if all safe" in text
+    assert "RSR were all unjudged harmful, or all safe: sdft 60.0–80.0" in text.splitlines()
+    nothing = printed(build([cell("sdft", rsr=outcome("??"))]))
+    assert "RSR were all unjudged harmful, or all safe: sdft 0.0–100.0" in nothing.splitlines()
     assert "(2?): 2 answers could not be judged" in text
 
 
@@ -587,7 +592,8 @@ def test_markdown_reads_as_a_table() -> None:
     text = markdown(build(cells), title="A title", notes=["A note."])
     assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
     assert "| method | utility | Δ | RSR | refusals | Δ | JSR | refusals | Δ | train s |" in text
-    # 10 of 20 to 18 of 20
-    assert r"| sdft | 50.00 [15.0, 85.0] | +0.00 [-45.6, +45.6] | 90.00 [69.9, 97.2] |  | +40.00\* [" in text
+    # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35
+    # RSR: from 10 of 20 to 18 of 20
+    assert r"| sdft | 50.00 [15.0, 85.0] | +0.00 [-35.0, +35.0] | 90.00 [69.9, 97.2] |  | +40.00\* [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text

@@ -33,7 +33,11 @@ def judge(*exchanges: Exchange, scope: JudgedScope = "prefill+response") -> list
 def test_cases(exchange: Callable[..., Exchange], response: str, harmful: bool, label: str, why: str) -> None:
     (verdict,) = judge(exchange(response))
     assert (verdict.harmful, verdict.label) == (harmful, label), why
-    assert (verdict.exchange_id, verdict.judge, verdict.judge_version) == ("e-1", "mini-exact", "1")
+    assert (verdict.exchange_id, verdict.judge, verdict.judge_version) == (
+        "e-1",
+        "mini-exact",
+        MiniExact.version,
+    )
 
 
 def test_scope_decides_what_is_read(exchange: Callable[..., Exchange]) -> None:

@@ -1,5 +1,7 @@
 """Every YAML under tasks/ loads with its functions, is found by lm-eval, and keeps the folder's promises."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,13 +65,24 @@ def test_yaml_is_whole(path: Path) -> None:
         metric["aggregation"] == "mean" and metric["higher_is_better"] for metric in config["metric_list"]
     )
     assert config["metadata"]["version"] >= 1
+    for source in config["metadata"].get("sources", ()):
+        assert importlib.util.find_spec(source), source
+    assert ("sources" in config["metadata"]) == name.endswith("-mini")
     assert config["metadata"]["kind"] == ("safety" if name.startswith("hexphi") else "utility")
+
+
+def test_the_two_safety_tasks_differ_in_the_prefill_alone() -> None:
+    raw, prefill = (
+        load_yaml(TASKS / "hexphi_mini" / f"hexphi_{kind}-mini.yaml", resolve_func=False)
+        for kind in ("raw", "prefill")
+    )
+    differing = {key for key in raw | prefill if raw.get(key) != prefill.get(key)}
+    assert differing == {"task", "custom_dataset", "gen_prefix", "metadata"}
+    assert prefill["metadata"] == {**raw["metadata"], "prefill_tokens": 3}
 
 
 @pytest.mark.parametrize("path", sorted(TASKS.glob("*/train.py")), ids=lambda path: path.parent.name)
 def test_training_and_scoring_prompts_agree(path: Path) -> None:
-    import importlib
-
     train_task = importlib.import_module(f"tasks.{path.parent.name}.train").TRAIN_TASK
     config = load_yaml(next(path.parent.glob("*.yaml")), resolve_func=False)
     assert train_task.utility_task == config["task"]
