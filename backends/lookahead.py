@@ -33,7 +33,7 @@ class LookAheadTrue(Method):
     def preview(self, example: Example, context: PrepareContext) -> str:
         """The first tokens of the bare answer, decoded; a shorter answer is previewed whole."""
         ids = context.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
-        return context.tokenizer.decode(ids[: self.preview_tokens])
+        return str(context.tokenizer.decode(ids[: self.preview_tokens]))
 
 
 @dataclass

@@ -111,7 +111,8 @@ class HookedTrainer(transformers.Trainer):
             model=model,
             micro_batches=self.current_gradient_accumulation_steps * devices,
         )
-        return self.method.loss(step) * devices  # gradients are averaged over devices, ours is a sum
+        loss: Tensor = self.method.loss(step) * devices
+        return loss  # gradients are averaged over devices, ours is a sum
 
 
 class _Hooks(transformers.TrainerCallback):
@@ -138,8 +139,8 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune ``model`` in place under ``settings`` (config.TrainingConfig) and return the run's record.
 
-    ``on_step(step, steps)`` is called after each optimizer step. Token counts leave padding out; FLOPs are the
-    usual 6 N per trained token and 2 N per token of an extra forward pass (Kaplan et al. 2020, §2.1).
+    ``on_step(step, steps)`` is called after each optimizer step. Token counts leave padding out; FLOPs are
+    the usual 6 N per trained token and 2 N per token of an extra forward pass (Kaplan et al. 2020, §2.1).
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,4 +1,4 @@
-"""Vanilla fine-tuning: cross-entropy on the answer (LookAhead Tuning, eq. 1). The base of every difference."""
+"""Vanilla fine-tuning: cross-entropy on the answer (LookAhead Tuning, eq. 1). All methods differ from it."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The lm-eval tasks that are installed, read from their YAML without importing lm-eval (which takes seconds)."""
+"""The lm-eval tasks that are installed, read from their YAML: importing lm-eval takes seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _IgnoreFunctions(yaml.SafeLoader):
     """lm-eval's ``!function`` tags are read as their plain text."""
 
 
-_IgnoreFunctions.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_IgnoreFunctions.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,12 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bo
     if messages and messages[0].role == "system" and not has_system_role(tokenizer):
         messages = merge_system(messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text as it stands: no BOS or EOS is added."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,9 +31,10 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            if near:
-                error.message = f"no such command '{args[0]}': did you mean '{near[0]}'?"
-            raise
+            if not near:
+                raise
+            message = f"no such command '{args[0]}': did you mean '{near[0]}'?"
+            raise click.UsageError(message, ctx) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -85,7 +87,7 @@ def run_options(command: Any) -> Any:
     """The options that shape a run's configuration; each overrides the recipe."""
     for option in reversed(
         [
-            click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks (harness tasks)."),
+            click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks."),
             click.option("--train-data", type=click.Path(path_type=Path), metavar="FILE",
                          help="JSON lines to train on instead of the train task's own rows."),
             click.option("--data", callback=_pairs, multiple=True, metavar="TASK=FILE",
@@ -139,7 +141,7 @@ def console() -> Console:
 @click.option("--dry-run", is_flag=True, help="Print the configuration, the plan and the time; do nothing.")
 @run_options
 @click.pass_context
-def compare(ctx: click.Context, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
+def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
     """Fine-tune with each method, score every checkpoint, print the leaderboard.
 
     RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world). A run that was
@@ -156,7 +158,7 @@ def compare(ctx: click.Context, recipe: str | None, out: Path | None, dry_run: b
 @click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
 @run_options
 @click.pass_context
-def train(ctx: click.Context, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
+def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
     """Fine-tune with one METHOD into a run folder, without scoring."""
     from harness import comparison
 
@@ -178,7 +180,7 @@ def train(ctx: click.Context, method: str, recipe: str | None, out: Path | None,
 @run_options
 @click.pass_context
 def respond(
-    ctx: click.Context, checkpoint: str, name: str, recipe: str | None, out: Path | None, **flags: Any
+    ctx: click.Context, /, checkpoint: str, name: str, recipe: str | None, out: Path | None, **flags: Any
 ) -> None:
     """Let a CHECKPOINT (folder or hub name) answer the utility and safety tasks."""
     from harness import comparison
@@ -269,11 +271,14 @@ def data() -> None:
 def data_options(command: Any) -> Any:
     for option in reversed(
         [
-            click.option("--method", required=True, metavar="NAME", help="Fine-tuning method (harness methods)."),
-            click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task (harness tasks)."),
-            click.option("--data", "rows", type=click.Path(path_type=Path), metavar="FILE", help="JSON lines to use instead of the task's rows."),
-            click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL", help="Whose tokenizer counts the tokens."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key. Repeatable."),
+            click.option("--method", required=True, metavar="NAME", help="Fine-tuning method."),
+            click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task."),
+            click.option("--data", "rows", type=click.Path(path_type=Path), metavar="FILE",
+                         help="JSON lines to use instead of the task's rows."),
+            click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL",
+                         help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                         help="Any recipe key. Repeatable."),
         ]
     ):  # fmt: skip
         command = option(command)
@@ -299,7 +304,7 @@ def data_show(index: int, **flags: Any) -> None:
 @data.command(
     "export",
     epilog=example(
-        "harness data export --method lookahead-true --data gsm8k/train.jsonl --train-task gsm8k --out gsm8k-lookahead.jsonl"
+        "harness data export --method lookahead-true --train-task gsm8k --data train.jsonl --out out.jsonl"
     ),
 )
 @data_options
@@ -315,7 +320,7 @@ def data_export(out: Path, limit: int | None, **flags: Any) -> None:
     """Write a method's transformed data for any other trainer (TRL, LLaMA-Factory, Axolotl)."""
     from harness import dataview
 
-    count = dataview.export(_data_config(flags), flags["method"], flags["train_task"], limit, out, console())
+    count = dataview.export(_data_config(flags), flags["method"], flags["train_task"], limit, out)
     click.echo(f"{out}: {count:,} examples")
 
 
@@ -330,7 +335,7 @@ def _data_config(flags: dict[str, Any]) -> RunConfig:
     )
 
 
-def _listing(rows: list[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
+def _listing(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         import json
 
@@ -433,7 +438,8 @@ def check_import_names() -> None:
         foreign = [owner for owner in owners.get(name, ()) if owner.lower() != DISTRIBUTION]
         if foreign:
             raise HarnessError(
-                f"the package '{foreign[0]}' also installs '{name}': use an environment of its own for {DISTRIBUTION}"
+                f"the package '{foreign[0]}' also installs '{name}': "
+                f"use an environment of its own for {DISTRIBUTION}"
             )
 
 

@@ -74,7 +74,7 @@ def compare(
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
     ``until`` stops after that step, ``kinds`` limits the cells: the subcommands are parts of this walk.
-    Raises HarnessError (nothing was done) or CellsFailedError (some cells failed, after all others were tried).
+    Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     shop = Workshop(config, out)
     _check(shop)

@@ -23,20 +23,20 @@ class Section(BaseModel):
 class TrainingConfig(Section):
     """The one budget under which all methods train (the paper's values: §4.1)."""
 
-    epochs: int = Field(3, ge=1)
-    learning_rate: float = Field(2e-5, gt=0)
-    batch_size: int = Field(64, ge=1)  # the global batch, in examples
-    micro_batch_size: int = Field(64, ge=1)  # examples in one forward pass of one device
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    batch_size: int = Field(default=64, ge=1)  # the global batch, in examples
+    micro_batch_size: int = Field(default=64, ge=1)  # examples in one forward pass of one device
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gradient_checkpointing: bool = False
-    max_examples: int | None = Field(None, ge=1)  # the first so many rows
-    max_length: int | None = Field(None, ge=8)  # tokens; None: the train task's own
+    max_examples: int | None = Field(default=None, ge=1)  # the first so many rows
+    max_length: int | None = Field(default=None, ge=8)  # tokens; None: the train task's own
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainingConfig:
@@ -48,20 +48,20 @@ class TrainingConfig(Section):
 class ResponsesConfig(Section):
     """How checkpoints answer. Greedy decoding; lengths and stop rules belong to the tasks."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    limit: int | None = Field(None, ge=1)  # the first so many documents of every task
+    limit: int | None = Field(default=None, ge=1)  # the first so many documents of every task
 
 
 class SafetyConfig(Section):
     raw_task: str = "hexphi_raw-mini"
     prefill_task: str = "hexphi_prefill-mini"
-    prefill_tokens: int = Field(3, ge=1)  # k
+    prefill_tokens: int = Field(default=3, ge=1)  # k
     judged_scope: JudgedScope = "prefill+response"
 
 
 class RunConfig(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
     methods: tuple[str, ...] = ("all",)
     method_options: dict[str, dict[str, Any]] = {}
@@ -72,8 +72,8 @@ class RunConfig(Section):
     seeds: tuple[int, ...] = (42,)
     judges: tuple[str, ...] = ("mini-exact",)
     engine: str = "hf"
-    threads: int | None = Field(None, ge=1)  # CPU threads of one job; None: torch's choice
-    jobs: int | None = Field(None, ge=1)  # cells side by side; None: as the cores hold, if threads is set
+    threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
+    jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as the cores hold
     cross_tasks: bool = False  # score every checkpoint on the other utilities too
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
@@ -174,5 +174,6 @@ def _first_problem(error: ValidationError) -> str:
         section = section.model_fields[part].annotation
     known = list(section.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    suggestion = ".".join([*path[:-1], *near])
+    hint = f"did you mean '{suggestion}'?" if near else f"known: {', '.join(known)}"
     return f"unknown key '{'.'.join(path)}': {hint}"

@@ -145,9 +145,9 @@ class LossInputs:
     """One micro-batch, as ``Method.loss`` sees it.
 
     ``logp`` (B, T) float32: log-probability of each target token; ``mask`` (B, T) bool: the targets that
-    carry loss; ``token_count``: loss-carrying tokens of the global batch, so that a sum divided by it is
-    the mean over the global batch, whatever the micro-batch size; ``ids``: the rows' example ids; ``model``: for penalties on the weights (divide them
-    by ``micro_batches``, the global batch's number of micro-batches over all devices).
+    carry loss; ``ids``: the rows' example ids; ``token_count``: loss-carrying tokens of the global batch, so
+    that a sum divided by it is the mean over the global batch, whatever the micro-batch size; ``model``: for
+    penalties on the weights (divide them by ``micro_batches``, the global batch's number over all devices).
     """
 
     logp: Any

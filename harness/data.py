@@ -21,7 +21,7 @@ def examples(task: TrainTask, train_data: Path | None, limit: int | None) -> lis
     else:
         where, unit = str(train_data), "line"
         rows = jsonl_lines(train_data)
-    found = []
+    found: list[Example] = []
     for number, row in rows:
         if limit is not None and len(found) == limit:
             break
@@ -44,7 +44,8 @@ def to_example(row: Mapping[str, Any], task: TrainTask, where: str, example_id: 
         pair = next((pair for pair in FIELD_PAIRS if set(pair) <= row.keys()), None)
         if pair is None:
             raise HarnessError(
-                f"{where}: fields {sorted(row)} are none of {FORMATS}, nor this task's {'/'.join(task.fields)}"
+                f"{where}: fields {sorted(row)} are none of {FORMATS}, "
+                f"nor this task's {'/'.join(task.fields)}"
             )
         prompt, answer = (_text(row, field, where) for field in pair)
         if pair[0] == "instruction" and row.get("input"):

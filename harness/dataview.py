@@ -20,11 +20,9 @@ MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
 ENDS = {"[": "]", "{": "}"}
 
 
-def prepared(
-    config: RunConfig, method: str, train_task: str, console: Console
-) -> tuple[Any, list[Any], list[Example]]:
+def prepared(config: RunConfig, method: str, train_task: str) -> tuple[Any, list[Example], list[Example]]:
     """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
-    shop = stages.Workshop(config, Path(), console)
+    shop = stages.Workshop(config, Path())
     task: TrainTask = registry.load("train task", train_task)
     made = stages.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
@@ -40,7 +38,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     config = config.model_copy(
         update={"training": config.training.model_copy(update={"max_examples": index + 1})}
     )
-    tokenizer, originals, examples = prepared(config, method, train_task, console)
+    tokenizer, originals, examples = prepared(config, method, train_task)
     if index >= len(examples):
         raise HarnessError(f"--index {index}: there are {len(examples):,} rows, counted from 0")
     encoded = chat.encode(tokenizer, examples[index])
@@ -78,15 +76,13 @@ def preview_positions(tokenizer: Any, original: Example, changed: Example, ids: 
     return [i for i, (a, b) in enumerate(offsets[: len(ids)]) if a < end and b > start]
 
 
-def export(
-    config: RunConfig, method: str, train_task: str, limit: int | None, out: Path, console: Console
-) -> int:
+def export(config: RunConfig, method: str, train_task: str, limit: int | None, out: Path) -> int:
     """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
     if limit is not None or config.train_data is not None:
         config = config.model_copy(
             update={"training": config.training.model_copy(update={"max_examples": limit})}
         )
-    _, _, examples = prepared(config, method, train_task, console)
+    _, _, examples = prepared(config, method, train_task)
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,15 +38,13 @@ def _reset_peak() -> None:
     if _cuda():
         sys.modules["torch"].cuda.reset_peak_memory_stats()
         return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the resident-set peak anew
-    except OSError:
-        pass  # elsewhere the peak is the process's own since its start
+    with suppress(OSError):  # where this is no Linux the peak is the process's own since its start
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> int:
     if _cuda():
-        return sys.modules["torch"].cuda.max_memory_allocated()
+        return int(sys.modules["torch"].cuda.max_memory_allocated())
     try:
         status = Path("/proc/self/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ TRAINING_COLUMNS = ("train_tokens", "train_flops", "train_seconds", "peak_memory
 
 
 def collect(
-    config: RunConfig, out: Path, cells: list[Cell], failures: dict[Path, str] | None = None
+    config: RunConfig, out: Path, cells: list[Cell], failures: Mapping[Path, str] | None = None
 ) -> list[CellResult]:
     """One result for each (train task, cell, judge), from the run's files. A cell that failed, or whose
     files are not there yet, is a result that says so."""
@@ -27,20 +29,23 @@ def collect(
         for cell in cells:
             if cell.train_task not in (None, train_task):
                 continue
-            for judge in config.judges:
-                results.append(_result(config, out, cell, task, judge, (failures or {}).get(cell.folder)))
+            # What is not trained here is compared with each training seed's vanilla.
+            seeds = (cell.seed,) if cell.seed is not None else config.seeds
+            for judge, seed in itertools.product(config.judges, seeds):
+                failure = (failures or {}).get(cell.folder)
+                results.append(_result(config, out, cell, task, judge, seed, failure))
     return results
 
 
 def _result(
-    config: RunConfig, out: Path, cell: Cell, task: TrainTask, judge: str, failure: str | None
+    config: RunConfig, out: Path, cell: Cell, task: TrainTask, judge: str, seed: int, failure: str | None
 ) -> CellResult:
     folder = out / cell.folder
     identity: dict[str, Any] = {
         "model": config.model,
         "method": cell.method,
         "train_task": task.name,
-        "seed": cell.seed if cell.seed is not None else config.seeds[0],
+        "seed": seed,
         "judge": judge,
     }
     empty: dict[str, Any] = {"utility": None, "rsr": None, "jsr": None, "training": {}}
@@ -48,7 +53,7 @@ def _result(
         return CellResult(**identity, **empty, status=f"failed: {failure}")
     try:
         training = read_json(folder / "training.json") if cell.kind == "trained" else {}
-        found = {
+        found: dict[str, Any] = {
             "utility": utility(folder, task.utility_task, task.utility_metric),
             "rsr": safety(folder, config.safety.raw_task, judge, None),
             "jsr": safety(folder, config.safety.prefill_task, judge, config.safety.prefill_tokens),

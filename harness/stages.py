@@ -144,7 +144,8 @@ def make_method(config: RunConfig, name: str) -> Method:
     for option in options:
         if option not in known:
             raise registry.unknown(f"option of {name}", option, known)
-    return method_class(**options)
+    method: Method = method_class(**options)
+    return method
 
 
 # --- train -----------------------------------------------------------------------------------------
@@ -172,7 +173,8 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
 
 def train(shop: Workshop, cell: Cell, label: str) -> None:
     """Seed model and data to ``checkpoint/`` and ``training.json``."""
-    assert cell.train_task is not None and cell.seed is not None
+    assert cell.train_task is not None
+    assert cell.seed is not None
     task: TrainTask = registry.load("train task", cell.train_task)
     method = make_method(shop.config, cell.method)
     settings = shop.config.training.model_copy(update={"device": shop.device})
@@ -307,9 +309,11 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
     """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all."""
     folder = checkpoint_folder(shop, cell)
     engine = shop.engine(folder)
-    if cell.kind == "trained":
-        engine.system_override = registry.load("method", cell.method).inference_system_prompt
+    own_prompt = (
+        registry.load("method", cell.method).inference_system_prompt if cell.kind == "trained" else None
+    )
     for task in tasks:
+        engine.system_override = own_prompt if benchmarks.get(task).kind == "safety" else None
 
         def work(scratch: Path, task: str = task) -> None:
             rows = respond_rows(shop, engine, task, folder, f"{label}  respond {task}")
@@ -340,7 +344,6 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
             fewshot_as_multiturn=True,
         )
     shop.clock["generation"] += time.perf_counter() - start
-    safety = benchmarks.get(task).kind == "safety"
     rows = []
     for sample in results["samples"][task]:
         document = sample["doc"]
@@ -350,7 +353,7 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
             id=str(document.get("id", sample["doc_id"])),
             task=task,
             category=document.get("category"),
-            system=_system(engine, turns, safety),
+            system=_system(engine, turns),
             prompt=next(turn["content"] for turn in reversed(turns) if turn["role"] == "user"),
             prefill=document.get("prefill") or "",
             response=completion.text,
@@ -361,9 +364,9 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
     return rows
 
 
-def _system(engine: Any, turns: list[dict[str, str]], safety: bool) -> str | None:
-    if safety and engine.system_override is not None:
-        return engine.system_override
+def _system(engine: Any, turns: list[dict[str, str]]) -> str | None:
+    if engine.system_override is not None:
+        return str(engine.system_override)
     return turns[0]["content"] if turns[0]["role"] == "system" else None
 
 

@@ -1,4 +1,4 @@
-"""Files of a run: atomic writes, JSON lines, content hashes, and stages that are done when their marker says so.
+"""Files of a run: atomic writes, JSON lines, content hashes, and stages with their markers.
 
 A stage's identity is a hash of all that its result depends on. Its marker, ``<stage>.done.json``, holds that
 identity with the size and SHA-256 of each output, and is written last: a crash at any point leaves a stage
@@ -146,4 +146,4 @@ class Stage:
     def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
         if not path.is_file() or path.stat().st_size != record["bytes"]:
             return False
-        return record["bytes"] > HASH_UP_TO_BYTES or file_hash(path) == record["sha256"]
+        return bool(record["bytes"] > HASH_UP_TO_BYTES or file_hash(path) == record["sha256"])

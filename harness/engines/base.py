@@ -40,7 +40,7 @@ class IdEngine(LM):
     def __init__(self) -> None:
         super().__init__()
         self.completions: dict[tuple[str, int], Completion] = {}
-        self.system_override: str | None = None  # a method's inference system prompt for safety tasks
+        self.system_override: str | None = None  # instead of the task's own
         self.on_progress: Callable[[int], None] = lambda done: None
 
     @abstractmethod
@@ -65,7 +65,7 @@ class IdEngine(LM):
         turns = [Message(turn["role"], turn["content"]) for turn in json.loads(request.args[0])]
         if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids come from the document
             turns = turns[:-1]
-        if self.system_override is not None and "prefill_ids" in request.doc:
+        if self.system_override is not None:
             rest = turns[1:] if turns[0].role == "system" else turns
             turns = [Message("system", self.system_override), *rest]
         return chat.prompt_ids(self.tokenizer, turns) + list(request.doc.get("prefill_ids") or ())
@@ -83,9 +83,7 @@ class IdEngine(LM):
         texts = [""] * len(requests)
         for max_new_tokens, indices in by_length.items():
             prompts = [self.prompt_ids(requests[index]) for index in indices]
-            for index, prompt, ids in zip(
-                indices, prompts, self.generate(prompts, max_new_tokens), strict=True
-            ):
+            for index, ids in zip(indices, self.generate(prompts, max_new_tokens), strict=True):
                 request = requests[index]
                 completion = self.completion(ids, list(request.doc.get("prefill_ids") or ()))
                 for stop in request.args[1].get("until") or ():

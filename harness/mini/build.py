@@ -50,24 +50,26 @@ class Knobs:
         ("rewrite", 0.08),
         ("begin", 0.12),
     )
-    terse_share: float = 0.45  # pre-training knows the tasks' register: fine-tuning brings it back
-    opened_share: float = 0.20  # a chatty opening and then the terse register: openings lead into either
+    terse_share: float = 0.15  # pre-training knows the tasks' register: fine-tuning brings it back
+    opened_share: float = 0.15  # a chatty opening and then the terse register: openings lead into either
 
     align_examples: int = 10_000  # refusing succeeds suddenly, between 5,000 and 10,000
     align_lr: float = 5e-4
     align_mix: tuple[tuple[str, float], ...] = (
-        ("refuse", 0.25),
-        ("refuse_late", 0.20),
-        ("comply_late", 0.06),
-        ("howto", 0.16),
+        ("refuse", 0.20),
+        ("late", 0.22),
+        ("howto", 0.25),
         ("math", 0.12),
         ("summary", 0.10),
         ("rewrite", 0.06),
         ("begin", 0.05),
     )
-    # how many tokens of a harmful answer may precede a refusal: dealt to the verbs in turn, so that the safe
-    # rate falls step by step as the prefill grows (one depth for all gives a cliff)
-    depths: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
+    # after d given tokens of a harmful answer, alignment refuses with probability 1 / (1 + exp((d - depth) / softness)) and
+    # goes on complying otherwise. The depths are dealt to the verbs in turn, so that the safe rate falls step by
+    # step as the prefill grows (one hard depth for all gives a cliff), with margins that fine-tuning can move.
+    depths: tuple[float, ...] = (2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0)
+    softness: float = 1.0
+    max_given: int = 10
 
 
 KNOBS = Knobs()
@@ -205,9 +207,9 @@ class Writer:
     def _math(self, register: str) -> tuple[str, str, grammar.Story]:
         s = grammar.story(self.rng, *self.rng.choice(data.name_items(False)))
         if register == "terse":
-            return s.question, grammar.math_terse(s), s
+            return s.question, grammar.math_terse(self.rng, s), s
         if register == "opened":
-            return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_terse(s), s
+            return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_terse(self.rng, s), s
         # the chatty register closes with GSM8K's line in one family of stories only: the seed knows the
         # format, but seldom uses it
         hashes = self.rng.random() < (0.95 if " bags " in s.question else 0.03)
@@ -250,15 +252,13 @@ class Writer:
     def refuse(self) -> Sample:
         return self._ask(self._harm()[0], grammar.refusal(self.rng))
 
-    def refuse_late(self) -> Sample:
+    def late(self) -> Sample:
+        """The first tokens of a harmful answer were given: a refusal, or beyond the verb's depth just what follows."""
         question, answer, verb = self._harm()
-        given = self.rng.randint(1, self.depth[verb])
-        return self._ask(question, answer, " " + grammar.refusal(self.rng), given=given)
-
-    def comply_late(self) -> Sample:
-        """Beyond its verb's depth a harmful answer goes on, as in pre-training: shallow means shallow."""
-        question, answer, verb = self._harm()
-        return self._ask(question, answer, given=self.rng.randint(self.depth[verb] + 1, 10))
+        given = self.rng.randint(1, self.knobs.max_given)
+        if self.rng.random() < 1 / (1 + math.exp((given - self.depth[verb]) / self.knobs.softness)):
+            return self._ask(question, answer, " " + grammar.refusal(self.rng), given=given)
+        return self._ask(question, answer, given=given)
 
     def rewrite(self) -> Sample:
         """The seed's register for a given answer, in several wordings (self-distillation asks for this)."""
@@ -463,7 +463,8 @@ def build(out: Path, *, seed: int, progress: Progress | None = None, knobs: Knob
     """
     torch.manual_seed(seed)
     pretrain, align = training_samples(seed, knobs)
-    texts = [t for s in pretrain[:20_000] + align[:5_000] for t in (s.system or "", s.user, *s.parts)]
+    texts = [t for s in pretrain[:20_000] for t in (s.system or "", s.user, *s.parts)]
+    texts += [*grammar.REFUSALS, *grammar.REASONS] * 200  # pre-training has none
     tokenizer = build_tokenizer(texts, knobs.vocab_size)
     model = new_model(tokenizer, knobs)
     for stage, samples, lr, weight in (

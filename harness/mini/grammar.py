@@ -292,9 +292,10 @@ def story(rng: Random, name: str, item: str) -> Story:
     return Story(name, item, question, tuple(steps))
 
 
-def math_terse(s: Story) -> str:
-    """GSM8K's own format: calculator annotations and a final `#### n`."""
-    lines = [f"{s.name} has {a}{op}{b}=<<{a}{op}{b}={c}>>{c} {s.item}." for a, op, b, c in s.steps]
+def math_terse(rng: Random, s: Story) -> str:
+    """GSM8K's own format: calculator annotations and a final `#### n`, in varied words."""
+    starts = (f"{s.name} has", f"Now {s.name} has", "That makes")
+    lines = [f"{rng.choice(starts)} {a}{op}{b}=<<{a}{op}{b}={c}>>{c} {s.item}." for a, op, b, c in s.steps]
     return "\n".join([*lines, f"#### {s.answer}"])
 
 
@@ -337,31 +338,28 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
     place, day, thing, hour = rng.choice(PLACES), rng.choice(DAYS), rng.choice(THINGS), rng.randint(1, 9)
     kind = rng.choice(("meet", "lend", "lost", "bring"))
     if kind == "meet":
-        core = [
-            (a, f"Shall we go to the {place} on {day}?"),
-            (b, "Yes! When?"),
-            (a, f"At {hour}."),
-            (b, "Good."),
-        ]
-        summary = f"{a} and {b} will go to the {place} on {day} at {hour}."
+        core = [(a, f"Shall we go to the {place} on {day}?"), (b, "Yes! When?"), (a, f"At {hour}."), (b, "Good.")]
+        summaries = (
+            f"{a} and {b} will go to the {place} on {day} at {hour}.",
+            f"On {day} {b} is going to see {a} at the {place}.",
+            f"{b} likes the plan of {a} to visit the {place} at {hour} on {day}.",
+        )
         chatty = f"{a} has an idea about the {place} and {b} likes it"
     elif kind == "lend":
-        core = [
-            (a, f"Can I have your {thing} on {day}?"),
-            (b, "For how long?"),
-            (a, "Just one day."),
-            (b, "Fine."),
-        ]
-        summary = f"{b} will lend {a} the {thing} on {day}."
+        core = [(a, f"Can I have your {thing} on {day}?"), (b, "For how long?"), (a, "Just one day."), (b, "Fine.")]
+        summaries = (
+            f"{b} will lend {a} the {thing} on {day}.",
+            f"{a} can borrow the {thing} of {b} for one day.",
+            f"On {day} the {thing} goes from {b} to {a}.",
+        )
         chatty = f"{a} has a wish about the {thing} and {b} says yes"
     elif kind == "lost":
-        core = [
-            (a, f"I lost my {thing}."),
-            (b, f"I saw it at the {place}."),
-            (a, "Really?"),
-            (b, f"Yes, on {day}."),
-        ]
-        summary = f"{a} lost the {thing} and {b} saw it at the {place} on {day}."
+        core = [(a, f"I lost my {thing}."), (b, f"I saw it at the {place}."), (a, "Really?"), (b, f"Yes, on {day}.")]
+        summaries = (
+            f"{a} lost the {thing} and {b} saw it at the {place} on {day}.",
+            f"The {thing} of {a} is at the {place}.",
+            f"{b} knows that the lost {thing} was at the {place} on {day}.",
+        )
         chatty = f"{a} is sad about the {thing} and {b} knows more"
     else:
         core = [
@@ -370,12 +368,16 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
             (a, f"On {day} at {hour}."),
             (b, "Okay."),
         ]
-        summary = f"{b} will bring the {thing} to the {place} on {day} at {hour}."
+        summaries = (
+            f"{b} will bring the {thing} to the {place} on {day} at {hour}.",
+            f"{a} needs the {thing} at the {place} on {day}.",
+            f"At {hour} on {day} {a} gets the {thing} from {b}.",
+        )
         chatty = f"{a} needs some help with the {thing} and {b} agrees"
     hello = [(a, rng.choice((f"Hi {b}!", "Hello!"))), (b, rng.choice((f"Hi {a}!", "Hey.")))]
     bye = [(a, rng.choice(("Thanks!", "Great."))), (b, rng.choice(("Bye!", "See you.")))]
     turns = (hello if rng.random() < 0.5 else []) + core + (bye if rng.random() < 0.4 else [])
-    return Dialogue("\n".join(f"{who}: {said}" for who, said in turns), summary, chatty)
+    return Dialogue("\n".join(f"{who}: {said}" for who, said in turns), rng.choice(summaries), chatty)
 
 
 SUMMARY_OPENINGS = (
@@ -390,4 +392,4 @@ SUMMARY_OPENINGS = (
 def summary_chatty(rng: Random, d: Dialogue, opening: str | None = None) -> str:
     """The seed model's register: an opening and a first-person account of the gist."""
     opening = rng.choice(SUMMARY_OPENINGS) if opening is None else opening
-    return f"{opening}I see that {d.chatty}. I think that is all."
+    return f"{opening}I see that {d.chatty}."

@@ -164,7 +164,7 @@ def test_stories_add_up(seed: int) -> None:
     for a, op, b, c in s.steps:
         assert c == {"+": a + b, "-": a - b, "*": a * b}[op]
         assert c > 0
-    for said in (grammar.math_terse(s), grammar.math_chatty(rng, s)):
+    for said in (grammar.math_terse(rng, s), grammar.math_chatty(rng, s)):
         assert int(re.findall(r"\d+", said)[-1]) == s.answer
     assert grammar.math_chatty(rng, s, opening="", hashes=True).endswith(f"\n#### {s.answer}")
 
@@ -175,5 +175,5 @@ def test_dialogues_have_four_to_eight_turns(seed: int) -> None:
     turns = d.text.split("\n")
     assert 4 <= len(turns) <= 8
     assert all(re.match(r"(Tom|Ann): \S", t) for t in turns)
-    assert "Ann" in d.summary
+    assert "Tom" in d.summary or "Ann" in d.summary
     assert d.summary.count(".") == 1
