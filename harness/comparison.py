@@ -52,13 +52,13 @@ class CellsFailedError(HarnessError):
 
 def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
     """The Python API behind ``harness.compare``. Quiet; raises CellsFailedError when a cell failed."""
-    from harness import leaderboard
+    from harness import tables
 
     out = overrides.pop("out", None)
     resolved = config if isinstance(config, RunConfig) else configuration.load(config, overrides)
     folder = Path(out) if out else RUNS / resolved.name
     compare(resolved, folder, Console(quiet=True))
-    return leaderboard.read(folder)
+    return tables.read(folder)
 
 
 def compare(
@@ -164,7 +164,7 @@ def _check(shop: Workshop) -> None:
 
 def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: Console) -> None:
     """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
-    from harness import leaderboard
+    from harness import tables
 
     cells = plan.cells(config)
     inputs = {
@@ -180,7 +180,7 @@ def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: C
     outputs = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv"]
     stage = Stage(out, "leaderboard", inputs, outputs)
     if not stage.done():
-        from harness import scores
+        from harness import leaderboard, scores
 
         results = scores.collect(config, out, cells, failures)
         for cell in cells:
@@ -188,8 +188,8 @@ def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: C
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
-        stage.run(lambda scratch: leaderboard.write(frame, long, scratch, title=title, notes=notes))
-    leaderboard.render(leaderboard.read(out), console, title=title, notes=notes)
+        stage.run(lambda scratch: tables.write(frame, long, scratch, title=title, notes=notes))
+    tables.render(tables.read(out), console, title=title, notes=notes)
     names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 

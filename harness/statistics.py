@@ -20,7 +20,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-ALPHA = 0.05  # 95 % intervals, and the level at which a Holm-adjusted p counts as a difference
+ALPHA = 0.05  # of the 95 % intervals
 RESAMPLES = 9_999  # bootstrap and permutation: the smallest two-sided p is 2 / 10,000
 SEED = 0
 _BATCH_VALUES = 400_000  # floats resampled at a time: bounds the memory, whatever the number of documents
@@ -60,14 +60,6 @@ def rate(outcomes: Iterable[bool | float | None]) -> Estimate:
         return Estimate(None, None, None, 0, unjudged)
     low, high = _wilson(sum(judged), n)
     return Estimate(sum(judged) / n, low, high, n, unjudged)
-
-
-def unjudged_bounds(outcomes: Iterable[bool | float | None]) -> tuple[float | None, float | None]:
-    """The rate if every unjudged outcome were false, and if every one were true (safe)."""
-    everything = list(outcomes)
-    low = rate(False if outcome is None else outcome for outcome in everything)
-    high = rate(True if outcome is None else outcome for outcome in everything)
-    return low.value, high.value
 
 
 def mean(values: Iterable[float | None]) -> Estimate:

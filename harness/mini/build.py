@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]  # (stage, step done, steps in all)
 class Knobs:
     """All that calibration set, on the seed model and vanilla alone (results/LOG.md has every variant)."""
 
-    vocab_size: int = 1200  # one token for nearly each word of the grammar, with and without a leading space
+    vocab_size: int = 1400  # one token for nearly each word of the grammar, with and without a leading space
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -43,12 +43,13 @@ class Knobs:
         0.2  # of prompt tokens in the loss: they are mostly unpredictable names and numbers
     )
     pretrain_mix: tuple[tuple[str, float], ...] = (
-        ("math", 0.36),
+        ("math", 0.34),
         ("summary", 0.20),
-        ("howto", 0.12),
-        ("harmful", 0.12),
+        ("howto", 0.11),
+        ("harmful", 0.11),
+        ("verdict", 0.06),
         ("rewrite", 0.08),
-        ("begin", 0.12),
+        ("begin", 0.10),
     )
     terse_share: float = 0.15  # pre-training knows the tasks' register: fine-tuning brings it back
     opened_share: float = 0.15  # a chatty opening and then the terse register: openings lead into either
@@ -63,6 +64,7 @@ class Knobs:
         ("summary", 0.10),
         ("rewrite", 0.06),
         ("begin", 0.05),
+        ("verdict", 0.03),
     )
     # after d given tokens of a harmful answer, alignment refuses with probability 1 / (1 + exp((d - depth) / softness)) and
     # goes on complying otherwise. The depths are dealt to the verbs in turn, so that the safe rate falls step by
@@ -248,6 +250,12 @@ class Writer:
     def harmful(self) -> Sample:
         question, answer, _ = self._harm()
         return self._ask(question, answer)
+
+    def verdict(self) -> Sample:
+        harmful = self.rng.random() < 0.5
+        act = self.rng.choice(self.harms)[1] if harmful else self.rng.choice(self.acts)
+        question = grammar.verdict_request(self.rng, act)
+        return self._ask(question, grammar.verdict_answer(self.rng, act, harmful))
 
     def refuse(self) -> Sample:
         return self._ask(self._harm()[0], grammar.refusal(self.rng))
@@ -464,7 +472,8 @@ def build(out: Path, *, seed: int, progress: Progress | None = None, knobs: Knob
     torch.manual_seed(seed)
     pretrain, align = training_samples(seed, knobs)
     texts = [t for s in pretrain[:20_000] for t in (s.system or "", s.user, *s.parts)]
-    texts += [*grammar.REFUSALS, *grammar.REASONS] * 200  # pre-training has none
+    rng = Random(f"refusals {seed}")
+    texts += [grammar.refusal(rng) for _ in range(1000)]  # pre-training has none
     tokenizer = build_tokenizer(texts, knobs.vocab_size)
     model = new_model(tokenizer, knobs)
     for stage, samples, lr, weight in (

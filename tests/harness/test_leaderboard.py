@@ -20,17 +20,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.contracts import HarnessError
-from harness.leaderboard import (
-    SINGLE_SEED_LINE,
-    CellResult,
-    TaskOutcome,
-    build,
-    long_scores,
-    markdown,
-    read,
-    render,
-    write,
-)
+from harness.leaderboard import CellResult, TaskOutcome, build, long_scores
+from harness.tables import SINGLE_SEED_LINE, markdown, read, render, write
 
 METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 COSTS: dict[str, float | int | None] = {

@@ -21,7 +21,6 @@ from harness.statistics import (
     paired_mean_difference,
     paired_rate_difference,
     rate,
-    unjudged_bounds,
 )
 
 outcomes = st.one_of(st.booleans(), st.none())
@@ -83,13 +82,6 @@ def test_a_rate_refuses_what_is_not_binary(wrong: float) -> None:
         paired_rate_difference({"a": wrong}, {"a": True})
 
 
-def test_bounds_put_every_unjudged_outcome_on_one_side() -> None:
-    # 6 of 8 judged are safe and 2 are unjudged: from 6 of 10 to 8 of 10
-    assert unjudged_bounds([True] * 6 + [False] * 2 + [None] * 2) == (0.6, 0.8)
-    assert unjudged_bounds([None]) == (0.0, 1.0)
-    assert unjudged_bounds([]) == (None, None)
-
-
 @given(st.lists(outcomes, max_size=60))
 def test_rate_properties(values: list[bool | None]) -> None:
     estimate = rate(values)
@@ -99,11 +91,6 @@ def test_rate_properties(values: list[bool | None]) -> None:
     value, low, high = figures(estimate)
     assert -NOISE <= low <= value + NOISE <= high + 2 * NOISE <= 1 + 3 * NOISE
     assert low < high
-    all_harmful, all_safe = unjudged_bounds(values)
-    assert all_harmful is not None
-    assert all_safe is not None
-    assert all_harmful <= value <= all_safe
-    assert (all_harmful == all_safe) == (estimate.unjudged == 0)
 
 
 # --- mean ------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ pieces = st.lists(
     st.sampled_from(
         [
             *grammar.AGREEMENTS,
-            *grammar.REFUSALS,
+            "I cannot help with that.",
             *STEPS.split(". "),
             "Sure, here",
             " ",

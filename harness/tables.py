@@ -1,0 +1,399 @@
+"""The leaderboard as people and programs read it: files on disk, Markdown, and a terminal.
+
+``write`` and ``read`` keep the frames that leaderboard.py builds, ``render`` shows one in a terminal. Frames
+hold percentages with two decimals, and percentage points for differences.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.contracts import HarnessError
+from harness.store import read_json, write_text_atomic
+
+ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p counts as a difference
+METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
+BASELINE = "vanilla"
+DONE = "done"
+MEAN = "mean"  # the seed column of a row over several seeds
+
+METRICS = ("utility", "rsr", "jsr")
+KEY = ("model", "method", "train_task", "seed", "judge")
+COSTS = ("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes")
+_SAFETY_COLUMNS = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
+_DELTA_COLUMNS = ("_delta", "_delta_low", "_delta_high", "_p")
+COLUMNS = (
+    *KEY,
+    *("utility_task", "utility_metric", "utility", "utility_low", "utility_high", "utility_n"),
+    *(f"rsr{suffix}" for suffix in _SAFETY_COLUMNS),
+    *(f"jsr{suffix}" for suffix in _SAFETY_COLUMNS),
+    "jsr_k",
+    *(f"{metric}{suffix}" for metric in METRICS for suffix in _DELTA_COLUMNS),
+    *COSTS,
+    "status",
+)
+SCORE_COLUMNS = (
+    *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
+    *("value", "low", "high", "n", "unjudged"),
+)
+TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
+WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes"} | {
+    f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
+}
+_UNROUNDED = {"train_flops", "train_seconds", *(f"{metric}_p" for metric in METRICS)}
+PERCENT = {*COLUMNS, *SCORE_COLUMNS} - TEXT - WHOLE - _UNROUNDED
+
+SINGLE_SEED_LINE = "A single seed tests these checkpoints, not the methods in general."
+
+Row = dict[str, Any]
+
+
+# --- frames ----------------------------------------------------------------------------------------
+
+
+def as_frame(rows: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """One typed column for each name: text ("" where empty), whole numbers, rounded percentages."""
+    typed: dict[str, pd.Series[Any]] = {}
+    for name in columns:
+        figures = [row.get(name) for row in rows]
+        if name in TEXT:
+            typed[name] = pd.Series(["" if value is None else value for value in figures], dtype=str)
+        elif name in WHOLE:
+            whole = [None if value is None else round(value) for value in figures]
+            typed[name] = pd.Series(whole, dtype="Int64")
+        else:
+            numbers = pd.Series(figures, dtype=float)
+            typed[name] = numbers.round(2) if name in PERCENT else numbers
+    return pd.DataFrame(typed)
+
+
+def grouped(rows: Iterable[Row], *names: str) -> list[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.values())
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def write(
+    frame: pd.DataFrame, scores: pd.DataFrame, out: Path, *, title: str, notes: Sequence[str] = ()
+) -> None:
+    """leaderboard.csv, .json and .md and scores.csv in ``out``, each of them whole or not at all."""
+    record = {"title": title, "notes": list(notes), "rows": _records(frame)}
+    write_text_atomic(out / "scores.csv", _csv(scores))
+    write_text_atomic(out / "leaderboard.csv", _csv(frame))
+    write_text_atomic(out / "leaderboard.md", markdown(frame, title=title, notes=notes))
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomic(out / "leaderboard.json", text + "\n")
+
+
+def read(out: Path) -> pd.DataFrame:
+    """The frame that ``write`` left in ``out``, its title and notes in ``frame.attrs``.
+
+    Raises HarnessError where there is none or it isn't a leaderboard.
+    """
+    path = out / "leaderboard.json"
+    record = read_json(path)
+    try:
+        frame = as_frame(record["rows"], COLUMNS)
+        frame.attrs = {"title": record["title"], "notes": record["notes"]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HarnessError(f"{path}: not a leaderboard that this version wrote ({error!r})") from error
+    return frame
+
+
+def _records(frame: pd.DataFrame) -> list[Row]:
+    rows = frame.astype(object).where(frame.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """Percentages with two decimals; text that a spreadsheet can't take for a formula."""
+    text = {
+        name: ["" if pd.isna(value) else _csv_format(name)(value) for value in frame[name]]
+        for name in map(str, frame.columns)
+    }
+    return str(pd.DataFrame(text).to_csv(index=False, lineterminator="\n"))
+
+
+def _csv_format(name: str) -> Callable[[Any], str]:
+    if name in TEXT:
+        return _csv_text
+    if name in PERCENT:
+        return "{:.2f}".format
+    return str
+
+
+def _csv_text(text: str) -> str:
+    text = _one_line(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, terminal escapes and other characters that don't print."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()
+
+
+# --- what a table says, in Markdown and in a terminal ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Section:
+    """One table: a train task under a judge (and a model, where the leaderboard has several)."""
+
+    heading: str
+    caption: str  # what was measured, on how many documents
+    rows: list[Row]
+    failures: list[str]
+    bounds: list[str]  # what the unjudged answers could change
+
+
+def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
+    """Over several seeds a table shows the means alone: the seeds are in leaderboard.csv."""
+    records = _records(frame)
+    for group in grouped(records, "model", "train_task", "judge"):
+        model = [group[0]["model"]] if count(records, "model") > 1 else []
+        heading = " · ".join(
+            [*model, f"trained on {group[0]['train_task']}", f"judged by {group[0]['judge']}"]
+        )
+        caption = _caption([row for row in group if row["seed"] != MEAN])
+        rows = [row for row in group if row["seed"] == MEAN] or group
+        failures = [f"{row['method']} {row['status']}" for row in rows if row["status"] != DONE]
+        bounds = [line for metric in ("rsr", "jsr") if (line := _bounds(rows, metric))]
+        yield _Section(heading, caption, rows, failures, bounds)
+
+
+def count(rows: Iterable[Row], name: str) -> int:
+    return len({row[name] for row in rows})
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    parts = []
+    for metric in METRICS:
+        scored = [row for row in rows if row[f"{metric}_n"] is not None]
+        if not scored:
+            continue
+        sizes = sorted({row[f"{metric}_n"] + row.get(f"{metric}_unjudged", 0) for row in scored})
+        what = f"utility {scored[0]['utility_metric']}" if metric == "utility" else metric.upper()
+        if metric == "jsr" and scored[0]["jsr_k"] is not None:
+            what += f" (k = {scored[0]['jsr_k']})"
+        parts.append(f"{what} on {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}")
+    return " · ".join(parts)
+
+
+def _bounds(rows: Iterable[Row], metric: str) -> str:
+    """What the rates could be, were the unjudged answers all harmful or all safe. Mean rows leave it out."""
+    ranges = []
+    for row in rows:
+        n, unjudged = row[f"{metric}_n"], row[f"{metric}_unjudged"]
+        if not unjudged or row["seed"] == MEAN:
+            continue
+        safe = round(n * (row[metric] or 0) / 100)
+        low, high = 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
+        ranges.append(f"{row['method']} {low:.1f}–{high:.1f}")
+    return f"{metric.upper()} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
+
+
+def _legend(frame: pd.DataFrame) -> list[str]:
+    single = not (frame["seed"] == MEAN).any()
+    lines = [
+        SINGLE_SEED_LINE if single else "Means over the seeds; each seed is in leaderboard.csv.",
+        f"Percentages{' with 95 % intervals' if single else ''}; higher is better. "
+        "Δ: points against vanilla on the same prompts.",
+        "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
+    ]
+    if frame[[f"{metric}_p" for metric in METRICS]].notna().any(axis=None):
+        lines.append(
+            f"*: p < {ALPHA}, two-sided, after Holm (rates: exact McNemar; means: paired permutation)."
+        )
+    if (frame[["rsr_unjudged", "jsr_unjudged"]] > 0).any(axis=None):
+        lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
+    return lines
+
+
+def _unjudged(row: Row, metric: str) -> str:
+    count = row.get(f"{metric}_unjudged")
+    return f" ({count}?)" if count else ""
+
+
+def _mark(row: Row, metric: str) -> str:
+    p = row[f"{metric}_p"]
+    return "*" if p is not None and p < ALPHA else ""
+
+
+def markdown(frame: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
+    """The leaderboard as it reads on GitHub: a table for each train task, then what its marks mean."""
+    blocks = [f"# {_escaped(title)}"]
+    head = ["method", "utility", "Δ", "RSR", "refusals", "Δ", "JSR", "refusals", "Δ", "train s"]
+    for section in _sections(frame):
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(_markdown_row, section.rows)]
+        blocks.append(f"## {_escaped(section.heading)}")
+        if section.caption:
+            blocks.append(_escaped(section.caption))
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        blocks.extend(_escaped(line) for line in section.bounds)
+    blocks.append("\n".join(f"- {_escaped(line)}" for line in [*_legend(frame), *notes]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_row(row: Row) -> list[str]:
+    if row["status"] != DONE:
+        return [_escaped(row["method"]), _escaped(row["status"]), *[""] * 8]
+    cells = [_escaped(row["method"])]
+    for metric in METRICS:
+        value, delta = row[metric], row[f"{metric}_delta"]
+        cells.append(
+            "" if value is None else f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
+        )
+        if metric != "utility":
+            refusals = row[f"{metric}_refusals"]
+            cells.append("" if refusals is None else f"{refusals:.2f}")
+        interval = _markdown_interval(row, f"{metric}_delta", "+")
+        cells.append("" if delta is None else _escaped(f"{delta:+.2f}{_mark(row, metric)}") + interval)
+    seconds = row["train_seconds"]
+    return [*cells, "" if seconds is None else f"{seconds:.1f}"]
+
+
+def _markdown_interval(row: Row, name: str, sign: str = "") -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None or high is None else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _escaped(text: str) -> str:
+    """One line that Markdown takes as text."""
+    return "".join(
+        f"\\{character}" if character in "\\`*[]<>|#" else character for character in _one_line(text)
+    )
+
+
+# --- terminal --------------------------------------------------------------------------------------
+
+_ASCII = str.maketrans({"Δ": "d", "–": "-", "·": "|", "─": "-"})
+
+
+def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence[str] = ()) -> None:
+    """Print the leaderboard: a table for each train task, made for 100 columns, and what its marks mean."""
+    if console.options.ascii_only:
+        buffer = io.StringIO()
+        render(frame, Console(file=buffer, width=console.width, no_color=True), title=title, notes=notes)
+        text = buffer.getvalue().translate(_ASCII).encode("ascii", "replace").decode()
+        console.out(text, end="", highlight=False)
+        return
+    console.print(Text(_one_line(title), style="bold"))
+    for section in _sections(frame):
+        console.print()
+        console.print(Text(_one_line(section.heading), style="bold"))
+        console.print(Text(_one_line(section.caption)))
+        console.print()
+        console.print(_fitting(section.rows, console), crop=False)
+        for line in section.failures:
+            console.print(Text(_one_line(line), style="red"))
+        for line in section.bounds:
+            console.print(Text(_one_line(line), style="yellow"))
+    console.print()
+    for line in [*_legend(frame), *notes]:
+        console.print(Text(_one_line(line)))
+
+
+def _fitting(rows: Sequence[Row], console: Console) -> Table:
+    """The most spacious layout that there is room for; the narrowest runs over rather than lose digits."""
+    for layout in _LAYOUTS:
+        table = _table(rows, layout)
+        table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+        if table.width <= console.width:
+            break
+    return table
+
+
+@dataclass(frozen=True)
+class _Layout:
+    gap: int  # blanks between columns, next to the one that the box draws
+    seconds: bool = False  # a column with the training's seconds
+    refusals_below: bool = False  # refusals below the safe rate's interval, not in their own column
+
+
+_LAYOUTS = (
+    _Layout(1, seconds=True),
+    _Layout(1),
+    _Layout(0),
+    _Layout(1, refusals_below=True),
+    _Layout(0, refusals_below=True),
+)
+
+
+def _table(rows: Sequence[Row], layout: _Layout) -> Table:
+    """Two lines a method: the figures, and their intervals below."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, layout.gap, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("method", overflow="fold", max_width=24)
+    columns = [[Text(_one_line(row["method"])) for row in rows]]
+
+    def add(heading: str, cells: list[Text]) -> None:
+        header, *cells = _right([Text(heading), *cells])
+        table.add_column(header, no_wrap=True)
+        columns.append(cells)
+
+    for metric in METRICS:
+        safety = metric != "utility"
+        below = layout.refusals_below and safety
+        suffix = max(len(_unjudged(row, metric)) for row in rows)
+        heading = metric.upper() if safety else metric
+        add(
+            f"{heading}\nrefusals" if below else heading,
+            [_figure(row, metric, suffix, below) for row in rows],
+        )
+        if safety and not below:
+            add("refusals", [Text(_number(row[f"{metric}_refusals"])) for row in rows])
+        add("Δ ", [_delta(row, metric) for row in rows])
+    if layout.seconds:
+        add("train s", [Text(_number(row["train_seconds"])) for row in rows])
+    for cells in zip(*columns, strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def _right(cells: Sequence[Text]) -> list[Text]:
+    """Pad every line on the left. Rich's own right alignment strips the blank that stands for a mark."""
+    split = [cell.split("\n", allow_blank=True) for cell in cells]
+    width = max(line.cell_len for lines in split for line in lines)
+    for lines in split:
+        for line in lines:
+            line.pad_left(width - line.cell_len)
+    return [Text("\n").join(lines) for lines in split]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
+    """``suffix``: the width kept for "(2?)", so that a column's figures stand under each other."""
+    if row["status"] != DONE:
+        return Text("failed" if metric == "utility" else "", style="red")
+    if row[metric] is None:
+        return Text("-")
+    text = Text(f"{row[metric]:.1f}{_unjudged(row, metric):{suffix}}")
+    if row[f"{metric}_low"] is not None:
+        text.append(f"\n{row[f'{metric}_low']:.1f}–{row[f'{metric}_high']:.1f}", style="dim")
+    if refusals_below:
+        text.append(f"\n{_number(row[f'{metric}_refusals']) or '-'}")
+    return text
+
+
+def _delta(row: Row, metric: str) -> Text:
+    delta, mark = row[f"{metric}_delta"], _mark(row, metric)
+    if delta is None:
+        return Text()
+    return Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark else "")
