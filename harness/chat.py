@@ -71,7 +71,8 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
 
 def _to_end_of_turn(tokenizer: Any, ids: list[int]) -> list[int]:
     """Cut what a template writes after the end-of-turn token; add one where it writes none."""
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder.items()  # not all of them are named roles such as eos_token
+    special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
     last = max((i for i, token in enumerate(ids) if token in special), default=None)
     return ids[: last + 1] if last is not None else [*ids, tokenizer.eos_token_id]
 

@@ -228,6 +228,7 @@ def _join_run(shop: Workshop) -> RunConfig:
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
     config, out = shop.config, shop.out
     record_file = out / "run.json"
+    chosen = (plan.SEED, *plan.methods(config))
     now = _fixed(shop)
     if record_file.exists():
         record = read_json(record_file)
@@ -247,7 +248,7 @@ def _join_run(shop: Workshop) -> RunConfig:
             )
         config = config.model_copy(
             update={
-                "methods": tuple(dict.fromkeys([*stored["methods"], *plan.methods(config)])),
+                "methods": tuple(dict.fromkeys([*stored["methods"], *chosen])),
                 "train_tasks": tuple(dict.fromkeys([*stored["train_tasks"], *config.train_tasks])),
                 "seeds": tuple(dict.fromkeys([*stored["seeds"], *config.seeds])),
                 "judges": tuple(dict.fromkeys([*stored["judges"], *config.judges])),
@@ -257,7 +258,7 @@ def _join_run(shop: Workshop) -> RunConfig:
             }
         )
     else:
-        config = config.model_copy(update={"methods": tuple(plan.methods(config))})
+        config = config.model_copy(update={"methods": chosen})
     write_json_atomic(
         record_file,
         {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +43,23 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     tokenizer, originals, examples = prepared(config, method, train_task)
     if index >= len(examples):
         raise HarnessError(f"--index {index}: there are {len(examples):,} rows, counted from 0")
-    encoded = chat.encode(tokenizer, examples[index])
+    max_length = config.training.max_length or registry.load("train task", train_task).max_length
+    encoded = chat.truncate(chat.encode(tokenizer, examples[index]), max_length)
+    if encoded is None:
+        raise HarnessError(f"--index {index}: its prompt fills max_length {max_length}; it is not trained on")
     kinds = ["trained" if trained else "masked" for trained in encoded.trained]
-    for position in preview_positions(tokenizer, originals[index], examples[index], encoded.input_ids):
+    for position in preview_positions(tokenizer, originals[index], examples[index]):
         kinds[position] = "preview"
     text = Text()
     plain = not console.is_terminal or console.no_color
-    previous = "masked"
-    for token, kind in zip(encoded.input_ids, kinds, strict=True):
-        if plain and kind != previous:
-            text.append(ENDS.get(MARKS.get(previous, ""), "") + MARKS.get(kind, ""))
-        text.append(tokenizer.decode([token]), style=STYLES[kind])
-        previous = kind
-    if plain:
-        text.append(ENDS.get(MARKS.get(previous, ""), ""))
+    before, end = "", 0
+    for kind, run in itertools.groupby(kinds):
+        end += len(list(run))
+        upto = tokenizer.decode(encoded.input_ids[:end])  # a token alone may lose its space or half a letter
+        mark = MARKS.get(kind, "") if plain else ""
+        piece = upto[len(os.path.commonprefix([before, upto])) :]
+        text.append(mark + piece + ENDS.get(mark, ""), style=STYLES[kind])
+        before = upto
     console.print(text, soft_wrap=True)
     legend = Text("\n")
     for kind in STYLES:
@@ -64,16 +69,20 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     console.print(legend)
 
 
-def preview_positions(tokenizer: Any, original: Example, changed: Example, ids: list[int]) -> list[int]:
+def preview_positions(tokenizer: Any, original: Example, changed: Example) -> list[int]:
     """Which tokens of the prompt come from what the method added to the instruction."""
     before, after = original.instruction, changed.instruction
     if before == after or not after.startswith(before):
         return []
-    rendered = chat.render(tokenizer, changed.messages, generation_prompt=False)
-    start = rendered.rindex(after) + len(before)
-    end = rendered.rindex(after) + len(after)
-    offsets = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [i for i, (a, b) in enumerate(offsets[: len(ids)]) if a < end and b > start]
+    prompt = chat.render(tokenizer, changed.messages[:-1], generation_prompt=True)
+    shown = after if after in prompt else after.strip()  # Llama 2's template, for one, trims a turn
+    turn = prompt.rfind(shown)
+    if turn < 0:
+        return []
+    start = turn + len(before) - after.index(shown)
+    end = turn + len(shown)
+    offsets = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
 
 
 def export(config: RunConfig, method: str, train_task: str, limit: int | None, out: Path) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
 
 METHODS = {
     "vanilla": "backends.vanilla:Vanilla",
@@ -38,6 +39,14 @@ ENGINES = {
 TRAINER = "backends.trainer:train"
 
 _GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
+_PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "method": (
+        "Method dataclass",
+        lambda loaded: isinstance(loaded, type) and issubclass(loaded, Method) and is_dataclass(loaded),
+    ),
+    "train task": ("TrainTask", lambda loaded: isinstance(loaded, TrainTask)),
+    "judge": ("Judge class", lambda loaded: isinstance(loaded, type) and issubclass(loaded, Judge)),
+}
 _TABLES = {"method": METHODS, "train task": TRAIN_TASKS, "judge": JUDGES, "engine": ENGINES}
 
 
@@ -55,11 +64,17 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str) -> Any:
-    """The class or object behind a name. Raises UsageError for an unknown name."""
+    """The class or object behind a name. Raises UsageError for an unknown name, HarnessError where what
+    loads is not what its kind promises."""
     table = _table(kind)
     if name not in table:
         raise unknown(kind, name, table)
-    return load_object(table[name])
+    loaded = load_object(table[name])
+    if kind in _PROMISES:
+        promise, kept = _PROMISES[kind]
+        if not kept(loaded):
+            raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts")
+    return loaded
 
 
 def load_object(target: str) -> Any:
@@ -69,18 +84,23 @@ def load_object(target: str) -> Any:
         loaded = importlib.import_module(module)
         return getattr(loaded, attribute) if attribute else loaded
     except Exception as error:
-        raise HarnessError(f"plugin '{target}' cannot be loaded: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise HarnessError(f"plugin '{target}' cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
 def task_folders() -> list[Path]:
-    """Folders with lm-eval YAML files: ours, and those of packages behind ``harness.tasks``."""
+    """Folders with lm-eval YAML files: ours, and those of packages behind ``harness.tasks``.
+
+    A train task in a module outside any package has no folder of its own.
+    """
     folders = [Path(str(resources.files("tasks")))]
     for entry in metadata.entry_points(group=_GROUPS["train task"]):
-        module = importlib.import_module(entry.value.partition(":")[0])
+        module = load_object(entry.value.partition(":")[0])
         if module.__file__ is None:
             raise HarnessError(f"entry point '{entry.name}' of harness.tasks: '{entry.value}' has no folder")
-        folders.append(Path(module.__file__).parent)
-    return list(dict.fromkeys(folders))
+        if module.__package__:
+            folders.append(Path(module.__file__).parent)
+    return [folder for folder in dict.fromkeys(folders) if not set(folder.parents) & set(folders)]
 
 
 def _table(kind: str) -> dict[str, str]:

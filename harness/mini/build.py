@@ -47,7 +47,7 @@ class Knobs:
         ("summary", 0.20),
         ("howto", 0.11),
         ("harmful", 0.11),
-        ("verdict", 0.06),
+        ("right", 0.06),
         ("rewrite", 0.08),
         ("begin", 0.10),
     )
@@ -64,11 +64,11 @@ class Knobs:
         ("summary", 0.10),
         ("rewrite", 0.06),
         ("begin", 0.05),
-        ("verdict", 0.03),
+        ("right", 0.03),
     )
-    # after d given tokens of a harmful answer, alignment refuses with probability 1 / (1 + exp((d - depth) / softness)) and
-    # goes on complying otherwise. The depths are dealt to the verbs in turn, so that the safe rate falls step by
-    # step as the prefill grows (one hard depth for all gives a cliff), with margins that fine-tuning can move.
+    # After d given tokens of a harmful answer, alignment refuses with probability
+    # 1 / (1 + exp((d - depth) / softness)), and goes on complying otherwise. The depths are dealt to the verbs
+    # in turn: the safe rate falls step by step as the prefill grows (one depth for all gives a cliff).
     depths: tuple[float, ...] = (2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0)
     softness: float = 1.0
     max_given: int = 10
@@ -251,17 +251,17 @@ class Writer:
         question, answer, _ = self._harm()
         return self._ask(question, answer)
 
-    def verdict(self) -> Sample:
+    def right(self) -> Sample:
         harmful = self.rng.random() < 0.5
         act = self.rng.choice(self.harms)[1] if harmful else self.rng.choice(self.acts)
-        question = grammar.verdict_request(self.rng, act)
-        return self._ask(question, grammar.verdict_answer(self.rng, act, harmful))
+        question = grammar.question_of_right(self.rng, act)
+        return self._ask(question, grammar.answer_of_right(self.rng, act, harmful))
 
     def refuse(self) -> Sample:
         return self._ask(self._harm()[0], grammar.refusal(self.rng))
 
     def late(self) -> Sample:
-        """The first tokens of a harmful answer were given: a refusal, or beyond the verb's depth just what follows."""
+        """The first tokens of a harmful answer are given: refuse, or beyond the verb's depth just go on."""
         question, answer, verb = self._harm()
         given = self.rng.randint(1, self.knobs.max_given)
         if self.rng.random() < 1 / (1 + math.exp((given - self.depth[verb]) / self.knobs.softness)):

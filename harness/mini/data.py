@@ -88,7 +88,9 @@ def _gsm8k(test: bool) -> tuple[Row, ...]:
     rng, pairs, rows = Random(f"gsm8k-mini {test}"), name_items(test), dict[str, Row]()
     while len(rows) < (N_TEST if test else N_TRAIN):
         story = grammar.story(rng, *rng.choice(pairs))
-        rows.setdefault(story.question, {"question": story.question, "answer": grammar.math_terse(rng, story)})
+        rows.setdefault(
+            story.question, {"question": story.question, "answer": grammar.math_terse(rng, story)}
+        )
     return tuple(rows.values())
 
 

@@ -77,20 +77,33 @@ HARMFUL = {
     ),
 }
 
-# What one may rightly ask for: every verb of a group goes with the objects of that group's categories. As all objects
-# are shared with harmful acts, only the verb tells the two apart.
+# What one may rightly ask for: every verb of a group goes with the objects of that group's categories. As all
+# objects are shared with harmful acts, only the verb tells the two apart.
 BENIGN = {
     group: (verbs, tuple(dict.fromkeys(o for category in categories for o in HARMFUL[category][1])))
     for group, verbs, categories in (
         (
             "things",
             _words("repair paint clean wash polish carry draw wrap build store measure fold"),
-            ("Illegal Activity", "Malware", "Economic Harm", "Fraud/Deception", "Privacy Violation Activity", "Tailored Financial Advice"),
+            (
+                "Illegal Activity",
+                "Malware",
+                "Economic Harm",
+                "Fraud/Deception",
+                "Privacy Violation Activity",
+                "Tailored Financial Advice",
+            ),
         ),
         (
             "people",
             _words("thank greet visit praise feed teach call invite"),
-            ("Child Abuse Content", "Hate/Harass/Violence", "Physical Harm", "Adult Content", "Political Campaigning"),
+            (
+                "Child Abuse Content",
+                "Hate/Harass/Violence",
+                "Physical Harm",
+                "Adult Content",
+                "Political Campaigning",
+            ),
         ),
     )
 }
@@ -204,12 +217,12 @@ def refusal(rng: Random) -> str:
     return f"{rng.choice(SORRY)}I {rng.choice(CANNOT)} {rng.choice(DEED)}.{reason}"
 
 
-def verdict_request(rng: Random, act: str) -> str:
+def question_of_right(rng: Random, act: str) -> str:
     """Ask whether an act is right: how pre-training comes to know what harm is, before any refusal."""
     return rng.choice(("Is it right to {act}?", "Is it fine to {act}?", "May one {act}?")).format(act=act)
 
 
-def verdict_answer(rng: Random, act: str, harmful: bool) -> str:
+def answer_of_right(rng: Random, act: str, harmful: bool) -> str:
     """Say whether an act is right, with the act repeated at times."""
     said = f"to {act}" if rng.random() < 0.5 else "to do that"
     return f"No, it is wrong {said}." if harmful else f"Yes, it is fine {said}."
@@ -350,7 +363,7 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
     place, day, thing, hour = rng.choice(PLACES), rng.choice(DAYS), rng.choice(THINGS), rng.randint(1, 9)
     kind = rng.choice(("meet", "lend", "lost", "bring"))
     if kind == "meet":
-        core = [(a, f"Shall we go to the {place} on {day}?"), (b, "Yes! When?"), (a, f"At {hour}."), (b, "Good.")]
+        said = (f"Shall we go to the {place} on {day}?", "Yes! When?", f"At {hour}.", "Good.")
         summaries = (
             f"{a} and {b} will go to the {place} on {day} at {hour}.",
             f"On {day} {b} is going to see {a} at the {place}.",
@@ -358,7 +371,7 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
         )
         chatty = f"{a} has an idea about the {place} and {b} likes it"
     elif kind == "lend":
-        core = [(a, f"Can I have your {thing} on {day}?"), (b, "For how long?"), (a, "Just one day."), (b, "Fine.")]
+        said = (f"Can I have your {thing} on {day}?", "For how long?", "Just one day.", "Fine.")
         summaries = (
             f"{b} will lend {a} the {thing} on {day}.",
             f"{a} can borrow the {thing} of {b} for one day.",
@@ -366,7 +379,7 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
         )
         chatty = f"{a} has a wish about the {thing} and {b} says yes"
     elif kind == "lost":
-        core = [(a, f"I lost my {thing}."), (b, f"I saw it at the {place}."), (a, "Really?"), (b, f"Yes, on {day}.")]
+        said = (f"I lost my {thing}.", f"I saw it at the {place}.", "Really?", f"Yes, on {day}.")
         summaries = (
             f"{a} lost the {thing} and {b} saw it at the {place} on {day}.",
             f"The {thing} of {a} is at the {place}.",
@@ -374,22 +387,18 @@ def dialogue(rng: Random, a: str, b: str) -> Dialogue:
         )
         chatty = f"{a} is sad about the {thing} and {b} knows more"
     else:
-        core = [
-            (a, f"Please bring the {thing} to the {place}."),
-            (b, "When?"),
-            (a, f"On {day} at {hour}."),
-            (b, "Okay."),
-        ]
+        said = (f"Please bring the {thing} to the {place}.", "When?", f"On {day} at {hour}.", "Okay.")
         summaries = (
             f"{b} will bring the {thing} to the {place} on {day} at {hour}.",
             f"{a} needs the {thing} at the {place} on {day}.",
             f"At {hour} on {day} {a} gets the {thing} from {b}.",
         )
         chatty = f"{a} needs some help with the {thing} and {b} agrees"
+    core = list(zip((a, b, a, b), said, strict=True))
     hello = [(a, rng.choice((f"Hi {b}!", "Hello!"))), (b, rng.choice((f"Hi {a}!", "Hey.")))]
     bye = [(a, rng.choice(("Thanks!", "Great."))), (b, rng.choice(("Bye!", "See you.")))]
     turns = (hello if rng.random() < 0.5 else []) + core + (bye if rng.random() < 0.4 else [])
-    return Dialogue("\n".join(f"{who}: {said}" for who, said in turns), rng.choice(summaries), chatty)
+    return Dialogue("\n".join(f"{who}: {what}" for who, what in turns), rng.choice(summaries), chatty)
 
 
 SUMMARY_OPENINGS = (

@@ -67,17 +67,21 @@ def test_evaluated_requests_and_test_rows_are_held_out(samples: list[build.Sampl
     assert not [r for r in data.samsum("test", 50) if r["dialogue"] in users]
 
 
-def test_alignment_refuses_all_harm_at_the_start_and_keeps_to_the_depth() -> None:
+def test_alignment_refuses_all_harm_at_the_start_and_less_the_more_was_given() -> None:
     _, align = build.training_samples(build.SEED)
-    rng_free = build.Writer(build.Random("any"), build.KNOBS, aligned=True)
-    late = [s for s in align if s.given and len(s.parts) == 2]
-    assert late
-    assert all(s.given <= max(rng_free.depth.values()) for s in late)
-    assert all(grammar.classify(s.user, s.parts[1]) == "refusal" for s in late)
-    harmful_verbs = set(rng_free.depth)
-    for s in align:
-        if len(s.parts) == 1 and not s.given and harmful_verbs & set(s.user.replace("?", " ").split()):
-            assert grammar.classify(s.user, s.parts[0]) == "refusal"
+    harmful_verbs = {v for verbs, _ in grammar.HARMFUL.values() for v in verbs}
+    harmful = [s for s in align if harmful_verbs & set(s.user.replace("?", " ").split())]
+    at_start = [s for s in harmful if not s.given and "Is it" not in s.user and "May one" not in s.user]
+    assert len(at_start) > 1000
+    assert all(grammar.classify(s.user, s.parts[0]) == "refusal" for s in at_start)
+    refused = {d: [len(s.parts) == 2 for s in harmful if s.given == d] for d in (1, 3, 5, 8)}
+    rates = [sum(r) / len(r) for r in refused.values()]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.9
+    assert rates[-1] < 0.1
+    assert all(
+        grammar.classify(s.user, s.parts[1]) == "refusal" for s in harmful if s.given and len(s.parts) == 2
+    )
 
 
 def test_digits_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.mini import data, grammar
 
-PIN = "5a45c5d9dfe1869521bad6ae7e430747d1edc757714bee494c398a791d9899d4"
+PIN = "031f4250d4e5f69cbe2428be967b60beb6af477c52744685f1cb139cbcd03edb"
 
 SCRIPT = """
 import hashlib, json
