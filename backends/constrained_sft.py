@@ -1,15 +1,17 @@
-"""Constrained SFT: hold the first answer tokens near the seed model (arXiv 2406.05946; paper eq. 2-3)."""
+"""Constrained SFT: hold the first answer tokens near the seed model (arXiv 2406.05946; paper eq. 2-3).
+
+torch is imported where it is used: planning a run looks at every method, and must not wait for it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from typing import TYPE_CHECKING, Any
 
 from harness.contracts import LossInputs, Method, TrainContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BETA = 0.1  # b_t from the sixth answer token on
 FIRST_FACTOR, EARLY_FACTOR, EARLY_TOKENS = 5.0, 20.0, 5  # b_1 = 0.5, b_2..b_5 = 2.0
@@ -23,6 +25,8 @@ def token_betas(
     early_tokens: int = EARLY_TOKENS,
 ) -> Tensor:
     """b_t of each answer token, by its position in the answer. mask (B, T) bool -> (B, T) float64."""
+    import torch
+
     position = mask.cumsum(dim=1)  # 1 at the first answer token
     betas = torch.full(mask.shape, beta, dtype=torch.float64, device=mask.device)
     betas[position <= early_tokens] = beta * early_factor
@@ -47,6 +51,9 @@ def constrained_loss(
     token's gradient weight w_t = 2 (1 - sigmoid(b_t d_t)) from below, as the authors' trainer does (1e-3);
     the value is then the surrogate -w_t log p with w_t held constant. Default: the paper's form, no clamp.
     """
+    import torch
+    from torch.nn.functional import logsigmoid
+
     betas = (token_betas(mask) if betas is None else betas).to(logp.dtype)
     difference = torch.where(mask, logp - ref_logp.to(logp.dtype), torch.zeros_like(logp))
     if min_weight is None:
@@ -80,9 +87,9 @@ class ConstrainedSFT(Method):
         }
 
     def loss(self, inputs: LossInputs) -> Tensor:
-        ref_logp = torch.zeros_like(inputs.logp)
+        ref_logp = inputs.logp.new_zeros(inputs.logp.shape)
         stored = [value for example_id in inputs.ids for value in self.reference[example_id]]
-        ref_logp[inputs.mask] = torch.tensor(stored, dtype=inputs.logp.dtype, device=inputs.logp.device)
+        ref_logp[inputs.mask] = inputs.logp.new_tensor(stored)
         betas = token_betas(inputs.mask, self.beta, self.first_factor, self.early_factor, self.early_tokens)
         return constrained_loss(
             inputs.logp,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import platform
@@ -287,13 +286,8 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
         else:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
-    flat["train_data"] = (
-        content_hash(
-            [dataclasses.asdict(e) for e in shop.examples(registry.load("train task", config.train_tasks[0]))]
-        )
-        if config.train_data
-        else None
-    )
+    if config.train_data:
+        flat["train_data"] = shop.examples_hash(registry.load("train task", config.train_tasks[0]))
     flat["data"] = {task: stages.data_hash(path) for task, path in config.data.items()}
     return flat
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
         end += len(list(run))
         upto = tokenizer.decode(encoded.input_ids[:end])  # a token alone may lose its space or half a letter
         mark = MARKS.get(kind, "") if plain else ""
-        piece = upto[len(os.path.commonprefix([before, upto])) :]
+        piece = upto.removeprefix(before.rstrip("\N{REPLACEMENT CHARACTER}"))
         text.append(mark + piece + ENDS.get(mark, ""), style=STYLES[kind])
         before = upto
     console.print(text, soft_wrap=True)

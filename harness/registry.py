@@ -8,6 +8,7 @@ or a package whose folder holds lm-eval YAML files). A duplicate name or a plugi
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -94,7 +95,7 @@ def task_folders() -> list[Path]:
     A train task in a module outside any package has no folder of its own.
     """
     folders = [Path(str(resources.files("tasks")))]
-    for entry in metadata.entry_points(group=_GROUPS["train task"]):
+    for entry in _entry_points(_GROUPS["train task"]):
         module = load_object(entry.value.partition(":")[0])
         if module.__file__ is None:
             raise HarnessError(f"entry point '{entry.name}' of harness.tasks: '{entry.value}' has no folder")
@@ -105,7 +106,7 @@ def task_folders() -> list[Path]:
 
 def _table(kind: str) -> dict[str, str]:
     table = dict(_TABLES[kind])
-    for entry in metadata.entry_points(group=_GROUPS[kind]) if kind in _GROUPS else ():
+    for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders
         if entry.name in table:
@@ -115,3 +116,8 @@ def _table(kind: str) -> dict[str, str]:
             )
         table[entry.name] = entry.value
     return table
+
+
+@functools.cache  # reading every installed distribution's metadata takes milliseconds a time
+def _entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=group))

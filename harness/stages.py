@@ -60,6 +60,7 @@ class Workshop:
         self.clock: dict[str, float] = {"imports": 0.0, "training": 0.0, "generation": 0.0}
         self._imported = False
         self._examples: dict[str, list[Example]] = {}
+        self._example_hashes: dict[str, str] = {}
 
     @cached_property
     def seed_folder(self) -> Path:
@@ -111,6 +112,12 @@ class Workshop:
             )
         return self._examples[train_task.name]
 
+    def examples_hash(self, train_task: TrainTask) -> str:
+        if train_task.name not in self._example_hashes:
+            rows = [dataclasses.asdict(example) for example in self.examples(train_task)]
+            self._example_hashes[train_task.name] = content_hash(rows)
+        return self._example_hashes[train_task.name]
+
     def engine(self, folder: Path) -> Any:
         """The engine with the checkpoint in ``folder`` loaded."""
         model = models.load_model(folder, self.config.responses.dtype, self.device)
@@ -160,7 +167,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     inputs = {
         "version": TRAIN_VERSION,
         "seed_model": shop.seed_fingerprint,
-        "examples": content_hash([dataclasses.asdict(example) for example in shop.examples(task)]),
+        "examples": shop.examples_hash(task),
         "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
         "method": {"name": cell.method, "version": method.version, "options": options},
         "training": shop.config.training.model_dump(mode="json"),

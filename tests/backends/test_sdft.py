@@ -1,0 +1,142 @@
+"""SDFT asks the seed model once, keeps a rewrite unless something speaks against it, and counts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from backends.sdft import SDFT, rejected
+from harness.contracts import Example, Message, PrepareContext, Rewrite, TrainTask
+
+# (rewritten answer, rejected because, why this case)
+CASES = [
+    ("The answer is 4.", None, "nothing against it"),
+    ("", "empty", "nothing came"),
+    ("As the reference answer says, 4.", "contains 'reference answer'", "a phrase"),
+    ("As the Reference Answer says, 4.", "contains 'reference answer'", "in any case"),
+    ("Here is your response: 4.", "contains 'your response'", "a phrase"),
+    ("My response: 4.", "contains 'my response'", "a phrase, capital"),
+    ("In your own response, say 4.", "contains 'your own response'", "a phrase"),
+    ("4. Now it's your turn!", "contains 'now it's your turn'", "a phrase, mixed case"),
+    ("Your turn: 4.", "starts with 'Your turn'", "a beginning"),
+    ("It is 4. Your turn now.", None, "only at the beginning"),
+    ("Your turning point is 4.", "starts with 'Your turn'", "a plain prefix, as published"),
+    ("The reference, answered: 4. My own response times.", None, "the words, not the phrases"),
+]
+
+
+@pytest.mark.parametrize(("rewritten", "reason", "why"), CASES)
+def test_rejection(rewritten: str, reason: str | None, why: str) -> None:
+    assert rejected(rewritten) == reason, why
+
+
+class Asked:
+    """A generator that records its calls and answers from a list."""
+
+    def __init__(self, answers: list[str]):
+        self.answers, self.calls = answers, list[tuple[Any, dict[str, Any]]]()
+
+    def __call__(
+        self, conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int
+    ) -> list[str]:
+        self.calls.append(
+            ([list(turns) for turns in conversations], {"opening": opening, "max_tokens": max_tokens})
+        )
+        return self.answers
+
+
+def task(**rewrite: Any) -> TrainTask:
+    return TrainTask(
+        name="t",
+        rows=list,
+        fields=("q", "a"),
+        system_prompt="Train.",
+        max_length=64,
+        utility_task="t",
+        utility_metric="m",
+        rewrite=Rewrite(
+            system_prompt="Rewrite.", user=lambda question, answer: f"{question}|{answer}", **rewrite
+        ),
+    )
+
+
+def prepare(answers: list[str], **rewrite: Any) -> tuple[list[Example], list[Example], Asked, dict[str, Any]]:
+    examples = [
+        Example(
+            f"e-{i}",
+            (Message("system", "Train."), Message("user", f"q{i}?"), Message("assistant", f"a{i}.")),
+            loss_free_tokens=i,
+        )
+        for i in range(len(answers))
+    ]
+    asked = Asked(answers)
+    context = PrepareContext(None, task(**rewrite), asked, random.Random(0))
+    return examples, SDFT().prepare(list(examples), context), asked, context.record
+
+
+def test_one_call_with_exactly_the_rewriting_prompt() -> None:
+    _, _, asked, _ = prepare(["x", "y"], opening="Well: ", max_tokens=9)
+    assert asked.calls == [
+        (
+            [
+                [Message("system", "Rewrite."), Message("user", "q0?|a0.")],
+                [Message("system", "Rewrite."), Message("user", "q1?|a1.")],
+            ],
+            {"opening": "Well: ", "max_tokens": 9},
+        )
+    ]
+
+
+def test_a_kept_rewrite_has_opening_and_finish_and_changes_only_the_answer() -> None:
+    finished = []
+
+    def finish(rewritten: str, reference: str) -> str:
+        finished.append((rewritten, reference))
+        return f"{rewritten} ####"
+
+    examples, prepared, _, record = prepare([" four. \n"], opening="Great! ", finish=finish)
+    assert finished == [("Great!  four.", "a0.")]
+    assert prepared == [examples[0].with_answer("Great!  four. ####")]
+    assert record == {"rewrites_kept": 1, "rewrites_rejected": {}}
+
+
+def test_rejected_rewrites_fall_back_and_are_counted_by_reason() -> None:
+    def reject(rewritten: str, reference: str) -> str | None:
+        return "too short" if len(rewritten) < len(reference) else None
+
+    def finish(rewritten: str, reference: str) -> str:
+        return rewritten + "!"
+
+    answers = ["a fine one", "my response is", "x", "", "Your turn, please", "also my response"]
+    examples, prepared, _, record = prepare(answers, reject=reject, finish=finish)
+    assert prepared[0] == examples[0].with_answer("a fine one!")
+    assert prepared[1:] == examples[1:]  # the original answers, unfinished, in order
+    assert record == {
+        "rewrites_kept": 1,
+        "rewrites_rejected": {
+            "contains 'my response'": 2,
+            "too short": 1,
+            "empty": 1,
+            "starts with 'Your turn'": 1,
+        },
+    }
+
+
+def test_the_tasks_filter_sees_the_opened_rewrite_and_the_reference() -> None:
+    seen = []
+
+    def reject(rewritten: str, reference: str) -> None:
+        seen.append((rewritten, reference))
+
+    prepare(["is 4", "is 5"], opening="It ", reject=reject)
+    assert seen == [("It is 4", "a0."), ("It is 5", "a1.")]
+
+
+def test_a_generator_that_loses_an_answer_is_not_believed() -> None:
+    examples = [Example(f"e-{i}", (Message("user", "q?"), Message("assistant", "a."))) for i in range(2)]
+    context = PrepareContext(None, task(), Asked(["only one"]), random.Random(0))
+    with pytest.raises(ValueError, match="shorter"):
+        SDFT().prepare(examples, context)

@@ -1,0 +1,420 @@
+"""The shared trainer is the recipe's optimisation, whatever the micro-batch size, and calls the hooks in order."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from backends import trainer
+from backends.constrained_sft import ConstrainedSFT
+from backends.trainer import IGNORED, answer_logp, collate, global_batches, target_logp
+from backends.vanilla import Vanilla
+from harness.contracts import Encoded, LossInputs, Method, TrainContext
+
+Weights = dict[str, torch.Tensor]
+Train = Callable[..., dict[str, Any]]
+
+
+def distance(a: Weights, b: Weights) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+# --- the order of the data -------------------------------------------------------------------------
+
+
+def test_every_epoch_is_a_seeded_permutation(encoded: list[Encoded]) -> None:
+    batches = global_batches(encoded, epochs=3, batch_size=16, seed=1)
+    assert [len(batch) for batch in batches] == [16] * 7 + [8]  # 120 = 3 epochs of 40, laid end to end
+    stream = [example.id for batch in batches for example in batch]
+    epochs = [stream[start : start + 40] for start in (0, 40, 80)]
+    assert all(sorted(epoch) == sorted(example.id for example in encoded) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != [example.id for example in encoded]
+    assert batches == global_batches(encoded, 3, 16, seed=1)
+    assert batches != global_batches(encoded, 3, 16, seed=2)
+
+
+def test_the_planned_order_is_the_trained_order(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    """For every micro-batch size: the same stream, so that methods and machines differ in nothing else."""
+    expected = [e.id for batch in global_batches(encoded[:12], 2, 4, seed=7) for e in batch]
+    for micro in (1, 2, 4):
+        method = Recorder()
+        train(make_model(), encoded[:12], method, epochs=2, batch_size=4, micro_batch_size=micro)
+        assert [name for inputs in method.seen for name in inputs.ids] == expected
+
+
+# --- batches and labels ----------------------------------------------------------------------------
+
+
+def test_collate_pads_on_the_right_and_masks_what_is_not_trained() -> None:
+    batch = collate(
+        [Encoded("a", [5, 6, 7, 8], [False, False, True, True]), Encoded("b", [9, 4], [False, True])], 3
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 4, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]
+    assert batch["ids"] == ["a", "b"]
+
+
+def test_target_logp_is_the_next_tokens() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 6)
+    labels = torch.tensor([[IGNORED, IGNORED, 2, 5], [IGNORED, 1, IGNORED, IGNORED]])
+    logp, mask = target_logp(logits, labels)
+    assert mask.tolist() == [[False, True, True], [True, False, False]]
+    expected = torch.log_softmax(logits, dim=-1)
+    assert logp[0, 1].item() == pytest.approx(expected[0, 1, 2].item(), abs=1e-6)
+    assert logp[0, 2].item() == pytest.approx(expected[0, 2, 5].item(), abs=1e-6)
+    assert logp[1, 0].item() == pytest.approx(expected[1, 0, 1].item(), abs=1e-6)
+
+
+def test_log_softmax_is_taken_in_float32() -> None:
+    logits = torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16) * 8
+    labels = torch.tensor([[IGNORED, 7, 11]])
+    logp, _ = target_logp(logits, labels)
+    assert logp.dtype == torch.float32
+    exact = torch.log_softmax(logits.double(), dim=-1)
+    assert logp[0].tolist() == pytest.approx([exact[0, 0, 7].item(), exact[0, 1, 11].item()], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [Vanilla(), ConstrainedSFT()], ids=lambda method: method.name)
+def test_prompt_tokens_carry_no_loss(method: Method, encoded: list[Encoded]) -> None:
+    """Whatever the model says at positions whose target is the prompt's or padding: the same loss."""
+    batch = collate(encoded[:3], 0)
+    labels = batch["labels"]
+    for row, example in enumerate(encoded[:3]):
+        trained = (labels[row] != IGNORED).tolist()[: len(example.input_ids)]
+        assert trained == example.trained
+        assert trained == [False] * trained.count(False) + [True] * trained.count(True)
+    if isinstance(method, ConstrainedSFT):
+        method.reference = {example.id: [-1.0] * sum(example.trained) for example in encoded}
+    torch.manual_seed(0)
+    logits = torch.randn(*labels.shape, 1200)
+    other = logits.clone()
+    other[:, :-1][labels[:, 1:] == IGNORED] += torch.randn(1200)
+    losses, gradients = [], []
+    for values in (logits, other):
+        values.requires_grad_()
+        logp, mask = target_logp(values, labels)
+        loss = method.loss(LossInputs(logp, mask, batch["ids"], mask.sum(), None, 1))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(values.grad)
+    assert losses[0] == losses[1]
+    assert torch.equal(gradients[0], gradients[1])
+    assert (gradients[0][:, :-1][labels[:, 1:] == IGNORED] == 0).all()
+    assert (gradients[0][:, :-1][labels[:, 1:] != IGNORED] != 0).any(dim=-1).all()
+
+
+def test_answer_logp_is_per_answer_token_whatever_the_batch(
+    make_model: Callable[..., Any], encoded: list[Encoded], tokenizer: Any
+) -> None:
+    model = make_model().train()
+    found = answer_logp(model, encoded[:9], tokenizer.pad_token_id, batch_size=4)
+    assert model.training  # left as it was
+    for example, values in zip(encoded[:9], found, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+        expected = [
+            torch.log_softmax(logits[position - 1], dim=-1)[token].item()
+            for position, (token, trained) in enumerate(zip(example.input_ids, example.trained, strict=True))
+            if trained
+        ]
+        assert values == pytest.approx(expected, abs=1e-4)
+
+
+# --- the optimisation ------------------------------------------------------------------------------
+
+
+def plain_torch_loop(
+    model: Any, batches: list[list[Encoded]], learning_rate: float
+) -> tuple[list[float], list[float]]:
+    """RECIPE §2 without the harness: AdamW (0.5, 0.999), linear decay to 0, clip 1.0. Losses and norms."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.5, 0.999), eps=1e-8, weight_decay=0.0
+    )
+    losses, norms = [], []
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - step / len(batches))
+        optimizer.zero_grad()
+        tokens = sum(sum(example.trained) for example in batch)
+        total = torch.zeros(())
+        for example in batch:  # one row at a time: no padding anywhere
+            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
+            logp = torch.log_softmax(logits.float(), dim=-1)
+            for position in range(1, len(example.input_ids)):
+                if example.trained[position]:
+                    total = total - logp[position - 1, example.input_ids[position]]
+        loss = total / tokens
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, norms
+
+
+def test_equals_a_plain_torch_loop(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+) -> None:
+    """Five steps, the last on a ragged batch, with gradients over and under the clip norm."""
+    examples = encoded[:9]
+    ours, theirs = make_model(), make_model()
+    record = train(ours, examples, Vanilla(), epochs=2, batch_size=4, micro_batch_size=2, learning_rate=3e-3)
+    batches = global_batches(examples, 2, 4, seed=7)
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 2]
+    losses, norms = plain_torch_loop(theirs, batches, 3e-3)
+    assert max(norms) > 1.2  # else the clip would not be tested
+    assert record["losses"] == pytest.approx(losses, abs=1e-5)
+    assert distance(weights(ours), weights(theirs)) < 1e-5
+    assert distance(weights(ours), weights(make_model())) > 3e-3
+
+
+@pytest.mark.parametrize("make_method", [Vanilla, ConstrainedSFT, lambda: ConstrainedSFT(min_weight=1e-3)])
+def test_micro_batches_do_not_matter(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    make_method: Callable[[], Method],
+    weights: Callable[[Any], Weights],
+) -> None:
+    """16 x 1, 4 x 4 and 1 x 16: a mean over the global batch's tokens; the second batch is ragged (9 rows)."""
+    results = []
+    for micro in (16, 4, 1):
+        model = make_model()
+        record = train(model, encoded[:25], make_method(), batch_size=16, micro_batch_size=micro)
+        results.append((record["losses"], weights(model)))
+    assert len(results[0][0]) == 2
+    for losses, trained in results[1:]:
+        assert losses == pytest.approx(results[0][0], abs=1e-5)
+        assert distance(trained, results[0][1]) < 1e-5
+
+
+def test_same_seed_same_bits(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+) -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        model = make_model()
+        torch.manual_seed(random.randrange(2**31))  # what happened before in the process does not matter
+        record = train(model, encoded[:16], Vanilla(), seed=seed, micro_batch_size=4)
+        runs.append((weights(model), record["losses"]))
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+    assert runs[0][1] == runs[1][1]
+    assert distance(runs[0][0], runs[2][0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("model_options", "settings"),
+    [({"attention_dropout": 0.9}, {}), ({}, {"gradient_checkpointing": True})],
+    ids=["dropout is off", "gradient checkpointing"],
+)
+def test_changes_nothing(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    model_options: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    base = train(make_model(), encoded[:16], Vanilla())
+    changed = train(make_model(**model_options), encoded[:16], Vanilla(), **settings)
+    assert changed["losses"] == pytest.approx(base["losses"], abs=1e-5)
+
+
+# --- the hooks -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recorder(Vanilla):
+    """Vanilla that writes down what the trainer asks of it."""
+
+    events: list[Any] = field(default_factory=list)
+    seen: list[LossInputs] = field(default_factory=list)
+    model_weights: list[Weights] = field(default_factory=list)
+    insert: list[Encoded] = field(default_factory=list)
+
+    def _keep(self, model: Any) -> None:
+        self.model_weights.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    def before_training(self, model: Any, context: TrainContext) -> None:
+        self.events.append(("before_training", len(context.examples)))
+        self._keep(model)
+        context.record["said"] = "before"
+
+    def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
+        self.events.append(("batches", len(batches)))
+        return [new for batch in batches for new in (batch, self.insert)] if self.insert else batches
+
+    def loss(self, inputs: LossInputs) -> Any:
+        self.events.append("loss")
+        self.seen.append(inputs)
+        return super().loss(inputs)
+
+    def after_step(self, model: Any, step: int) -> None:
+        self.events.append(("after_step", step))
+        self._keep(model)
+
+    def after_training(self, model: Any) -> None:
+        self.events.append("after_training")
+        self._keep(model)
+
+
+def test_hooks_are_called_in_order(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+) -> None:
+    method, model = Recorder(), make_model()
+    record = train(model, encoded[:6], method, batch_size=4, micro_batch_size=2)
+    assert method.events == [
+        ("before_training", 6),
+        ("batches", 2),
+        "loss",
+        "loss",
+        ("after_step", 1),
+        "loss",
+        ("after_step", 2),
+        "after_training",
+    ]
+    seed, first, second, last = method.model_weights
+    assert distance(seed, weights(make_model())) == 0
+    assert distance(first, seed) > 0
+    assert distance(second, first) > 0
+    assert distance(last, second) == 0
+    assert record["method"] == {"said": "before"}
+
+
+def test_loss_inputs_say_what_they_promise(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    """Seven rows as 4 + 3, two at a time: the last global batch has micro-batches of 2 and 1."""
+    method, model = Recorder(), make_model()
+    train(model, encoded[:7], method, batch_size=4, micro_batch_size=2)
+    assert [len(inputs.ids) for inputs in method.seen] == [2, 2, 2, 1]
+    assert [inputs.micro_batches for inputs in method.seen] == [2, 2, 2, 2]
+    by_id = {example.id: example for example in encoded}
+    answers = [[sum(by_id[name].trained) for name in inputs.ids] for inputs in method.seen]
+    assert [int(inputs.token_count) for inputs in method.seen] == [
+        sum(answers[0] + answers[1]),
+        sum(answers[0] + answers[1]),
+        sum(answers[2] + answers[3]),
+        sum(answers[2] + answers[3]),
+    ]
+    for inputs, counts in zip(method.seen, answers, strict=True):
+        assert inputs.mask.sum(dim=1).tolist() == counts
+        assert inputs.logp.shape == inputs.mask.shape
+        assert inputs.logp.dtype == torch.float32
+        assert inputs.model is model
+
+
+def test_a_second_data_stream(make_model: Callable[..., Any], train: Train, encoded: list[Encoded]) -> None:
+    """``batches`` interleaves four rows of its own: they are trained on, counted, and in the schedule."""
+    own = encoded[30:34]
+    method = Recorder(insert=own)
+    record = train(make_model(), encoded[:8], method, batch_size=4, micro_batch_size=4)
+    assert record["steps"] == 4
+    planned = global_batches(encoded[:8], 1, 4, seed=7)
+    assert [inputs.ids for inputs in method.seen] == [
+        [e.id for e in batch] for batch in (planned[0], own, planned[1], own)
+    ]
+    trained_on = [*encoded[:8], *own, *own]
+    assert record["train_tokens"] == sum(len(e.input_ids) for e in trained_on)
+    assert len(record["losses"]) == 4
+    *_, third, fourth, end = method.model_weights  # end: after_training
+    assert 0 < distance(third, fourth)
+    assert distance(fourth, end) == 0
+
+
+def test_counts(make_model: Callable[..., Any], train: Train, encoded: list[Encoded]) -> None:
+    examples, model = encoded[:10], make_model()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokens = 2 * sum(len(example.input_ids) for example in examples)
+    answers = 2 * sum(sum(example.trained) for example in examples)
+    record = train(model, examples, Vanilla(), epochs=2)
+    assert (record["steps"], len(record["losses"])) == (3, 3)
+    assert record["train_tokens"] == tokens
+    assert record["answer_tokens"] == answers
+    assert record["extra_forward_tokens"] == 0
+    assert record["train_flops"] == 6 * parameters * tokens
+    record = train(make_model(), examples, ConstrainedSFT(), epochs=2)
+    assert record["extra_forward_tokens"] == tokens // 2
+    assert record["train_flops"] == 6 * parameters * tokens + 2 * parameters * (tokens // 2)
+
+
+def test_progress_is_told_once_a_step(
+    make_model: Callable[..., Any], tokenizer: Any, encoded: list[Encoded]
+) -> None:
+    from harness.config import TrainingConfig
+
+    told: list[tuple[int, int]] = []
+    settings = TrainingConfig(epochs=1, batch_size=4, micro_batch_size=2, learning_rate=1e-3, device="cpu")
+    trainer.train(
+        make_model(),
+        tokenizer,
+        encoded[:10],
+        Vanilla(),
+        settings,
+        7,
+        lambda step, of: told.append((step, of)),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+# --- tokens without loss ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make_method", [Vanilla, ConstrainedSFT])
+def test_rows_without_any_loss_do_no_harm(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    make_method: Callable[[], Method],
+    weights: Callable[[Any], Weights],
+) -> None:
+    """All-masked micro-batches, and (last) a whole global batch of them: no NaN, and no weight in the mean."""
+    silent = [
+        Encoded(f"silent-{i}", e.input_ids, [False] * len(e.trained)) for i, e in enumerate(encoded[:4])
+    ]
+
+    @dataclass
+    class InOrder(make_method):  # type: ignore[valid-type, misc]
+        def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
+            return [[encoded[0], silent[0], encoded[1], silent[1]], silent]
+
+    model = make_model()
+    record = train(model, [*encoded[:2], *silent], InOrder(), batch_size=4, micro_batch_size=1)
+    assert all(math.isfinite(loss) for loss in record["losses"])
+    assert record["losses"][1] == 0.0
+    assert all(torch.isfinite(value).all() for value in weights(model).values())
+    alone = train(make_model(), encoded[:2], make_method(), batch_size=2, micro_batch_size=1)
+    assert record["losses"][0] == pytest.approx(alone["losses"][0], abs=1e-5)
+    assert record["answer_tokens"] == alone["answer_tokens"]
+
+
+def test_loss_free_tokens_are_read_but_not_learnt(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    """An answer's first tokens without loss: the loss is the mean over the rest alone."""
+    example = encoded[0]
+    first = example.trained.index(True)
+    freed = Encoded("freed", example.input_ids, [t and i >= first + 4 for i, t in enumerate(example.trained)])
+    (values,) = answer_logp(make_model(), [example], 0)
+    record = train(make_model(), [freed], Vanilla(), batch_size=1, micro_batch_size=1)
+    assert record["losses"] == pytest.approx([-sum(values[4:]) / len(values[4:])], abs=1e-4)
+    assert record["answer_tokens"] == len(values) - 4
+    assert record["train_tokens"] == len(example.input_ids)
