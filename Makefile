@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: compare test check bench clean
+.PHONY: compare test check clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
@@ -16,9 +16,6 @@ check: .venv/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-bench: .venv/test.done
-	$(BIN)/python -m benchmarks
 
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.
 .venv/run.done: pyproject.toml constraints.txt
