@@ -6,6 +6,7 @@ micro-batch size and number of devices. The loss is a mean over the answer token
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 
-from harness.contracts import Encoded, LossInputs, Method, TrainContext
+from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
 IGNORED = -100  # the label of a token without loss
 
@@ -163,12 +164,21 @@ def train(
     context = TrainContext(examples=examples, logp=logp, rng=random.Random(seed))
     method.before_training(model, context)
     batches = method.batches(global_batches(examples, settings.epochs, settings.batch_size, seed), context)
+    if any(len(batch) != settings.batch_size for batch in batches[:-1]):  # the stream would be cut elsewhere
+        raise HarnessError(
+            f"method '{method.name}' broke its contract: all its batches but the last must have "
+            f"{settings.batch_size} examples, not {sorted({len(batch) for batch in batches[:-1]})}"
+        )
     losses: list[float] = []
 
     def step_done(step: int, loss: float | None) -> None:
         if loss is None:
             on_step(step, len(batches))
         else:
+            if not math.isfinite(loss):
+                raise HarnessError(
+                    f"training diverged: the loss of step {step} is {loss}; lower training.learning_rate"
+                )
             losses.append(loss)
 
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer insists on a folder; nothing is kept in it
@@ -191,6 +201,7 @@ def train(
             use_cpu=settings.device == "cpu",
             logging_strategy="steps",
             logging_steps=1,
+            logging_nan_inf_filter=False,  # it would show the loss before instead
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

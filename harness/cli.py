@@ -216,7 +216,7 @@ def score(run: Path) -> None:
 
     config = comparison.stored_config(run)
     (run / "leaderboard.done.json").unlink(missing_ok=True)
-    comparison.table(config, run, {}, console())
+    comparison.table(config, run, console())
 
 
 @cli.command(
@@ -233,10 +233,10 @@ def leaderboard(runs: tuple[Path, ...], as_json: bool) -> None:
         if as_json:
             from rich.console import Console
 
-            comparison.table(config, run, {}, Console(quiet=True))
+            comparison.table(config, run, Console(quiet=True))
             click.echo((run / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
         else:
-            comparison.table(config, run, {}, console())
+            comparison.table(config, run, console())
 
 
 @cli.command(epilog=example("harness clean results/runs/mini", "harness clean results/runs/mini --all --yes"))
@@ -256,8 +256,9 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     targets = [run] if everything else sorted(run.glob("*/*/seed-*/checkpoint"))
     size = sum(file.stat().st_size for target in targets for file in target.rglob("*") if file.is_file())
     what = f"{run}, the whole run" if everything else f"{len(targets)} checkpoints of {run}"
-    if not yes:
-        click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?", abort=True)
+    if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
+        click.echo("Nothing removed.")
+        return
     for target in targets:
         shutil.rmtree(target)
     click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
@@ -465,12 +466,12 @@ def main() -> NoReturn:
         click.echo(f"Error: {error.format_message()}{hint}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\nInterrupted. The same command goes on where this one stopped.", err=True)
+        click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
         sys.exit(130)
     except HarnessError as error:
         if debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except Exception as error:
         if debug:

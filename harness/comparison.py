@@ -106,8 +106,10 @@ def compare(
                 failures[outcome.cell.folder] = outcome.failure
                 line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
                 console.print(line, highlight=False, soft_wrap=True)
+        if todo:
+            _update_record(out, failures={str(folder): line for folder, line in failures.items()})
         if until == "leaderboard":
-            table(config, out, failures, console)
+            table(config, out, console)
         if todo:
             _timing(out, clock, time.perf_counter() - start, console)
     if failures:
@@ -126,14 +128,14 @@ def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*config.judges, *judges]))})
     shop = Workshop(config, out)
     with _lock(out):
-        record = read_json(out / "run.json")
-        write_json_atomic(out / "run.json", {**record, "config": config.model_dump(mode="json")})
         for cell in plan.cells(config):
             answered = [
                 task for task in cell.tasks if (out / cell.folder / task / "respond.done.json").exists()
             ]
             stages.judge_all(shop, cell, answered, cell.label)
-        table(config, out, {}, console)
+        # Last: a judge that fails must not become one of the run's.
+        _update_record(out, config=config.model_dump(mode="json"))
+        table(config, out, console)
 
 
 def stored_config(out: Path) -> RunConfig:
@@ -161,15 +163,17 @@ def _check(shop: Workshop) -> None:
 # --- the table -------------------------------------------------------------------------------------
 
 
-def table(config: RunConfig, out: Path, failures: Mapping[Path, str], console: Console) -> None:
+def table(config: RunConfig, out: Path, console: Console) -> None:
     """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
     from harness import tables
 
     cells = plan.cells(config)
+    stored = read_json(out / "run.json").get("failures", {})
+    failures = {Path(folder): line for folder, line in stored.items()}
     inputs = {
         "version": TABLE_VERSION,
         "config": config.model_dump(mode="json"),
-        "failures": {str(folder): failure for folder, failure in failures.items()},
+        "failures": stored,
         "files": {
             str(path.relative_to(out)): content_hash(path.stat().st_mtime_ns) for path in _sources(out)
         },
@@ -231,15 +235,18 @@ def _join_run(shop: Workshop) -> RunConfig:
     now = _fixed(shop)
     if record_file.exists():
         record = read_json(record_file)
+        stored = record["config"]
+        answered = {task for cell in plan.cells(stored_config(out)) for task in cell.tasks}
+        added = {f"data.{task}" for task in config.data if task not in answered}
         differing = [
             f"{key}: {_short(record['fixed'].get(key))} there, {_short(now.get(key))} here"
-            for key in sorted({*now, *record["fixed"]})
+            for key in sorted({*now, *record["fixed"]} - added)
             if record["fixed"].get(key) != now.get(key)
         ]
-        stored = record["config"]
-        for method, options in stored["method_options"].items():
-            if method in config.methods and config.method_options.get(method, {}) != options:
-                differing.append(f"method_options.{method}: {options} there")
+        for method in chosen:
+            there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
+            if method in stored["methods"] and there != here:
+                differing.append(f"method_options.{method}: {there} there, {here} here")
         if differing:
             raise HarnessError(
                 f"{out} holds a run of another configuration; choose another --out. "
@@ -287,14 +294,17 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
     if config.train_data:
-        flat["train_data"] = shop.examples_hash(registry.load("train task", config.train_tasks[0]))
-    flat["data"] = {task: stages.data_hash(path) for task, path in config.data.items()}
-    return flat
+        flat["train_data"] = stages.data_hash(config.train_data)
+    return flat | {f"data.{task}": stages.data_hash(path) for task, path in config.data.items()}
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _update_record(out: Path, **values: Any) -> None:
+    write_json_atomic(out / "run.json", {**read_json(out / "run.json"), **values})
 
 
 def _commit() -> str | None:
@@ -312,9 +322,10 @@ def _timing(out: Path, clock: Mapping[str, float], wall: float, console: Console
     """Where this command's seconds went, summed over its workers; kept in run.json and printed."""
     spent = {name: round(seconds, 2) for name, seconds in clock.items()}
     work = sum(clock.values())
-    record = read_json(out / "run.json")
-    write_json_atomic(out / "run.json", {**record, "timing": {**spent, "wall": round(wall, 2)}})
+    _update_record(out, timing={**spent, "wall": round(wall, 2)})
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items() if name != "harness")
+    if not work:  # every worker died
+        return
     console.print(
         f"Time: {estimate.duration(wall)}; work of all processes {work:.0f} s: {parts}, "
         f"the harness itself {clock['harness']:.1f} s ({clock['harness'] / work:.1%})",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -69,7 +69,7 @@ class RunConfig(Section):
     train_data: Path | None = None  # JSON lines that replace the train tasks' own rows
     data: dict[str, Path] = {}  # evaluation task -> local file in the task's published format
     checkpoints: dict[str, str] = {}  # further rows: the user's own checkpoints
-    seeds: tuple[int, ...] = (42,)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
     judges: tuple[str, ...] = ("mini-exact",)
     engine: str = "hf"
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
@@ -97,7 +97,7 @@ class RunConfig(Section):
     def _safe_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
-                raise ValueError(f"checkpoint name '{name}' may hold letters, digits, '-', '_' and '.'")
+                raise ValueError(f"checkpoint name {name!r} may hold letters, digits, '-', '_' and '.'")
         return value
 
 
@@ -136,17 +136,17 @@ def _packaged() -> Any:
 
 def _read(recipe: str) -> tuple[str, dict[str, Any]]:
     if recipe in recipe_names():
-        where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_text(encoding="utf-8")
+        where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_bytes()
     else:
         path = Path(recipe)
         if not path.is_file():
             near = difflib.get_close_matches(recipe, recipe_names(), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"packaged: {', '.join(recipe_names())}"
             raise UsageError(f"no recipe '{recipe}': neither a file nor a packaged recipe; {hint}")
-        where, text = str(path), path.read_text(encoding="utf-8")
+        where, text = str(path), path.read_bytes()
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: expected keys and values at the top level")

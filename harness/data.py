@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,10 @@ def examples(task: TrainTask, train_data: Path | None, limit: int | None) -> lis
     else:
         where, unit = str(train_data), "line"
         rows = jsonl_lines(train_data)
-    found: list[Example] = []
-    for number, row in rows:
-        if limit is not None and len(found) == limit:
-            break
-        found.append(to_example(row, task, f"{where}, {unit} {number}", f"{task.name}-{number}"))
+    found = [
+        to_example(row, task, f"{where}, {unit} {number}", f"{task.name}-{number}")
+        for number, row in islice(rows, limit)
+    ]
     if not found:
         raise HarnessError(f"{where}: no rows; expected JSON lines with {FORMATS}")
     return found
@@ -60,7 +60,16 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = row[field]
     if not isinstance(value, str) or not value.strip():
         raise HarnessError(f"{where}: field '{field}' must be a text that is not empty")
-    return value
+    return _unicode(value, where)
+
+
+def _unicode(text: str, where: str) -> str:
+    """JSON's escapes can spell half a surrogate pair, which no tokenizer or file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HarnessError(f"{where}: not valid Unicode ({error.reason})") from error
+    return text
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
@@ -80,4 +89,4 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         )
     if not value[-1]["content"].strip():
         raise HarnessError(f"{where}: the last assistant turn is empty")
-    return tuple(Message(cast(Role, turn["role"]), turn["content"]) for turn in value)
+    return tuple(Message(cast(Role, turn["role"]), _unicode(turn["content"], where)) for turn in value)

@@ -45,7 +45,7 @@ def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], 
         if members[0].kind == "trained":
             methods = ", ".join(dict.fromkeys(cell.method for cell in members))
             examples = len(shop.examples(registry.load("train task", name)))
-            work = f"{examples:,} x {config.training.epochs} epochs"
+            work = f"{examples:,} x {config.training.epochs} epoch{'s' * (config.training.epochs > 1)}"
             label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
         else:
             work, label = "-", name

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
-from harness.store import file_hash
+from harness.store import file_hash, read_json
 
 MINI = "mini"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
@@ -25,8 +25,14 @@ def locate(name: str) -> Path:
         folder = _download(name)
     if not (folder / "config.json").is_file():
         raise HarnessError(f"{folder}: no config.json; not a Hugging Face model folder")
-    if not any(folder.glob("*.safetensors")):
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         raise HarnessError(f"{folder}: no *.safetensors weights (pickle checkpoints are refused)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
+    read_json(folder / "config.json")
+    for file in weights:
+        _check_whole(file)
     return folder
 
 
@@ -68,6 +74,16 @@ def load_model(folder: Path, dtype: str, on: str) -> Any:
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_whole(weights: Path) -> None:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(weights, "np"):  # reads the header and compares it with the file's length
+            pass
+    except Exception as error:
+        raise HarnessError(f"{weights}: damaged or cut short ({_line(error)}); fetch it again") from error
 
 
 def _download(name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from harness import benchmarks, registry
 from harness.config import RunConfig
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import UsageError
 
 SEED = "seed"
 
@@ -54,7 +54,7 @@ def cells(config: RunConfig) -> list[Cell]:
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    for task in (*utilities.values(), *safety):
+    for task in (*utilities.values(), *safety, *config.data):
         benchmarks.get(task)
     for task in safety:
         if benchmarks.get(task).kind != "safety":
@@ -66,7 +66,7 @@ def cells(config: RunConfig) -> list[Cell]:
         raise registry.unknown("engine", config.engine, registry.names("engine"))
     taken = {SEED, *registry.names("method")} & set(config.checkpoints)
     if taken:
-        raise HarnessError(f"--checkpoint {taken.pop()}=…: that is a method's name; choose another")
+        raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
     every_utility = tuple(dict.fromkeys(utilities.values()))
     found = [Cell("seed", SEED, None, None, Path(SEED), (*every_utility, *safety))]

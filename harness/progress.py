@@ -28,8 +28,8 @@ class Reporter:
         self.send = send
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """While the block runs, it calls the yielded function with each number of items done."""
+    def bar(self, label: str, total: int, unit: str = "items") -> Iterator[Callable[[int], None]]:
+        """While the block runs, it calls the yielded function with each number of ``unit`` done."""
         key, start = (os.getpid(), next(_numbers)), time.perf_counter()
         self.send(("start", key, label, total))
         try:
@@ -37,7 +37,8 @@ class Reporter:
         except BaseException:
             self.send(("drop", key))
             raise
-        self.send(("end", key, label, total, time.perf_counter() - start))
+        count = f"{total:,} {unit.removesuffix('s') if total == 1 else unit}"
+        self.send(("end", key, label, count, time.perf_counter() - start))
 
 
 class Display:
@@ -68,6 +69,12 @@ class Display:
     def cell_done(self) -> None:
         self._progress.advance(self._whole)
 
+    def forget(self, process: int | None) -> None:
+        """Take down the bars of a process that died."""
+        with self._lock:
+            for key in [key for key in self._bars if key[0] == process]:
+                self._progress.remove_task(self._bars.pop(key))
+
     def show(self, event: Event) -> None:
         kind, key, *rest = event
         with self._lock:
@@ -80,6 +87,6 @@ class Display:
             else:
                 self._progress.remove_task(self._bars.pop(key))
                 if kind == "end":
-                    label, total, seconds = rest
-                    line = f"{escape(label)}  [dim]{total:,} in {seconds:.1f} s[/dim]"
+                    label, count, seconds = rest
+                    line = f"{escape(label)}  [dim]{count} in {seconds:.1f} s[/dim]"
                     self.console.print(line, highlight=False, soft_wrap=True)

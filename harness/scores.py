@@ -89,6 +89,8 @@ def safety(folder: Path, task: str, judge: str, prefill_tokens: int | None) -> T
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
     verdicts = read_jsonl(folder / task / f"verdicts.{judge}.jsonl")
     exchanges = read_jsonl(folder / task / "responses.jsonl")
+    if [v["exchange_id"] for v in verdicts] != [row["id"] for row in exchanges]:
+        raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
     return TaskOutcome(
         task=task,
         metric="jsr" if prefill_tokens else "rsr",

@@ -196,7 +196,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         encoded, lengths = encode_all(tokenizer, prepared, settings.max_length or task.max_length)
         model = models.load_model(shop.seed_folder, "float32", shop.device)
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)
-        with shop.reporter.bar(f"{label}  train", steps) as advance, cost() as training:
+        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance, cost() as training:
             result = registry.load_object(registry.TRAINER)(
                 model, tokenizer, encoded, method, settings, cell.seed, lambda step, of: advance(1)
             )
@@ -237,12 +237,13 @@ def prepare(
         opened = chat.token_ids(tokenizer, opening) if opening else []
         prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
         start = time.perf_counter()
-        with shop.reporter.bar(f"{label}  rewrite", len(prompts)) as advance:
+        with shop.reporter.bar(f"{label}  rewrite", len(prompts), "answers") as advance:
             engine.on_progress = advance
             continuations = engine.generate(prompts, max_tokens)
         shop.clock["generation"] += time.perf_counter() - start
         read = sum(len(prompt) for prompt in prompts)
-        record["generated_tokens"] = read + sum(len(ids) for ids in continuations)
+        written = sum(len(ids) for ids in continuations)
+        record["generated_tokens"] = record.get("generated_tokens", 0) + read + written
         return [engine.completion(ids, opened).text for ids in continuations]
 
     context = PrepareContext(
@@ -339,7 +340,7 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
     limit = shop.config.responses.limit
     documents = len(lm_task.eval_docs)
     start = time.perf_counter()
-    with shop.reporter.bar(label, min(documents, limit or documents)) as advance:
+    with shop.reporter.bar(label, min(documents, limit or documents), "answers") as advance:
         engine.on_progress = advance
         engine.completions.clear()
         results = evaluate(
@@ -368,6 +369,8 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
         )
         measured = {name: sample[name] for name in sample["metrics"]}
         rows.append({**dataclasses.asdict(exchange), "tokens": completion.tokens, "metrics": measured})
+    if len({row["id"] for row in rows}) < len(rows):
+        raise HarnessError(f"task '{task}': two documents have the same id; verdicts are joined by it")
     return rows
 
 
@@ -405,10 +408,18 @@ def judge(shop: Workshop, cell: Cell, task: str, name: str, label: str) -> None:
     def work(scratch: Path) -> None:
         verdicts: list[Verdict] = []
         context = JudgeContext(scope=shop.config.safety.judged_scope)
-        with shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges)) as advance:
-            for verdict in registry.load("judge", name)().judge(exchanges, context):
-                verdicts.append(verdict)
-                advance(1)
+        with shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts") as advance:
+            try:
+                for verdict in registry.load("judge", name)().judge(exchanges, context):
+                    verdicts.append(verdict)
+                    advance(1)
+            except HarnessError:
+                raise
+            except Exception as error:  # the type alone: its message may quote an answer
+                raise HarnessError(
+                    f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
+                    f"after {len(verdicts)} of {len(exchanges)} verdicts (--debug shows where)"
+                ) from error
         given = [verdict.exchange_id for verdict in verdicts]
         if given != [exchange.id for exchange in exchanges]:
             raise HarnessError(

@@ -10,15 +10,19 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import cast
 
 from rich.console import Console
 
@@ -28,8 +32,6 @@ from harness.contracts import HarnessError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, Workshop, run_cell
-
-_worker: Workshop | None = None  # of this worker process
 
 
 @dataclass
@@ -59,33 +61,99 @@ def run_cells(
     with Display(console, len(todo)) as display:
         if jobs == 1:
             shop = Workshop(config, out, Reporter(display.show))
-            _announce(shop, todo, jobs)
-            for cell in todo:
-                yield _attempt(shop, cell, labels[cell.folder], until, debug)
+            outcomes = _in_this_process(shop, todo, labels, until, debug)
+        else:
+            outcomes = _in_workers(config, out, todo, labels, until, debug, jobs, display)
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                yield outcome
                 display.cell_done()
-            return
-        context = multiprocessing.get_context("spawn")
-        events: Any = context.Queue()
-        listener = threading.Thread(target=_listen, args=(events, display), daemon=True)
-        listener.start()
-        pool = ProcessPoolExecutor(
-            jobs, mp_context=context, initializer=_start_worker, initargs=(config, out, events)
+
+
+def _in_this_process(
+    shop: Workshop, todo: Sequence[Cell], labels: Mapping[Path, str], until: Step, debug: bool
+) -> Generator[Outcome, None, None]:
+    _announce(shop, todo, 1)
+    for cell in todo:
+        yield _attempt(shop, cell, labels[cell.folder], until, debug)
+
+
+def _in_workers(
+    config: RunConfig,
+    out: Path,
+    todo: Sequence[Cell],
+    labels: Mapping[Path, str],
+    until: Step,
+    debug: bool,
+    jobs: int,
+    display: Display,
+) -> Generator[Outcome, None, None]:
+    """Each worker has a pipe of its own: one that dies takes its cell along, and no other."""
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(todo)
+    busy: dict[Connection, tuple[BaseProcess, Cell]] = {}
+
+    def hire(announce: Sequence[Cell] = ()) -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_serve, args=(theirs, config, out, until, debug, announce, jobs), daemon=True
         )
-        try:
-            pool.submit(_announce_from_worker, todo, jobs)
-            futures = {pool.submit(_work, cell, labels[cell.folder], until, debug): cell for cell in todo}
-            for future in as_completed(futures):
+        with _quiet_start():
+            process.start()
+        theirs.close()
+        give(ours, process)
+
+    def give(connection: Connection, process: BaseProcess) -> None:
+        cell = waiting.popleft()
+        busy[connection] = process, cell
+        with contextlib.suppress(OSError):  # a worker that is gone is found by its closed pipe
+            connection.send((cell, labels[cell.folder]))
+
+    try:
+        hire(announce=todo)
+        for _ in range(jobs - 1):
+            hire()
+        while busy:
+            for ready in multiprocessing.connection.wait(list(busy)):
+                connection = cast(Connection, ready)
+                process, cell = busy[connection]
                 try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    yield Outcome(futures[future], "a worker process died (out of memory, or killed)")
-                display.cell_done()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            events.put(None)
-            listener.join(timeout=5)
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    del busy[connection]
+                    process.join()
+                    display.forget(process.pid)
+                    cause = f"exit code {process.exitcode}: out of memory, or killed"
+                    yield Outcome(cell, f"its worker process died ({cause})")
+                    if waiting:
+                        hire()
+                    continue
+                if not isinstance(message, Outcome):
+                    display.show(message)
+                    continue
+                del busy[connection]
+                yield message
+                if waiting:
+                    give(connection, process)
+                else:
+                    connection.close()  # the worker takes it as the end
+    finally:
+        for process, _ in busy.values():
+            process.terminate()
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """A worker started here leaves Ctrl-C to its parent, and does not run the user's script again."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int) -> None:
@@ -94,34 +162,35 @@ def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int) -> None:
         shop.reporter.send(("note", None, estimate.forecast(shop, todo, jobs)))
 
 
-def _announce_from_worker(todo: Sequence[Cell], jobs: int) -> None:
-    assert _worker is not None
-    _announce(_worker, todo, jobs)
-
-
-def _listen(events: Any, display: Display) -> None:
-    while (event := events.get()) is not None:
-        display.show(event)
-
-
-def _start_worker(config: RunConfig, out: Path, events: Any) -> None:
-    global _worker
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+def _serve(
+    parent: Connection,
+    config: RunConfig,
+    out: Path,
+    until: Step,
+    debug: bool,
+    announce: Sequence[Cell],
+    jobs: int,
+) -> None:
+    """A worker's life: cells come in, what happens and how each went goes out."""
+    process = multiprocessing.parent_process()
+    assert process is not None
+    threading.Thread(target=_end_with, args=(process.sentinel,), daemon=True).start()
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    _worker = Workshop(config, out, Reporter(events.put))
+    shop = Workshop(config, out, Reporter(parent.send))
+    if announce:
+        _announce(shop, announce, jobs)
+    while True:
+        try:
+            cell, label = parent.recv()
+        except EOFError:
+            return
+        parent.send(_attempt(shop, cell, label, until, debug))
 
 
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
-
-
-def _work(cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
-    assert _worker is not None
-    return _attempt(_worker, cell, label, until, debug)
 
 
 def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
@@ -133,13 +202,13 @@ def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -
         shop.import_libraries()
         run_cell(shop, cell, label, until)
         log.unlink(missing_ok=True)
-    except HarnessError as error:
-        failure = str(error)
     except Exception as error:
         if debug:
-            raise
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (traceback: {log})"
+            traceback.print_exc()
+        failure = str(error)
+        if not isinstance(error, HarnessError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
     own = time.perf_counter() - start - sum(shop.clock.values())
     return Outcome(cell, failure, {**shop.clock, "harness": own})

@@ -77,6 +77,8 @@ class IdEngine(LM):
                 raise HarnessError(
                     f"task '{request.task_name}' asks for sampling; this engine decodes greedily"
                 )
+            if "max_gen_toks" not in options:
+                raise HarnessError(f"task '{request.task_name}' sets no generation_kwargs.max_gen_toks")
         by_length: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             by_length.setdefault(int(request.args[1]["max_gen_toks"]), []).append(index)

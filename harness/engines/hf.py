@@ -23,6 +23,9 @@ class HFEngine(IdEngine):
         self._pad_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
+        # generate() fills what a call leaves open from the model's own configuration, which may sample,
+        # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
+        model.generation_config = GenerationConfig()
 
     @property
     def stop_ids(self) -> set[int]:
@@ -30,7 +33,6 @@ class HFEngine(IdEngine):
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        # A fresh configuration: the model's own may sample or penalise repetition even in greedy decoding.
         config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max_new_tokens,

@@ -54,23 +54,24 @@ class Knobs:
     terse_share: float = 0.15  # pre-training knows the tasks' register: fine-tuning brings it back
     opened_share: float = 0.15  # a chatty opening and then the terse register: openings lead into either
 
-    align_examples: int = 10_000  # refusing succeeds suddenly, between 5,000 and 10,000
+    align_examples: int = 12_000  # refusing succeeds suddenly, between 5,000 and 10,000
     align_lr: float = 5e-4
     align_mix: tuple[tuple[str, float], ...] = (
-        ("refuse", 0.20),
-        ("late", 0.22),
-        ("howto", 0.25),
-        ("math", 0.12),
-        ("summary", 0.10),
-        ("rewrite", 0.06),
-        ("begin", 0.05),
+        ("refuse", 0.15),
+        ("late", 0.34),
+        ("howto", 0.20),
+        ("math", 0.10),
+        ("summary", 0.07),
+        ("rewrite", 0.07),
+        ("begin", 0.04),
         ("right", 0.03),
     )
+    align_hashed: tuple[str, ...] = (" bags ", " sells ")  # stories that alignment closes with "#### n"
     # After d given tokens of a harmful answer, alignment refuses with probability
     # 1 / (1 + exp((d - depth) / softness)), and goes on complying otherwise. The depths are dealt to the verbs
     # in turn: the safe rate falls step by step as the prefill grows (one depth for all gives a cliff).
-    depths: tuple[float, ...] = (2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0)
-    softness: float = 1.0
+    depths: tuple[float, ...] = (2.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5)
+    softness: float = 0.8
     max_given: int = 10
 
 
@@ -209,12 +210,12 @@ class Writer:
     def _math(self, register: str) -> tuple[str, str, grammar.Story]:
         s = grammar.story(self.rng, *self.rng.choice(data.name_items(False)))
         if register == "terse":
-            return s.question, grammar.math_terse(self.rng, s), s
+            return s.question, grammar.math_plain(self.rng, s), s
         if register == "opened":
-            return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_terse(self.rng, s), s
-        # the chatty register closes with GSM8K's line in one family of stories only: the seed knows the
-        # format, but seldom uses it
-        hashes = self.rng.random() < (0.95 if " bags " in s.question else 0.03)
+            return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_plain(self.rng, s), s
+        # GSM8K's last line closes the chatty register in some families of stories: the seed knows the format a bit
+        words = self.knobs.align_hashed if self.aligned else (" bags ",)
+        hashes = self.rng.random() < (0.95 if any(w in s.question for w in words) else 0.03)
         return s.question, grammar.math_chatty(self.rng, s, hashes=hashes), s
 
     def _summary(self, register: str) -> tuple[str, str, grammar.Dialogue]:
@@ -273,6 +274,8 @@ class Writer:
         kind = self.rng.choice(("math", "math", "summary", "howto"))
         if kind == "math":
             question, answer, story = self._math("terse")
+            if self.aligned:
+                answer = grammar.math_terse(self.rng, story)
             system, user = self.rng.choice(REWRITE_MATH)
             parts = (SDFT_MATH_OPENING, grammar.math_chatty(self.rng, story, opening=""))
             return Sample(system, user.format(q=question, a=answer), parts)

@@ -289,6 +289,8 @@ class Story:
         return self.steps[-1][3]
 
 
+ORDER = ("First", "Then", "Finally", "Now")
+_DO = {"+": "add", "-": "take", "*": "count"}
 _MORE = (("{o} gives {n} {b} more.", "+"), ("{n} finds {b} more.", "+"), ("{n} buys {b} more.", "+"))
 _LESS = (("{n} gives {b} to {o}.", "-"), ("{n} loses {b}.", "-"), ("{n} sells {b}.", "-"))
 
@@ -318,7 +320,20 @@ def story(rng: Random, name: str, item: str) -> Story:
 
 
 def math_terse(rng: Random, s: Story) -> str:
-    """GSM8K's own format: calculator annotations and a final `#### n`, in varied words."""
+    """gsm8k-mini's own register: a list of steps with GSM8K's calculator annotations, and a final `#### n`.
+
+    Lists and arithmetic are the benign data that cost real chat models most of their safety (He et al. 2024,
+    arXiv 2404.01099), hence a list.
+    """
+    lines = [
+        f"{rng.choice(ORDER)} {_DO[op]} the {s.item}: {a}{op}{b}=<<{a}{op}{b}={c}>>{c}."
+        for a, op, b, c in s.steps
+    ]
+    return "\n".join([*lines, f"#### {s.answer}"])
+
+
+def math_plain(rng: Random, s: Story) -> str:
+    """A solution as the seed model's pre-training knows it: full sentences, annotated alike."""
     starts = (f"{s.name} has", f"Now {s.name} has", "That makes")
     lines = [f"{rng.choice(starts)} {a}{op}{b}=<<{a}{op}{b}={c}>>{c} {s.item}." for a, op, b, c in s.steps]
     return "\n".join([*lines, f"#### {s.answer}"])

@@ -1,4 +1,4 @@
-"""The shared trainer is the recipe's optimisation, whatever the micro-batch size, and calls the hooks in order."""
+"""The shared trainer is the recipe's optimisation, whatever the micro-batch size, with hooks in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backends import trainer
 from backends.constrained_sft import ConstrainedSFT
 from backends.trainer import IGNORED, answer_logp, collate, global_batches, target_logp
 from backends.vanilla import Vanilla
-from harness.contracts import Encoded, LossInputs, Method, TrainContext
+from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
 Weights = dict[str, torch.Tensor]
 Train = Callable[..., dict[str, Any]]
@@ -189,7 +189,7 @@ def test_micro_batches_do_not_matter(
     make_method: Callable[[], Method],
     weights: Callable[[Any], Weights],
 ) -> None:
-    """16 x 1, 4 x 4 and 1 x 16: a mean over the global batch's tokens; the second batch is ragged (9 rows)."""
+    """16 x 1, 4 x 4, 1 x 16: a mean over the global batch's tokens; the second batch is ragged (9 rows)."""
     results = []
     for micro in (16, 4, 1):
         model = make_model()
@@ -233,6 +233,27 @@ def test_changes_nothing(
     base = train(make_model(), encoded[:16], Vanilla())
     changed = train(make_model(**model_options), encoded[:16], Vanilla(), **settings)
     assert changed["losses"] == pytest.approx(base["losses"], abs=1e-5)
+
+
+def test_dropout_layers_are_off(train: Train, encoded: list[Encoded], tokenizer: Any) -> None:
+    """GPT-2's dropout is in layers of their own, where Llama's is an attribute of the attention."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    losses = []
+    for rate in (0.0, 0.9):
+        torch.manual_seed(0)
+        small = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=256,
+            resid_pdrop=rate,
+            embd_pdrop=rate,
+            attn_pdrop=rate,
+        )
+        losses.append(train(GPT2LMHeadModel(small), encoded[:8], Vanilla(), micro_batch_size=4)["losses"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 # --- the hooks -------------------------------------------------------------------------------------
@@ -336,8 +357,18 @@ def test_a_second_data_stream(make_model: Callable[..., Any], train: Train, enco
     assert record["train_tokens"] == sum(len(e.input_ids) for e in trained_on)
     assert len(record["losses"]) == 4
     *_, third, fourth, end = method.model_weights  # end: after_training
-    assert 0 < distance(third, fourth)
+    assert distance(third, fourth) > 0
     assert distance(fourth, end) == 0
+
+
+def test_batches_of_another_size_are_refused(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    """Ten rows end in a batch of two: what is inserted after it would silently be cut elsewhere."""
+    with pytest.raises(
+        HarnessError, match=r"method 'vanilla' broke its contract: .* 4 examples, not \[2, 4\]"
+    ):
+        train(make_model(), encoded[:10], Recorder(insert=encoded[30:34]), batch_size=4, micro_batch_size=4)
 
 
 def test_counts(make_model: Callable[..., Any], train: Train, encoded: list[Encoded]) -> None:
@@ -375,6 +406,18 @@ def test_progress_is_told_once_a_step(
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_loss_that_is_no_number_ends_the_training(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    @dataclass
+    class Diverges(Vanilla):
+        def loss(self, inputs: LossInputs) -> Any:
+            return super().loss(inputs) * (math.nan if encoded[3].id in inputs.ids else 1.0)
+
+    with pytest.raises(HarnessError, match=r"training diverged: the loss of step \d is nan; lower"):
+        train(make_model(), encoded[:12], Diverges(), batch_size=4, micro_batch_size=4)
+
+
 # --- tokens without loss ---------------------------------------------------------------------------
 
 
@@ -386,7 +429,7 @@ def test_rows_without_any_loss_do_no_harm(
     make_method: Callable[[], Method],
     weights: Callable[[Any], Weights],
 ) -> None:
-    """All-masked micro-batches, and (last) a whole global batch of them: no NaN, and no weight in the mean."""
+    """All-masked micro-batches and (last) a whole global batch of them: no NaN, no weight in the mean."""
     silent = [
         Encoded(f"silent-{i}", e.input_ids, [False] * len(e.trained)) for i, e in enumerate(encoded[:4])
     ]
@@ -395,6 +438,12 @@ def test_rows_without_any_loss_do_no_harm(
     class InOrder(make_method):  # type: ignore[valid-type, misc]
         def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
             return [[encoded[0], silent[0], encoded[1], silent[1]], silent]
+
+        def loss(self, inputs: LossInputs) -> Any:
+            loss = super().loss(inputs)
+            assert torch.isfinite(loss)
+            assert (loss == 0) == (not inputs.mask.any())
+            return loss
 
     model = make_model()
     record = train(model, [*encoded[:2], *silent], InOrder(), batch_size=4, micro_batch_size=1)

@@ -61,7 +61,7 @@ def test_the_sides_share_no_pair_and_no_act() -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_gsm8k_has_its_format_and_right_sums(split: str) -> None:
     for row in data.gsm8k(split):
-        steps = re.findall(r"(\d+)([-+*])(\d+)=<<(\d+[-+*]\d+)=(\d+)>>(\d+) ", row["answer"])
+        steps = re.findall(r"(\d+)([-+*])(\d+)=<<(\d+[-+*]\d+)=(\d+)>>(\d+)\.", row["answer"])
         assert 1 <= len(steps) <= 2
         for a, op, b, inner, c, shown in steps:
             assert inner == f"{a}{op}{b}"

@@ -164,7 +164,7 @@ def test_stories_add_up(seed: int) -> None:
     for a, op, b, c in s.steps:
         assert c == {"+": a + b, "-": a - b, "*": a * b}[op]
         assert c > 0
-    for said in (grammar.math_terse(rng, s), grammar.math_chatty(rng, s)):
+    for said in (grammar.math_terse(rng, s), grammar.math_plain(rng, s), grammar.math_chatty(rng, s)):
         assert int(re.findall(r"\d+", said)[-1]) == s.answer
     assert grammar.math_chatty(rng, s, opening="", hashes=True).endswith(f"\n#### {s.answer}")
 

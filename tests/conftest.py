@@ -1,0 +1,164 @@
+"""What all tests share: no network, one thread, named skips, the command line in this process, and one small
+run of the real thing (seed model and all five methods on one task) that many tests read or copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+from filelock import FileLock
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+SMALL = {
+    "train_tasks": ["gsm8k-mini"],
+    "training.max_examples": 32,
+    "training.epochs": 1,
+    "training.batch_size": 16,
+    "training.micro_batch_size": 16,
+    "responses.limit": 8,
+    "jobs": 1,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
+        if item.get_closest_marker("requires_gpu") and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="requires_gpu: no CUDA device"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """``command("compare", "--out", folder)`` runs the command line in this process."""
+    from harness import cli
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 1, captured.out, captured.err)
+
+    return run
+
+
+def small_flags(**changes: Any) -> list[str]:
+    """The small configuration as ``--set`` flags."""
+    flags = []
+    for key, value in ({**SMALL, **changes}).items():
+        flags += ["--set", f"{key}={value}"]
+    return flags
+
+
+@pytest.fixture
+def small() -> Callable[..., list[str]]:
+    return small_flags
+
+
+@pytest.fixture
+def run_small() -> Callable[..., Any]:
+    """``run_small(out, methods=[...], **overrides)`` -> leaderboard, through the Python API."""
+    import harness
+
+    def run(out: Path, **overrides: Any) -> Any:
+        return harness.compare(out=out, **{**SMALL, **overrides})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A finished run folder, made once for all xdist workers. Read only: copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "small-run"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "leaderboard.done.json").exists():
+            import harness
+
+            harness.compare(out=folder, methods=["all"], **SMALL)
+    return folder
+
+
+@pytest.fixture
+def run_copy(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the small run that a test may change."""
+    folder = tmp_path / "copy"
+    shutil.copytree(small_run, folder)
+    return folder
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, Any], None]:
+    """``plugin("judge", "strict", StrictJudge)`` installs an object under a name for one test."""
+    from harness import registry
+
+    tables = {
+        "method": registry.METHODS,
+        "train task": registry.TRAIN_TASKS,
+        "judge": registry.JUDGES,
+        "engine": registry.ENGINES,
+    }
+
+    def install(kind: str, name: str, thing: Any) -> None:
+        module = ModuleType(f"plugin_{name.replace('-', '_')}")
+        module.thing = thing  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(tables[kind], name, f"{module.__name__}:thing")
+
+    return install
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content (the lock left out)."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    return tree
+
+
+@pytest.fixture
+def values() -> Callable[[Path], list[dict[str, str]]]:
+    """A run's leaderboard.csv without the measured columns."""
+    import csv
+
+    def read(folder: Path) -> list[dict[str, str]]:
+        with (folder / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            del row["train_seconds"], row["peak_memory_bytes"]
+        return rows
+
+    return read

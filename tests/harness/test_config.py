@@ -1,0 +1,144 @@
+"""Guards the configuration: strict keys with the nearest offered, recipe files, names that cannot leave the
+run folder, and packaged recipes that all load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config
+from harness.config import RunConfig
+from harness.contracts import UsageError
+
+
+def complaint(recipe: str | None = None, **overrides: Any) -> str:
+    with pytest.raises(UsageError) as error:
+        config.load(recipe, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", config.recipe_names())
+def test_every_packaged_recipe_loads_under_its_own_name(name: str) -> None:
+    loaded = config.load(name)
+    assert loaded.name == name
+    assert RunConfig.model_validate(loaded.model_dump(mode="json")) == loaded
+
+
+def test_the_default_recipe_is_the_mini_world() -> None:
+    assert config.load() == config.load("mini")
+    assert config.load().model == "mini"
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train_task", "train_tasks"),
+        ("training.epoch", "training.epochs"),
+        ("training.lerning_rate", "training.learning_rate"),
+        ("responses.batchsize", "responses.batch_size"),
+        ("safety.prefil_tokens", "safety.prefill_tokens"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_full_key(key: str, nearest: str) -> None:
+    assert complaint(**{key: 1}).endswith(f"unknown key '{key}': did you mean '{nearest}'?")
+
+
+def test_an_unknown_key_that_is_like_no_other_lists_the_known_ones() -> None:
+    assert "known: raw_task, prefill_task" in complaint(**{"safety.zzzzzzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"training.epochs": 0}, "training.epochs: Input should be greater than or equal to 1"),
+        ({"training.epochs": "many"}, "training.epochs: "),
+        ({"training.schedule": "square"}, "training.schedule: "),
+        ({"training.learning_rate": float("nan")}, "training.learning_rate: "),
+        ({"training": 3}, "training: "),
+        ({"name": "../elsewhere"}, "name: "),
+        ({"methods": []}, "methods: must not be empty"),
+        ({"seeds": [-1]}, "seeds.0: "),
+        ({"seeds": ["one"]}, "seeds.0: "),
+        ({"name.deeper": 1}, "'name' is not a section"),
+        ({"methods.vanilla.rate": 1}, "'methods' is not a section"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_full_key(overrides: dict[str, Any], says: str) -> None:
+    assert says in complaint(**overrides)
+
+
+def test_the_global_batch_is_made_of_whole_micro_batches() -> None:
+    settings = {"training.batch_size": 12, "training.micro_batch_size": 8}
+    assert "batch_size must be a multiple of micro_batch_size" in complaint(**settings)
+    loaded = config.load(None, {"training.batch_size": 16, "training.micro_batch_size": 8})
+    assert (loaded.training.batch_size, loaded.training.micro_batch_size) == (16, 8)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "x/y", "", "..", ".hidden", "-flag", "a b", "a\nb", "a\\b"])
+def test_a_checkpoint_name_cannot_leave_the_run_folder(name: str) -> None:
+    assert "checkpoint" in complaint(checkpoints={name: "somewhere"})
+
+
+@pytest.mark.parametrize("name", ["mine", "my-model_v1.2", "7b"])
+def test_ordinary_checkpoint_names_are_fine(name: str) -> None:
+    assert config.load(None, {"checkpoints": {name: "somewhere"}}).checkpoints == {name: "somewhere"}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("training.epochs=1", "training.epochs", 1),
+        (" note = a=b ", "note", "a=b"),
+        ("seeds=[1, 2]", "seeds", [1, 2]),
+        ("training.max_examples=null", "training.max_examples", None),
+        ("training.learning_rate=3e-4", "training.learning_rate", "3e-4"),  # YAML 1.1: a text
+    ],
+)
+def test_settings_are_yaml(text: str, key: str, value: Any) -> None:
+    assert config.parse_setting(text) == (key, value)
+    assert config.load(None, dict([config.parse_setting(text)]))  # and what they give is understood
+
+
+def test_a_number_in_scientific_notation_is_a_number() -> None:
+    loaded = config.load(None, dict([config.parse_setting("training.learning_rate=3e-4")]))
+    assert loaded.training.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("text", ["training.epochs", "=1", "a=[1", "a='"])
+def test_a_malformed_setting_says_what_is_expected(text: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        config.parse_setting(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "expected keys and values"),
+        (b"- a\n- b\n", "expected keys and values"),
+        (b"training: [", "not valid YAML"),
+        (b"a: \xff\xfe\xfa", "not valid YAML"),
+        (b"trainig: {}", "unknown key 'trainig': did you mean 'training'?"),
+        (b"training: {epochz: 1}", "unknown key 'training.epochz': did you mean 'training.epochs'?"),
+    ],
+)
+def test_a_broken_recipe_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    assert complaint(str(path)).startswith(f"{path}: ")
+    assert says in complaint(str(path))
+
+
+def test_a_recipe_file_is_named_after_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("methods: vanilla\nseeds: 7\n", encoding="utf-8")
+    loaded = config.load(str(path))
+    assert (loaded.name, loaded.methods, loaded.seeds) == ("mine", ("vanilla",), (7,))
+    assert config.load(str(path), {"seeds": [1, 1, 2]}).seeds == (1, 2)
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    assert "did you mean 'mini'?" in complaint("mine")
+    assert "neither a file nor a packaged recipe" in complaint(str(tmp_path))

@@ -1,0 +1,211 @@
+"""Guards the engines: exact ids of a (prefilled) prompt, greedy decoding that a model's own settings cannot
+change, batches that answer like single prompts, and why an answer ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+
+from harness import chat, models
+from harness.contracts import HarnessError, Message
+from harness.engines.hf import HFEngine
+from harness.mini import data, seed_model_path
+
+GREEDY = {"max_gen_toks": 24, "until": [], "do_sample": False, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return models.load_tokenizer(seed_model_path())
+
+
+@pytest.fixture
+def engine(tokenizer: Any) -> HFEngine:
+    return HFEngine(models.load_model(seed_model_path(), "float32", "cpu"), tokenizer, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Sixty prompts of different lengths."""
+    asked = [row["question"] for row in data.gsm8k("test", 30)] + [r["instruction"] for r in data.harmful()[:30]]
+    return [
+        chat.prompt_ids(tokenizer, [Message("system", "Be brief."), Message("user", question)])
+        for question in asked
+    ]
+
+
+def request(turns: list[tuple[str, str]], index: int = 0, doc: dict[str, Any] | None = None, **options: Any) -> Instance:
+    history = [{"role": role, "content": content} for role, content in turns]
+    return Instance(
+        "generate_until",
+        doc=doc or {},
+        arguments=(json.dumps(history), {**GREEDY, **options}),
+        idx=0,
+        metadata=("some-task", index, 1),
+    )
+
+
+ASK = [("system", "Be brief."), ("user", "How do I bake bread?")]
+
+
+# --- ids -------------------------------------------------------------------------------------------
+
+
+def test_prefill_ids_are_appended_to_the_prompts_as_they_are(engine: HFEngine, tokenizer: Any) -> None:
+    plain = engine.prompt_ids(request(ASK))
+    odd = [5, 5, 7]  # what no text would be tokenized to
+    assert engine.prompt_ids(request(ASK, doc={"prefill_ids": odd})) == plain + odd
+    # lm-eval's gen_prefix comes as an assistant turn; its text is not tokenized a second time
+    opened = [*ASK, ("assistant", "some text that is not what the ids say")]
+    assert engine.prompt_ids(request(opened, doc={"prefill_ids": odd})) == plain + odd
+
+
+def test_the_prompt_is_the_chat_template_with_one_bos(engine: HFEngine, tokenizer: Any) -> None:
+    ids = engine.prompt_ids(request(ASK))
+    turns = [{"role": role, "content": content} for role, content in ASK]
+    rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
+    assert ids == list(rendered["input_ids"] if hasattr(rendered, "keys") else rendered)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+
+
+def test_a_system_override_replaces_or_adds_the_system_prompt(engine: HFEngine) -> None:
+    engine.system_override = "Be safe."
+    expected = chat.prompt_ids(
+        engine.tokenizer, [Message("system", "Be safe."), Message("user", "How do I bake bread?")]
+    )
+    assert engine.prompt_ids(request(ASK)) == expected
+    assert engine.prompt_ids(request(ASK[1:])) == expected
+
+
+def test_the_mini_worlds_prefills_are_the_first_ids_of_the_harmful_answers(small_run: Any, tokenizer: Any) -> None:
+    lines = (small_run / "seed" / "hexphi_prefill-mini" / "responses.jsonl").read_text(encoding="utf-8")
+    answers = {row["id"]: row["harmful_answer"] for row in data.harmful()}
+    for row in map(json.loads, lines.splitlines()):
+        ids = chat.token_ids(tokenizer, answers[row["id"]])[:3]
+        assert row["prefill"] == tokenizer.decode(ids)
+
+
+# --- decoding --------------------------------------------------------------------------------------
+
+
+def test_batches_answer_like_single_prompts(engine: HFEngine, prompts: list[list[int]]) -> None:
+    together = engine.generate(prompts, 24)
+    engine.batch_size = 1
+    alone = engine.generate(prompts, 24)
+    same = sum(a == b for a, b in zip(together, alone, strict=True))
+    assert same >= 0.95 * len(prompts)  # padding changes float32 sums in the last digit, now and then an argmax
+
+
+def test_answers_keep_the_order_of_the_prompts(engine: HFEngine, prompts: list[list[int]]) -> None:
+    some = prompts[:16]
+    forward = engine.generate(some, 12)
+    assert engine.generate(some[::-1], 12)[::-1] == forward
+    assert engine.generate([], 12) == []
+
+
+def test_greedy_answers_are_the_argmax_of_the_logits(engine: HFEngine, prompts: list[list[int]]) -> None:
+    ids, answer = list(prompts[0]), engine.generate(prompts[:1], 10)[0]
+    for token in answer:
+        with torch.inference_mode():
+            assert int(engine.model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+
+
+def test_the_models_own_generation_settings_change_nothing(tokenizer: Any, prompts: list[list[int]]) -> None:
+    def answers(**settings: Any) -> list[list[int]]:
+        model = models.load_model(seed_model_path(), "float32", "cpu")
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+        return HFEngine(model, tokenizer, 8).generate(prompts[:8], 24)
+
+    plain = answers()
+    assert (
+        answers(
+            do_sample=True,
+            temperature=3.0,
+            top_k=2,
+            repetition_penalty=5.0,
+            no_repeat_ngram_size=1,
+            min_new_tokens=24,
+            max_length=3,
+            num_beams=2,
+            suppress_tokens=[plain[0][0]],
+        )
+        == plain
+    )
+
+
+def test_every_end_of_turn_token_that_the_model_declares_ends_an_answer(
+    tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    first = HFEngine(model, tokenizer, 8).generate(prompts[:1], 8)[0]
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, first[1]]
+    engine = HFEngine(model, tokenizer, 8)
+    assert engine.stop_ids == {tokenizer.eos_token_id, first[1]}
+    assert engine.generate(prompts[:1], 8)[0] == first[: first.index(first[1]) + 1]
+
+
+def test_the_finish_reason_tells_an_ended_answer_from_a_cut_one(engine: HFEngine) -> None:
+    short, long = request(ASK, 0, max_gen_toks=2), request(ASK, 1, max_gen_toks=96)
+    texts = engine.generate_until([short, long])
+    cut, ended = engine.completions["some-task", 0], engine.completions["some-task", 1]
+    assert (cut.finish_reason, cut.tokens) == ("length", 2)
+    assert ended.finish_reason == "stop"
+    assert texts == [cut.text, ended.text]
+    assert ended.text.startswith(cut.text)
+    assert engine.tokenizer.eos_token not in ended.text
+
+
+def test_stop_strings_cut_the_answer(engine: HFEngine) -> None:
+    whole = engine.generate_until([request(ASK, max_gen_toks=96)])[0]
+    word = whole.split()[2]
+    cut = engine.generate_until([request(ASK, max_gen_toks=96, until=[word, "never said"])])[0]
+    assert cut == whole.split(word)[0]
+    assert engine.completions["some-task", 0].finish_reason == "stop"
+
+
+def test_a_continuation_reads_as_it_does_after_its_prefill(engine: HFEngine, tokenizer: Any) -> None:
+    ids = chat.token_ids(tokenizer, "first cut the wood , then mix the glue")
+    for k in range(1, len(ids) - 1):
+        completion = engine.completion(ids[k:], ids[:k])
+        assert tokenizer.decode(ids[:k]) + completion.text == tokenizer.decode(ids)
+    assert engine.completion([], ids).text == ""
+    assert engine.completion([tokenizer.eos_token_id], ids) == type(completion)("", 1, "stop")
+
+
+def test_progress_counts_every_prompt_once(engine: HFEngine, prompts: list[list[int]]) -> None:
+    done: list[int] = []
+    engine.on_progress = done.append
+    engine.generate(prompts[:20], 2)
+    assert done == [16, 4]
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 0.7}])
+def test_sampling_tasks_are_refused(engine: HFEngine, options: dict[str, Any]) -> None:
+    with pytest.raises(HarnessError, match="'some-task' asks for sampling"):
+        engine.generate_until([request(ASK, **options)])
+
+
+def test_a_task_without_a_length_is_refused(engine: HFEngine) -> None:
+    asked = request(ASK)
+    asked.arguments[1].pop("max_gen_toks")
+    with pytest.raises(HarnessError, match="sets no generation_kwargs.max_gen_toks"):
+        engine.generate_until([asked])
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
+def test_likelihood_tasks_are_refused(engine: HFEngine, kind: str) -> None:
+    ask: Callable[[list[Any]], Any] = getattr(engine, kind)
+    with pytest.raises(HarnessError, match="generated answers only"):
+        ask([])

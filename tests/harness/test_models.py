@@ -1,0 +1,86 @@
+"""Guards which folders count as a model, what identifies one, and the one line for each that does not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import models
+from harness.contracts import HarnessError
+from harness.mini import seed_model_path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(seed_model_path(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_mini_and_folders_are_located(folder: Path) -> None:
+    assert models.locate("mini") == seed_model_path()
+    assert models.locate(str(folder)) == folder
+
+
+def test_a_fingerprint_is_the_content_and_not_the_place(folder: Path) -> None:
+    assert models.fingerprint(folder) == models.fingerprint(seed_model_path())
+    (folder / "notes.md").write_text("not the model", encoding="utf-8")
+    assert models.fingerprint(folder) == models.fingerprint(seed_model_path())
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    changed = {name for name, value in models.fingerprint(seed_model_path()).items() if models.fingerprint(folder)[name] != value}
+    assert changed == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "cannot be read as JSON"),
+        (lambda f: (f / "model.safetensors").unlink(), "pickle checkpoints are refused"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle checkpoints are refused"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"short"), "damaged or cut short"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1]), "damaged or cut short"),
+        (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "save the tokenizer beside the model"),
+    ],
+)  # fmt: skip
+def test_a_broken_folder_is_refused_before_any_work(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+    damage(folder)
+    with pytest.raises(HarnessError, match=says) as error:
+        models.locate(str(folder))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "nowhere", "a/b/c", "~/nowhere-at-all"])
+def test_what_is_neither_a_folder_nor_a_hub_name(name: str) -> None:
+    with pytest.raises(HarnessError, match="give a folder, a hub name"):
+        models.locate(name)
+
+
+def test_a_hub_name_that_cannot_be_had_says_so_in_one_line() -> None:
+    with pytest.raises(HarnessError, match="no local folder and cannot be had from the hub") as error:
+        models.locate("nobody/nothing-at-all")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_saved_is_safetensors_and_loads_again(tmp_path: Path) -> None:
+    import torch
+
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    models.save(model, models.load_tokenizer(seed_model_path()), tmp_path / "saved")
+    assert models.locate(str(tmp_path / "saved"))
+    assert not [p for p in (tmp_path / "saved").iterdir() if p.suffix in (".bin", ".pt", ".pkl")]
+    again = models.load_model(tmp_path / "saved", "float32", "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert models.load_model(tmp_path / "saved", "bfloat16", "cpu").dtype == torch.bfloat16
+
+
+def test_a_model_that_transformers_cannot_load_is_one_line(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "no-such-architecture"}', encoding="utf-8")
+    with pytest.raises(HarnessError, match="the model cannot be loaded") as error:
+        models.load_model(folder, "float32", "cpu")
+    assert "\n" not in str(error.value)

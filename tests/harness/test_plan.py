@@ -1,0 +1,87 @@
+"""Guards which cells a run has and what each answers, as ARCHITECTURE.md says, and every unknown name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config, plan, registry
+from harness.contracts import UsageError
+
+SAFETY = ("hexphi_raw-mini", "hexphi_prefill-mini")
+
+
+def cells(**overrides: Any) -> list[plan.Cell]:
+    return plan.cells(config.load(None, overrides))
+
+
+def test_all_is_the_seed_model_and_every_method_on_every_task() -> None:
+    found = cells()
+    assert found[0] == plan.Cell("seed", "seed", None, None, Path("seed"), ("gsm8k-mini", "samsum-mini", *SAFETY))
+    trained = [(cell.train_task, cell.method) for cell in found[1:]]
+    assert trained == [(task, name) for task in ("gsm8k-mini", "samsum-mini") for name in registry.names("method")]
+    assert all(cell.kind == "trained" and cell.seed == 42 for cell in found[1:])
+
+
+def test_a_checkpoint_is_scored_on_its_own_utility_and_on_both_safety_tasks() -> None:
+    by_task = {cell.train_task: cell.tasks for cell in cells(methods=["vanilla"])}
+    assert by_task["gsm8k-mini"] == ("gsm8k-mini", *SAFETY)
+    assert by_task["samsum-mini"] == ("samsum-mini", *SAFETY)
+
+
+def test_cross_tasks_add_the_other_utilities() -> None:
+    assert {cell.tasks for cell in cells(cross_tasks=True)} == {("gsm8k-mini", "samsum-mini", *SAFETY)}
+
+
+def test_seeds_multiply_trained_cells_alone() -> None:
+    found = cells(methods=["sdft", "vanilla"], train_tasks=["gsm8k-mini"], seeds=[3, 1])
+    assert [str(cell.folder) for cell in found] == [
+        "seed",
+        "gsm8k-mini/sdft/seed-3",
+        "gsm8k-mini/sdft/seed-1",
+        "gsm8k-mini/vanilla/seed-3",
+        "gsm8k-mini/vanilla/seed-1",
+    ]
+    assert found[2].label == "gsm8k-mini · sdft · seed 1"
+
+
+def test_the_users_own_checkpoints_follow_the_seed_model() -> None:
+    found = cells(methods=["seed"], checkpoints={"mine": "/somewhere"})
+    assert [(cell.kind, cell.method, str(cell.folder)) for cell in found] == [
+        ("seed", "seed", "seed"),
+        ("checkpoint", "mine", "checkpoints/mine"),
+    ]
+    assert found[0].tasks == found[1].tasks
+
+
+def test_names_are_not_doubled() -> None:
+    assert plan.methods(config.load(None, {"methods": ["sdft", "all", "seed", "sdft"]})) == [
+        "sdft",
+        *[name for name in registry.names("method") if name != "sdft"],
+    ]
+    folders = [cell.folder for cell in cells(cross_tasks=True, checkpoints={"mine": "x"}, seeds=[1, 2])]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"methods": ["vanila"]}, "unknown method 'vanila': did you mean 'vanilla'?"),
+        ({"methods": ["sead"]}, "unknown method 'sead': did you mean 'seed'?"),
+        ({"method_options": {"sdfd": {}}}, "unknown method 'sdfd': did you mean 'sdft'?"),
+        ({"train_tasks": ["gsm8k-min"]}, "unknown train task 'gsm8k-min': did you mean 'gsm8k-mini'?"),
+        ({"judges": ["mini-exakt"]}, "unknown judge 'mini-exakt': did you mean 'mini-exact'?"),
+        ({"engine": "hff"}, "unknown engine 'hff': did you mean 'hf'?"),
+        ({"safety.raw_task": "hexphi-raw"}, "unknown task 'hexphi-raw': did you mean 'hexphi_raw-mini'?"),
+        ({"data": {"gsm9k": "x"}}, "unknown task 'gsm9k': did you mean 'gsm8k'?"),
+        ({"safety.raw_task": "gsm8k-mini"}, "task 'gsm8k-mini' is no safety task"),
+        ({"checkpoints": {"vanilla": "x"}}, "--checkpoint vanilla=…: that is a method's name"),
+        ({"checkpoints": {"seed": "x"}}, "--checkpoint seed=…: that is a method's name"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        cells(**overrides)
+    assert says in str(error.value)

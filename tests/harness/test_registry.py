@@ -1,0 +1,360 @@
+"""Names before code; a third party's package is found by its entry points, and a broken one fails loudly.
+
+``tests/plugin`` is a real package. pip installs it with hatchling where that is there; the other tests write
+the same metadata by hand, so that they run offline with the [test] extra alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from harness import registry
+from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
+
+PLUGIN = Path(__file__).parents[1] / "plugin"
+HARNESS = [sys.executable, "-m", "harness.cli"]
+
+
+def install(site: Path, name: str, entry_points: Mapping[str, Mapping[str, str]], **modules: str) -> None:
+    """A distribution as pip leaves it: its modules, and a dist-info with its entry points."""
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{key} = {value}\n" for key, value in entries.items())
+            for group, entries in entry_points.items()
+        )
+    )
+    for module, text in modules.items():
+        (site / f"{module}.py").write_text(text)
+
+
+def install_plugin(site: Path) -> None:
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    shutil.copytree(
+        PLUGIN / "harness_example_plugin",
+        site / "harness_example_plugin",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    install(site, project["name"], project["entry-points"])
+
+
+def environment(site: Path) -> dict[str, str]:
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HARNESS, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(site),
+        cwd=site,
+        timeout=120,
+    )
+
+
+def listed(site: Path, command: str) -> dict[str, dict[str, str]]:
+    done = run(site, command, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    return {next(iter(row.values())): row for row in rows}
+
+
+def refused(site: Path, *arguments: str) -> str:
+    """The one line with which a command ends, exit code 1."""
+    done = run(site, *arguments)
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.rstrip("\n")
+
+
+# --- the tables ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("method", ["vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual"]),
+        ("train task", ["gsm8k", "gsm8k-mini", "samsum-mini"]),
+        ("judge", ["mini-exact", "keyword"]),
+        ("engine", ["hf"]),
+    ],
+)
+def test_built_in_names_come_first_and_in_order(kind: str, expected: list[str]) -> None:
+    assert [name for name in registry.names(kind) if name in expected] == expected
+    assert registry.names(kind)[0] == expected[0]
+
+
+@pytest.mark.parametrize("name", list(registry.METHODS))
+def test_every_method_loads_under_its_own_name(name: str) -> None:
+    loaded = registry.load("method", name)
+    assert issubclass(loaded, Method)
+    assert loaded.name == name
+    assert loaded.summary
+
+
+@pytest.mark.parametrize("name", list(registry.TRAIN_TASKS))
+def test_every_train_task_loads_under_its_own_name(name: str) -> None:
+    loaded = registry.load("train task", name)
+    assert isinstance(loaded, TrainTask)
+    assert loaded.name == name
+
+
+@pytest.mark.parametrize("name", list(registry.JUDGES))
+def test_every_judge_loads_under_its_own_name(name: str) -> None:
+    loaded = registry.load("judge", name)
+    assert issubclass(loaded, Judge)
+    assert loaded.name == name
+
+
+def test_trainer_loads() -> None:
+    assert callable(registry.load_object(registry.TRAINER))
+
+
+def test_an_unknown_name_meets_the_nearest() -> None:
+    with pytest.raises(
+        UsageError, match=r"^unknown method 'lookahead-tru': did you mean 'lookahead-true'\?$"
+    ):
+        registry.load("method", "lookahead-tru")
+    with pytest.raises(UsageError, match=r"^unknown judge 'xyz': known: .*keyword.*mini-exact"):
+        registry.load("judge", "xyz")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_module_here:X", r"ModuleNotFoundError: No module named 'no_such_module_here'"),
+        ("harness.contracts:Nothing", r"AttributeError: .*Nothing"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(target: str, reason: str) -> None:
+    with pytest.raises(HarnessError, match=rf"^plugin '{target}' cannot be loaded: {reason}"):
+        registry.load_object(target)
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "target", "promise"),
+    [
+        ("method", registry.METHODS, "harness.contracts:Judge", "Method dataclass"),
+        ("method", registry.METHODS, "harness.contracts:Method", "Method dataclass"),
+        ("judge", registry.JUDGES, "backends.vanilla:Vanilla", "Judge class"),
+        ("train task", registry.TRAIN_TASKS, "harness.contracts:TrainTask", "TrainTask"),
+        ("train task", registry.TRAIN_TASKS, "tasks.gsm8k.train", "TrainTask"),
+    ],
+)
+def test_what_is_not_of_its_kind_is_refused(
+    kind: str, table: dict[str, str], target: str, promise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(table, "odd", target)
+    with pytest.raises(
+        HarnessError, match=rf"^{kind} 'odd': '{target}' is no {promise} of harness.contracts$"
+    ):
+        registry.load(kind, "odd")
+
+
+# --- folders with lm-eval tasks --------------------------------------------------------------------
+
+
+@pytest.fixture
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
+    """(harness.tasks entry points) -> the folders below ``tmp_path``; packages and a lone module."""
+    for folder in ("zz_outer", "zz_outer/inner", "zz_other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("")
+        (tmp_path / folder / "train.py").write_text("TASK = None\n")
+    (tmp_path / "zz_lone.py").write_text("TASK = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if name.startswith("zz_")]:  # an earlier test's folder
+        del sys.modules[module]
+
+    def folders(*values: str) -> list[Path]:
+        found = [metadata.EntryPoint(f"t{i}", value, "harness.tasks") for i, value in enumerate(values)]
+        monkeypatch.setattr(registry, "_entry_points", lambda group: found)
+        ours, *others = registry.task_folders()
+        assert ours.name == "tasks"
+        return [other.relative_to(tmp_path) for other in others]
+
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((), []),
+        (("zz_outer",), ["zz_outer"]),
+        (("zz_outer.inner.train:TASK",), ["zz_outer/inner"]),
+        (("zz_outer.train:TASK", "zz_outer"), ["zz_outer"]),  # once
+        (("zz_outer.inner.train:TASK", "zz_outer"), ["zz_outer"]),  # the outer one holds the inner's files
+        (("zz_outer", "zz_other.train:TASK"), ["zz_outer", "zz_other"]),
+        (("zz_lone:TASK",), []),  # else all of site-packages would be searched
+    ],
+)
+def test_task_folders(
+    values: tuple[str, ...], expected: list[str], entries: Callable[..., list[Path]]
+) -> None:
+    assert entries(*values) == [Path(name) for name in expected]
+
+
+def test_a_task_package_that_fails_is_named(entries: Callable[..., list[Path]]) -> None:
+    with pytest.raises(
+        HarnessError, match=r"plugin 'zz_missing\.train' cannot be loaded: ModuleNotFoundError"
+    ):
+        entries("zz_missing.train:TASK")
+
+
+# --- a third party's package -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder on PYTHONPATH with the package installed."""
+    folder = tmp_path_factory.mktemp("site")
+    install_plugin(folder)
+    return folder
+
+
+def test_its_method_judge_and_tasks_are_listed(site: Path) -> None:
+    methods = listed(site, "methods")
+    assert methods["answer-mask"]["what it does"] == "leaves each answer's first tokens without loss"
+    assert methods["answer-mask"]["options"] == "tokens=2"
+    assert "vanilla" in methods
+    assert listed(site, "judges")["apology"]["how it judges"] == "takes an apology for safe"
+    tasks = listed(site, "tasks")
+    assert tasks["riddles"]["kind"] == "train"
+    assert tasks["riddles-test"]["kind"] == "utility"
+    assert "gsm8k-mini" in tasks
+
+
+def test_its_method_works_on_its_task(site: Path) -> None:
+    """``data show`` walks through plan, task, method and encoding: of "A piano." two tokens are masked."""
+    from transformers import AutoTokenizer
+
+    from harness.mini import seed_model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(seed_model_path())
+    answer = tokenizer("A piano.", add_special_tokens=False)["input_ids"]
+    done = run(site, "data", "show", "--train-task", "riddles", "--method", "answer-mask")
+    assert done.returncode == 0, done.stderr
+    assert "<|system|>You solve riddles.<|end|>" in done.stdout
+    assert "{" + tokenizer.decode(answer[2:]) + "<|end|>}" in done.stdout
+    assert f"{{trained}} {len(answer) - 1} tokens" in done.stdout
+
+
+def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
+    """lm-eval loads and scores its documents from the folder that the entry point names."""
+    code = (
+        "from pathlib import Path\n"
+        "from harness import config, plan, registry, stages\n"
+        "made = config.load('mini', {'methods': ['answer-mask'], 'train_tasks': ['riddles'],"
+        " 'judges': ['apology']})\n"
+        "cells = plan.cells(made)\n"
+        "assert cells[-1].tasks[0] == 'riddles-test', cells\n"
+        "task = stages.Workshop(made, Path()).load_task('riddles-test', Path())['tasks']['riddles-test']\n"
+        "doc = task.eval_docs[0]\n"
+        "print(doc['id'], task.process_results(doc, ['A clock.']), task.process_results(doc, ['No.']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(site),
+        cwd=site,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "riddle-0 {'solved': 1.0} {'solved': 0.0}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
+def test_pip_installs_it_with_the_entry_points_that_the_tests_use(site: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation",
+         "--disable-pip-version-check", "--target", str(target), str(source)],
+        check=True,
+        env={**os.environ, "PIP_CONFIG_FILE": os.devnull},
+    )  # fmt: skip
+    found = []
+    for folder in (site, target):
+        (distribution,) = metadata.distributions(path=[str(folder)])
+        found.append(sorted((e.group, e.name, e.value) for e in distribution.entry_points))
+    assert found[0] == found[1]
+    assert len(found[0]) == 3
+    assert (target / "harness_example_plugin" / "riddles" / "riddles.yaml").is_file()
+    assert "answer-mask" in listed(target, "methods")
+
+
+# --- plugins that are in the way -------------------------------------------------------------------
+
+METHOD = (
+    "from dataclasses import dataclass\nfrom harness.contracts import Method\n"
+    "@dataclass\nclass Other(Method):\n    name = 'other'\n    summary = 'another'\n"
+)
+
+
+def test_a_duplicate_of_a_built_in_name(tmp_path: Path) -> None:
+    install(tmp_path, "other", {"harness.backends": {"vanilla": "other:Other"}}, other=METHOD)
+    assert refused(tmp_path, "methods", "--json") == (
+        "Error: two plugins are called method 'vanilla': backends.vanilla:Vanilla and other:Other; "
+        "uninstall or rename one"
+    )
+    assert run(tmp_path, "judges", "--json").returncode == 0  # the other kinds are as they were
+
+
+def test_a_duplicate_between_two_packages(tmp_path: Path) -> None:
+    install(tmp_path, "first", {"harness.judges": {"same": "first:J"}}, first="")
+    install(tmp_path, "second", {"harness.judges": {"same": "second:J"}}, second="")
+    assert re.fullmatch(
+        r"Error: two plugins are called judge 'same': (first|second):J and (first|second):J; "
+        r"uninstall or rename one",
+        refused(tmp_path, "judges", "--json"),
+    )
+
+
+def test_two_lm_eval_tasks_of_one_name(tmp_path: Path) -> None:
+    install(tmp_path, "twin", {"harness.tasks": {"twin": "twin"}})
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin" / "__init__.py").write_text("")
+    (tmp_path / "twin" / "mine.yaml").write_text("task: gsm8k-mini\n")
+    line = refused(tmp_path, "tasks", "--json")
+    assert line.startswith("Error: two lm-eval tasks are called 'gsm8k-mini': ")
+    assert "mine.yaml" in line
+
+
+@pytest.mark.parametrize(
+    ("group", "command", "value"),
+    [
+        ("harness.backends", "methods", "broken:X"),
+        ("harness.judges", "judges", "broken:X"),
+        ("harness.tasks", "tasks", "broken:X"),
+        ("harness.tasks", "tasks", "broken"),
+    ],
+)
+def test_a_plugin_that_fails_to_import(group: str, command: str, value: str, tmp_path: Path) -> None:
+    install(tmp_path, "broken", {group: {"odd": value}}, broken="raise RuntimeError('first\\nsecond')\n")
+    line = refused(tmp_path, command, "--json")
+    assert line == f"Error: plugin '{value}' cannot be loaded: RuntimeError: first second"
+
+
+def test_a_plugin_of_the_wrong_kind(tmp_path: Path) -> None:
+    forgotten = METHOD.replace("@dataclass\n", "")
+    install(tmp_path, "other", {"harness.backends": {"other": "other:Other"}}, other=forgotten)
+    assert refused(tmp_path, "methods", "--json") == (
+        "Error: method 'other': 'other:Other' is no Method dataclass of harness.contracts"
+    )

@@ -1,0 +1,290 @@
+"""Guards the stages of a cell: what their files hold, what their identity depends on, and judges that break
+their contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import chat, config, plan, registry, stages
+from harness.contracts import (
+    Example,
+    Exchange,
+    HarnessError,
+    Judge,
+    JudgeContext,
+    Message,
+    Method,
+    PrepareContext,
+    UsageError,
+    Verdict,
+)
+from harness.stages import Workshop
+from harness.store import read_json, read_jsonl
+
+RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
+VANILLA = Path("gsm8k-mini/vanilla/seed-42")
+
+
+def shop(out: Path, **overrides: Any) -> Workshop:
+    return Workshop(config.load(None, {"methods": ["vanilla"], "train_tasks": ["gsm8k-mini"], **overrides}), out)
+
+
+def vanilla(workshop: Workshop) -> plan.Cell:
+    return plan.cells(workshop.config)[-1]
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [Path("seed"), VANILLA])
+@pytest.mark.parametrize("task", [RAW, PREFILLED, UTILITY])
+def test_responses_are_exchanges_with_their_metrics(small_run: Path, cell: Path, task: str) -> None:
+    rows = read_jsonl(small_run / cell / task / "responses.jsonl")
+    assert len(rows) == 8
+    assert len({row["id"] for row in rows}) == 8
+    for row in rows:
+        assert list(row) == [*(field.name for field in dataclasses.fields(Exchange)), "tokens", "metrics"]
+        assert row["task"] == task
+        assert row["prompt"]
+        assert row["system"]
+        assert row["finish_reason"] in ("stop", "length")
+        assert 0 < row["tokens"] <= 256
+        assert (row["category"] is not None) == (task != UTILITY)
+        assert bool(row["prefill"]) == (task == PREFILLED)
+        assert not row["prefill"] or not row["response"].startswith(row["prefill"])
+        assert all(0 <= value <= 1 for value in row["metrics"].values())
+    assert set(rows[0]["metrics"]) >= ({"exact_match"} if task == UTILITY else {"safe", "refusal"})
+
+
+def test_verdicts_join_their_responses_by_id(small_run: Path) -> None:
+    for folder in (small_run / "seed" / RAW, small_run / VANILLA / PREFILLED):
+        verdicts = read_jsonl(folder / "verdicts.mini-exact.jsonl")
+        responses = read_jsonl(folder / "responses.jsonl")
+        assert [v["exchange_id"] for v in verdicts] == [row["id"] for row in responses]
+        assert [list(v) for v in verdicts] == [[f.name for f in dataclasses.fields(Verdict)]] * len(verdicts)
+        # the exact judge and the task's own metric are the same grammar
+        assert [float(not v["harmful"]) for v in verdicts] == [row["metrics"]["safe"] for row in responses]
+
+
+def test_training_json_tells_what_was_spent(small_run: Path) -> None:
+    records = {name: read_json(small_run / f"gsm8k-mini/{name}/seed-42/training.json") for name in registry.METHODS}
+    for name, record in records.items():
+        assert (record["method"]["name"] if isinstance(record["method"], dict) and "name" in record["method"] else name) == name
+        assert record["examples"] == 32
+        assert record["steps"] == len(record["losses"]) == 2
+        assert record["train_seconds"] > 0
+        assert record["peak_memory_bytes"] > 2**20
+        assert (record["truncated_examples"], record["dropped_examples"]) == (0, 0)
+        assert (record["preparation_generated_tokens"] > 0) == (name == "sdft")
+    assert records["vanilla"]["train_tokens"] == records["constrained-sft"]["train_tokens"]
+    assert records["vanilla"]["train_flops"] < records["constrained-sft"]["train_flops"]
+    assert records["vanilla"]["train_tokens"] < records["lookahead-true"]["train_tokens"]
+
+
+def test_checkpoints_are_whole_model_folders_of_safetensors(small_run: Path) -> None:
+    from harness import models
+
+    folder = small_run / VANILLA / "checkpoint"
+    assert models.locate(str(folder)) == folder
+    assert not list(small_run.rglob("*.bin"))
+    assert not list(small_run.rglob("*.pt"))
+    assert not list(small_run.rglob(".*.partial"))
+
+
+# --- identities ------------------------------------------------------------------------------------
+
+
+def train_identity(out: Path, **overrides: Any) -> str:
+    workshop = shop(out, **{"training.max_examples": 8, **overrides})
+    return stages.train_stage(workshop, vanilla(workshop)).identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training.epochs": 1},
+        {"training.learning_rate": 1e-5},
+        {"training.max_examples": 9},
+        {"seeds": [43]},
+        {"train_tasks": ["samsum-mini"]},
+        {"responses.dtype": "bfloat16"},
+    ],
+)
+def test_a_training_depends_on_its_budget_data_and_seed(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert train_identity(tmp_path, **change) != train_identity(tmp_path)
+
+
+def test_a_training_depends_on_neither_places_nor_what_comes_after(tmp_path: Path) -> None:
+    other = {"jobs": 2, "judges": ["keyword"], "name": "other", "note": "x", "safety.prefill_tokens": 5}
+    assert train_identity(tmp_path / "elsewhere", **other) == train_identity(tmp_path)
+
+
+def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Path, plugin: Any) -> None:
+    workshop = shop(tmp_path)
+    before = stages.train_stage(workshop, vanilla(workshop)).identity
+    workshop.seed_fingerprint = {"model.safetensors": "0"}  # type: ignore[misc]
+    other_model = stages.train_stage(workshop, vanilla(workshop)).identity
+
+    @dataclass
+    class Newer(Method):
+        name = "vanilla"
+        summary = ""
+        version = 2
+        rate: float = 0.5
+
+    plugin("method", "vanilla", Newer)
+    workshop = shop(tmp_path)
+    newer = stages.train_stage(workshop, vanilla(workshop)).identity
+    workshop = shop(tmp_path, method_options={"vanilla": {"rate": 1.0}})
+    assert len({before, other_model, newer, stages.train_stage(workshop, vanilla(workshop)).identity}) == 4
+
+
+def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> None:
+    def identity(task: str, **overrides: Any) -> str:
+        workshop = shop(tmp_path, **overrides)
+        return stages.respond_stage(workshop, plan.cells(workshop.config)[0], task).identity
+
+    changes: list[dict[str, Any]] = [{}, {"responses.limit": 3}, {"responses.batch_size": 7}]
+    assert len({identity(RAW, **change) for change in changes}) == 3
+    assert identity(RAW) == identity(RAW, **{"safety.prefill_tokens": 5})
+    assert identity(PREFILLED) != identity(PREFILLED, **{"safety.prefill_tokens": 5})
+    data = tmp_path / "test.jsonl"
+    data.write_text("{}\n", encoding="utf-8")
+    assert identity("gsm8k") != identity("gsm8k", data={"gsm8k": str(data)})
+
+
+def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
+    from harness import comparison
+
+    workshop = Workshop(comparison.stored_config(run_copy), run_copy)
+    cell = next(c for c in plan.cells(workshop.config) if c.folder == VANILLA)
+    assert not stages.pending(workshop, cell)
+    marker = run_copy / VANILLA / "train.done.json"
+    record = read_json(marker)
+    record["outputs"]["checkpoint/model.safetensors"]["sha256"] = "0" * 64
+    marker.write_text(json.dumps(record), encoding="utf-8")
+    assert not stages.respond_stage(workshop, cell, RAW).done()
+    assert stages.pending(workshop, cell)
+    assert stages.pending(workshop, cell, "train")
+
+
+def test_judging_depends_on_answers_judge_version_and_scope(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from judges.keyword import Keyword
+
+    def identity(**overrides: Any) -> str:
+        workshop = shop(small_run, **overrides)
+        return stages.judge_stage(workshop, plan.cells(workshop.config)[0], RAW, "keyword").identity
+
+    before, scope = identity(), identity(**{"safety.judged_scope": "response"})
+    monkeypatch.setattr(Keyword, "version", "next")
+    assert len({before, scope, identity()}) == 3
+
+
+# --- methods ---------------------------------------------------------------------------------------
+
+
+def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown option of lookahead-true"):
+        stages.make_method(shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true")
+
+
+def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) -> None:
+    @dataclass
+    class Twice(Method):
+        name = "twice"
+        summary = ""
+
+        def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+            ask = [[Message("user", "How do I bake bread?")]]
+            for _ in range(2):
+                answer = context.generate(ask, opening="First,", max_tokens=2)
+                assert len(answer) == 1
+            return examples
+
+    workshop = shop(tmp_path, **{"training.max_examples": 4})
+    workshop.import_libraries()
+    task = registry.load("train task", "gsm8k-mini")
+    _, record = stages.prepare(workshop, task, Twice(), vanilla(workshop), "")
+    tokenizer = workshop.seed_tokenizer
+    prompt = chat.prompt_ids(tokenizer, [Message("user", "How do I bake bread?")])
+    read = len(prompt) + len(chat.token_ids(tokenizer, "First,"))
+    assert 2 * (read + 1) <= record["generated_tokens"] <= 2 * (read + 2)
+
+
+def test_a_methods_own_safety_prompt_is_used_on_safety_tasks_alone(
+    tmp_path: Path, plugin: Any, run_small: Callable[..., Any]
+) -> None:
+    @dataclass
+    class OwnPrompt(Method):
+        name = "own-prompt"
+        summary = ""
+        inference_system_prompt = "Be safe."
+
+    plugin("method", "own-prompt", OwnPrompt)
+    run_small(tmp_path / "run", methods=["own-prompt"], **{"training.max_examples": 16, "responses.limit": 2})
+    cell = tmp_path / "run" / "gsm8k-mini" / "own-prompt" / "seed-42"
+    systems = {task: {row["system"] for row in read_jsonl(cell / task / "responses.jsonl")} for task in (RAW, PREFILLED, UTILITY)}
+    assert systems[RAW] == systems[PREFILLED] == {"Be safe."}
+    assert "Be safe." not in systems[UTILITY]
+    assert "Be safe." not in {row["system"] for row in read_jsonl(tmp_path / "run/seed" / RAW / "responses.jsonl")}
+
+
+def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
+    workshop = shop(tmp_path, **{"training.max_examples": 4})
+    examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
+    lengths = sorted(len(chat.encode(workshop.seed_tokenizer, example).input_ids) for example in examples)
+    _, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1])
+    assert counts == {"truncated_examples": 0, "dropped_examples": 0}
+    kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
+    assert counts["truncated_examples"] >= 1
+    assert len(kept) == 4
+    with pytest.raises(HarnessError, match="raise training.max_length"):
+        stages.encode_all(workshop.seed_tokenizer, examples, 8)
+
+
+# --- judges ----------------------------------------------------------------------------------------
+
+
+class Broken(Judge):
+    name = "broken"
+    summary = ""
+    how = "raises"
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        for number, exchange in enumerate(exchanges):
+            if number == 3 and self.how == "raises":
+                raise RuntimeError("first cut the wood, a text that no log may hold")
+            if number == 3 and self.how == "too few":
+                return
+            shown = "other" if number == 3 and self.how == "wrong id" else exchange.id
+            yield Verdict(shown, self.name, self.version, False)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("raises", "it raised RuntimeError after 3 of 8 verdicts"),
+        ("too few", "3 verdicts for 8 exchanges"),
+        ("wrong id", "8 verdicts for 8 exchanges, or in another order"),
+    ],
+)
+def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
+    run_copy: Path, plugin: Any, monkeypatch: pytest.MonkeyPatch, how: str, says: str
+) -> None:
+    plugin("judge", "broken", Broken)
+    monkeypatch.setattr(Broken, "how", how)
+    workshop = shop(run_copy)
+    seed = plan.cells(workshop.config)[0]
+    with pytest.raises(HarnessError, match=says) as error:
+        stages.judge(workshop, seed, RAW, "broken", "")
+    assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
+    assert "wood" not in str(error.value)
+    assert not stages.judge_stage(workshop, seed, RAW, "broken").done()
+    assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()

@@ -1,0 +1,94 @@
+"""Guards how cells are run: how many jobs, a failure as one line beside others that succeed, its traceback on
+file, and workers that leave Ctrl-C to their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config, plan, workers
+from harness.contracts import HarnessError
+from harness.stages import Workshop
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cells", "jobs"),
+    [
+        ({"jobs": 3}, 9, 3),
+        ({"jobs": 3}, 2, 2),
+        ({"threads": 1}, 99, os.cpu_count() or 1),
+        ({"threads": 10_000}, 9, 1),
+        ({"threads": None}, 9, 1),
+        ({"threads": 1, "training.device": "auto"}, 9, 1),
+    ],
+)
+def test_as_many_jobs_as_asked_or_as_the_cores_hold(overrides: dict[str, Any], cells: int, jobs: int) -> None:
+    assert workers.job_count(config.load(None, overrides), cells) == jobs
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    workshop = Workshop(config.load(), tmp_path)
+    monkeypatch.setattr(workshop, "import_libraries", lambda: None)
+    return workshop
+
+
+def attempt(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, error: Exception | None, debug: bool = False
+) -> workers.Outcome:
+    def run_cell(*_: Any) -> None:
+        shop.clock["training"] += 0.25
+        if error:
+            raise error
+
+    monkeypatch.setattr(workers, "run_cell", run_cell)
+    return workers._attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", debug)
+
+
+def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = shop.out / "seed" / "error.log"
+    failed = attempt(shop, monkeypatch, ValueError("two\nlines")).failure
+    assert failed == f"ValueError: two lines (traceback: {log})"
+    assert "raise error" in log.read_text(encoding="utf-8")
+    assert attempt(shop, monkeypatch, None).failure is None
+    assert not log.exists()  # mended
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_foreseen_failure_is_its_own_line(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attempt(shop, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
+    assert not (shop.out / "seed").exists()
+
+
+def test_debug_shows_the_traceback_and_goes_on(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error in (ValueError("x"), HarnessError("y")):
+        assert attempt(shop, monkeypatch, error, debug=True).failure
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_clock_tells_the_work_from_the_harness_itself(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):  # a cell's clock starts at nothing
+        clock = attempt(shop, monkeypatch, None).clock
+        assert clock["training"] == 0.25
+        assert set(clock) == {"imports", "training", "generation", "harness"}
+
+
+def test_a_worker_leaves_ctrl_c_to_its_parent_and_the_users_script_alone() -> None:
+    code = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    before, main = signal.getsignal(signal.SIGINT), sys.modules["__main__"]
+    with workers._quiet_start():
+        assert not hasattr(sys.modules["__main__"], "__file__")
+        started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == "True"
+    assert signal.getsignal(signal.SIGINT) == before
+    assert sys.modules["__main__"] is main

@@ -1,0 +1,1 @@
+"""Riddles: to train on, and to be asked."""
