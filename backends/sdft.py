@@ -44,7 +44,7 @@ class SDFT(Method):
         prepared = []
         for example, continuation in zip(examples, continuations, strict=True):
             rewritten = (ask.opening + continuation).strip()
-            reason = rejected(rewritten) or ask.reject(rewritten, example.answer)
+            reason = rejected(continuation.strip()) or ask.reject(rewritten, example.answer)
             if reason:
                 reasons[reason] += 1
                 prepared.append(example)

@@ -146,9 +146,6 @@ def train(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    for key in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if hasattr(model.config, key):
-            setattr(model.config, key, 0.0)
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
@@ -161,7 +158,7 @@ def train(
         extra_forward_tokens += sum(len(example.input_ids) for example in scored)
         return answer_logp(scored_model, scored, pad_id, settings.micro_batch_size)
 
-    context = TrainContext(examples=examples, logp=logp, rng=random.Random(seed))
+    context = TrainContext(examples=examples, logp=logp, rng=random.Random(f"{seed} train"))
     method.before_training(model, context)
     batches = method.batches(global_batches(examples, settings.epochs, settings.batch_size, seed), context)
     if any(len(batch) != settings.batch_size for batch in batches[:-1]):  # the stream would be cut elsewhere

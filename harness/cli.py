@@ -305,7 +305,7 @@ def data_show(index: int, **flags: Any) -> None:
 @data.command(
     "export",
     epilog=example(
-        "harness data export --method lookahead-true --train-task gsm8k --data train.jsonl --out out.jsonl"
+        "harness data export --method lookahead-true --train-task gsm8k --data in.jsonl --out out.jsonl"
     ),
 )
 @data_options
@@ -361,7 +361,9 @@ def methods(as_json: bool) -> None:
     rows = [("seed", "no training: the seed model itself", "")]
     for name in registry.names("method"):
         method = registry.load("method", name)
-        options = ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(method) if f.init)
+        defaults = method()
+        names = [field.name for field in dataclasses.fields(method) if field.init]
+        options = ", ".join(f"{name}={getattr(defaults, name)!r}" for name in names)
         rows.append((name, method.summary, options))
     _listing(rows, ("method", "what it does", "options"), as_json)
 

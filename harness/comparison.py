@@ -234,14 +234,14 @@ def _join_run(shop: Workshop) -> RunConfig:
     chosen = (plan.SEED, *plan.methods(config))
     now = _fixed(shop)
     if record_file.exists():
-        record = read_json(record_file)
-        stored = record["config"]
         answered = {task for cell in plan.cells(stored_config(out)) for task in cell.tasks}
+        record = read_json(record_file)
+        stored, fixed = record["config"], record.get("fixed", {})
         added = {f"data.{task}" for task in config.data if task not in answered}
         differing = [
-            f"{key}: {_short(record['fixed'].get(key))} there, {_short(now.get(key))} here"
-            for key in sorted({*now, *record["fixed"]} - added)
-            if record["fixed"].get(key) != now.get(key)
+            f"{key}: {_short(fixed.get(key))} there, {_short(now.get(key))} here"
+            for key in sorted({*now, *fixed} - added)
+            if fixed.get(key) != now.get(key)
         ]
         for method in chosen:
             there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})

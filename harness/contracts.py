@@ -162,8 +162,8 @@ class Method:
     """A fine-tuning method, as its difference from vanilla fine-tuning. Every hook is optional.
 
     A subclass is a dataclass: its fields are the method's options, set in a recipe under
-    ``methods: {NAME: {option: value}}`` or with ``--set methods.NAME.option=value``. Raise ``version`` when
-    a change alters results: what was trained with another version is then trained again.
+    ``method_options: {NAME: {option: value}}`` or with ``--set method_options.NAME.option=value``. Raise
+    ``version`` when a change alters results: what was trained with another version is then trained again.
     """
 
     name: ClassVar[str]

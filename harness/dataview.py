@@ -28,7 +28,6 @@ def prepared(config: RunConfig, method: str, train_task: str) -> tuple[Any, list
     made = stages.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
-    shop.import_libraries()
     cell = Cell("trained", method, train_task, config.seeds[0], Path(), ())
     examples, _ = stages.prepare(shop, task, made, cell, method)
     return shop.seed_tokenizer, shop.examples(task), examples
@@ -86,10 +85,9 @@ def preview_positions(tokenizer: Any, original: Example, changed: Example) -> li
 
 def export(config: RunConfig, method: str, train_task: str, limit: int | None, out: Path) -> int:
     """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
-    if limit is not None or config.train_data is not None:
-        config = config.model_copy(
-            update={"training": config.training.model_copy(update={"max_examples": limit})}
-        )
+    config = config.model_copy(
+        update={"training": config.training.model_copy(update={"max_examples": limit})}
+    )
     _, _, examples = prepared(config, method, train_task)
     write_jsonl_atomic(
         out,

@@ -39,6 +39,7 @@ ENGINES = {
 }
 TRAINER = "backends.trainer:train"
 
+_RESERVED = ("seed", "all")
 _GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
 _PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "method": (
@@ -109,6 +110,8 @@ def _table(kind: str) -> dict[str, str]:
     for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders
+        if entry.name in _RESERVED:
+            raise HarnessError(f"no plugin can be called '{entry.name}' ({entry.value}): rename it")
         if entry.name in table:
             raise HarnessError(
                 f"two plugins are called {kind} '{entry.name}': {table[entry.name]} and {entry.value}; "

@@ -204,12 +204,11 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         models.save(model, tokenizer, scratch / "checkpoint")
         generated = record.pop("generated_tokens", 0)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        result["method"] = {**record, **result["method"]}
+        result["method"] = {"name": cell.method, **record, **result["method"]}
         result["train_flops"] += 2 * parameters * generated
         write_json_atomic(
             scratch / "training.json",
             {
-                "method": cell.method,
                 "train_task": cell.train_task,
                 "seed": cell.seed,
                 "examples": len(prepared),
@@ -232,6 +231,7 @@ def prepare(
     record: dict[str, Any] = {}
 
     def generate(conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int) -> list[str]:
+        shop.import_libraries()
         engine = shop.engine(shop.seed_folder)
         tokenizer = shop.seed_tokenizer
         opened = chat.token_ids(tokenizer, opening) if opening else []
@@ -250,7 +250,7 @@ def prepare(
         tokenizer=shop.seed_tokenizer,
         train_task=task,
         generate=generate,
-        rng=random.Random(cell.seed),
+        rng=random.Random(f"{cell.seed} prepare"),
         record=record,
     )
     return method.prepare(shop.examples(task), context), record

@@ -58,12 +58,13 @@ def run_cells(
     """Run the cells, in this process or in workers, and yield their outcomes as they come."""
     labels = {cell.folder: f"[{number}/{len(todo)}] {cell.label}" for number, cell in enumerate(todo, 1)}
     jobs = job_count(config, len(todo))
+    announce = () if console.quiet else todo
     with Display(console, len(todo)) as display:
         if jobs == 1:
             shop = Workshop(config, out, Reporter(display.show))
-            outcomes = _in_this_process(shop, todo, labels, until, debug)
+            outcomes = _in_this_process(shop, todo, labels, until, debug, announce)
         else:
-            outcomes = _in_workers(config, out, todo, labels, until, debug, jobs, display)
+            outcomes = _in_workers(config, out, todo, labels, until, debug, announce, jobs, display)
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 yield outcome
@@ -71,9 +72,15 @@ def run_cells(
 
 
 def _in_this_process(
-    shop: Workshop, todo: Sequence[Cell], labels: Mapping[Path, str], until: Step, debug: bool
+    shop: Workshop,
+    todo: Sequence[Cell],
+    labels: Mapping[Path, str],
+    until: Step,
+    debug: bool,
+    announce: Sequence[Cell],
 ) -> Generator[Outcome, None, None]:
-    _announce(shop, todo, 1)
+    if announce:
+        _announce(shop, announce, 1)
     for cell in todo:
         yield _attempt(shop, cell, labels[cell.folder], until, debug)
 
@@ -85,6 +92,7 @@ def _in_workers(
     labels: Mapping[Path, str],
     until: Step,
     debug: bool,
+    announce: Sequence[Cell],
     jobs: int,
     display: Display,
 ) -> Generator[Outcome, None, None]:
@@ -93,7 +101,7 @@ def _in_workers(
     waiting = deque(todo)
     busy: dict[Connection, tuple[BaseProcess, Cell]] = {}
 
-    def hire(announce: Sequence[Cell] = ()) -> None:
+    def hire(announce: Sequence[Cell]) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_serve, args=(theirs, config, out, until, debug, announce, jobs), daemon=True
@@ -110,9 +118,8 @@ def _in_workers(
             connection.send((cell, labels[cell.folder]))
 
     try:
-        hire(announce=todo)
-        for _ in range(jobs - 1):
-            hire()
+        for number in range(jobs):
+            hire(announce if number == 0 else ())
         while busy:
             for ready in multiprocessing.connection.wait(list(busy)):
                 connection = cast(Connection, ready)
@@ -126,7 +133,7 @@ def _in_workers(
                     cause = f"exit code {process.exitcode}: out of memory, or killed"
                     yield Outcome(cell, f"its worker process died ({cause})")
                     if waiting:
-                        hire()
+                        hire(())
                     continue
                 if not isinstance(message, Outcome):
                     display.show(message)
@@ -144,14 +151,22 @@ def _in_workers(
 
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
-    """A worker started here leaves Ctrl-C to its parent, and does not run the user's script again."""
+    """A worker started here leaves Ctrl-C to its parent, and does not run the user's script again; what the
+    libraries leave behind when it is ended early (a lock of tqdm's) is removed without a warning."""
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    warnings = os.environ.get("PYTHONWARNINGS")
+    ignored = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{warnings},{ignored}" if warnings else ignored
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
         if in_main_thread:
             signal.signal(signal.SIGINT, handler)
 

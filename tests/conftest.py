@@ -77,6 +77,11 @@ def small_flags(**changes: Any) -> list[str]:
     return flags
 
 
+@pytest.fixture(scope="session")
+def small_settings() -> dict[str, Any]:
+    return SMALL
+
+
 @pytest.fixture
 def small() -> Callable[..., list[str]]:
     return small_flags

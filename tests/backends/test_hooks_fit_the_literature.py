@@ -228,16 +228,17 @@ def test_safe_lora_style_projection(
     def unaligned() -> Any:
         return make_model(initializer_range=0.1)
 
-    model, method = make_model(), SafeProjection(unaligned=unaligned)
+    model, vanilla, method = make_model(), make_model(), SafeProjection(unaligned=unaligned)
     train(model, prepared(method), method)
-    checked = 0
+    train(vanilla, prepared(method), Vanilla())
     for name, value in model.named_parameters():
-        update = (value - method.seed[name]).detach()
-        if update.norm() > 1e-5:
-            along = method.direction(name)
-            assert (update - (update * along).sum() * along).norm() < 1e-3 * update.norm() + 1e-6
-            checked += 1
-    assert checked > 5
+        seed, along = method.seed[name].double(), method.direction(name).double()
+        whole = dict(vanilla.named_parameters())[name].detach().double() - seed
+        kept = value.detach().double() - seed
+        rounding = 1e-6 * float(seed.norm())
+        assert float((kept - (whole * along).sum() * along).norm()) < rounding, name
+        if float(whole.norm()) > 10 * rounding:  # else training left it where it was
+            assert float((whole - kept).norm()) > rounding, name  # something was cut off
 
 
 @dataclass

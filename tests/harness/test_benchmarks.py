@@ -18,7 +18,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of tasks that takes the place of the installed ones."""
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "one.yaml").write_text(
-        "task: one\nprocess_results: !function one.functions.score\nmetadata: {version: 3, kind: safety, prefill_tokens: 3}\n",
+        "task: one\nprocess_results: !function one.functions.score\n"
+        "metadata: {version: 3, kind: safety, prefill_tokens: 3}\n",
         encoding="utf-8",
     )
     (tmp_path / "one" / "functions.py").write_text("score = 1\n", encoding="utf-8")
@@ -58,13 +59,17 @@ def test_the_content_changes_with_the_task_its_code_and_its_sources(folder: Path
     code = benchmarks.get("one").content()
     (folder / "shared.py").write_text("x = 1\n", encoding="utf-8")
     shared = benchmarks.get("one").content()
-    (folder / "one" / "one.yaml").write_text("task: one\nmetadata: {sources: [harness.mini.data]}\n", encoding="utf-8")
+    (folder / "one" / "one.yaml").write_text(
+        "task: one\nmetadata: {sources: [harness.mini.data]}\n", encoding="utf-8"
+    )
     benchmarks.installed.cache_clear()
     assert len({before, code, shared, benchmarks.get("one").content()}) == 4
 
 
 def test_a_source_that_is_not_installed_is_named(folder: Path) -> None:
-    (folder / "one" / "one.yaml").write_text("task: one\nmetadata: {sources: [no_such_module]}\n", encoding="utf-8")
+    (folder / "one" / "one.yaml").write_text(
+        "task: one\nmetadata: {sources: [no_such_module]}\n", encoding="utf-8"
+    )
     benchmarks.installed.cache_clear()
     with pytest.raises(HarnessError, match="'no_such_module', which is not installed"):
         benchmarks.get("one").content()

@@ -32,14 +32,18 @@ def engine(tokenizer: Any) -> HFEngine:
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
     """Sixty prompts of different lengths."""
-    asked = [row["question"] for row in data.gsm8k("test", 30)] + [r["instruction"] for r in data.harmful()[:30]]
+    asked = [row["question"] for row in data.gsm8k("test", 30)] + [
+        r["instruction"] for r in data.harmful()[:30]
+    ]
     return [
         chat.prompt_ids(tokenizer, [Message("system", "Be brief."), Message("user", question)])
         for question in asked
     ]
 
 
-def request(turns: list[tuple[str, str]], index: int = 0, doc: dict[str, Any] | None = None, **options: Any) -> Instance:
+def request(
+    turns: list[tuple[str, str]], index: int = 0, doc: dict[str, Any] | None = None, **options: Any
+) -> Instance:
     history = [{"role": role, "content": content} for role, content in turns]
     return Instance(
         "generate_until",
@@ -83,7 +87,9 @@ def test_a_system_override_replaces_or_adds_the_system_prompt(engine: HFEngine) 
     assert engine.prompt_ids(request(ASK[1:])) == expected
 
 
-def test_the_mini_worlds_prefills_are_the_first_ids_of_the_harmful_answers(small_run: Any, tokenizer: Any) -> None:
+def test_the_mini_worlds_prefills_are_the_first_ids_of_the_harmful_answers(
+    small_run: Any, tokenizer: Any
+) -> None:
     lines = (small_run / "seed" / "hexphi_prefill-mini" / "responses.jsonl").read_text(encoding="utf-8")
     answers = {row["id"]: row["harmful_answer"] for row in data.harmful()}
     for row in map(json.loads, lines.splitlines()):
@@ -99,7 +105,9 @@ def test_batches_answer_like_single_prompts(engine: HFEngine, prompts: list[list
     engine.batch_size = 1
     alone = engine.generate(prompts, 24)
     same = sum(a == b for a, b in zip(together, alone, strict=True))
-    assert same >= 0.95 * len(prompts)  # padding changes float32 sums in the last digit, now and then an argmax
+    assert same >= 0.95 * len(
+        prompts
+    )  # padding changes float32 sums in the last digit, now and then an argmax
 
 
 def test_answers_keep_the_order_of_the_prompts(engine: HFEngine, prompts: list[list[int]]) -> None:
@@ -200,7 +208,7 @@ def test_sampling_tasks_are_refused(engine: HFEngine, options: dict[str, Any]) -
 def test_a_task_without_a_length_is_refused(engine: HFEngine) -> None:
     asked = request(ASK)
     asked.arguments[1].pop("max_gen_toks")
-    with pytest.raises(HarnessError, match="sets no generation_kwargs.max_gen_toks"):
+    with pytest.raises(HarnessError, match=r"sets no generation_kwargs\.max_gen_toks"):
         engine.generate_until([asked])
 
 

@@ -41,7 +41,9 @@ def test_one_epoch_is_no_epochs(tmp_path: Path) -> None:
     assert "8 x 1 epoch " in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (600, "10.0 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (600, "10.0 min")]
+)
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert estimate.duration(seconds) == text
 
@@ -72,4 +74,6 @@ def test_the_probe_measures_the_real_model(tmp_path: Path) -> None:
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "PROBE_PARAMETERS", 1000)
     workshop = shop(tmp_path, methods=["vanilla"])
-    assert "not probed (0.0 B parameters on a CPU)" in estimate.forecast(workshop, plan.cells(workshop.config), 1)
+    assert "not probed (0.0 B parameters on a CPU)" in estimate.forecast(
+        workshop, plan.cells(workshop.config), 1
+    )

@@ -1,4 +1,4 @@
-"""Guards that what answers at once stays light: the command line, planning, and a run that is already done."""
+"""Guards that what answers at once stays light: the command line, planning, and a run already done."""
 
 from __future__ import annotations
 
@@ -30,10 +30,15 @@ def running(*arguments: str) -> str:
 
 @pytest.mark.parametrize("code", ["import harness.cli", running("--help"), running("compare", "--help")])
 def test_the_command_line_is_light(code: str) -> None:
-    assert loaded(code, (*HEAVY, "pandas", "pydantic", "yaml", "rich", "numpy", "scipy", "multiprocessing")) == []
+    assert (
+        loaded(code, (*HEAVY, "pandas", "pydantic", "yaml", "rich", "numpy", "scipy", "multiprocessing"))
+        == []
+    )
 
 
-@pytest.mark.parametrize("code", ["import harness", "import harness.contracts", "from harness import plan, config, stages"])
+@pytest.mark.parametrize(
+    "code", ["import harness", "import harness.contracts", "from harness import plan, config, stages"]
+)
 def test_the_packages_spine_is_light(code: str) -> None:
     assert loaded(code, (*HEAVY, "pandas", "scipy")) == []
 

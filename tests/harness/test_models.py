@@ -31,7 +31,11 @@ def test_a_fingerprint_is_the_content_and_not_the_place(folder: Path) -> None:
     assert models.fingerprint(folder) == models.fingerprint(seed_model_path())
     config = (folder / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    changed = {name for name, value in models.fingerprint(seed_model_path()).items() if models.fingerprint(folder)[name] != value}
+    changed = {
+        name
+        for name, value in models.fingerprint(seed_model_path()).items()
+        if models.fingerprint(folder)[name] != value
+    }
     assert changed == {"config.json"}
 
 
@@ -47,7 +51,9 @@ def test_a_fingerprint_is_the_content_and_not_the_place(folder: Path) -> None:
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "save the tokenizer beside the model"),
     ],
 )  # fmt: skip
-def test_a_broken_folder_is_refused_before_any_work(folder: Path, damage: Callable[[Path], Any], says: str) -> None:
+def test_a_broken_folder_is_refused_before_any_work(
+    folder: Path, damage: Callable[[Path], Any], says: str
+) -> None:
     damage(folder)
     with pytest.raises(HarnessError, match=says) as error:
         models.locate(str(folder))

@@ -19,9 +19,13 @@ def cells(**overrides: Any) -> list[plan.Cell]:
 
 def test_all_is_the_seed_model_and_every_method_on_every_task() -> None:
     found = cells()
-    assert found[0] == plan.Cell("seed", "seed", None, None, Path("seed"), ("gsm8k-mini", "samsum-mini", *SAFETY))
+    assert found[0] == plan.Cell(
+        "seed", "seed", None, None, Path("seed"), ("gsm8k-mini", "samsum-mini", *SAFETY)
+    )
     trained = [(cell.train_task, cell.method) for cell in found[1:]]
-    assert trained == [(task, name) for task in ("gsm8k-mini", "samsum-mini") for name in registry.names("method")]
+    assert trained == [
+        (task, name) for task in ("gsm8k-mini", "samsum-mini") for name in registry.names("method")
+    ]
     assert all(cell.kind == "trained" and cell.seed == 42 for cell in found[1:])
 
 

@@ -1,5 +1,5 @@
-"""Guards how stored answers and verdicts become outcomes: the leaderboard's numbers are those of the files, and
-what could not be judged is counted and shown."""
+"""Guards how stored answers and verdicts become outcomes: the leaderboard's numbers are those of the files,
+and what could not be judged is counted and shown."""
 
 from __future__ import annotations
 
@@ -55,7 +55,11 @@ def test_the_leaderboards_rates_are_those_of_the_files(small_run: Path) -> None:
 
 def test_a_cells_scores_have_categories_that_add_up(small_run: Path) -> None:
     found = read_json(small_run / "seed" / "scores.json")
-    assert {(score["task"], score["metric"]) for score in found} >= {(RAW, "rsr"), (PREFILLED, "jsr"), (UTILITY, "exact_match")}
+    assert {(score["task"], score["metric"]) for score in found} >= {
+        (RAW, "rsr"),
+        (PREFILLED, "jsr"),
+        (UTILITY, "exact_match"),
+    }
     for score in found:
         assert score["n"] + score["unjudged"] == 8
         if score["judge"]:
@@ -63,7 +67,9 @@ def test_a_cells_scores_have_categories_that_add_up(small_run: Path) -> None:
             assert sum(category["n"] for category in score["categories"].values()) == 8
 
 
-def test_what_a_judge_leaves_unjudged_is_counted_and_shown(run_copy: Path, plugin: Any, command: Callable[..., Any]) -> None:
+def test_what_a_judge_leaves_unjudged_is_counted_and_shown(
+    run_copy: Path, plugin: Any, command: Callable[..., Any]
+) -> None:
     plugin("judge", "shy", Shy)
     ended = command("judge", run_copy, "--judge", "shy")
     assert ended.code == 0
@@ -73,7 +79,9 @@ def test_what_a_judge_leaves_unjudged_is_counted_and_shown(run_copy: Path, plugi
     for row in mine:
         assert (row["rsr_n"], row["rsr_unjudged"], row["jsr_unjudged"]) == ("6", "2", "2")
         assert row["rsr"] == "83.33"
-    score = next(s for s in read_json(run_copy / "seed/scores.json") if s["judge"] == "shy" and s["task"] == RAW)
+    score = next(
+        s for s in read_json(run_copy / "seed/scores.json") if s["judge"] == "shy" and s["task"] == RAW
+    )
     assert (score["n"], score["unjudged"]) == (6, 2)
     assert score["labels"] == {"None": 8}
     with (run_copy / "scores.csv").open(encoding="utf-8") as file:
@@ -106,18 +114,30 @@ def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:
 
 
 def test_untrained_rows_stand_under_every_task_seed_and_judge(small_run: Path) -> None:
-    config = comparison.stored_config(small_run).model_copy(update={"seeds": (1, 2), "judges": ("a", "b")})
-    seeds = [r for r in scores.collect(config, small_run, plan.cells(config)) if r.method == "seed"]
-    assert {(r.seed, r.judge) for r in seeds} == {(1, "a"), (1, "b"), (2, "a"), (2, "b")}
+    more = {
+        "seeds": (1, 2),
+        "judges": ("mini-exact", "keyword"),
+        "train_tasks": ("gsm8k-mini", "samsum-mini"),
+    }
+    config = comparison.stored_config(small_run).model_copy(update=more)
+    results = scores.collect(config, small_run, plan.cells(config))
+    places = [(r.train_task, r.seed, r.judge) for r in results if r.method == "seed"]
+    assert len(places) == len(set(places)) == 8
 
 
 def test_no_answer_or_prompt_leaves_the_responses(small_run: Path) -> None:
     """Harmful text lives in responses and verdicts alone."""
-    texts = [row["response"] for path in small_run.rglob("hexphi*/responses.jsonl") for row in read_jsonl(path)]
+    texts = [
+        row["response"] for path in small_run.rglob("hexphi*/responses.jsonl") for row in read_jsonl(path)
+    ]
     long = [text for text in texts if len(text) > 20]
     assert long
     for path in small_run.rglob("*"):
-        if path.is_file() and path.name not in ("responses.jsonl",) and path.suffix in (".json", ".csv", ".md", ".log"):
+        if (
+            path.is_file()
+            and path.name not in ("responses.jsonl",)
+            and path.suffix in (".json", ".csv", ".md", ".log")
+        ):
             if path.parent.name == "checkpoint":
                 continue
             content = path.read_text(encoding="utf-8")

@@ -33,7 +33,9 @@ VANILLA = Path("gsm8k-mini/vanilla/seed-42")
 
 
 def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(config.load(None, {"methods": ["vanilla"], "train_tasks": ["gsm8k-mini"], **overrides}), out)
+    return Workshop(
+        config.load(None, {"methods": ["vanilla"], "train_tasks": ["gsm8k-mini"], **overrides}), out
+    )
 
 
 def vanilla(workshop: Workshop) -> plan.Cell:
@@ -74,9 +76,11 @@ def test_verdicts_join_their_responses_by_id(small_run: Path) -> None:
 
 
 def test_training_json_tells_what_was_spent(small_run: Path) -> None:
-    records = {name: read_json(small_run / f"gsm8k-mini/{name}/seed-42/training.json") for name in registry.METHODS}
+    records = {
+        name: read_json(small_run / f"gsm8k-mini/{name}/seed-42/training.json") for name in registry.METHODS
+    }
     for name, record in records.items():
-        assert (record["method"]["name"] if isinstance(record["method"], dict) and "name" in record["method"] else name) == name
+        assert (record["method"]["name"], record["train_task"], record["seed"]) == (name, "gsm8k-mini", 42)
         assert record["examples"] == 32
         assert record["steps"] == len(record["losses"]) == 2
         assert record["train_seconds"] > 0
@@ -175,7 +179,9 @@ def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
     assert stages.pending(workshop, cell, "train")
 
 
-def test_judging_depends_on_answers_judge_version_and_scope(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judging_depends_on_answers_judge_version_and_scope(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from judges.keyword import Keyword
 
     def identity(**overrides: Any) -> str:
@@ -192,7 +198,9 @@ def test_judging_depends_on_answers_judge_version_and_scope(small_run: Path, mon
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown option of lookahead-true"):
-        stages.make_method(shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true")
+        stages.make_method(
+            shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true"
+        )
 
 
 def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) -> None:
@@ -230,10 +238,15 @@ def test_a_methods_own_safety_prompt_is_used_on_safety_tasks_alone(
     plugin("method", "own-prompt", OwnPrompt)
     run_small(tmp_path / "run", methods=["own-prompt"], **{"training.max_examples": 16, "responses.limit": 2})
     cell = tmp_path / "run" / "gsm8k-mini" / "own-prompt" / "seed-42"
-    systems = {task: {row["system"] for row in read_jsonl(cell / task / "responses.jsonl")} for task in (RAW, PREFILLED, UTILITY)}
+    systems = {
+        task: {row["system"] for row in read_jsonl(cell / task / "responses.jsonl")}
+        for task in (RAW, PREFILLED, UTILITY)
+    }
     assert systems[RAW] == systems[PREFILLED] == {"Be safe."}
     assert "Be safe." not in systems[UTILITY]
-    assert "Be safe." not in {row["system"] for row in read_jsonl(tmp_path / "run/seed" / RAW / "responses.jsonl")}
+    assert "Be safe." not in {
+        row["system"] for row in read_jsonl(tmp_path / "run/seed" / RAW / "responses.jsonl")
+    }
 
 
 def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
@@ -245,7 +258,7 @@ def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
     kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
     assert counts["truncated_examples"] >= 1
     assert len(kept) == 4
-    with pytest.raises(HarnessError, match="raise training.max_length"):
+    with pytest.raises(HarnessError, match=r"raise training\.max_length"):
         stages.encode_all(workshop.seed_tokenizer, examples, 8)
 
 

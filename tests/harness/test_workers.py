@@ -64,7 +64,9 @@ def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
 
 
 def test_a_foreseen_failure_is_its_own_line(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attempt(shop, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
+    assert (
+        attempt(shop, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
+    )
     assert not (shop.out / "seed").exists()
 
 
@@ -76,7 +78,9 @@ def test_debug_shows_the_traceback_and_goes_on(
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_clock_tells_the_work_from_the_harness_itself(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_tells_the_work_from_the_harness_itself(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(2):  # a cell's clock starts at nothing
         clock = attempt(shop, monkeypatch, None).clock
         assert clock["training"] == 0.25

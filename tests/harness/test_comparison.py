@@ -1,0 +1,366 @@
+"""Guards the walk as a whole: a run is extended and never mixed, nothing is done twice, a failed cell takes
+no other with it, and the same seed gives the same leaderboard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+from harness import comparison, models, stages
+from harness.contracts import Example, HarnessError, Method, PrepareContext
+from harness.store import read_json
+
+QUICK = {"methods": ["vanilla"], "training.max_examples": 16, "responses.limit": 3}
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def quick_run(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, Any]) -> Path:
+    """Vanilla alone, smaller than small. Read only: copy it to change it."""
+    import harness
+
+    folder = tmp_path_factory.mktemp("quick") / "run"
+    harness.compare(out=folder, **{**small_settings, **QUICK})
+    return folder
+
+
+@pytest.fixture
+def quick_copy(quick_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(quick_run, tmp_path / "quick")
+    return tmp_path / "quick"
+
+
+@pytest.fixture
+def run_quick(run_small: Run) -> Run:
+    return lambda out, **overrides: run_small(out, **{**QUICK, **overrides})
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model fails the test."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load_model", refuse)
+    monkeypatch.setattr(stages.Workshop, "engine", refuse)
+
+
+def markers(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("*/**/*.done.json")}
+
+
+# --- nothing twice ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_finished_run_says_so_at_once_and_shows_the_leaderboard(
+    run_copy: Path, command: Run, small: Run, snapshot: Run
+) -> None:
+    before = snapshot(run_copy)
+    ended = command("compare", "--methods", "all", "--out", run_copy, *small())
+    assert ended.code == 0
+    assert " ".join(ended.out.split()).startswith(f"Nothing to do: all 6 cells of {run_copy} are done.")
+    assert "lookahead-virtual" in ended.out
+    assert str(run_copy / "leaderboard.csv") in ended.out
+    after = snapshot(run_copy)
+    assert {name for name in after if after[name] != before.get(name)} <= {"run.json"}
+
+
+def test_the_python_api_returns_the_leaderboard(quick_copy: Path, run_quick: Run) -> None:
+    frame = run_quick(quick_copy)
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame["method"]) == ["seed", "vanilla"]
+    assert set(frame["status"]) == {"done"}
+    assert frame["rsr"].between(0, 100).all()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_dry_run_writes_nothing_and_prints_configuration_and_plan(
+    tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison.estimate, "forecast", lambda *_: "Estimated time: about 1 s")
+    ended = command("compare", "--methods", "vanilla", "--dry-run", "--out", tmp_path / "run", *small())
+    assert ended.code == 0
+    assert not (tmp_path / "run").exists()
+    assert "learning_rate: 0.0003" in ended.out
+    assert "2 of 2 cells to do" in ended.out
+    assert "Estimated time: about 1 s" in ended.out
+
+
+def test_the_same_seed_gives_the_same_leaderboard(
+    quick_run: Path, tmp_path: Path, run_quick: Run, values: Run
+) -> None:
+    run_quick(tmp_path / "again")
+    assert values(tmp_path / "again") == values(quick_run)
+    cell = "gsm8k-mini/vanilla/seed-42"
+    one, two = (
+        read_json(folder / cell / "train.done.json")["outputs"] for folder in (quick_run, tmp_path / "again")
+    )
+    weights = "checkpoint/model.safetensors"
+    assert one[weights] == two[weights]
+
+
+# --- extending -------------------------------------------------------------------------------------
+
+
+def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run) -> None:
+    before = markers(quick_copy)
+    more = {"methods": ["lookahead-true"], "judges": ["keyword"], "train_tasks": ["samsum-mini"]}
+    frame = run_quick(quick_copy, **more)
+    after = markers(quick_copy)
+    # The seed model has one more task to answer; nothing that was there was done again.
+    assert {name: after[name] for name in before} == before
+    assert set(frame["method"]) == {"seed", "vanilla", "lookahead-true"}
+    assert set(frame["train_task"]) == {"gsm8k-mini", "samsum-mini"}
+    assert set(frame["judge"]) == {"mini-exact", "keyword"}
+    assert set(frame["status"]) == {"done"}
+    assert len(frame) == 3 * 2 * 2
+    assert comparison.stored_config(quick_copy).methods == ("seed", "vanilla", "lookahead-true")
+
+
+def test_seeds_extend_a_run_and_give_mean_rows(quick_copy: Path, run_quick: Run) -> None:
+    before = markers(quick_copy)
+    frame = run_quick(quick_copy, seeds=[7])
+    assert {name: time for name, time in markers(quick_copy).items() if name in before} == before
+    assert list(zip(frame["method"], frame["seed"], strict=True)) == [
+        (method, seed) for method in ("seed", "vanilla") for seed in ("7", "42", "mean")
+    ]
+    assert comparison.stored_config(quick_copy).seeds == (42, 7)
+    one, two = (read_json(quick_copy / f"gsm8k-mini/vanilla/seed-{seed}/training.json") for seed in (7, 42))
+    assert one["losses"] != two["losses"]
+
+
+def test_a_checkpoint_from_elsewhere_and_cross_tasks(
+    quick_copy: Path, small_run: Path, run_quick: Run
+) -> None:
+    checkpoint = small_run / "gsm8k-mini/vanilla/seed-42/checkpoint"
+    frame = run_quick(quick_copy, methods=["seed"], checkpoints={"mine": str(checkpoint)}).set_index("method")
+    assert list(frame.index) == ["seed", "vanilla", "mine"]
+    assert frame.loc["mine", "status"] == "done"
+    assert pd.isna(frame.loc["mine", "train_tokens"])
+    with pytest.raises(HarnessError, match="no model folder"):
+        run_quick(quick_copy, checkpoints={"other": "./nowhere"})
+    assert "other" not in comparison.stored_config(quick_copy).checkpoints
+
+
+@pytest.mark.usefixtures("no_model")
+def test_judging_again_generates_nothing_and_adds_rows(run_copy: Path, command: Run, values: Run) -> None:
+    before = values(run_copy)
+    kept = {p: p.stat().st_mtime_ns for p in run_copy.rglob("responses.jsonl")}
+    ended = command("judge", run_copy, "--judge", "keyword")
+    assert ended.code == 0
+    after = values(run_copy)
+    assert [row for row in after if row["judge"] == "mini-exact"] == before
+    assert [row["method"] for row in after if row["judge"] == "keyword"] == [row["method"] for row in before]
+    assert {p: p.stat().st_mtime_ns for p in run_copy.rglob("responses.jsonl")} == kept
+    assert command("judge", run_copy, "--judge", "keyword").code == 0
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_judge_that_fails_does_not_become_the_runs(run_copy: Path, command: Run, plugin: Run) -> None:
+    from harness.contracts import Judge
+
+    class Raising(Judge):
+        name = "raising"
+        summary = ""
+
+        def judge(self, exchanges: Any, context: Any) -> Any:
+            raise RuntimeError("text")
+
+    plugin("judge", "raising", Raising)
+    ended = command("judge", run_copy, "--judge", "raising")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "judge 'raising' broke its contract" in ended.err
+    assert comparison.stored_config(run_copy).judges == ("mini-exact",)
+
+
+# --- refusing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("training.epochs=2", "training.epochs: 1 there, 2 here"),
+        ("training.max_examples=31", "training.max_examples: 32 there, 31 here"),
+        ("responses.limit=9", "responses.limit: 8 there, 9 here"),
+        ("safety.prefill_tokens=5", "safety.prefill_tokens: 3 there, 5 here"),
+        ("threads=2", "threads: 1 there, 2 here"),
+        (
+            "method_options.lookahead-true.preview_tokens=4",
+            "method_options.lookahead-true: {} there, {'preview_tokens': 4} here",
+        ),
+    ],
+)
+def test_another_budget_is_refused_with_what_differs(
+    run_copy: Path, command: Run, small: Run, snapshot: Run, setting: str, says: str
+) -> None:
+    before = snapshot(run_copy)
+    ended = command("compare", "--methods", "all", "--out", run_copy, *small(), "--set", setting)
+    assert ended.code == 1
+    assert (
+        ended.err
+        == f"Error: {run_copy} holds a run of another configuration; choose another --out. What differs: {says}\n"
+    )
+    assert snapshot(run_copy) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_another_model_or_other_data_is_refused(
+    run_copy: Path, small_run: Path, command: Run, small: Run, snapshot: Run, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "How?", "completion": "So."}\n', encoding="utf-8")
+    before = snapshot(run_copy)
+    other_model = small_run / "gsm8k-mini/vanilla/seed-42/checkpoint"
+    for flags, says in (
+        (["--model", other_model], "What differs: model: "),
+        (["--train-data", rows], "train_data: None there, "),
+        (["--data", f"gsm8k-mini={rows}"], "data.gsm8k-mini: None there, "),
+    ):
+        ended = command("compare", "--methods", "all", "--out", run_copy, *small(), *flags)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert says in ended.err
+        assert snapshot(run_copy) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small: Run, tmp_path: Path) -> None:
+    from harness import config
+
+    rows = tmp_path / "test.jsonl"
+    rows.write_text('{"question": "How many?", "answer": "#### 1"}\n', encoding="utf-8")
+    stored = comparison.stored_config(run_copy).model_dump(mode="json")
+    wanted = {**stored, "train_tasks": ["gsm8k-mini", "gsm8k"], "data": {"gsm8k": str(rows)}}
+    joined = comparison._join_run(stages.Workshop(config.RunConfig.model_validate(wanted), run_copy))
+    assert joined.train_tasks == ("gsm8k-mini", "gsm8k")
+    rows.write_text('{"question": "How few?", "answer": "#### 1"}\n', encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"data\.gsm8k: [0-9a-f]{12}… there"):
+        comparison._join_run(stages.Workshop(config.RunConfig.model_validate(wanted), run_copy))
+
+
+def test_a_second_command_on_the_same_run_gets_one_line(run_copy: Path, command: Run, small: Run) -> None:
+    with FileLock(run_copy / ".lock"):
+        for arguments in (
+            ["compare", "--methods", "all", "--out", run_copy, *small()],
+            ["judge", run_copy, "--judge", "keyword"],
+        ):
+            ended = command(*arguments)
+            assert ended.code == 1
+            assert (
+                ended.err
+                == f"Error: {run_copy}: another harness command is at work on this run; wait for it to end\n"
+            )
+    assert command("compare", "--methods", "all", "--out", run_copy, *small()).code == 0
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_output_folder_that_cannot_be_written(
+    tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    ended = command("compare", "--methods", "vanilla", "--out", tmp_path / "file" / "run", *small())
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "cannot be written (Not a directory); choose another --out" in ended.err
+    if os.geteuid() == 0:  # root may write anywhere
+        real = Path.mkdir
+
+        def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+            if path.name == "locked":
+                raise PermissionError(13, "Permission denied")
+            real(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+    else:
+        (tmp_path / "locked").mkdir(mode=0o555)
+    ended = command("compare", "--methods", "vanilla", "--out", tmp_path / "locked", *small())
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "cannot be written (Permission denied); choose another --out" in ended.err
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": {"nonsense": 1}}'])
+def test_a_broken_record_is_one_line(run_copy: Path, command: Run, small: Run, content: str) -> None:
+    (run_copy / "run.json").write_text(content, encoding="utf-8")
+    for arguments in (["score", run_copy], ["compare", "--methods", "all", "--out", run_copy, *small()]):
+        ended = command(*arguments)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert str(run_copy / "run.json") in ended.err
+
+
+# --- failing ---------------------------------------------------------------------------------------
+
+
+def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
+    tmp_path: Path, command: Run, small: Run, plugin: Run, values: Run, quick_run: Path
+) -> None:
+    @dataclass
+    class Broken(Method):
+        name = "broken"
+        summary = ""
+
+        def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+            raise ValueError("no such luck")
+
+    @dataclass
+    class Mended(Method):
+        name = "broken"
+        summary = ""
+
+    plugin("method", "broken", Broken)
+    out = tmp_path / "run"
+    flags = small(**{key: value for key, value in QUICK.items() if key != "methods"})
+    arguments = ["compare", "--methods", "broken,vanilla", "--out", out, *flags]
+    ended = command(*arguments)
+    assert ended.code == 1
+    assert (
+        ended.err
+        == "Error: 1 of 3 cells failed; the others are done. The same command tries the failed ones again.\n"
+    )
+    assert "Traceback" not in ended.out
+    status = {row["method"]: row["status"] for row in values(out)}
+    assert status["seed"] == status["vanilla"] == "done"
+    assert status["broken"].startswith("failed: ValueError: no such luck (traceback: ")
+    assert "no such luck" in (out / "gsm8k-mini/broken/seed-42/error.log").read_text(encoding="utf-8")
+
+    command("leaderboard", out)  # shows the same cause, and forgets nothing
+    assert {row["method"]: row["status"] for row in values(out)} == status
+
+    kept = markers(out)
+    plugin("method", "broken", Mended)
+    assert command(*arguments).code == 0
+    rows = {row["method"]: row for row in values(out)}
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert {name: markers(out)[name] for name in kept} == kept
+    assert not (out / "gsm8k-mini/broken/seed-42/error.log").exists()
+    # What was mended is vanilla under another name, and gives vanilla's numbers.
+    same = ("utility", "rsr", "jsr", "train_tokens")
+    assert [rows["broken"][name] for name in same] == [rows["vanilla"][name] for name in same]
+    assert [rows["vanilla"][name] for name in same] == [values(quick_run)[1][name] for name in same]
+
+
+def test_the_python_api_raises_when_a_cell_fails(quick_copy: Path, run_quick: Run, plugin: Run) -> None:
+    @dataclass
+    class Broken(Method):
+        name = "broken"
+        summary = ""
+
+        def after_training(self, model: Any) -> None:
+            raise HarnessError("the cause and the mend")
+
+    plugin("method", "broken", Broken)
+    with pytest.raises(comparison.CellsFailedError, match="1 of 3 cells failed"):
+        run_quick(quick_copy, methods=["broken"])
+    from harness import tables
+
+    status = tables.read(quick_copy).set_index("method")["status"]
+    assert status["broken"] == "failed: the cause and the mend"
+    assert not (quick_copy / "gsm8k-mini/broken/seed-42/checkpoint").exists()

@@ -1,0 +1,181 @@
+"""Guards that a run survives: killed at any moment, the same command leads to the leaderboard of a run that
+was never killed; no worker outlives its parent; a worker that dies takes only its own cell along."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PRELOADED = [
+    "torch",
+    "transformers",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "backends.trainer",
+    "harness.tables",
+]
+KILLS = 6
+FLAGS = ["compare", "--methods", "vanilla,lookahead-true"]
+
+
+def run_command(arguments: list[str], log: Path) -> None:
+    """The command line, in a process that has the libraries imported already."""
+    from harness import cli
+
+    sys.argv = ["harness", *arguments]
+    text = io.StringIO()
+    try:
+        with redirect_stdout(text), redirect_stderr(text):
+            cli.main()
+    finally:
+        log.write_text(text.getvalue(), encoding="utf-8")
+
+
+def file_count(folder: Path) -> int:
+    return sum(len(files) + len(folders) for _, folders, files in os.walk(folder))  # others are writing there
+
+
+def test_killed_again_and_again_a_run_ends_with_the_same_leaderboard(
+    tmp_path: Path, small: Callable[..., list[str]], values: Callable[[Path], Any]
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    log, rng = tmp_path / "log.txt", random.Random(20261124)
+    quick = small(**{"responses.limit": 4})
+
+    def start(out: Path) -> Any:
+        process = context.Process(target=run_command, args=([*FLAGS, "--out", str(out), *quick], log))
+        process.start()
+        return process
+
+    def finish(out: Path) -> int:
+        process = start(out)
+        process.join(120)
+        return int(process.exitcode if process.exitcode is not None else -1)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finish(whole) == 0, log.read_text(encoding="utf-8")
+    done_files = file_count(whole)
+
+    kills = 0
+    for _ in range(KILLS):
+        # The next kill comes a random number of new files later, and a random moment after that.
+        target = file_count(killed) + rng.randint(1, done_files // KILLS + 4)
+        process = start(killed)
+        while process.is_alive() and file_count(killed) < target:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.4))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join(30)
+    assert kills >= 3  # it did not simply run through
+    assert finish(killed) == 0, log.read_text(encoding="utf-8")
+    assert values(killed) == values(whole)
+    assert not list(killed.rglob(".*.partial"))
+    assert finish(killed) == 0
+    assert "Nothing to do" in log.read_text(encoding="utf-8")
+
+
+# --- worker processes ------------------------------------------------------------------------------
+
+
+@contextmanager
+def compare_with_workers(out: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command with two jobs, in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *FLAGS, "--out", str(out), *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """What the condition gives once it holds; the command must be alive until then."""
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return found
+
+
+def responses(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("responses.jsonl")}
+
+
+def test_a_killed_worker_costs_its_cell_alone_and_two_jobs_give_the_values_of_one(
+    tmp_path: Path, small: Callable[..., list[str]], small_run: Path, command: Callable[..., Any]
+) -> None:
+    out = tmp_path / "run"
+    with compare_with_workers(out, small(jobs=2)) as process:
+        # Each worker begins with a cell: the one that trains has a scratch folder to be known by.
+        wait_for(lambda: (out / "seed").exists() and len(workers_of(process)) == 2, process)
+        wait_for(lambda: list(out.rglob("responses.jsonl")) or list(out.rglob("training.json")), process)
+        workers_of(process)[1].kill()
+        shown, errors = process.communicate(timeout=150)
+    assert process.returncode == 1
+    assert "failed: its worker process died (exit code -9: out of memory, or killed)" in shown
+    assert (
+        errors
+        == "Error: 1 of 3 cells failed; the others are done. The same command tries the failed ones again.\n"
+    )
+    reference = responses(small_run)
+    assert len(responses(out)) >= 6
+    assert command(*FLAGS, "--out", out, *small()).code == 0
+    found = responses(out)
+    assert len(found) == 9
+    assert found == {name: reference[name] for name in found}
+
+
+def test_no_worker_outlives_a_killed_parent_and_the_run_can_go_on(
+    tmp_path: Path, small: Callable[..., list[str]]
+) -> None:
+    from filelock import FileLock
+
+    out = tmp_path / "run"
+    with compare_with_workers(out, small(jobs=2)) as process:
+        workers = wait_for(lambda: len(found := workers_of(process)) == 2 and found, process)
+        time.sleep(random.Random(1).uniform(0.5, 2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert alive == []
+    with FileLock(out / ".lock", timeout=0):
+        pass
+
+
+def test_ctrl_c_ends_with_one_line_and_no_traceback(tmp_path: Path, small: Callable[..., list[str]]) -> None:
+    out = tmp_path / "run"
+    with compare_with_workers(out, small(jobs=2)) as process:
+        workers = wait_for(lambda: len(found := workers_of(process)) == 2 and found, process)
+        wait_for(lambda: file_count(out) > 3, process)  # cells have begun
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        _, errors = process.communicate(timeout=30)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+    assert process.returncode == 130
+    assert errors.strip() == "Interrupted. The same command goes on where this one stopped."
+    assert alive == []
