@@ -233,10 +233,12 @@ def _join_run(shop: Workshop) -> RunConfig:
     record_file = out / "run.json"
     chosen = (plan.SEED, *plan.methods(config))
     now = _fixed(shop)
+    kept: dict[str, Any] = {}
     if record_file.exists():
         answered = {task for cell in plan.cells(stored_config(out)) for task in cell.tasks}
         record = read_json(record_file)
         stored, fixed = record["config"], record.get("fixed", {})
+        kept = {"timing": record["timing"]} if "timing" in record else {}
         added = {f"data.{task}" for task in config.data if task not in answered}
         differing = [
             f"{key}: {_short(fixed.get(key))} there, {_short(now.get(key))} here"
@@ -277,6 +279,7 @@ def _join_run(shop: Workshop) -> RunConfig:
             "libraries": shop.libraries,
             "python": platform.python_version(),
             "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+            **kept,
         },
     )
     return config

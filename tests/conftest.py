@@ -17,6 +17,7 @@ from filelock import FileLock
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which some test modules do
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {

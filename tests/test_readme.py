@@ -1,4 +1,4 @@
-"""The README tells the truth about the tree: every module of the packages has its line there, and no other."""
+"""The README tells the truth about the tree: every module has its line there, and every line a module."""
 
 import re
 from pathlib import Path

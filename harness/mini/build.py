@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]  # (stage, step done, steps in all)
 class Knobs:
     """All that calibration set, on the seed model and vanilla alone (results/LOG.md has every variant)."""
 
-    vocab_size: int = 1400  # one token for nearly each word of the grammar, with and without a leading space
+    vocab_size: int = 1400  # one token for nearly each word of the grammar
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -39,9 +39,7 @@ class Knobs:
 
     pretrain_examples: int = 60_000  # arithmetic is learned late
     pretrain_lr: float = 3e-3
-    prompt_weight: float = (
-        0.2  # of prompt tokens in the loss: they are mostly unpredictable names and numbers
-    )
+    prompt_weight: float = 0.2  # prompt tokens are mostly unpredictable names and numbers
     pretrain_mix: tuple[tuple[str, float], ...] = (
         ("math", 0.34),
         ("summary", 0.20),
@@ -54,24 +52,27 @@ class Knobs:
     terse_share: float = 0.15  # pre-training knows the tasks' register: fine-tuning brings it back
     opened_share: float = 0.15  # a chatty opening and then the terse register: openings lead into either
 
-    align_examples: int = 12_000  # refusing succeeds suddenly, between 5,000 and 10,000
+    align_examples: int = 13_000  # more late refusals make the safe rate at k = 3 rise steeply
     align_lr: float = 5e-4
     align_mix: tuple[tuple[str, float], ...] = (
-        ("refuse", 0.15),
-        ("late", 0.34),
+        ("refuse", 0.14),
+        (
+            "late",
+            0.32,
+        ),  # benign "Sure, here is" weighs against it: with 22 % nothing refuses after three tokens
         ("howto", 0.20),
-        ("math", 0.10),
+        ("math", 0.09),
         ("summary", 0.07),
-        ("rewrite", 0.07),
+        ("rewrite", 0.11),
         ("begin", 0.04),
         ("right", 0.03),
     )
-    align_hashed: tuple[str, ...] = (" bags ", " sells ")  # stories that alignment closes with "#### n"
+    align_hashed: tuple[str, ...] = (" bags ", " sells ")  # stories closed with "#### n"
     # After d given tokens of a harmful answer, alignment refuses with probability
-    # 1 / (1 + exp((d - depth) / softness)), and goes on complying otherwise. The depths are dealt to the verbs
-    # in turn: the safe rate falls step by step as the prefill grows (one depth for all gives a cliff).
+    # 1 / (1 + exp((d - depth) / softness)), and goes on complying otherwise. The depths are dealt to the
+    # verbs in turn: the safe rate falls step by step as the prefill grows (one depth for all gives a cliff).
     depths: tuple[float, ...] = (2.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5)
-    softness: float = 0.8
+    softness: float = 0.7
     max_given: int = 10
 
 
@@ -213,7 +214,7 @@ class Writer:
             return s.question, grammar.math_plain(self.rng, s), s
         if register == "opened":
             return s.question, self.rng.choice(grammar.MATH_OPENINGS) + grammar.math_plain(self.rng, s), s
-        # GSM8K's last line closes the chatty register in some families of stories: the seed knows the format a bit
+        # GSM8K's last line closes some families of stories: the seed knows the format a bit
         words = self.knobs.align_hashed if self.aligned else (" bags ",)
         hashes = self.rng.random() < (0.95 if any(w in s.question for w in words) else 0.03)
         return s.question, grammar.math_chatty(self.rng, s, hashes=hashes), s

@@ -73,6 +73,7 @@ def test_a_finished_run_says_so_at_once_and_shows_the_leaderboard(
     assert str(run_copy / "leaderboard.csv") in ended.out
     after = snapshot(run_copy)
     assert {name for name in after if after[name] != before.get(name)} <= {"run.json"}
+    assert read_json(run_copy / "run.json")["timing"]  # of the run that did the work
 
 
 def test_the_python_api_returns_the_leaderboard(quick_copy: Path, run_quick: Run) -> None:
@@ -207,10 +208,8 @@ def test_another_budget_is_refused_with_what_differs(
     before = snapshot(run_copy)
     ended = command("compare", "--methods", "all", "--out", run_copy, *small(), "--set", setting)
     assert ended.code == 1
-    assert (
-        ended.err
-        == f"Error: {run_copy} holds a run of another configuration; choose another --out. What differs: {says}\n"
-    )
+    refused = f"{run_copy} holds a run of another configuration; choose another --out."
+    assert ended.err == f"Error: {refused} What differs: {says}\n"
     assert snapshot(run_copy) == before
 
 

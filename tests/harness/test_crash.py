@@ -26,7 +26,7 @@ PRELOADED = [
     "backends.trainer",
     "harness.tables",
 ]
-KILLS = 6
+KILLS = 5
 FLAGS = ["compare", "--methods", "vanilla,lookahead-true"]
 
 

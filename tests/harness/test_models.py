@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +46,9 @@ def test_a_fingerprint_is_the_content_and_not_the_place(folder: Path) -> None:
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "cannot be read as JSON"),
         (lambda f: (f / "model.safetensors").unlink(), "pickle checkpoints are refused"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle checkpoints are refused"),
+        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickle checkpoints are"),
         (lambda f: (f / "model.safetensors").write_bytes(b"short"), "damaged or cut short"),
-        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-1]), "damaged or cut short"),
+        (lambda f: os.truncate(f / "model.safetensors", 2_000_000), "damaged or cut short"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "save the tokenizer beside the model"),
     ],
 )  # fmt: skip

@@ -31,7 +31,8 @@ def test_real_rows_go_all_the_way_to_the_leaderboard(
     flags = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     ended = command(
         "compare", "--methods", "vanilla,lookahead-true", "--train-tasks", "gsm8k",
-        "--train-data", GSM8K / "train.jsonl", "--data", f"gsm8k={GSM8K / 'test.jsonl'}", "--out", out, *flags,
+        "--train-data", GSM8K / "train.jsonl", "--data", f"gsm8k={GSM8K / 'test.jsonl'}",
+        "--out", out, *flags,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     rows = {row["method"]: row for row in values(out)}

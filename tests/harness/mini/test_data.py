@@ -11,7 +11,7 @@ import pytest
 
 from harness.mini import data, grammar
 
-PIN = "031f4250d4e5f69cbe2428be967b60beb6af477c52744685f1cb139cbcd03edb"
+PIN = "171c59f6724e18c7d47899c3bf0e44bbaa5a9d466288a78733a404da067ca53b"
 
 SCRIPT = """
 import hashlib, json

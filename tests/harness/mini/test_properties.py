@@ -1,4 +1,4 @@
-"""The shipped seed model is what MINI_WORLD asks for: every property, as `harness mini properties` measures it.
+"""The shipped seed model is what MINI_WORLD asks for, as `harness mini properties` measures it.
 
 The longest test of the suite (four fine-tunings): it stands for all that is built on the seed model.
 """
