@@ -36,6 +36,7 @@ class Benchmark:
     kind: str
     prefilled: bool
     sources: tuple[str, ...]
+    local_data: bool  # reads a user's file (--data TASK=FILE)
 
     def content(self) -> str:
         """A hash of what its documents, prompts and metrics come from: its folder, and what it shares."""
@@ -72,6 +73,7 @@ def installed() -> dict[str, Benchmark]:
                 kind=str(meta.get("kind", "utility")),
                 prefilled="prefill_tokens" in meta,
                 sources=tuple(meta.get("sources", ())),
+                local_data=bool(meta.get("local_data", False)),
             )
     return found
 

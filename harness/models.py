@@ -74,6 +74,8 @@ def load_model(folder: Path, dtype: str, on: str) -> Any:
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():  # safetensors writes files that only their owner can read
+        file.chmod(0o644)
 
 
 def _check_whole(weights: Path) -> None:

@@ -54,8 +54,11 @@ def cells(config: RunConfig) -> list[Cell]:
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    for task in (*utilities.values(), *safety, *config.data):
+    for task in (*utilities.values(), *safety):
         benchmarks.get(task)
+    for task in config.data:
+        if not benchmarks.get(task).local_data:
+            raise UsageError(f"--data {task}=…: task '{task}' makes its own documents and takes no file")
     for task in safety:
         if benchmarks.get(task).kind != "safety":
             raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")

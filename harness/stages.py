@@ -59,6 +59,7 @@ class Workshop:
         self.config, self.out, self.reporter = config, out, reporter or Reporter()
         self.clock: dict[str, float] = {"imports": 0.0, "training": 0.0, "generation": 0.0}
         self._imported = False
+        self._noted: set[Path] = set()
         self._examples: dict[str, list[Example]] = {}
         self._example_hashes: dict[str, str] = {}
 
@@ -122,6 +123,12 @@ class Workshop:
         """The engine with the checkpoint in ``folder`` loaded."""
         model = models.load_model(folder, self.config.responses.dtype, self.device)
         tokenizer = models.load_tokenizer(folder)
+        if folder not in self._noted and not chat.has_system_role(tokenizer):
+            self._noted.add(folder)
+            note = (
+                f"{folder}: its chat template has no system role; system prompts open the user turn instead"
+            )
+            self.reporter.send(("note", None, note))
         return registry.load("engine", self.config.engine)(model, tokenizer, self.config.responses.batch_size)
 
     def load_task(self, name: str, tokenizer_folder: Path) -> Any:
