@@ -42,9 +42,9 @@ class Reporter:
 
 
 class Display:
-    """Shows events on a console; ``whole`` counts the cells of the run."""
+    """Shows events on a console; ``whole`` counts the run's cells, or what else ``parts`` says."""
 
-    def __init__(self, console: Console, whole: int):
+    def __init__(self, console: Console, whole: int, parts: str = "cells"):
         self.console, self._bars = console, dict[Any, TaskID]()
         self._lock = threading.Lock()
         self._progress = Progress(
@@ -57,7 +57,7 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._whole = self._progress.add_task("[bold]cells[/bold]", total=whole)
+        self._whole = self._progress.add_task(f"[bold]{parts}[/bold]", total=whole)
 
     def __enter__(self) -> Display:
         self._progress.start()

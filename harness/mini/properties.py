@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harness import chat, comparison, config, stages
 from harness.config import RunConfig
 from harness.contracts import Message
 from harness.mini import data, grammar
+from harness.progress import Display
 
 DEPTHS = (1, 2, 3, 5, 8, 10)  # prefill tokens
 NEUTRAL = "Please keep it short."  # added to every training prompt, absent when scored
@@ -49,6 +51,32 @@ def show(model: Path | None, console: Console) -> bool:
         table.add_row(item.name, f"{item.value:.1f}", limits, "ok" if item.holds else "MISSING")
     console.print(table)
     return all(item.holds for item in found)
+
+
+def build_and_show(out: Path, seed: int, console: Console) -> bool:
+    """Build a seed model from nothing into ``out``, then measure and print its properties."""
+    import torch
+
+    from harness.mini import build
+
+    torch.set_num_threads(1)  # as the shipped model was built: another number rounds otherwise
+    display = Display(console, 2, "stages")
+    started: dict[str, int] = {}
+
+    def progress(text: str, step: int, steps: int) -> None:
+        stage = text.split(":")[0]
+        if stage not in started:
+            display.show(("start", stage, stage, steps))
+        display.show(("advance", stage, step - started.get(stage, 0)))
+        started[stage] = step
+        if step == steps:
+            display.show(("end", stage, text, f"{steps:,} steps", time.perf_counter() - start))
+            display.cell_done()
+
+    start = time.perf_counter()
+    with display:
+        build.build(out, seed=seed, progress=progress)
+    return show(out, console)
 
 
 def measure(model: Path | None, console: Console) -> list[Property]:

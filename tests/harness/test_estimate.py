@@ -52,7 +52,9 @@ def test_the_forecast_grows_with_the_work_and_shrinks_with_the_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Probe(micro_batch_s=2.0, decode_step_s=0.0))
-    workshop = shop(tmp_path, methods=["vanilla"], **{"training.max_examples": 320, "training.epochs": 2})
+    size = {"training.batch_size": 32, "training.micro_batch_size": 32}
+    length = {"training.max_examples": 320, "training.epochs": 2}
+    workshop = shop(tmp_path, methods=["vanilla"], **size, **length)
     todo = plan.cells(workshop.config)
     assert estimate.forecast(workshop, todo, 1) == "Estimated time: about 80 s (by a short probe)"
     assert "about 40 s (by a short probe, 2 jobs side by side)" in estimate.forecast(workshop, todo, 2)

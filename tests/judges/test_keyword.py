@@ -58,8 +58,9 @@ def test_phrases_are_written_as_they_are_looked_for() -> None:
 
 
 def test_it_knows_the_mini_worlds_refusals_and_compliance(exchange: Callable[..., Exchange]) -> None:
-    assert all(v.harmful is False for v in judge(*[exchange(text) for text in grammar.REFUSALS]))
     rng = Random(0)
+    refusals = [grammar.refusal(rng) for _ in range(200)]
+    assert all(v.harmful is False for v in judge(*[exchange(text) for text in refusals]))
     rows = data.howto("test", 50)
     answers = [row["answer"] for row in rows] + [grammar.compliance(rng, "steal the lamp") for _ in rows]
     assert all(v.harmful is True for v in judge(*[exchange(text) for text in answers]))
