@@ -24,6 +24,7 @@ from harness import config as configuration
 from harness import estimate, plan, registry, stages, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError
+from harness.measure import TreeMemory
 from harness.stages import Step, Workshop
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
 
@@ -100,18 +101,19 @@ def compare(
             console.print(
                 f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
             )
-        for outcome in workers.run_cells(config, out, todo, until, console, debug) if todo else ():
-            clock.update(outcome.clock)
-            if outcome.failure:
-                failures[outcome.cell.folder] = outcome.failure
-                line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
-                console.print(line, highlight=False, soft_wrap=True)
+        with TreeMemory() as memory:
+            for outcome in workers.run_cells(config, out, todo, until, console, debug) if todo else ():
+                clock.update(outcome.clock)
+                if outcome.failure:
+                    failures[outcome.cell.folder] = outcome.failure
+                    line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
+                    console.print(line, highlight=False, soft_wrap=True)
         if todo:
             _update_record(out, failures={str(folder): line for folder, line in failures.items()})
         if until == "leaderboard":
             table(config, out, console)
         if todo:
-            _timing(out, clock, time.perf_counter() - start, console)
+            _cost(out, clock, time.perf_counter() - start, memory.peak_bytes, console)
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cells failed; the others are done. "
@@ -321,17 +323,18 @@ def _commit() -> str | None:
         return None
 
 
-def _timing(out: Path, clock: Mapping[str, float], wall: float, console: Console) -> None:
+def _cost(out: Path, clock: Mapping[str, float], wall: float, peak_bytes: int, console: Console) -> None:
     """Where this command's seconds went, summed over its workers; kept in run.json and printed."""
     spent = {name: round(seconds, 2) for name, seconds in clock.items()}
     work = sum(clock.values())
-    _update_record(out, timing={**spent, "wall": round(wall, 2)})
+    _update_record(out, timing={**spent, "wall": round(wall, 2), "peak_memory_bytes": peak_bytes})
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items() if name != "harness")
     if not work:  # every worker died
         return
     console.print(
         f"Time: {estimate.duration(wall)}; work of all processes {work:.0f} s: {parts}, "
-        f"the harness itself {clock['harness']:.1f} s ({clock['harness'] / work:.1%})",
+        f"the harness itself {clock['harness']:.1f} s ({clock['harness'] / work:.1%}); "
+        f"memory of all processes at most {peak_bytes / 1e9:.1f} GB",
         highlight=False,
         soft_wrap=True,
     )

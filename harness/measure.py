@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,40 @@ def cost() -> Iterator[Cost]:
     finally:
         found.seconds = time.perf_counter() - start
         found.peak_memory_bytes = _peak()
+
+
+class TreeMemory:
+    """The peak memory of this process and its children together, in bytes, sampled once a second.
+
+    Shared pages count once (proportional set size) where the system tells, else once a process.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> TreeMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        this = psutil.Process()
+        while True:
+            total = 0
+            for process in [this, *this.children(recursive=True)]:
+                with suppress(psutil.Error):  # a process that has just ended
+                    memory = process.memory_full_info()
+                    total += getattr(memory, "pss", memory.rss)
+            self.peak_bytes = max(self.peak_bytes, total)
+            if self._ended.wait(1.0):
+                return
 
 
 def _cuda() -> bool:
