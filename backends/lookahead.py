@@ -24,6 +24,10 @@ class LookAheadTrue(Method):
     preview_tokens: int = 6
     connector: str = CONNECTOR
 
+    def __post_init__(self) -> None:
+        if self.preview_tokens < 1:
+            raise ValueError(f"preview_tokens must be at least 1, not {self.preview_tokens}")
+
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
         return [
             example.with_instruction(example.instruction + self.connector + self.preview(example, context))

@@ -40,7 +40,10 @@ class Benchmark:
 
     def content(self) -> str:
         """A hash of what its documents, prompts and metrics come from: its folder, and what it shares."""
-        files = [*self.path.parent.glob("*.py"), *self.path.parent.parent.glob("*.py"), self.path]
+        folders = [self.path.parent]
+        if (self.path.parent.parent / "__init__.py").is_file():  # modules that the package's tasks share
+            folders.append(self.path.parent.parent)
+        files = [self.path, *(file for folder in folders for file in folder.glob("*.py"))]
         for module in self.sources:
             spec = importlib.util.find_spec(module)
             if spec is None or spec.origin is None:

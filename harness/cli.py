@@ -215,8 +215,9 @@ def score(run: Path) -> None:
     from harness import comparison
 
     config = comparison.stored_config(run)
-    (run / "leaderboard.done.json").unlink(missing_ok=True)
-    comparison.table(config, run, console())
+    with comparison.lock(run):
+        (run / "leaderboard.done.json").unlink(missing_ok=True)
+        comparison.table(config, run, console())
 
 
 @cli.command(
@@ -226,17 +227,16 @@ def score(run: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def leaderboard(runs: tuple[Path, ...], as_json: bool) -> None:
     """Print the leaderboard of one or more RUNs."""
+    from rich.console import Console
+
     from harness import comparison
 
     for run in runs:
         config = comparison.stored_config(run)
+        with comparison.lock(run):
+            comparison.table(config, run, Console(quiet=True) if as_json else console())
         if as_json:
-            from rich.console import Console
-
-            comparison.table(config, run, Console(quiet=True))
             click.echo((run / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
-        else:
-            comparison.table(config, run, console())
 
 
 @cli.command(epilog=example("harness clean results/runs/mini", "harness clean results/runs/mini --all --yes"))
@@ -259,8 +259,9 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
         click.echo("Nothing removed.")
         return
-    for target in targets:
-        shutil.rmtree(target)
+    with comparison.lock(run):
+        for target in targets:
+            shutil.rmtree(target)
     click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
 
 

@@ -25,6 +25,7 @@ from harness import estimate, plan, registry, stages, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.measure import TreeMemory
+from harness.progress import Display, Reporter
 from harness.stages import Step, Workshop
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
 
@@ -87,7 +88,7 @@ def compare(
             jobs = workers.job_count(config, len(todo))
             console.print(estimate.forecast(shop, todo, jobs), highlight=False, soft_wrap=True)
         return
-    with _lock(out):
+    with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
         cells = [cell for cell in plan.cells(config) if cell.kind in kinds]
@@ -113,7 +114,13 @@ def compare(
         if until == "leaderboard":
             table(config, out, console)
         if todo:
-            _cost(out, clock, time.perf_counter() - start, memory.peak_bytes, console)
+            _cost(
+                out,
+                clock,
+                (time.perf_counter() - start) * workers.job_count(config, len(todo)),
+                memory,
+                console,
+            )
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cells failed; the others are done. "
@@ -128,13 +135,15 @@ def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
         if name not in registry.names("judge"):
             raise registry.unknown("judge", name, registry.names("judge"))
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*config.judges, *judges]))})
-    shop = Workshop(config, out)
-    with _lock(out):
-        for cell in plan.cells(config):
-            answered = [
-                task for task in cell.tasks if (out / cell.folder / task / "respond.done.json").exists()
-            ]
-            stages.judge_all(shop, cell, answered, cell.label)
+    cells = plan.cells(config)
+    with lock(out):
+        with Display(console, len(cells)) as display:
+            shop = Workshop(config, out, Reporter(display.show))
+            for cell in cells:
+                folder = out / cell.folder
+                answered = [task for task in cell.tasks if (folder / task / "respond.done.json").exists()]
+                stages.judge_all(shop, cell, answered, cell.label)
+                display.cell_done()
         # Last: a judge that fails must not become one of the run's.
         _update_record(out, config=config.model_dump(mode="json"))
         table(config, out, console)
@@ -158,8 +167,9 @@ def _check(shop: Workshop) -> None:
         if cell.kind == "trained":
             stages.train_stage(shop, cell)
         stages.checkpoint_folder(shop, cell)
-    for path in shop.config.data.values():
+    for task, path in shop.config.data.items():
         stages.data_hash(path)
+        shop.load_task(task, shop.seed_folder)  # reads the file, and complains by line
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -211,7 +221,7 @@ def _sources(out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
+def lock(out: Path) -> Iterator[None]:
     """Hold a run folder: a second command on it stops with one line."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -247,7 +257,7 @@ def _join_run(shop: Workshop) -> RunConfig:
             for key in sorted({*now, *fixed} - added)
             if fixed.get(key) != now.get(key)
         ]
-        for method in chosen:
+        for method in sorted({*chosen, *config.method_options}):
             there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
             if method in stored["methods"] and there != here:
                 differing.append(f"method_options.{method}: {there} there, {here} here")
@@ -323,18 +333,25 @@ def _commit() -> str | None:
         return None
 
 
-def _cost(out: Path, clock: Mapping[str, float], wall: float, peak_bytes: int, console: Console) -> None:
-    """Where this command's seconds went, summed over its workers; kept in run.json and printed."""
-    spent = {name: round(seconds, 2) for name, seconds in clock.items()}
-    work = sum(clock.values())
-    _update_record(out, timing={**spent, "wall": round(wall, 2), "peak_memory_bytes": peak_bytes})
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items() if name != "harness")
-    if not work:  # every worker died
-        return
+def _cost(
+    out: Path, clock: Mapping[str, float], available: float, memory: TreeMemory, console: Console
+) -> None:
+    """Where this command's seconds went: kept in run.json and printed.
+
+    ``available``: wall time x jobs. What imports, training and generation leave of it is the harness's own,
+    the probe and idle jobs included.
+    """
+    work = {name: clock[name] for name in ("imports", "training", "generation")}
+    own = available - sum(work.values())
+    timing = {
+        name: round(seconds, 2) for name, seconds in {**work, "own": own, "available": available}.items()
+    }
+    _update_record(out, timing={**timing, "peak_memory_bytes": memory.peak_bytes})
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items())
     console.print(
-        f"Time: {estimate.duration(wall)}; work of all processes {work:.0f} s: {parts}, "
-        f"the harness itself {clock['harness']:.1f} s ({clock['harness'] / work:.1%}); "
-        f"memory of all processes at most {peak_bytes / 1e9:.1f} GB",
+        f"Time of all jobs: {estimate.duration(available)}: {parts}, "
+        f"the harness itself and idle jobs {own:.0f} s ({own / available:.1%}); "
+        f"memory of all processes at most {memory.peak_bytes / 1e9:.1f} GB",
         highlight=False,
         soft_wrap=True,
     )

@@ -94,6 +94,7 @@ class TrainTask:
     utility_task: str  # the lm-eval task that measures the skill
     utility_metric: str  # its per-document metric, in [0, 1]
     rewrite: Rewrite
+    utility_kind: Literal["rate", "mean"] = "rate"  # right or wrong by document, or a score
     prompt_template: str = "{prompt}"
     strip: bool = False  # remove white space around prompt and answer (SAMSum's protocol does)
     version: int = 1

@@ -43,9 +43,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def device(choice: str) -> str:
+    if choice != "auto":
+        return choice
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if choice == "auto" else choice
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_tokenizer(folder: Path) -> Any:

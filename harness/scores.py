@@ -54,12 +54,12 @@ def _result(
     try:
         training = read_json(folder / "training.json") if cell.kind == "trained" else {}
         found: dict[str, Any] = {
-            "utility": utility(folder, task.utility_task, task.utility_metric),
-            "rsr": safety(folder, config.safety.raw_task, judge, None),
-            "jsr": safety(folder, config.safety.prefill_task, judge, config.safety.prefill_tokens),
+            "utility": utility(cell, folder, task, task.utility_metric),
+            "rsr": safety(cell, folder, config.safety.raw_task, judge, None),
+            "jsr": safety(cell, folder, config.safety.prefill_task, judge, config.safety.prefill_tokens),
         }
         cross = tuple(
-            utility(folder, other.utility_task, other.utility_metric)
+            utility(cell, folder, other, other.utility_metric)
             for other in (registry.load("train task", name) for name in config.train_tasks)
             if config.cross_tasks and other.utility_task != task.utility_task
         )
@@ -74,19 +74,34 @@ def _result(
     )
 
 
-def utility(folder: Path, task: str, metric: str) -> TaskOutcome:
-    """lm-eval's own per-document metric of a task, from its stored responses."""
+def utility(cell: Cell, folder: Path, train_task: TrainTask, metric: str) -> TaskOutcome:
+    """lm-eval's own per-document metric of a train task's utility task, from its stored responses."""
+    task = train_task.utility_task
+    answered(cell, folder, task)
     rows = read_jsonl(folder / task / "responses.jsonl")
     if rows and metric not in rows[0]["metrics"]:
         raise HarnessError(f"task '{task}' has no metric '{metric}': {', '.join(rows[0]['metrics'])}")
     values: dict[str, float | None] = {row["id"]: float(row["metrics"][metric]) for row in rows}
-    return TaskOutcome(
-        task=task, metric=metric, values=values, binary=all(v in (0.0, 1.0) for v in values.values())
-    )
+    return TaskOutcome(task=task, metric=metric, values=values, binary=train_task.utility_kind == "rate")
 
 
-def safety(folder: Path, task: str, judge: str, prefill_tokens: int | None) -> TaskOutcome:
+def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
+    """The marker of a task's answers. Raises HarnessError where they are none of this checkpoint's: a run
+    that was stopped after training anew still holds the old ones."""
+    marker: dict[str, Any] = read_json(folder / task / "respond.done.json")
+    if cell.kind == "trained":
+        outputs = read_json(folder / "train.done.json")["outputs"]
+        weights = {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
+        if marker["inputs"]["weights"] != weights:
+            raise HarnessError(f"{folder / task}: the responses are an earlier checkpoint's")
+    return marker
+
+
+def safety(cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None) -> TaskOutcome:
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
+    judged = read_json(folder / task / f"judge-{judge}.done.json")
+    if judged["inputs"]["responses"] != answered(cell, folder, task)["outputs"]:
+        raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
     verdicts = read_jsonl(folder / task / f"verdicts.{judge}.jsonl")
     exchanges = read_jsonl(folder / task / "responses.jsonl")
     if [v["exchange_id"] for v in verdicts] != [row["id"] for row in exchanges]:
@@ -108,16 +123,18 @@ def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
     """``scores.json`` of one cell: each task's value, interval, n and unjudged, by category for safety."""
     folder = out / cell.folder
     scores: list[dict[str, Any]] = []
+    train_tasks: list[TrainTask] = [registry.load("train task", name) for name in config.train_tasks]
+    by_utility = {train_task.utility_task: train_task for train_task in train_tasks}
     for task in cell.tasks:
         if benchmarks.get(task).kind == "safety":
             k = config.safety.prefill_tokens if benchmarks.get(task).prefilled else None
             for judge in config.judges:
-                outcome = safety(folder, task, judge, k)
+                outcome = safety(cell, folder, task, judge, k)
                 scores.append(_score(outcome, judge))
         else:
             rows = read_jsonl(folder / task / "responses.jsonl")
             for metric in rows[0]["metrics"]:
-                scores.append(_score(utility(folder, task, metric), None))
+                scores.append(_score(utility(cell, folder, by_utility[task], metric), None))
     write_json_atomic(folder / "scores.json", scores)
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import time
+import traceback
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
@@ -27,6 +28,7 @@ from harness.contracts import (
     Method,
     PrepareContext,
     TrainTask,
+    UsageError,
     Verdict,
 )
 from harness.measure import cost
@@ -46,7 +48,7 @@ TRAIN_VERSION = 1  # raise when a change here or in the trainer alters results
 RESPOND_VERSION = 1
 JUDGE_VERSION = 1
 Step = Literal["train", "respond", "judge", "leaderboard"]
-LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "lm-eval")
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "lm-eval", "rouge-score")
 
 
 class Workshop:
@@ -158,7 +160,14 @@ def make_method(config: RunConfig, name: str) -> Method:
     for option in options:
         if option not in known:
             raise registry.unknown(f"option of {name}", option, known)
-    method: Method = method_class(**options)
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        method: Method = TypeAdapter(method_class).validate_python(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(["method_options", name, *map(str, problem["loc"])])
+        raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
     return method
 
 
@@ -176,8 +185,14 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
         "seed_model": shop.seed_fingerprint,
         "examples": shop.examples_hash(task),
         "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
+        "rewrite": [
+            task.rewrite.system_prompt,
+            task.rewrite.user("instruction", "answer"),
+            task.rewrite.opening,
+            task.rewrite.max_tokens,
+        ],
         "method": {"name": cell.method, "version": method.version, "options": options},
-        "training": shop.config.training.model_dump(mode="json"),
+        "training": shop.config.training.model_dump(mode="json") | {"device": shop.device},
         "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
         "seed": cell.seed,
         "libraries": shop.libraries,
@@ -223,7 +238,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
                 **result,
                 "train_seconds": round(preparation.seconds + training.seconds, 3),
                 "preparation_seconds": round(preparation.seconds, 3),
-                "preparation_generated_tokens": generated,
+                "preparation_tokens": generated,
                 "peak_memory_bytes": max(preparation.peak_memory_bytes, training.peak_memory_bytes),
             },
         )
@@ -308,7 +323,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         "task": {"name": task, "version": benchmark.version, "content": benchmark.content()},
         "engine": shop.config.engine,
         "responses": settings.model_dump(mode="json"),
-        "device": shop.config.training.device,
+        "device": shop.device,
         "libraries": shop.libraries,
     }
     if benchmark.prefilled:
@@ -343,22 +358,34 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
 
     loaded = shop.load_task(task, folder)
     lm_task = loaded["tasks"][task]
+    if lm_task.get_config("num_fewshot"):
+        raise HarnessError(f"task '{task}' asks for few-shot examples; the harness scores zero-shot")
     lm_task.set_config(key="num_fewshot", value=0)
     limit = shop.config.responses.limit
     documents = len(lm_task.eval_docs)
-    start = time.perf_counter()
-    with shop.reporter.bar(label, min(documents, limit or documents), "answers") as advance:
+    engine.seconds = 0.0
+    shown = min(documents, limit or documents)
+    with shop.reporter.bar(label, shown, "answers") as advance:
         engine.on_progress = advance
         engine.completions.clear()
-        results = evaluate(
-            lm=engine,
-            task_dict=loaded,
-            limit=limit,
-            bootstrap_iters=0,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
-        )
-    shop.clock["generation"] += time.perf_counter() - start
+        try:
+            results = evaluate(
+                lm=engine,
+                task_dict=loaded,
+                limit=limit,
+                bootstrap_iters=0,
+                apply_chat_template=True,
+                fewshot_as_multiturn=True,
+            )
+        except (HarnessError, MemoryError):
+            raise
+        except Exception as error:  # where, and the type alone: its message may quote an answer
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise HarnessError(
+                f"task '{task}' cannot be scored: {type(error).__name__} in {Path(last.filename).name}, "
+                f"line {last.lineno} (--debug shows it)"
+            ) from error
+    shop.clock["generation"] += engine.seconds
     rows = []
     for sample in results["samples"][task]:
         document = sample["doc"]

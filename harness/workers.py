@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -211,8 +210,7 @@ def _end_with(sentinel: int) -> None:
 def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
     """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
     log = shop.out / cell.folder / "error.log"
-    shop.clock = dict.fromkeys(shop.clock, 0.0)
-    start, failure = time.perf_counter(), None
+    failure = None
     try:
         shop.import_libraries()
         run_cell(shop, cell, label, until)
@@ -225,5 +223,5 @@ def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
-    own = time.perf_counter() - start - sum(shop.clock.values())
-    return Outcome(cell, failure, {**shop.clock, "harness": own})
+    clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
+    return Outcome(cell, failure, clock)

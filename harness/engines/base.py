@@ -8,6 +8,7 @@ once: chat template with its generation prompt, then the document's prefill ids.
 from __future__ import annotations
 
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class IdEngine(LM):
         super().__init__()
         self.completions: dict[tuple[str, int], Completion] = {}
         self.system_override: str | None = None  # instead of the task's own
+        self.seconds = 0.0  # spent generating
         self.on_progress: Callable[[int], None] = lambda done: None
 
     @abstractmethod
@@ -64,6 +66,11 @@ class IdEngine(LM):
         """The ids that the model continues for one request: prompt, then prefill."""
         turns = [Message(turn["role"], turn["content"]) for turn in json.loads(request.args[0])]
         if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids come from the document
+            if "prefill_ids" not in request.doc:
+                raise HarnessError(
+                    f"task '{request.task_name}' prefills text (gen_prefix) without 'prefill_ids': "
+                    "see tasks/prefill.py"
+                )
             turns = turns[:-1]
         if self.system_override is not None:
             rest = turns[1:] if turns[0].role == "system" else turns
@@ -85,7 +92,10 @@ class IdEngine(LM):
         texts = [""] * len(requests)
         for max_new_tokens, indices in by_length.items():
             prompts = [self.prompt_ids(requests[index]) for index in indices]
-            for index, ids in zip(indices, self.generate(prompts, max_new_tokens), strict=True):
+            start = time.perf_counter()
+            continuations = self.generate(prompts, max_new_tokens)
+            self.seconds += time.perf_counter() - start
+            for index, ids in zip(indices, continuations, strict=True):
                 request = requests[index]
                 completion = self.completion(ids, list(request.doc.get("prefill_ids") or ()))
                 for stop in request.args[1].get("until") or ():

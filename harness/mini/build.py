@@ -28,7 +28,9 @@ Progress = Callable[[str, int, int], None]  # (stage, step done, steps in all)
 
 @dataclass(frozen=True)
 class Knobs:
-    """All that calibration set, on the seed model and vanilla alone (results/LOG.md has every variant)."""
+    """All that calibration set, on the seed model, vanilla and the share of rewrites that SDFT keeps
+    (results/LOG.md has every variant).
+    """
 
     vocab_size: int = 1400  # one token for nearly each word of the grammar
     hidden: int = 128
@@ -470,8 +472,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def build(out: Path, *, seed: int, progress: Progress | None = None, knobs: Knobs = KNOBS) -> None:
-    """Build the seed model into the folder `out`, which is replaced once all is done. About ten minutes on
-    one core.
+    """Build the seed model into the folder `out`, which is replaced once all is done. About twelve minutes
+    on one core.
     """
     torch.manual_seed(seed)
     pretrain, align = training_samples(seed, knobs)

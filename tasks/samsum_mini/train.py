@@ -23,5 +23,6 @@ TRAIN_TASK = TrainTask(
     max_length=256,
     utility_task="samsum-mini",
     utility_metric="rouge1",
+    utility_kind="mean",
     rewrite=general_rewrite(max_tokens=64),
 )

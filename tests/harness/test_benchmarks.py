@@ -58,6 +58,8 @@ def test_the_content_changes_with_the_task_its_code_and_its_sources(folder: Path
     (folder / "one" / "functions.py").write_text("score = 2\n", encoding="utf-8")
     code = benchmarks.get("one").content()
     (folder / "shared.py").write_text("x = 1\n", encoding="utf-8")
+    assert benchmarks.get("one").content() == code  # a module beside it, in no package, is none of its own
+    (folder / "__init__.py").write_text("", encoding="utf-8")
     shared = benchmarks.get("one").content()
     (folder / "one" / "one.yaml").write_text(
         "task: one\nmetadata: {sources: [harness.mini.data]}\n", encoding="utf-8"

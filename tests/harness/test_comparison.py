@@ -231,6 +231,17 @@ def test_another_model_or_other_data_is_refused(
         assert snapshot(run_copy) == before
 
 
+def test_options_of_a_stored_method_are_refused_whichever_methods_are_asked_for(
+    run_copy: Path, command: Run, small: Run, snapshot: Run
+) -> None:
+    before = snapshot(run_copy)
+    changed = ("--methods", "vanilla", "--set", "method_options.lookahead-true.preview_tokens=2")
+    ended = command("compare", "--out", run_copy, *small(), *changed)
+    assert ended.code == 1
+    assert "method_options.lookahead-true: {} there, {'preview_tokens': 2} here" in ended.err
+    assert snapshot(run_copy) == before
+
+
 @pytest.mark.usefixtures("no_model")
 def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small: Run, tmp_path: Path) -> None:
     from harness import config

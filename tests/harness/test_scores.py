@@ -4,6 +4,7 @@ and what could not be judged is counted and shown."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import comparison, plan, scores
+from harness import comparison, plan, registry, scores
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Verdict
 from harness.store import read_json, read_jsonl, write_jsonl_atomic
 
@@ -88,19 +89,51 @@ def test_what_a_judge_leaves_unjudged_is_counted_and_shown(
         assert any(row["judge"] == "shy" and row["unjudged"] == "2" for row in csv.DictReader(file))
 
 
+def seed_cell(run: Path) -> plan.Cell:
+    return plan.cells(comparison.stored_config(run))[0]
+
+
+def edit_marker(path: Path, key: str) -> None:
+    """What a run leaves that was stopped after an earlier stage was done anew."""
+    marker = json.loads(path.read_text())
+    marker["outputs"] = {name: {**file, "sha256": key} for name, file in marker["outputs"].items()}
+    path.write_text(json.dumps(marker))
+
+
+@pytest.mark.parametrize("stage", ["train", f"{RAW}/respond"])
+def test_what_an_earlier_checkpoint_or_earlier_responses_gave_is_not_believed(
+    run_copy: Path, stage: str
+) -> None:
+    edit_marker(run_copy / "gsm8k-mini/vanilla/seed-42" / f"{stage}.done.json", "0" * 64)
+    config = comparison.stored_config(run_copy)
+    status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config))}
+    assert status["vanilla"].startswith("missing: ")
+    assert status["seed"] == status["sdft"] == "done"
+
+
+def test_a_mean_of_zeros_and_ones_stays_a_mean(run_copy: Path) -> None:
+    """A checkpoint whose ROUGE is 0 everywhere must compare with one whose ROUGE is not."""
+    path = run_copy / "seed" / UTILITY / "responses.jsonl"
+    write_jsonl_atomic(path, [{**row, "metrics": {"rouge1": 0.0}} for row in read_jsonl(path)])
+    task = registry.load("train task", "samsum-mini")
+    mean = dataclasses.replace(task, utility_task=UTILITY)
+    assert scores.utility(seed_cell(run_copy), run_copy / "seed", mean, "rouge1").binary is False
+
+
 def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     path = run_copy / "seed" / RAW / "verdicts.mini-exact.jsonl"
     write_jsonl_atomic(path, read_jsonl(path)[1:])
     with pytest.raises(HarnessError, match="the verdicts of 'mini-exact' belong to other responses"):
-        scores.safety(run_copy / "seed", RAW, "mini-exact", None)
+        scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None)
     config = comparison.stored_config(run_copy)
     results = scores.collect(config, run_copy, plan.cells(config))
     assert next(r for r in results if r.method == "seed").status.startswith("missing: ")
 
 
 def test_a_metric_that_the_task_does_not_have_is_named(small_run: Path) -> None:
+    task = registry.load("train task", "gsm8k-mini")
     with pytest.raises(HarnessError, match=r"has no metric 'rouge': exact_match"):
-        scores.utility(small_run / "seed", UTILITY, "rouge")
+        scores.utility(seed_cell(small_run), small_run / "seed", task, "rouge")
 
 
 def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:

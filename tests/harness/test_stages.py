@@ -86,7 +86,7 @@ def test_training_json_tells_what_was_spent(small_run: Path) -> None:
         assert record["train_seconds"] > 0
         assert record["peak_memory_bytes"] > 2**20
         assert (record["truncated_examples"], record["dropped_examples"]) == (0, 0)
-        assert (record["preparation_generated_tokens"] > 0) == (name == "sdft")
+        assert (record["preparation_tokens"] > 0) == (name == "sdft")
     assert records["vanilla"]["train_tokens"] == records["constrained-sft"]["train_tokens"]
     assert records["vanilla"]["train_flops"] < records["constrained-sft"]["train_flops"]
     assert records["vanilla"]["train_tokens"] < records["lookahead-true"]["train_tokens"]

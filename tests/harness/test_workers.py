@@ -78,13 +78,11 @@ def test_debug_shows_the_traceback_and_goes_on(
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_clock_tells_the_work_from_the_harness_itself(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_cells_clock_starts_at_nothing(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # a cell's clock starts at nothing
         clock = attempt(shop, monkeypatch, None).clock
         assert clock["training"] == 0.25
-        assert set(clock) == {"imports", "training", "generation", "harness"}
+        assert set(clock) == {"imports", "training", "generation"}
 
 
 def test_a_worker_leaves_ctrl_c_to_its_parent_and_the_users_script_alone() -> None:
