@@ -162,6 +162,8 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     """Fine-tune with one METHOD into a run folder, without scoring."""
     from harness import comparison
 
+    if method == "seed":
+        raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
     config = resolve(recipe, methods=[method], **flags)
     folder = out_folder(config, out)
     comparison.compare(config, folder, console(), debug=ctx.obj["debug"], until="train", kinds=("trained",))
@@ -248,20 +250,36 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
 
     Scores, responses and verdicts stay; the same compare would train anew.
     """
+    import contextlib
     import shutil
 
-    from harness import comparison
+    from harness import comparison, plan
+    from harness.store import files_below
 
-    comparison.stored_config(run)
-    targets = [run] if everything else sorted(run.glob("*/*/seed-*/checkpoint"))
-    size = sum(file.stat().st_size for target in targets for file in target.rglob("*") if file.is_file())
-    what = f"{run}, the whole run" if everything else f"{len(targets)} checkpoints of {run}"
+    config = comparison.stored_config(run)
+    targets = sorted(run.glob("*/*/seed-*/checkpoint"))
+    if everything:  # what the harness wrote there, and nothing else
+        folders = {run / cell.folder.parts[0] for cell in plan.cells(config)}
+        files = {run / name for name in (*comparison.FILES, "run.json", "leaderboard.done.json")}
+        targets = sorted(path for path in folders | files if path.exists())
+    if not targets:
+        click.echo(f"{run}: nothing to remove.")
+        return
+    size = sum(file.stat().st_size for target in targets for file in files_below(target))
+    what = f"the whole run in {run}" if everything else f"{len(targets)} checkpoints of {run}"
     if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
         click.echo("Nothing removed.")
         return
     with comparison.lock(run):
         for target in targets:
-            shutil.rmtree(target)
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink()
+    if everything:
+        (run / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # files of the user's own stay
+            run.rmdir()
     click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
 
 

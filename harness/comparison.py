@@ -44,6 +44,7 @@ GROWING = (
     "jobs",
 )
 TABLE_VERSION = 1
+FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv")
 TITLE = "Safety and utility after fine-tuning"
 
 
@@ -163,13 +164,14 @@ def stored_config(out: Path) -> RunConfig:
 
 def _check(shop: Workshop) -> None:
     """Names, options, data and folders, before anything is spent."""
-    for cell in plan.cells(shop.config):
-        if cell.kind == "trained":
-            stages.train_stage(shop, cell)
-        stages.checkpoint_folder(shop, cell)
+    cells = plan.cells(shop.config)
     for task, path in shop.config.data.items():
         stages.data_hash(path)
         shop.load_task(task, shop.seed_folder)  # reads the file, and complains by line
+    for cell in cells:
+        if cell.kind == "trained":
+            stages.train_stage(shop, cell)
+        stages.checkpoint_folder(shop, cell)
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -192,8 +194,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     }
     title = f"{TITLE}: {config.model}"
     notes = [config.note] if config.note else []
-    outputs = ["leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv"]
-    stage = Stage(out, "leaderboard", inputs, outputs)
+    stage = Stage(out, "leaderboard", inputs, FILES)
     if not stage.done():
         from harness import leaderboard, scores
 
@@ -223,6 +224,12 @@ def _sources(out: Path) -> list[Path]:
 @contextlib.contextmanager
 def lock(out: Path) -> Iterator[None]:
     """Hold a run folder: a second command on it stops with one line."""
+    if out.is_file():
+        raise HarnessError(f"{out} is a file; --out needs a folder")
+    if out.is_dir() and not (out / "run.json").exists():
+        foreign = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+        if foreign:
+            raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")

@@ -116,7 +116,7 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{where}: {_first_problem(error)}") from error
+        raise UsageError(f"{where}: {_first_problem(error)}") from None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

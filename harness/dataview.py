@@ -88,6 +88,8 @@ def export(config: RunConfig, method: str, train_task: str, limit: int | None, o
     config = config.model_copy(
         update={"training": config.training.model_copy(update={"max_examples": limit})}
     )
+    if out.is_dir():
+        raise HarnessError(f"{out} is a folder; give a file to write")
     _, _, examples = prepared(config, method, train_task)
     write_jsonl_atomic(
         out,

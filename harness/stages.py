@@ -215,6 +215,9 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         tokenizer = shop.seed_tokenizer
         with cost() as preparation:
             prepared, record = prepare(shop, task, method, cell, label)
+        if not prepared:
+            given = len(shop.examples(task))
+            raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
         encoded, lengths = encode_all(tokenizer, prepared, settings.max_length or task.max_length)
         model = models.load_model(shop.seed_folder, "float32", shop.device)
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)

@@ -51,4 +51,6 @@ def read_jsonl(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 raise HarnessError(f"{path}, line {number}: needs a text field '{field}'")
         rows.append(row)
+    if not rows:
+        raise HarnessError(f"{path}: no rows to evaluate")
     return rows

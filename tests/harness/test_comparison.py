@@ -373,3 +373,17 @@ def test_the_python_api_raises_when_a_cell_fails(quick_copy: Path, run_quick: Ru
     status = tables.read(quick_copy).set_index("method")["status"]
     assert status["broken"] == "failed: the cause and the mend"
     assert not (quick_copy / "gsm8k-mini/broken/seed-42/checkpoint").exists()
+
+
+def test_a_folder_with_other_files_becomes_no_run(tmp_path: Path, command: Run, small: Run) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    ended = command("compare", "--methods", "vanilla", "--out", tmp_path, *small())
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert "holds other files (notes.txt) and no run" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_cleaning_a_whole_run_leaves_the_users_own_files(run_copy: Path, command: Run) -> None:
+    (run_copy / "notes.txt").write_text("mine")
+    assert command("clean", run_copy, "--all", "--yes").code == 0
+    assert [path.name for path in run_copy.iterdir()] == ["notes.txt"]
