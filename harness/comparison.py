@@ -227,7 +227,7 @@ def lock(out: Path) -> Iterator[None]:
     if out.is_file():
         raise HarnessError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and not (out / "run.json").exists():
-        foreign = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+        foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
     try:
