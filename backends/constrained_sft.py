@@ -70,6 +70,7 @@ def constrained_loss(
 class ConstrainedSFT(Method):
     """The reference log-probabilities are the untouched seed model's, computed once before training."""
 
+    prepares_with = "seed_logp"
     name = "constrained-sft"
     summary = "holds the first answer tokens near the seed model's distribution"
 
@@ -81,15 +82,18 @@ class ConstrainedSFT(Method):
     reference: dict[str, list[float]] = field(default_factory=dict, init=False, repr=False)
 
     def before_training(self, model: Any, context: TrainContext) -> None:
-        scores = context.logp(model, context.examples)
+        scores = context.seed_logp(context.examples)
         self.reference = {
             example.id: values for example, values in zip(context.examples, scores, strict=True)
         }
 
     def loss(self, inputs: LossInputs) -> Tensor:
-        ref_logp = inputs.logp.new_zeros(inputs.logp.shape)
-        stored = [value for example_id in inputs.ids for value in self.reference[example_id]]
-        ref_logp[inputs.mask] = inputs.logp.new_tensor(stored)
+        import torch
+
+        rows, width = inputs.logp.shape
+        stored = [self.reference[example_id] for example_id in inputs.ids]
+        padded = torch.tensor([values + [0.0] * (width - len(values)) for values in stored])
+        ref_logp = padded.view(rows, width).to(inputs.logp.device, non_blocking=True)
         betas = token_betas(inputs.mask, self.beta, self.first_factor, self.early_factor, self.early_tokens)
         return constrained_loss(
             inputs.logp,

@@ -24,8 +24,20 @@ REJECTED_START = "Your turn"
 
 @dataclass
 class SDFT(Method):
+    """``temperature`` 0 rewrites greedily; the published setting samples (0.95, ``top_p`` 0.7).
+    ``max_tokens``: of a rewrite; None: the train task's own."""
+
     name = "sdft"
     summary = "trains on answers that the seed model has rewritten in its own words"
+    prepares_with = "rewrites"
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must be at least 0, and top_p above 0 and at most 1")
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
         ask = context.train_task.rewrite
@@ -38,7 +50,9 @@ class SDFT(Method):
                 for example in examples
             ],
             opening=ask.opening,
-            max_tokens=ask.max_tokens,
+            max_tokens=self.max_tokens or ask.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
         )
         reasons: Counter[str] = Counter()
         prepared = []

@@ -1,132 +1,256 @@
 """The one trainer: transformers' Trainer on our own token ids, with a method's hooks at fixed places.
 
-The order of the data is planned ahead, as a list of global batches, so that it is the same for every method,
-micro-batch size and number of devices. The loss is a mean over the answer tokens of the global batch.
+An item of its data set is a whole optimizer step: this device's micro-batches of one planned global batch
+(batching.py). So the loss is a mean over the answer tokens of the global batch whatever the micro-batches and
+devices are, and a resumed training goes on at exactly the step where it stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import random
-import tempfile
-from collections.abc import Callable, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
+from backends import attention, distributed, flops, tuning
+from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
+from backends.logprobs import TargetHead, autocast
+from backends.seed_logp import SeedLogp
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
-IGNORED = -100  # the label of a token without loss
+LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for the device
+SAVE_INTERVAL_S = 600.0  # between two resume states, where the recipe does not say
+MARKER = "complete.json"  # written last into a resume state
+METHOD_STATE = "method.safetensors"
 
 
-def global_batches(
-    examples: Sequence[Encoded], epochs: int, batch_size: int, seed: int
-) -> list[list[Encoded]]:
-    """Shuffled epochs laid end to end and cut into batches; only the very last one can be smaller."""
-    rng = random.Random(seed)
-    stream: list[Encoded] = []
-    for _ in range(epochs):
-        stream += rng.sample(examples, len(examples))
-    return [stream[start : start + batch_size] for start in range(0, len(stream), batch_size)]
+@dataclass(frozen=True)
+class Places:
+    """Where a training reads and writes. ``output``: the checkpoint, and ``epoch-N`` folders beside it;
+    ``state``: what a restart needs, kept until the training is done; ``reports``: for ``report_to``."""
+
+    output: Path
+    state: Path
+    reports: Path
 
 
-def collate(batch: Sequence[Encoded], pad_id: int) -> dict[str, Any]:
-    """Pad on the right: input_ids, attention_mask and labels are (B, T)."""
-    length = max(len(example.input_ids) for example in batch)
-    ids = torch.full((len(batch), length), pad_id)
-    attention = torch.zeros((len(batch), length), dtype=torch.long)
-    labels = torch.full((len(batch), length), IGNORED)
-    for row, example in enumerate(batch):
-        tokens = torch.tensor(example.input_ids)
-        ids[row, : len(tokens)] = tokens
-        attention[row, : len(tokens)] = 1
-        labels[row, : len(tokens)] = torch.where(torch.tensor(example.trained), tokens, IGNORED)
-    return {
-        "input_ids": ids,
-        "attention_mask": attention,
-        "labels": labels,
-        "ids": [example.id for example in batch],
-    }
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step on this device: its micro-batches, and the counts of the global batch."""
+
+    micro_batches: list[MicroBatch]
+    token_count: int
+    global_micro_batches: int
 
 
-def target_logp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the next tokens, float32, and where they carry loss: both (B, T-1)."""
-    targets = labels[:, 1:]
-    losses = cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return -losses.view(targets.shape), targets != IGNORED
+class Steps(Dataset[Step]):
+    """Planned global batches as this device's steps, made when they are asked for."""
 
+    def __init__(
+        self, batches: Sequence[Sequence[Encoded]], settings: Any, pad_id: int, rank: int, devices: int
+    ):
+        self.batches, self.settings, self.pad_id = batches, settings, pad_id
+        self.rank, self.devices = rank, devices
 
-@torch.no_grad()
-def answer_logp(
-    model: Any, examples: Sequence[Encoded], pad_id: int, batch_size: int = 32
-) -> list[list[float]]:
-    """Each example's log-probabilities of its loss-carrying tokens under ``model``, batched by length."""
-    was_training = model.training
-    model.eval()
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].input_ids))
-    found: dict[int, list[float]] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([examples[index] for index in rows], pad_id)
-        tensors = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")}
-        labels = tensors.pop("labels")
-        logp, mask = target_logp(model(**tensors, use_cache=False).logits, labels)
-        found |= {index: logp[row][mask[row]].tolist() for row, index in enumerate(rows)}
-    model.train(was_training)
-    return [found[index] for index in range(len(examples))]
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Step:
+        batch, settings = self.batches[index], self.settings
+        packed = settings.batching == "padding-free"
+        dealt = deal(
+            batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching, self.devices
+        )
+        mine = dealt[self.rank]
+        return Step(
+            micro_batches=[
+                collate(micro, self.pad_id, packed) if micro else stand_in(batch, self.pad_id, packed)
+                for micro in mine
+            ],
+            token_count=max(1, sum(loss_tokens(example) for example in batch)),
+            global_micro_batches=len(mine) * self.devices,
+        )
 
 
 class HookedTrainer(transformers.Trainer):
-    """transformers' Trainer with the method's loss, on data in its planned order."""
+    """transformers' Trainer with the method's loss. ``step_losses`` are the finished steps' losses."""
 
-    def __init__(self, *args: Any, method: Method, **kwargs: Any):
+    def __init__(self, *args: Any, method: Method, head: TargetHead, places: Places, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.method = method
-        self.model_accepts_loss_kwargs = True  # count the global batch's answer tokens for compute_loss
-        self.loss_is_scaled_for_ga = True  # and leave the loss as it comes from there
+        self.method, self.head, self.places = method, head, places
+        self.step_losses: list[float] = []
+        self.steps_before, self.seconds_before = 0, 0.0  # of the trainings that this one resumes
+        self.started = time.perf_counter()
+        self._pending: list[Tensor] = []
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader[Step]:
+        # Not prepared by accelerate: the steps are this device's already.
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=lambda steps: steps[0])
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Tensor:
-        labels, ids = inputs.pop("labels"), inputs.pop("ids")
-        logp, mask = target_logp(model(**inputs, use_cache=False).logits, labels)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        step: Step = inputs
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, micro in enumerate(step.micro_batches, 1):
+            last = number == len(step.micro_batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with contextlib.nullcontext() if last or self.sharded_by_deepspeed else self.hold_sync(model):
+                loss = self.micro_batch_loss(model, micro.to(self.args.device), step)
+                self.accelerator.backward(loss, **self.backward_options)
+            total += loss.detach()
+        self._pending.append(total)
+        return total
+
+    def micro_batch_loss(self, model: Any, micro: MicroBatch, step: Step) -> Tensor:
         devices = self.accelerator.num_processes
-        step = LossInputs(
-            logp=logp,
-            mask=mask,
-            ids=ids,
-            token_count=torch.as_tensor(num_items_in_batch, device=logp.device).clamp(min=1),
-            model=model,
-            micro_batches=self.current_gradient_accumulation_steps * devices,
-        )
-        loss: Tensor = self.method.loss(step) * devices
-        return loss  # gradients are averaged over devices, ours is a sum
+        with self.compute_loss_context_manager():
+            logp = self.head.logp(model, micro)
+            loss: Tensor = self.method.loss(
+                LossInputs(
+                    logp=logp,
+                    mask=micro.mask,
+                    ids=micro.ids,
+                    token_count=step.token_count,
+                    model=self.model,
+                    micro_batches=step.global_micro_batches,
+                )
+            )
+        scaled: Tensor = loss * devices  # gradients are averaged over devices, ours is a sum
+        return scaled
+
+    @property
+    def sharded_by_deepspeed(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
+
+    @property
+    def backward_options(self) -> dict[str, Any]:
+        return {"scale_wrt_gas": False} if self.sharded_by_deepspeed else {}
+
+    def hold_sync(self, model: Any) -> Any:
+        return self.accelerator.no_sync(model)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # flops.py counts them
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> None:
+        return None  # a step carries its own counts
+
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def look_at_losses(self) -> None:
+        """Fetch the losses of the steps since the last look. Raises HarnessError when one is no number."""
+        if not self._pending:
+            return
+        losses = self.accelerator.reduce(torch.stack(self._pending), reduction="mean").tolist()
+        first = len(self.step_losses) + 1
+        self._pending = []
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise HarnessError(
+                    f"training diverged: the loss of step {step} is {loss}; lower training.learning_rate"
+                )
+        self.step_losses += losses
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The Trainer's resume state, the method's, and last the marker that makes it count; only then are
+        older ones removed."""
+        super()._save_checkpoint(model, trial)
+        self.look_at_losses()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            tensors = {name: value.contiguous() for name, value in self.method.state().items()}
+            if tensors:
+                save_file(tensors, folder / METHOD_STATE)
+            written = {"losses": self.step_losses, "seconds": self.seconds()}
+            (folder / f"{MARKER}.new").write_text(json.dumps(written), encoding="utf-8")
+            os.replace(folder / f"{MARKER}.new", folder / MARKER)
+            for other in folder.parent.glob("checkpoint-*"):
+                if other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def save_weights(self, folder: Path) -> None:
+        """The whole weights (or the adapter) as safetensors, in training's precision; by all processes."""
+        sharded = self.sharded_by_deepspeed or self.is_fsdp_enabled
+        state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else self.model.state_dict()
+        if self.is_world_process_zero():
+            dtype, full = getattr(torch, self.settings.dtype), self.settings.tuning == "full"
+            state = {
+                name: value.to(dtype) if full and value.is_floating_point() else value
+                for name, value in state.items()
+            }
+            self.model.save_pretrained(folder, state_dict=state)
+            self.processing_class.save_pretrained(folder)
+            for file in folder.iterdir():  # safetensors writes files that only their owner can read
+                file.chmod(0o644)
+        self.accelerator.wait_for_everyone()
+
+    settings: Any = None
 
 
 class _Hooks(transformers.TrainerCallback):
-    def __init__(self, method: Method, on_step: Callable[[int, float | None], None]):
-        self.method, self.on_step = method, on_step
+    """The method's hook after a step, snapshots of epochs, looks at the losses, and when to save."""
+
+    def __init__(self, on_step: Callable[[int, int], None], epoch_ends: Mapping[int, int]):
+        self.on_step, self.epoch_ends = on_step, epoch_ends
+        self.trainer: HookedTrainer | None = None
+        self.save_every = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.method.after_step(kwargs["model"], state.global_step)
-        self.on_step(state.global_step, None)
+        trainer = self.trainer
+        assert trainer is not None
+        step, steps = state.global_step, state.max_steps
+        trainer.method.after_step(trainer.model, step)
+        if step % LOSS_INTERVAL == 0 or step == steps:
+            trainer.look_at_losses()
+        self.save_every = self.save_every or self._interval(trainer, step)
+        if self.save_every and step % self.save_every == 0 and step < steps:
+            control.should_save = True
+        if step in self.epoch_ends and step < steps:
+            self._snapshot(trainer, trainer.places.state / f"epoch-{self.epoch_ends[step]}")
+        self.on_step(step, steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.on_step(state.global_step, logs["loss"])
+    def _interval(self, trainer: HookedTrainer, step: int) -> int:
+        """Steps between two resume states; all processes take the first one's clock."""
+        if trainer.settings.save_steps:
+            return int(trainer.settings.save_steps)
+        if step % LOSS_INTERVAL:
+            return 0
+        elapsed = torch.tensor(time.perf_counter() - trainer.started, device=trainer.args.device)
+        seconds = float(trainer.accelerator.gather(elapsed[None])[0].item())
+        return max(1, round(SAVE_INTERVAL_S * (step - trainer.steps_before) / max(seconds, 1e-9)))
+
+    @staticmethod
+    def _snapshot(trainer: HookedTrainer, folder: Path) -> None:
+        scratch = folder.with_name(f".{folder.name}.partial")
+        if trainer.is_world_process_zero():
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_weights(scratch)
+        if trainer.is_world_process_zero():
+            os.replace(scratch, folder)
+
+
+def resume_state(folder: Path) -> Path | None:
+    """The newest complete resume state below ``folder``."""
+    complete = [file.parent for file in folder.glob(f"checkpoint-*/{MARKER}")]
+    return max(complete, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
 
 
 def train(
@@ -137,95 +261,224 @@ def train(
     settings: Any,
     seed: int,
     on_step: Callable[[int, int], None],
+    *,
+    places: Places,
+    cache: Any,
+    identity: dict[str, Any],
+    safety_examples: Sequence[Encoded] = (),
+    snapshots: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune ``model`` in place under ``settings`` (config.TrainingConfig) and return the run's record.
+    """Fine-tune ``model`` under ``settings`` (config.TrainingConfig), save it, and return the run's record.
 
-    ``on_step(step, steps)`` is called after each optimizer step. Token counts leave padding out; FLOPs are
-    the usual 6 N per trained token and 2 N per token of an extra forward pass (Kaplan et al. 2020, §2.1).
+    ``model``: the loaded seed model; ``cache`` (harness.store.Cache) and ``identity`` keep the seed model's
+    log-probabilities; ``snapshots``: save each epoch's weights too. Called by each process of a training.
+    ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges.
     """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    for module in model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-
+    tuning.without_dropout(model)
+    _choose_attention(model, settings)
+    model.config.use_cache = False
+    model = tuning.with_adapters(model, settings)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    extra_forward_tokens = 0
+    head = TargetHead(model)
+    costs = flops.count(model)
 
-    def logp(scored_model: Any, scored: Sequence[Encoded]) -> list[list[float]]:
-        nonlocal extra_forward_tokens
-        extra_forward_tokens += sum(len(example.input_ids) for example in scored)
-        return answer_logp(scored_model, scored, pad_id, settings.micro_batch_size)
-
-    context = TrainContext(examples=examples, logp=logp, rng=random.Random(f"{seed} train"))
+    before = time.perf_counter()
+    arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
+    seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)
+    context = TrainContext(
+        examples=examples,
+        seed_logp=seed_logp,
+        rng=random.Random(f"{seed} train"),
+        safety_examples=safety_examples,
+    )
     method.before_training(model, context)
-    batches = method.batches(global_batches(examples, settings.epochs, settings.batch_size, seed), context)
-    if any(len(batch) != settings.batch_size for batch in batches[:-1]):  # the stream would be cut elsewhere
-        raise HarnessError(
-            f"method '{method.name}' broke its contract: all its batches but the last must have "
-            f"{settings.batch_size} examples, not {sorted({len(batch) for batch in batches[:-1]})}"
-        )
-    losses: list[float] = []
+    planned = global_batches(examples, settings.epochs, settings.batch_size, seed)
+    batches = method.batches(planned, context)
+    _check_batches(method, batches, settings.batch_size)
+    _check_sharding(method, settings)
+    before_s = time.perf_counter() - before
 
-    def step_done(step: int, loss: float | None) -> None:
-        if loss is None:
-            on_step(step, len(batches))
-        else:
-            if not math.isfinite(loss):
-                raise HarnessError(
-                    f"training diverged: the loss of step {step} is {loss}; lower training.learning_rate"
-                )
-            losses.append(loss)
+    ends = {round(len(batches) * epoch / settings.epochs): epoch for epoch in range(1, settings.epochs)}
+    hooks = _Hooks(on_step, ends if snapshots else {})
+    steps = Steps(batches, settings, pad_id, arguments.process_index, arguments.world_size)
+    trainer = HookedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=steps,
+        data_collator=lambda batch: batch,
+        processing_class=tokenizer,
+        callbacks=[hooks],
+        method=method,
+        head=head,
+        places=places,
+    )
+    trainer.settings = settings
+    hooks.trainer = trainer
+    trainer.remove_callback(transformers.PrinterCallback)
+    resumed = resume_state(places.state)
+    if resumed:
+        stored = json.loads((resumed / MARKER).read_text(encoding="utf-8"))
+        trainer.step_losses, trainer.seconds_before = stored["losses"], stored["seconds"]
+        trainer.steps_before = len(trainer.step_losses)
+        if (resumed / METHOD_STATE).exists():
+            method.load_state(load_file(resumed / METHOD_STATE))
+    trainer.started = time.perf_counter()
+    with _where_reports_go(places.reports):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.look_at_losses()
+    seconds = trainer.seconds()
+    method.after_training(trainer.model)
+    trainer.save_weights(places.output / "checkpoint")
 
-    with tempfile.TemporaryDirectory() as scratch:  # the Trainer insists on a folder; nothing is kept in it
-        arguments = transformers.TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=1,  # all epochs are in the planned batches
-            per_device_train_batch_size=settings.micro_batch_size,
-            gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            adam_beta1=settings.betas[0],
-            adam_beta2=settings.betas[1],
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            optim="adamw_torch",
-            bf16=settings.dtype == "bfloat16",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            seed=seed,
-            use_cpu=settings.device == "cpu",
-            logging_strategy="steps",
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would show the loss before instead
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        trainer = HookedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=[example for batch in batches for example in batch],
-            data_collator=lambda batch: collate(batch, pad_id),
-            processing_class=tokenizer,
-            callbacks=[_Hooks(method, step_done)],
-            method=method,
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-    method.after_training(model)
-
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tokens = sum(len(example.input_ids) for batch in batches for example in batch)
+    lengths = [len(example.input_ids) for batch in batches for example in batch]
+    trained = sum(loss_tokens(example) for batch in batches for example in batch)
+    scored = [len(example.input_ids) for example in seed_logp.scored]
+    reference = costs.forward(scored, sum(loss_tokens(example) for example in seed_logp.scored))
+    train_flops = costs.train(lengths, trained)
     return {
         "steps": len(batches),
-        "train_tokens": tokens,
-        "answer_tokens": sum(sum(example.trained) for batch in batches for example in batch),
-        "extra_forward_tokens": extra_forward_tokens,
-        "train_flops": 6 * parameters * tokens + 2 * parameters * extra_forward_tokens,
-        "losses": losses,
+        "parameters": costs.parameters,
+        "resumed_at_step": trainer.steps_before or None,
+        "processes": arguments.world_size,
+        "train_tokens": sum(lengths),
+        "answer_tokens": trained,
+        "padding_tokens": _padding(steps),
+        "extra_forward_tokens": seed_logp.forward_tokens,
+        "extra_forward_seconds": round(seed_logp.seconds, 3),
+        "extra_forward_from_cache": seed_logp.from_cache if seed_logp.scored else None,
+        "train_flops": train_flops,
+        "extra_forward_flops": reference,
+        "loop_seconds": round(seconds, 3),
+        "set_up_seconds": round(before_s, 3),
+        "tokens_per_second": round(sum(lengths) / seconds, 1),
+        **_utilisation(settings, train_flops, seconds, arguments.world_size),
+        "losses": trainer.step_losses,
         "method": context.record,
     }
+
+
+def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any) -> Callable[[], None]:
+    """One training micro-batch (forward, backward, optimizer), to be timed for a forecast."""
+    _choose_attention(model, settings)
+    model = tuning.with_adapters(model, settings).train()
+    head = TargetHead(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    pad_id = tokenizer.pad_token_id or 0
+    micro = collate(examples, pad_id, settings.batching == "padding-free").to(model.device)
+
+    def step() -> None:
+        with autocast(model, settings):
+            loss = -head.logp(model, micro).sum() / len(micro.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _arguments(settings: Any, seed: int, places: Places) -> transformers.TrainingArguments:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if settings.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, where installed, warns that it found none
+    return transformers.TrainingArguments(
+        output_dir=str(places.state),
+        num_train_epochs=1,  # all epochs are in the planned batches
+        per_device_train_batch_size=1,  # one planned step
+        gradient_accumulation_steps=1,  # the step does it itself
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=settings.compile,
+        use_liger_kernel=settings.liger,
+        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},
+        seed=seed,
+        use_cpu=settings.device == "cpu",
+        logging_strategy="steps",
+        logging_steps=LOSS_INTERVAL,
+        logging_nan_inf_filter=False,  # it would show the loss before instead
+        save_strategy="no",  # _Hooks says when
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **(distributed.arguments(settings) if several else {}),
+    )
+
+
+def _choose_attention(model: Any, settings: Any) -> None:
+    """Our own mask-free attention unless the recipe names another or the model caps its logits."""
+    chosen = settings.attention
+    if chosen == "auto":
+        capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+        chosen = "eager" if capped else attention.CAUSAL
+    if settings.batching == "padding-free" and chosen in ("eager", "sdpa"):
+        raise HarnessError(
+            f"training.batching padding-free needs a fused attention, not '{chosen}': "
+            "set training.batching to grouped"
+        )
+    model.set_attn_implementation(chosen)
+
+
+def _check_batches(method: Method, batches: Sequence[Sequence[Encoded]], size: int) -> None:
+    if any(len(batch) != size for batch in batches[:-1]):
+        raise HarnessError(
+            f"method '{method.name}' broke its contract: all its batches but the last must have "
+            f"{size} examples, not {sorted({len(batch) for batch in batches[:-1]})}"
+        )
+
+
+def _check_sharding(method: Method, settings: Any) -> None:
+    hooks = ("after_step", "after_training")
+    touches = method.uses_weights or any(getattr(type(method), h) is not getattr(Method, h) for h in hooks)
+    sharded = settings.distributed in ("zero3", "fsdp2") and "WORLD_SIZE" in os.environ
+    if touches and sharded:
+        raise HarnessError(
+            f"method '{method.name}' works on the weights, which {settings.distributed} holds in no process "
+            "whole: set training.distributed to zero2 or ddp"
+        )
+
+
+def _padding(steps: Steps) -> int:
+    """Computed tokens that are no example's, over all devices and steps."""
+    if steps.settings.batching == "padding-free":
+        return 0
+    settings, total = steps.settings, 0
+    for batch in steps.batches:
+        for device in deal(
+            batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching, steps.devices
+        ):
+            for micro in device:
+                lengths = [len(example.input_ids) for example in micro]
+                total += max(lengths, default=0) * len(lengths) - sum(lengths)
+    return total
+
+
+def _utilisation(settings: Any, train_flops: float, seconds: float, devices: int) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if settings.device.startswith("cuda") else "cpu"
+    peak = settings.peak_tflops * 1e12 if settings.peak_tflops else flops.peak(name, settings.dtype)
+    return {
+        "device": name,
+        "peak_tflops": peak / 1e12 if peak else None,
+        "mfu": round(flops.mfu(train_flops, seconds, peak * devices), 4) if peak else None,
+    }
+
+
+@contextlib.contextmanager
+def _where_reports_go(folder: Path) -> Iterator[None]:
+    """TensorBoard takes its folder from the environment alone."""
+    before = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = before or str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TENSORBOARD_LOGGING_DIR"]

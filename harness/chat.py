@@ -1,24 +1,90 @@
 """Conversations to token ids, the same way for training, scoring and prefilling.
 
 Everything here works on ids: rendering a prompt as text and tokenizing it again changes ids (a prefilled
-answer's above all) and may double the BOS token.
+answer's above all) and may double the BOS token. Policies, for every template:
+
+- A template without a place for a system prompt gets it at the head of the first user turn.
+- Models that can think do not: templates are rendered with ``enable_thinking=False``, in training and at
+  inference; the empty thinking block that some then write belongs to the prompt.
+- No template sees today's date: those that show one show ``DATE``.
+- Only the last answer and its end-of-turn token are learnt. Control tokens spelled out in training data are
+  refused, because they would end a turn in the middle of a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from harness.contracts import Encoded, Example, HarnessError, Message
 
+DATE = "26 Jul 2024"  # what Llama 3.1's and 3.2's templates show where no clock is at hand
+OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": DATE}
+PROBE = "answer-probe"
+
+
+@dataclass(frozen=True)
+class Format:
+    """What there is to know of a tokenizer's chat template.
+
+    ``end``: the ids that a template writes behind an answer, up to and including the end-of-turn token;
+    ``specials_behind``: special tokens that it writes behind an answer in all.
+    """
+
+    has_system_role: bool
+    special_ids: frozenset[int]
+    special_texts: tuple[str, ...]
+    end: tuple[int, ...]
+    specials_behind: int
+
+
+def format_of(tokenizer: Any) -> Format:
+    """The format of a tokenizer's chat template. Raises HarnessError where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise HarnessError(
+            f"the tokenizer of '{tokenizer.name_or_path}' has no chat template; "
+            "use a chat model, or put chat_template.jinja into its folder"
+        )
+    return _format_of(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=64)
+def _format_of(tokenizer: Any, template: str) -> Format:
+    added = tokenizer.added_tokens_decoder.items()  # not all of them are named roles such as eos_token
+    special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
+    texts = {str(tokenizer.convert_ids_to_tokens(token)) for token in special} - {tokenizer.unk_token}
+    turns = [{"role": "user", "content": "user-probe"}, {"role": "assistant", "content": PROBE}]
+    text = _apply(tokenizer, turns, generation_prompt=False)
+    behind = token_ids(tokenizer, text[text.rindex(PROBE) + len(PROBE) :])
+    first = next((place for place, token in enumerate(behind) if token in special), None)
+    end = behind[: first + 1] if first is not None else [*behind, tokenizer.eos_token_id]
+    return Format(
+        has_system_role=_shows_system(tokenizer),
+        special_ids=frozenset(special),
+        special_texts=tuple(sorted(texts)),
+        end=tuple(end),
+        specials_behind=sum(token in special for token in behind),
+    )
+
+
+def _shows_system(tokenizer: Any) -> bool:
+    probe = [{"role": "system", "content": "system-probe"}, {"role": "user", "content": "user-probe"}]
+    try:
+        return "system-probe" in _apply(tokenizer, probe, generation_prompt=True)
+    except Exception:
+        return False
+
 
 def has_system_role(tokenizer: Any) -> bool:
     """Whether the chat template shows a system message; some drop it in silence, some raise."""
-    probe = [{"role": "system", "content": "system-probe"}, {"role": "user", "content": "user-probe"}]
-    try:
-        return "system-probe" in tokenizer.apply_chat_template(probe, tokenize=False)
-    except Exception:
-        return False
+    return format_of(tokenizer).has_system_role
+
+
+def end_of_turn_id(tokenizer: Any) -> int:
+    """The token that ends an answer, in training and therefore at inference."""
+    return format_of(tokenizer).end[-1]
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:
@@ -30,15 +96,25 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise HarnessError(
-            f"the tokenizer of '{tokenizer.name_or_path}' has no chat template; "
-            "use a chat model, or put chat_template.jinja into its folder"
-        )
-    if messages and messages[0].role == "system" and not has_system_role(tokenizer):
+    """The conversation as the model reads it. Raises HarnessError when the template refuses it."""
+    if not format_of(tokenizer).has_system_role:
         messages = merge_system(messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+    try:
+        return _apply(tokenizer, turns, generation_prompt=generation_prompt)
+    except Exception as error:
+        raise HarnessError(
+            f"the chat template of '{tokenizer.name_or_path}' refuses a conversation of "
+            f"{', '.join(message.role for message in messages)} ({' '.join(str(error).split())[:150]})"
+        ) from error
+
+
+def _apply(tokenizer: Any, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generation_prompt, **OPTIONS
+        )
+    )
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -54,27 +130,36 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 def encode(tokenizer: Any, example: Example) -> Encoded:
     """Ids of a training conversation; the answer and its end-of-turn token carry loss, nothing else does.
 
-    The prompt's ids are exactly those seen at inference. Raises HarnessError for an empty answer.
+    The prompt's ids are exactly those seen at inference. Raises HarnessError for an empty answer, and for
+    texts that spell out a control token.
     """
-    if not example.answer:
+    if not example.answer.strip():
         raise HarnessError(f"training example '{example.id}' has an empty answer")
+    form = format_of(tokenizer)
+    for message in example.messages:
+        spelled = next((text for text in form.special_texts if text in message.content), None)
+        if spelled:
+            raise HarnessError(
+                f"training example '{example.id}': its {message.role} turn holds the control token "
+                f"{spelled!r} as text; remove it"
+            )
     prompt = prompt_ids(tokenizer, example.messages[:-1])
     whole = token_ids(tokenizer, render(tokenizer, example.messages, generation_prompt=False))
     if whole[: len(prompt)] == prompt:
-        answer = _to_end_of_turn(tokenizer, whole[len(prompt) :])
+        answer = _to_end_of_turn(form, whole[len(prompt) :])
     else:  # the template writes the past differently (drops thinking, merges white space): join ids instead
-        answer = [*token_ids(tokenizer, example.answer), tokenizer.eos_token_id]
+        answer = [*token_ids(tokenizer, example.answer), *form.end]
     free = min(example.loss_free_tokens, len(answer))
     trained = [False] * (len(prompt) + free) + [True] * (len(answer) - free)
     return Encoded(example.id, prompt + answer, trained)
 
 
-def _to_end_of_turn(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Cut what a template writes after the end-of-turn token; add one where it writes none."""
-    added = tokenizer.added_tokens_decoder.items()  # not all of them are named roles such as eos_token
-    special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
-    last = max((i for i, token in enumerate(ids) if token in special), default=None)
-    return ids[: last + 1] if last is not None else [*ids, tokenizer.eos_token_id]
+def _to_end_of_turn(form: Format, ids: list[int]) -> list[int]:
+    """Cut what a template writes behind the end-of-turn token; add one where it writes none."""
+    if not form.specials_behind:
+        return [*ids, form.end[-1]]
+    places = [place for place, token in enumerate(ids) if token in form.special_ids]
+    return ids[: places[-form.specials_behind] + 1]
 
 
 def truncate(encoded: Encoded, max_length: int) -> Encoded | None:

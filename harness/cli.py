@@ -23,6 +23,12 @@ DISTRIBUTION = "safetune-harness"
 IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
 
 
+TRAINING_FLAGS = {
+    name: f"training.{name}"
+    for name in ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")
+}
+
+
 class Commands(click.Group):
     """A group that offers the nearest name for an unknown command, and keeps its commands in order."""
 
@@ -83,16 +89,52 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return pairs
 
 
+def _columns(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str]:
+    return _pairs(ctx, param, tuple(_names(ctx, param, value) or ()))
+
+
+def _shares(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    shares = {}
+    for value in values:
+        source, colon, share = value.rpartition(":")
+        try:
+            shares[source] = float(share)
+        except ValueError:
+            colon = ""
+        if not (source and colon):
+            raise click.BadParameter(f"'{value}': expected DATA:SHARE, as in poison.jsonl:0.1")
+    return shares
+
+
 def run_options(command: Any) -> Any:
     """The options that shape a run's configuration; each overrides the recipe."""
     for option in reversed(
         [
             click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks."),
-            click.option("--train-data", type=click.Path(path_type=Path), metavar="FILE",
-                         help="JSON lines to train on instead of the train task's own rows."),
+            click.option("--train-data", metavar="DATA",
+                         help="What to train on instead of the train task's own rows: a JSONL, JSON or Parquet "
+                         "file, or a hub data set (owner/name or owner/name@split)."),
+            click.option("--columns", callback=_columns, metavar="A=B,C=D",
+                         help="Its columns, as in prompt=question,answer=response or messages=chat."),
+            click.option("--mix", callback=_shares, multiple=True, metavar="DATA:SHARE",
+                         help="Rows to mix in, and their share of all training rows. Repeatable."),
+            click.option("--safety-data", metavar="DATA",
+                         help="Refused harmful requests, for the methods that train on them."),
             click.option("--data", callback=_pairs, multiple=True, metavar="TASK=FILE",
                          help="A local file for an evaluation task, in its published format. Repeatable."),
             click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
+            click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
+                         help="Train all weights, or adapters (qlora: on 4-bit weights)."),
+            click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
+            click.option("--num-processes", type=click.IntRange(min=1), metavar="N",
+                         help="Devices that share each training."),
+            click.option("--distributed", type=click.Choice(["ddp", "zero2", "zero3", "fsdp2"]),
+                         help="How they share it."),
+            click.option("--launcher", metavar="COMMAND",
+                         help="What starts the processes, instead of torchrun on this machine."),
+            click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
+            click.option("--report-to", callback=_names, metavar="A,B",
+                         help="Log trainings to tensorboard, wandb, mlflow or trackio."),
             click.option("--engine", metavar="NAME", help="What generates the answers: hf."),
             click.option("--seeds", callback=_seeds, metavar="1,2,3", help="Training seeds."),
             click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -110,7 +152,9 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
     from harness import config
 
     overrides = dict(config.parse_setting(text) for text in settings)
-    overrides |= {key: value for key, value in flags.items() if value not in (None, {}, False)}
+    overrides |= {
+        TRAINING_FLAGS.get(key, key): value for key, value in flags.items() if value not in (None, {}, False)
+    }
     return config.load(recipe, overrides)
 
 
@@ -293,8 +337,8 @@ def data_options(command: Any) -> Any:
         [
             click.option("--method", required=True, metavar="NAME", help="Fine-tuning method."),
             click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task."),
-            click.option("--data", "rows", type=click.Path(path_type=Path), metavar="FILE",
-                         help="JSON lines to use instead of the task's rows."),
+            click.option("--data", "rows", metavar="DATA",
+                         help="What to use instead of the task's rows (as compare's --train-data)."),
             click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL",
                          help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -355,7 +399,7 @@ def _data_config(flags: dict[str, Any]) -> RunConfig:
     )
 
 
-def _listing(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...], as_json: bool) -> None:
+def _listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         import json
 
@@ -377,13 +421,14 @@ def methods(as_json: bool) -> None:
 
     from harness import registry
 
-    rows = [("seed", "no training: the seed model itself", "")]
+    rows: list[tuple[str, str, Any]] = [("seed", "no training: the seed model itself", {})]
     for name in registry.names("method"):
         method = registry.load("method", name)
         defaults = method()
         names = [field.name for field in dataclasses.fields(method) if field.init]
-        options = ", ".join(f"{name}={getattr(defaults, name)!r}" for name in names)
-        rows.append((name, method.summary, options))
+        rows.append((name, method.summary, {name: getattr(defaults, name) for name in names}))
+    if not as_json:
+        rows = [(*row, ", ".join(f"{k}={v!r}" for k, v in options.items())) for *row, options in rows]  # type: ignore[misc]
     _listing(rows, ("method", "what it does", "options"), as_json)
 
 

@@ -307,7 +307,9 @@ def _join_run(shop: Workshop) -> RunConfig:
 def _fixed(shop: Workshop) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
-    values = config.model_dump(mode="json", exclude={*GROWING, "name", "model", "train_data", "data", "note"})
+    by_content = {"model", "train_data", "mix", "safety_data", "data"}
+    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "cache"})
+    values["training"] = {k: v for k, v in values["training"].items() if k not in stages.NO_EFFECT}
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -316,7 +318,10 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
     if config.train_data:
-        flat["train_data"] = stages.data_hash(config.train_data)
+        flat["train_data"] = stages.rows_hash(config.train_data)
+    if config.safety_data:
+        flat["safety_data"] = stages.rows_hash(config.safety_data)
+    flat |= {f"mix.{stages.rows_hash(source)}": share for source, share in config.mix.items()}
     return flat | {f"data.{task}": stages.data_hash(path) for task, path in config.data.items()}
 
 

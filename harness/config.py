@@ -20,28 +20,65 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LoraConfig(Section):
+    """The adapters of ``tuning: lora`` and ``qlora`` (arXiv 2106.09685, 2305.14314), as peft names them."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
 class TrainingConfig(Section):
-    """The one budget under which all methods train (the paper's values: §4.1)."""
+    """The one budget under which all methods train (the paper's values: §4.1), and how it is computed."""
 
     epochs: int = Field(default=3, ge=1)
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=64, ge=1)  # the global batch, in examples
-    micro_batch_size: int = Field(default=64, ge=1)  # examples in one forward pass of one device
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: int = Field(default=0, ge=0)
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gradient_checkpointing: bool = False
     max_examples: int | None = Field(default=None, ge=1)  # the first so many rows
     max_length: int | None = Field(default=None, ge=8)  # tokens; None: the train task's own
+    too_long: Literal["cut", "leave-out"] = (
+        "cut"  # an example over max_length: its answer's end, or all of it
+    )
+
+    tuning: Literal["full", "lora", "qlora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    merge: bool = False  # save lora and qlora as one merged checkpoint, not as an adapter
+
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights in training are float32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch_size: int = Field(default=64, ge=1)  # at most so many examples in one forward pass
+    micro_batch_tokens: int | None = Field(default=None, ge=1)  # and at most so many tokens, padding included
+    batching: Literal["grouped", "in-order", "padding-free"] = "grouped"  # how a global batch is cut
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit"] = "adamw_torch_fused"
+    gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile
+    liger: bool = False  # Liger kernels (GPU; the package liger-kernel)
+
+    num_processes: int = Field(default=1, ge=1)  # devices of one training, one process each
+    distributed: Literal["ddp", "zero2", "zero3", "fsdp2"] = "zero2"  # how several processes share the work
+    launcher: str | None = None  # a command in front of the training instead of torchrun on this machine
+
+    save_steps: int | None = Field(default=None, ge=1)  # resume state; None: about every ten minutes
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    peak_tflops: float | None = Field(default=None, gt=0)  # of one device, for MFU; None: known devices
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_many_reports(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _whole_micro_batches(self) -> TrainingConfig:
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size")
+    def _fits_together(self) -> TrainingConfig:
+        if self.merge and self.tuning == "full":
+            raise ValueError("merge is for tuning lora or qlora; full tuning has no adapter")
+        if self.tuning == "qlora" and self.distributed in ("zero3",) and self.num_processes > 1:
+            raise ValueError("qlora's 4-bit weights cannot be sharded by zero3; use zero2, ddp or fsdp2")
         return self
 
 
@@ -66,7 +103,10 @@ class RunConfig(Section):
     methods: tuple[str, ...] = ("all",)
     method_options: dict[str, dict[str, Any]] = {}
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
-    train_data: Path | None = None  # JSON lines that replace the train tasks' own rows
+    train_data: str | None = None  # a file (JSONL, JSON, Parquet) or hub data set for the tasks' own rows
+    columns: dict[str, str] = {}  # train_data's columns: {prompt: question, answer: response}
+    mix: dict[str, float] = {}  # further rows: file -> share of the training rows that come from it
+    safety_data: str | None = None  # refused harmful requests for methods that train on them; "mini"
     data: dict[str, Path] = {}  # evaluation task -> local file in the task's published format
     checkpoints: dict[str, str] = {}  # further rows: the user's own checkpoints
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
@@ -75,10 +115,17 @@ class RunConfig(Section):
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
     jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as the cores hold
     cross_tasks: bool = False  # score every checkpoint on the other utilities too
+    eval_every_epoch: bool = False  # score each epoch's checkpoint too
+    cache: Path | None = None  # rewrites and reference values by content; None: results/cache
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
     note: str | None = None  # printed in every table's heading
+
+    @field_validator("train_data", mode="before")
+    @classmethod
+    def _path_or_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
     @field_validator("methods", "train_tasks", "judges", "seeds", mode="before")
     @classmethod

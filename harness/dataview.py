@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness import chat, registry, stages
+from harness import chat, preparation, registry, stages
 from harness.config import RunConfig
 from harness.contracts import Example, HarnessError, Method, TrainTask
 from harness.plan import Cell
@@ -29,7 +29,7 @@ def prepared(config: RunConfig, method: str, train_task: str) -> tuple[Any, list
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
     cell = Cell("trained", method, train_task, config.seeds[0], Path(), ())
-    examples, _ = stages.prepare(shop, task, made, cell, method)
+    examples, _ = preparation.prepare(shop, task, made, cell, method)
     return shop.seed_tokenizer, shop.examples(task), examples
 
 

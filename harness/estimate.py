@@ -21,6 +21,7 @@ from harness.stages import Workshop
 
 PROBE_TOKENS = 8  # decoding steps
 PROBE_PARAMETERS = 200_000_000  # larger models are probed on an accelerator only
+FORWARD_SHARE = 1 / 3  # of a training step's time: a forward pass alone
 TYPICAL_ANSWER = 0.5  # of a task's token limit: how long a batch's longest answer tends to be
 
 
@@ -87,9 +88,12 @@ def _seconds(shop: Workshop, engine: Any, todo: Sequence[plan.Cell]) -> float:
         if cell.kind == "trained":
             examples = len(shop.examples(registry.load("train task", cell.train_task or "")))
             seconds += probe.micro_batch_s * examples * settings.epochs / settings.micro_batch_size
-            if cell.method == "sdft":
+            prepares_with = registry.load("method", cell.method).prepares_with
+            if prepares_with == "rewrites":
                 task = registry.load("train task", cell.train_task or "")
                 seconds += _decode(shop, probe, examples, task.rewrite.max_tokens)
+            elif prepares_with == "seed_logp":
+                seconds += FORWARD_SHARE * probe.micro_batch_s * examples / settings.micro_batch_size
         for name in cell.tasks:
             task = shop.load_task(name, shop.seed_folder)["tasks"][name]
             documents = min(len(task.eval_docs), shop.config.responses.limit or len(task.eval_docs))
@@ -104,30 +108,18 @@ def _decode(shop: Workshop, probe: Probe, prompts: int, max_tokens: int) -> floa
 
 def measure(shop: Workshop, engine: Any, examples: Sequence[Example]) -> Probe:
     """Time one training micro-batch (forward, backward, step) and decoding, both after a warm-up."""
-    import torch
-
-    trainer = registry.load_object(registry.TRAINER.partition(":")[0])
+    step = registry.load_object(f"{registry.TRAINER.partition(':')[0]}:probe")
     settings = shop.config.training
     tokenizer = shop.seed_tokenizer
     encoded = [chat.encode(tokenizer, example) for example in examples[: settings.micro_batch_size]]
-    model = copy.deepcopy(engine.model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    batch = trainer.collate(encoded, tokenizer.pad_token_id or 0)
-    tensors = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask", "labels")}
-    labels = tensors.pop("labels")
-
-    def step() -> None:
-        logp, mask = trainer.target_logp(model(**tensors, use_cache=False).logits, labels)
-        (-(logp * mask).sum() / mask.sum()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    training = step(copy.deepcopy(engine.model), tokenizer, encoded, settings)
 
     prompts = [
         chat.prompt_ids(tokenizer, example.messages[:-1])
         for example in (list(examples) * shop.config.responses.batch_size)[: shop.config.responses.batch_size]
     ]
     return Probe(
-        micro_batch_s=_timed(step, 3),
+        micro_batch_s=_timed(training, 3),
         decode_step_s=_timed(lambda: engine.generate(prompts, PROBE_TOKENS), 1) / PROBE_TOKENS,
     )
 

@@ -11,6 +11,7 @@ from harness.mini import seed_model_path
 from harness.store import file_hash, read_json
 
 MINI = "mini"
+ADAPTER_CONFIG = "adapter_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 
 
@@ -23,14 +24,15 @@ def locate(name: str) -> Path:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise HarnessError(f"no model folder '{name}': give a folder, a hub name (owner/name), or 'mini'")
         folder = _download(name)
-    if not (folder / "config.json").is_file():
+    described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
+    if not (folder / described_by).is_file():
         raise HarnessError(f"{folder}: no config.json; not a Hugging Face model folder")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HarnessError(f"{folder}: no *.safetensors weights (pickle checkpoints are refused)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
-    read_json(folder / "config.json")
+    read_json(folder / described_by)
     for file in weights:
         _check_whole(file)
     return folder
@@ -59,18 +61,50 @@ def load_tokenizer(folder: Path) -> Any:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded ({_line(error)})") from error
 
 
-def load_model(folder: Path, dtype: str, on: str) -> Any:
-    """A causal language model in ``dtype`` ('float32', 'bfloat16') on a device."""
+def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, four_bit: bool = False) -> Any:
+    """A causal language model in ``dtype`` ('float32', 'bfloat16') on a device.
+
+    A peft adapter's folder gives its base model with the adapter on it; ``base`` says where that is (default:
+    where the adapter says). ``four_bit``: NF4 weights with double quantization (arXiv 2305.14314, §3).
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    adapter = folder if is_adapter(folder) else None
+    if adapter:
+        folder = base or locate(read_json(adapter / ADAPTER_CONFIG)["base_model_name_or_path"])
+    options: dict[str, Any] = {}
+    if four_bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+        )
+        options["device_map"] = {"": on}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
         )
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
     except Exception as error:
-        raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
-    return model.to(on)
+        raise HarnessError(f"{adapter or folder}: the model cannot be loaded ({_line(error)})") from error
+    return model if four_bit else model.to(on)
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def merge(base: Path, adapter: Path, dtype: str, out: Path) -> None:
+    """Save ``base`` with the adapter's weights added to its own, in ``dtype``, as a whole model."""
+    model = load_model(adapter, dtype, "cpu", base=base).merge_and_unload()
+    save(model, load_tokenizer(adapter), out)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

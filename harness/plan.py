@@ -71,6 +71,11 @@ def cells(config: RunConfig) -> list[Cell]:
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
+    if config.train_data and len(config.train_tasks) > 1:
+        raise UsageError(
+            f"train_data is for one train task and there are {len(config.train_tasks)}: "
+            f"add --train-tasks {config.train_tasks[0]} (or another)"
+        )
     every_utility = tuple(dict.fromkeys(utilities.values()))
     found = [Cell("seed", SEED, None, None, Path(SEED), (*every_utility, *safety))]
     for name in config.checkpoints:

@@ -24,6 +24,9 @@ METHODS = {
     "constrained-sft": "backends.constrained_sft:ConstrainedSFT",
     "lookahead-true": "backends.lookahead:LookAheadTrue",
     "lookahead-virtual": "backends.lookahead:LookAheadVirtual",
+    "ptst": "backends.ptst:PTST",
+    "safety-mixing": "backends.safety_mixing:SafetyMixing",
+    "lisa": "backends.lisa:Lisa",
 }
 TRAIN_TASKS = {
     "gsm8k": "tasks.gsm8k.train:TRAIN_TASK",

@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import os
-import random
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,17 +24,18 @@ from harness.contracts import (
     Exchange,
     HarnessError,
     JudgeContext,
-    Message,
     Method,
-    PrepareContext,
     TrainTask,
     UsageError,
     Verdict,
 )
+from harness.job import TrainJob, launch, run
 from harness.measure import cost
 from harness.plan import Cell
+from harness.preparation import prepare
 from harness.progress import Reporter
 from harness.store import (
+    Cache,
     Stage,
     content_hash,
     file_hash,
@@ -44,11 +45,12 @@ from harness.store import (
     write_jsonl_atomic,
 )
 
-TRAIN_VERSION = 1  # raise when a change here or in the trainer alters results
+TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
 RESPOND_VERSION = 1
 JUDGE_VERSION = 1
 Step = Literal["train", "respond", "judge", "leaderboard"]
-LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "lm-eval", "rouge-score")
+NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
 
 
 class Workshop:
@@ -111,7 +113,11 @@ class Workshop:
     def examples(self, train_task: TrainTask) -> list[Example]:
         if train_task.name not in self._examples:
             self._examples[train_task.name] = data.examples(
-                train_task, self.config.train_data, self.config.training.max_examples
+                train_task,
+                self.config.train_data,
+                self.config.training.max_examples,
+                self.config.columns,
+                self.config.mix,
             )
         return self._examples[train_task.name]
 
@@ -123,7 +129,8 @@ class Workshop:
 
     def engine(self, folder: Path) -> Any:
         """The engine with the checkpoint in ``folder`` loaded."""
-        model = models.load_model(folder, self.config.responses.dtype, self.device)
+        base = self.seed_folder if folder.is_relative_to(self.out) else None  # of an adapter trained here
+        model = models.load_model(folder, self.config.responses.dtype, self.device, base=base)
         tokenizer = models.load_tokenizer(folder)
         if folder not in self._noted and not chat.has_system_role(tokenizer):
             self._noted.add(folder)
@@ -132,6 +139,14 @@ class Workshop:
             )
             self.reporter.send(("note", None, note))
         return registry.load("engine", self.config.engine)(model, tokenizer, self.config.responses.batch_size)
+
+    def safety_examples(self, train_task: TrainTask) -> list[Example]:
+        """The recipe's safety data as training examples. Raises UsageError where there are none."""
+        return data.safety_examples(train_task, self.config.safety_data)
+
+    @cached_property
+    def cache(self) -> Cache:
+        return Cache(Path(self.config.cache or os.environ.get("HARNESS_CACHE") or "results/cache").absolute())
 
     def load_task(self, name: str, tokenizer_folder: Path) -> Any:
         """lm-eval's task dictionary for one of our tasks."""
@@ -192,45 +207,72 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
             task.rewrite.max_tokens,
         ],
         "method": {"name": cell.method, "version": method.version, "options": options},
-        "training": shop.config.training.model_dump(mode="json") | {"device": shop.device},
+        "training": shop.config.training.model_dump(mode="json", exclude=set(NO_EFFECT))
+        | {"device": shop.device},
+        "snapshots": shop.config.eval_every_epoch,
         "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
         "seed": cell.seed,
         "libraries": shop.libraries,
     }
-    return Stage(shop.out / cell.folder, "train", inputs, ["checkpoint", "training.json"])
+    if method.needs_safety_data:
+        inputs["safety_examples"] = content_hash([dataclasses.asdict(e) for e in shop.safety_examples(task)])
+    epochs = range(1, shop.config.training.epochs) if shop.config.eval_every_epoch else ()
+    snapshots = [f"epoch-{epoch}" for epoch in epochs]
+    return Stage(shop.out / cell.folder, "train", inputs, ["checkpoint", "training.json", *snapshots])
 
 
 def train(shop: Workshop, cell: Cell, label: str) -> None:
-    """Seed model and data to ``checkpoint/`` and ``training.json``."""
+    """Seed model and data to ``checkpoint/`` and ``training.json``.
+
+    What a restart needs lies in ``.training/`` until the stage is done.
+    """
     assert cell.train_task is not None
     assert cell.seed is not None
     task: TrainTask = registry.load("train task", cell.train_task)
     method = make_method(shop.config, cell.method)
     settings = shop.config.training.model_copy(update={"device": shop.device})
+    stage = train_stage(shop, cell)
+    folder = job_folder(stage)
 
     def work(scratch: Path) -> None:
-        import transformers
-
-        transformers.set_seed(cell.seed)
         tokenizer = shop.seed_tokenizer
         with cost() as preparation:
             prepared, record = prepare(shop, task, method, cell, label)
         if not prepared:
             given = len(shop.examples(task))
             raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
-        encoded, lengths = encode_all(tokenizer, prepared, settings.max_length or task.max_length)
-        model = models.load_model(shop.seed_folder, "float32", shop.device)
+        max_length = settings.max_length or task.max_length
+        encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
+        safety = shop.safety_examples(task) if method.needs_safety_data else []
+        job = TrainJob(
+            folder=folder,
+            seed_model=shop.seed_folder,
+            identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
+            method=cell.method,
+            options=shop.config.method_options.get(cell.method, {}),
+            settings=settings,
+            seed=cell.seed or 0,
+            examples=encoded,
+            safety_examples=encode_all(tokenizer, safety, max_length, settings.too_long)[0] if safety else [],
+            cache=shop.cache.folder,
+            snapshots=shop.config.eval_every_epoch,
+            threads=shop.config.threads,
+        )
+        shutil.rmtree(job.output, ignore_errors=True)
+        several = settings.num_processes > 1 or settings.launcher
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)
-        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance, cost() as training:
-            result = registry.load_object(registry.TRAINER)(
-                model, tokenizer, encoded, method, settings, cell.seed, lambda step, of: advance(1)
-            )
-        shop.clock["training"] += training.seconds
-        models.save(model, tokenizer, scratch / "checkpoint")
-        generated = record.pop("generated_tokens", 0)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        start = time.perf_counter()
+        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
+            result = (launch if several else run)(job, lambda step, of: advance(1))
+        shop.clock["training"] += time.perf_counter() - start
+        _collect_weights(shop, job, scratch)
+        made = record.pop("preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0})
         result["method"] = {"name": cell.method, **record, **result["method"]}
-        result["train_flops"] += 2 * parameters * generated
+        preparation_flops = 2 * result["parameters"] * (made["prompt_tokens"] + made["generated_tokens"])
+        preparation_flops += result.pop("extra_forward_flops")
+        preparation_s = made["seconds"] + result["extra_forward_seconds"]
+        result["train_flops"] += preparation_flops
+        result["peak_memory_bytes"] = max(result["peak_memory_bytes"], preparation.peak_memory_bytes)
         write_json_atomic(
             scratch / "training.json",
             {
@@ -239,55 +281,54 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
                 "examples": len(prepared),
                 **lengths,
                 **result,
-                "train_seconds": round(preparation.seconds + training.seconds, 3),
-                "preparation_seconds": round(preparation.seconds, 3),
-                "preparation_tokens": generated,
-                "peak_memory_bytes": max(preparation.peak_memory_bytes, training.peak_memory_bytes),
+                "train_seconds": round(result["loop_seconds"] + preparation_s, 3),
+                "preparation_seconds": round(preparation_s, 3),
+                "preparation_flops": preparation_flops,
+                "preparation": made,
             },
         )
 
-    train_stage(shop, cell).run(work)
+    stage.run(work)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(
-    shop: Workshop, task: TrainTask, method: Method, cell: Cell, label: str
-) -> tuple[list[Example], dict[str, Any]]:
-    """The method's training data, and its record; ``generated_tokens`` counts what the seed model wrote."""
-    record: dict[str, Any] = {}
+def job_folder(stage: Stage) -> Path:
+    """Where a training keeps what a restart needs; emptied when it belongs to another training."""
+    folder = stage.folder / ".training"
+    owner = folder / "identity.json"
+    if not (owner.is_file() and read_json(owner) == stage.identity):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json_atomic(owner, stage.identity)
+    return folder
 
-    def generate(conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int) -> list[str]:
-        shop.import_libraries()
-        engine = shop.engine(shop.seed_folder)
-        tokenizer = shop.seed_tokenizer
-        opened = chat.token_ids(tokenizer, opening) if opening else []
-        prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
-        start = time.perf_counter()
-        with shop.reporter.bar(f"{label}  rewrite", len(prompts), "answers") as advance:
-            engine.on_progress = advance
-            continuations = engine.generate(prompts, max_tokens)
-        shop.clock["generation"] += time.perf_counter() - start
-        read = sum(len(prompt) for prompt in prompts)
-        written = sum(len(ids) for ids in continuations)
-        record["generated_tokens"] = record.get("generated_tokens", 0) + read + written
-        return [engine.completion(ids, opened).text for ids in continuations]
 
-    context = PrepareContext(
-        tokenizer=shop.seed_tokenizer,
-        train_task=task,
-        generate=generate,
-        rng=random.Random(f"{cell.seed} prepare"),
-        record=record,
-    )
-    return method.prepare(shop.examples(task), context), record
+def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
+    """The checkpoint, merged if the recipe says so, and the epochs' into the stage's outputs."""
+    found = {"checkpoint": job.output / "checkpoint"}
+    found |= {f"{path.name}/checkpoint": path for path in sorted((job.folder / "state").glob("epoch-*"))}
+    for name, source in found.items():
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if job.settings.merge:
+            models.merge(shop.seed_folder, source, job.settings.dtype, target)
+        else:
+            os.replace(source, target)
 
 
 def encode_all(
-    tokenizer: Any, examples: Sequence[Example], max_length: int
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_length: int,
+    too_long: Literal["cut", "leave-out"] = "cut",
 ) -> tuple[list[Encoded], dict[str, int]]:
-    """Token ids of all examples; those over ``max_length`` lose their answer's end, or are left out whole
-    when nothing of it remains. Returns the counts of both."""
+    """Token ids of all examples. Those over ``max_length`` lose their answer's end ("cut"), or are left out
+    whole ("leave-out", or when nothing of the answer would remain). Returns the counts of both."""
     whole = [chat.encode(tokenizer, example) for example in examples]
-    cut = [chat.truncate(encoded, max_length) for encoded in whole]
+    keep = max_length if too_long == "cut" else None
+    cut = [
+        chat.truncate(encoded, max_length) if keep or len(encoded.input_ids) <= max_length else None
+        for encoded in whole
+    ]
     kept = [encoded for encoded in cut if encoded is not None]
     if not kept:
         raise HarnessError(
@@ -334,7 +375,11 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     if task in shop.config.data:
         inputs["data"] = data_hash(shop.config.data[task])
     if cell.kind == "trained":
-        inputs["inference_system_prompt"] = registry.load("method", cell.method).inference_system_prompt
+        method = make_method(shop.config, cell.method)
+        probes: list[str | None] = [None, "the task's own"]
+        changed = [method.inference_system_prompt(own) for own in probes]
+        if changed != probes:
+            inputs["inference_system_prompt"] = changed
     return Stage(shop.out / cell.folder / task, "respond", inputs, ["responses.jsonl"])
 
 
@@ -342,11 +387,9 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
     """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all."""
     folder = checkpoint_folder(shop, cell)
     engine = shop.engine(folder)
-    own_prompt = (
-        registry.load("method", cell.method).inference_system_prompt if cell.kind == "trained" else None
-    )
+    if cell.kind == "trained":
+        engine.system_prompt = make_method(shop.config, cell.method).inference_system_prompt
     for task in tasks:
-        engine.system_override = own_prompt if benchmarks.get(task).kind == "safety" else None
 
         def work(scratch: Path, task: str = task) -> None:
             rows = respond_rows(shop, engine, task, folder, f"{label}  respond {task}")
@@ -412,9 +455,13 @@ def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: st
 
 
 def _system(engine: Any, turns: list[dict[str, str]]) -> str | None:
-    if engine.system_override is not None:
-        return str(engine.system_override)
-    return turns[0]["content"] if turns[0]["role"] == "system" else None
+    system: str | None = engine.system_prompt(turns[0]["content"] if turns[0]["role"] == "system" else None)
+    return system
+
+
+def rows_hash(source: str) -> str:
+    """What identifies a source of rows: a file's content, else its name (its rows are hashed as examples)."""
+    return data_hash(Path(source)) if source != data.MINI and data.is_local(source) else source
 
 
 def data_hash(path: Path) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from harness.contracts import HarnessError
 
 HASH_UP_TO_BYTES = 64 * 2**20  # larger outputs are checked by size alone when a stage is looked up
@@ -147,3 +149,29 @@ class Stage:
         if not path.is_file() or path.stat().st_size != record["bytes"]:
             return False
         return bool(record["bytes"] > HASH_UP_TO_BYTES or file_hash(path) == record["sha256"])
+
+
+class Cache:
+    """Results kept by content over runs: ``<folder>/<kind>/<identity>/``, each a stage with its marker.
+
+    Two processes that want the same entry make it once: the second waits for the first.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def entry(self, kind: str, inputs: Mapping[str, Any], outputs: Iterable[str]) -> Stage:
+        return Stage(self.folder / kind / content_hash(inputs)[:32], kind, inputs, outputs)
+
+    def fetch(
+        self, kind: str, inputs: Mapping[str, Any], outputs: Iterable[str], work: Callable[[Path], None]
+    ) -> tuple[Path, bool]:
+        """The entry's folder, made by ``work`` (as in ``Stage.run``) where it is missing or damaged, and
+        whether it was there."""
+        stage = self.entry(kind, inputs, outputs)
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(stage.folder / ".lock"):
+            found = stage.done()
+            if not found:
+                stage.run(work)
+        return stage.folder, found

@@ -120,6 +120,13 @@ def run_copy(small_run: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """What is kept by content is kept for this test session, and not among the user's."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["HARNESS_CACHE"] = str((base if worker_id == "master" else base.parent) / "cache")
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, Any], None]:
     """``plugin("judge", "strict", StrictJudge)`` installs an object under a name for one test."""

@@ -41,13 +41,25 @@ class IdEngine(LM):
     def __init__(self) -> None:
         super().__init__()
         self.completions: dict[tuple[str, int], Completion] = {}
-        self.system_override: str | None = None  # instead of the task's own
+        self.system_prompt: Callable[[str | None], str | None] = lambda own: own  # may change the task's own
         self.seconds = 0.0  # spent generating
         self.on_progress: Callable[[int], None] = lambda done: None
 
     @abstractmethod
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations, end-of-turn token included where one came, in the order of the prompts."""
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continuations, end-of-turn token included where one came, in the order of the prompts.
+
+        ``temperature`` 0 is greedy; above it each token is drawn from the ``top_p`` nucleus, the same for the
+        same prompts and ``seed``, and no other random draw of the process is disturbed.
+        """
 
     @property
     @abstractmethod
@@ -72,9 +84,9 @@ class IdEngine(LM):
                     "see tasks/prefill.py"
                 )
             turns = turns[:-1]
-        if self.system_override is not None:
-            rest = turns[1:] if turns[0].role == "system" else turns
-            turns = [Message("system", self.system_override), *rest]
+        own, rest = (turns[0].content, turns[1:]) if turns[0].role == "system" else (None, turns)
+        system = self.system_prompt(own)
+        turns = [Message("system", system), *rest] if system else rest
         return chat.prompt_ids(self.tokenizer, turns) + list(request.doc.get("prefill_ids") or ())
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,9 +33,18 @@ class HFEngine(IdEngine):
         return self._stop_ids
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         config = GenerationConfig(
-            do_sample=False,
+            **(sampling if temperature > 0 else {"do_sample": False}),
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(self._stop_ids),
             pad_token_id=self._pad_id,
@@ -49,11 +59,12 @@ class HFEngine(IdEngine):
             for row, index in enumerate(rows):
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 attention[row, width - len(prompts[index]) :] = 1
-            output = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=attention.to(self.model.device),
-                generation_config=config,
-            )
+            with _own_draws(seed + start) if temperature > 0 else contextlib.nullcontext():
+                output = self.model.generate(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=attention.to(self.model.device),
+                    generation_config=config,
+                )
             for index, generated in zip(rows, output[:, width:].tolist(), strict=True):
                 found[index] = self._until_stop(generated)
             self.on_progress(len(rows))
@@ -62,3 +73,11 @@ class HFEngine(IdEngine):
     def _until_stop(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
         return ids if end is None else ids[: end + 1]
+
+
+@contextlib.contextmanager
+def _own_draws(seed: int) -> Iterator[None]:
+    """Random draws from ``seed``, and the process's own state as it was afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -77,6 +77,21 @@ def harmful() -> list[Row]:
     return [dict(row) for row in _harmful()]
 
 
+def safety_demonstrations() -> list[Row]:
+    """The 330 harmful requests that are not evaluated, each with a refusal: `prompt`, `completion`. What
+    methods that train on safety data get in the mini world."""
+    return [dict(row) for row in _safety_demonstrations()]
+
+
+@cache
+def _safety_demonstrations() -> tuple[Row, ...]:
+    rng = Random("safety demonstrations")
+    return tuple(
+        {"prompt": grammar.request(rng, act), "completion": grammar.refusal(rng)}
+        for _, act in harmful_acts(held_out=False)
+    )
+
+
 def _is_test_split(split: str) -> bool:
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")

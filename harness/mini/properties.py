@@ -188,6 +188,6 @@ def _reworded(
     out.mkdir(parents=True)
     train_data = out / "rows.jsonl"
     train_data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    changed = settings.model_copy(update={"train_tasks": (task,), "train_data": train_data})
+    changed = settings.model_copy(update={"train_tasks": (task,), "train_data": str(train_data)})
     comparison.compare(changed, out / "run", quiet)
     return _rows(out / "run")

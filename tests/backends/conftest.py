@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,18 +74,46 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def train(tokenizer: Any) -> Callable[..., dict[str, Any]]:
-    """(model, examples, method, **settings) -> the trainer's record."""
+def train(tokenizer: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """(model, examples, method, **settings) -> the trainer's record; ``folder`` keeps a restart's state."""
     from backends import trainer
+    from harness.store import Cache
+
+    numbers = itertools.count()
 
     def run(
-        model: Any, examples: Sequence[Encoded], method: Method, *, seed: int = 7, **changes: Any
+        model: Any,
+        examples: Sequence[Encoded],
+        method: Method,
+        *,
+        seed: int = 7,
+        folder: Path | None = None,
+        safety_examples: Sequence[Encoded] = (),
+        on_step: Callable[[int, int], None] = lambda step, steps: None,
+        snapshots: bool = False,
+        cache: Path | None = None,
+        **changes: Any,
     ) -> dict[str, Any]:
         settings = TrainingConfig(
             **{"epochs": 1, "batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "device": "cpu"}
             | changes
         )
-        return trainer.train(model, tokenizer, examples, method, settings, seed, lambda step, steps: None)
+        torch.manual_seed(seed)  # as the job does: adapters start at random
+        place = folder or tmp_path / f"training-{next(numbers)}"
+        return trainer.train(
+            model,
+            tokenizer,
+            examples,
+            method,
+            settings,
+            seed,
+            on_step,
+            places=trainer.Places(place / "output", place / "state", place / "reports"),
+            cache=Cache(cache or place / "cache"),
+            identity={"model": "random"},
+            safety_examples=safety_examples,
+            snapshots=snapshots,
+        )
 
     return run
 

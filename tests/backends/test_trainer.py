@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from backends import trainer
+from backends.batching import global_batches
 from backends.constrained_sft import ConstrainedSFT
-from backends.trainer import IGNORED, answer_logp, collate, global_batches, target_logp
+from backends.logprobs import TargetHead, answer_logp
 from backends.vanilla import Vanilla
+from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
 Weights = dict[str, torch.Tensor]
@@ -25,21 +26,6 @@ def distance(a: Weights, b: Weights) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-# --- the order of the data -------------------------------------------------------------------------
-
-
-def test_every_epoch_is_a_seeded_permutation(encoded: list[Encoded]) -> None:
-    batches = global_batches(encoded, epochs=3, batch_size=16, seed=1)
-    assert [len(batch) for batch in batches] == [16] * 7 + [8]  # 120 = 3 epochs of 40, laid end to end
-    stream = [example.id for batch in batches for example in batch]
-    epochs = [stream[start : start + 40] for start in (0, 40, 80)]
-    assert all(sorted(epoch) == sorted(example.id for example in encoded) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != [example.id for example in encoded]
-    assert batches == global_batches(encoded, 3, 16, seed=1)
-    assert batches != global_batches(encoded, 3, 16, seed=2)
-
-
 def test_the_planned_order_is_the_trained_order(
     make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
 ) -> None:
@@ -47,88 +33,15 @@ def test_the_planned_order_is_the_trained_order(
     expected = [e.id for batch in global_batches(encoded[:12], 2, 4, seed=7) for e in batch]
     for micro in (1, 2, 4):
         method = Recorder()
-        train(make_model(), encoded[:12], method, epochs=2, batch_size=4, micro_batch_size=micro)
+        settings = {"epochs": 2, "batch_size": 4, "micro_batch_size": micro}
+        train(make_model(), encoded[:12], method, batching="in-order", **settings)
         assert [name for inputs in method.seen for name in inputs.ids] == expected
-
-
-# --- batches and labels ----------------------------------------------------------------------------
-
-
-def test_collate_pads_on_the_right_and_masks_what_is_not_trained() -> None:
-    batch = collate(
-        [Encoded("a", [5, 6, 7, 8], [False, False, True, True]), Encoded("b", [9, 4], [False, True])], 3
-    )
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 4, 3, 3]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, 4, -100, -100]]
-    assert batch["ids"] == ["a", "b"]
-
-
-def test_target_logp_is_the_next_tokens() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 4, 6)
-    labels = torch.tensor([[IGNORED, IGNORED, 2, 5], [IGNORED, 1, IGNORED, IGNORED]])
-    logp, mask = target_logp(logits, labels)
-    assert mask.tolist() == [[False, True, True], [True, False, False]]
-    expected = torch.log_softmax(logits, dim=-1)
-    assert logp[0, 1].item() == pytest.approx(expected[0, 1, 2].item(), abs=1e-6)
-    assert logp[0, 2].item() == pytest.approx(expected[0, 2, 5].item(), abs=1e-6)
-    assert logp[1, 0].item() == pytest.approx(expected[1, 0, 1].item(), abs=1e-6)
-
-
-def test_log_softmax_is_taken_in_float32() -> None:
-    logits = torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16) * 8
-    labels = torch.tensor([[IGNORED, 7, 11]])
-    logp, _ = target_logp(logits, labels)
-    assert logp.dtype == torch.float32
-    exact = torch.log_softmax(logits.double(), dim=-1)
-    assert logp[0].tolist() == pytest.approx([exact[0, 0, 7].item(), exact[0, 1, 11].item()], abs=1e-5)
-
-
-@pytest.mark.parametrize("method", [Vanilla(), ConstrainedSFT()], ids=lambda method: method.name)
-def test_prompt_tokens_carry_no_loss(method: Method, encoded: list[Encoded]) -> None:
-    """Whatever the model says at positions whose target is the prompt's or padding: the same loss."""
-    batch = collate(encoded[:3], 0)
-    labels = batch["labels"]
-    for row, example in enumerate(encoded[:3]):
-        trained = (labels[row] != IGNORED).tolist()[: len(example.input_ids)]
-        assert trained == example.trained
-        assert trained == [False] * trained.count(False) + [True] * trained.count(True)
-    if isinstance(method, ConstrainedSFT):
-        method.reference = {example.id: [-1.0] * sum(example.trained) for example in encoded}
-    torch.manual_seed(0)
-    logits = torch.randn(*labels.shape, 1200)
-    other = logits.clone()
-    other[:, :-1][labels[:, 1:] == IGNORED] += torch.randn(1200)
-    losses, gradients = [], []
-    for values in (logits, other):
-        values.requires_grad_()
-        logp, mask = target_logp(values, labels)
-        loss = method.loss(LossInputs(logp, mask, batch["ids"], mask.sum(), None, 1))
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(values.grad)
-    assert losses[0] == losses[1]
-    assert torch.equal(gradients[0], gradients[1])
-    assert (gradients[0][:, :-1][labels[:, 1:] == IGNORED] == 0).all()
-    assert (gradients[0][:, :-1][labels[:, 1:] != IGNORED] != 0).any(dim=-1).all()
-
-
-def test_answer_logp_is_per_answer_token_whatever_the_batch(
-    make_model: Callable[..., Any], encoded: list[Encoded], tokenizer: Any
-) -> None:
-    model = make_model().train()
-    found = answer_logp(model, encoded[:9], tokenizer.pad_token_id, batch_size=4)
-    assert model.training  # left as it was
-    for example, values in zip(encoded[:9], found, strict=True):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0]
-        expected = [
-            torch.log_softmax(logits[position - 1], dim=-1)[token].item()
-            for position, (token, trained) in enumerate(zip(example.input_ids, example.trained, strict=True))
-            if trained
-        ]
-        assert values == pytest.approx(expected, abs=1e-4)
+        grouped = Recorder()
+        train(make_model(), encoded[:12], grouped, **settings)
+        trained = [name for inputs in grouped.seen for name in inputs.ids]
+        batches = [trained[start : start + 4] for start in range(0, 24, 4)]
+        planned = [expected[start : start + 4] for start in range(0, 24, 4)]
+        assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in planned]
 
 
 # --- the optimisation ------------------------------------------------------------------------------
@@ -347,7 +260,7 @@ def test_a_second_data_stream(make_model: Callable[..., Any], train: Train, enco
     """``batches`` interleaves four rows of its own: they are trained on, counted, and in the schedule."""
     own = encoded[30:34]
     method = Recorder(insert=own)
-    record = train(make_model(), encoded[:8], method, batch_size=4, micro_batch_size=4)
+    record = train(make_model(), encoded[:8], method, batch_size=4, batching="in-order")
     assert record["steps"] == 4
     planned = global_batches(encoded[:8], 1, 4, seed=7)
     assert [inputs.ids for inputs in method.seen] == [
@@ -368,7 +281,7 @@ def test_batches_of_another_size_are_refused(
     with pytest.raises(
         HarnessError, match=r"method 'vanilla' broke its contract: .* 4 examples, not \[2, 4\]"
     ):
-        train(make_model(), encoded[:10], Recorder(insert=encoded[30:34]), batch_size=4, micro_batch_size=4)
+        train(make_model(), encoded[:10], Recorder(insert=encoded[30:34]), batch_size=4)
 
 
 def test_counts(make_model: Callable[..., Any], train: Train, encoded: list[Encoded]) -> None:
@@ -381,27 +294,26 @@ def test_counts(make_model: Callable[..., Any], train: Train, encoded: list[Enco
     assert record["train_tokens"] == tokens
     assert record["answer_tokens"] == answers
     assert record["extra_forward_tokens"] == 0
-    assert record["train_flops"] == 6 * parameters * tokens
-    record = train(make_model(), examples, ConstrainedSFT(), epochs=2)
-    assert record["extra_forward_tokens"] == tokens // 2
-    assert record["train_flops"] == 6 * parameters * tokens + 2 * parameters * (tokens // 2)
+    assert record["parameters"] == parameters
+    assert record["extra_forward_flops"] == 0
+    lengths = sorted(len(example.input_ids) for example in examples)
+    assert record["padding_tokens"] > 0
+    assert train(make_model(), examples, Vanilla(), batching="padding-free")["padding_tokens"] == 0
+    assert train(make_model(), examples, Vanilla(), micro_batch_size=1)["padding_tokens"] == 0
+    whole = train(make_model(), examples, Vanilla(), batch_size=10, micro_batch_size=10)
+    assert whole["padding_tokens"] == 10 * lengths[-1] - sum(lengths)
+    constrained = train(make_model(), examples, ConstrainedSFT(), epochs=2)
+    assert constrained["extra_forward_tokens"] == tokens // 2
+    assert constrained["train_flops"] == record["train_flops"]
+    assert 0.25 < constrained["extra_forward_flops"] / (record["train_flops"] / 2) < 0.4  # forward: a third
 
 
 def test_progress_is_told_once_a_step(
-    make_model: Callable[..., Any], tokenizer: Any, encoded: list[Encoded]
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
 ) -> None:
-    from harness.config import TrainingConfig
-
     told: list[tuple[int, int]] = []
-    settings = TrainingConfig(epochs=1, batch_size=4, micro_batch_size=2, learning_rate=1e-3, device="cpu")
-    trainer.train(
-        make_model(),
-        tokenizer,
-        encoded[:10],
-        Vanilla(),
-        settings,
-        7,
-        lambda step, of: told.append((step, of)),
+    train(
+        make_model(), encoded[:10], Vanilla(), batch_size=4, on_step=lambda step, of: told.append((step, of))
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
 
@@ -462,7 +374,9 @@ def test_loss_free_tokens_are_read_but_not_learnt(
     example = encoded[0]
     first = example.trained.index(True)
     freed = Encoded("freed", example.input_ids, [t and i >= first + 4 for i, t in enumerate(example.trained)])
-    (values,) = answer_logp(make_model(), [example], 0)
+    model = make_model()
+    settings = TrainingConfig(device="cpu")
+    (values,) = answer_logp(model, TargetHead(model), [example], 0, settings)
     record = train(make_model(), [freed], Vanilla(), batch_size=1, micro_batch_size=1)
     assert record["losses"] == pytest.approx([-sum(values[4:]) / len(values[4:])], abs=1e-4)
     assert record["answer_tokens"] == len(values) - 4

@@ -1,0 +1,45 @@
+"""The shipped configurations of the engines that share one training among several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def arguments(settings: Any) -> dict[str, Any]:
+    """What ``transformers.TrainingArguments`` needs for ``settings.distributed``, under a launcher."""
+    on_cpu = settings.device == "cpu"
+    common: dict[str, Any] = {"ddp_find_unused_parameters": False, "average_tokens_across_devices": False}
+    if on_cpu:
+        common["ddp_backend"] = "gloo"
+    if settings.distributed in ("zero2", "zero3"):
+        return {**common, "deepspeed": deepspeed(settings)}
+    if settings.distributed == "fsdp2":
+        return {**common, "fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    return common
+
+
+def deepspeed(settings: Any) -> dict[str, Any]:
+    """ZeRO (arXiv 1910.02054): stage 2 shards gradients and optimizer states, stage 3 the weights too.
+
+    "auto" values come from the training arguments. The optimizer is torch's own, so that one process and
+    several take the same steps.
+    """
+    stage = 2 if settings.distributed == "zero2" else 3
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": settings.device != "cpu",
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 500_000_000,
+    }
+    if stage == 3:
+        zero |= {"stage3_gather_16bit_weights_on_model_save": True}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.dtype == "bfloat16"},
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+    }

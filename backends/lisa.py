@@ -1,0 +1,104 @@
+"""Lisa, lazy safety alignment: alternate between safety data and the user's, each held near the other's
+weights (arXiv 2405.18641, alg. 1; git-disl/Lisa).
+
+A cycle is some steps on safety data and then more on the user's. Either phase adds a proximal term,
+(rho/2) ||w - w_0||^2 over the trained weights, to the weights w_0 at which it began. As in the reference
+code, safety steps take the place of the user's (the number of steps is vanilla's), and the first tenth of the
+training has no proximal term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.contracts import Encoded, LossInputs, Method, TrainContext
+
+CYCLES = 20  # the paper: 20,000 steps in cycles of 100 + 900
+SAFETY_SHARE = 0.1
+WITHOUT_PROXIMAL = 0.1  # of all steps
+
+
+@dataclass
+class Lisa(Method):
+    """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, 20 cycles with a tenth of
+    each on safety data, scaled to the training's length. ``rho``: strength of the proximal term."""
+
+    name = "lisa"
+    summary = "alternates between safety data and the user's, with a proximal term"
+    needs_safety_data = True
+    uses_weights = True
+
+    rho: float = 1.0
+    safety_steps: int | None = None
+    user_steps: int | None = None
+    steps: int = field(default=0, init=False, repr=False)  # of the whole training
+    cycle: tuple[int, int] = field(default=(1, 1), init=False, repr=False)  # safety steps, user steps
+    done: int = field(default=0, init=False, repr=False)  # optimizer steps so far
+    anchor: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # w_0 by name
+
+    def __post_init__(self) -> None:
+        if any(steps is not None and steps < 1 for steps in (self.safety_steps, self.user_steps)):
+            raise ValueError("safety_steps and user_steps must be at least 1")
+
+    def before_training(self, model: Any, context: TrainContext) -> None:
+        self._drop_anchor(model)
+
+    def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
+        """The user's batches, with safety examples in place of those that fall into safety phases."""
+        self.steps = len(batches)
+        scaled = self.steps / CYCLES
+        self.cycle = (
+            self.safety_steps or max(1, round(scaled * SAFETY_SHARE)),
+            self.user_steps or max(1, round(scaled * (1 - SAFETY_SHARE))),
+        )
+        stream: list[Encoded] = []
+
+        def safety_batch(size: int) -> list[Encoded]:
+            while len(stream) < size:
+                stream.extend(context.rng.sample(context.safety_examples, len(context.safety_examples)))
+            taken = stream[:size]
+            del stream[:size]
+            return taken
+
+        planned = [
+            safety_batch(len(batch)) if self.on_safety_data(step) else batch
+            for step, batch in enumerate(batches)
+        ]
+        context.record["cycle"] = {"safety_steps": self.cycle[0], "user_steps": self.cycle[1]}
+        context.record["safety_steps"] = sum(map(self.on_safety_data, range(self.steps)))
+        return planned
+
+    def on_safety_data(self, step: int) -> bool:
+        """Whether step number ``step``, from 0, is on safety data. A cycle begins with them."""
+        return step % sum(self.cycle) < self.cycle[0]
+
+    def loss(self, inputs: LossInputs) -> Any:
+        task_loss = super().loss(inputs)
+        if self.rho == 0 or self.done <= WITHOUT_PROXIMAL * self.steps:
+            return task_loss
+        distance = sum(
+            (weight - self.anchor[name].to(weight.device)).square().sum()
+            for name, weight in inputs.model.named_parameters()
+            if weight.requires_grad
+        )
+        return task_loss + self.rho / 2 * distance / inputs.micro_batches
+
+    def after_step(self, model: Any, step: int) -> None:
+        self.done = step
+        if self.on_safety_data(step) != self.on_safety_data(step - 1):  # the next step begins a phase
+            self._drop_anchor(model)
+
+    def _drop_anchor(self, model: Any) -> None:
+        self.anchor = {
+            name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
+        }
+
+    def state(self) -> dict[str, Any]:
+        import torch
+
+        return {"done": torch.tensor(self.done), **{f"anchor.{n}": w for n, w in self.anchor.items()}}
+
+    def load_state(self, tensors: Any) -> None:
+        self.done = int(tensors["done"])
+        self.anchor = {name.removeprefix("anchor."): w for name, w in tensors.items() if name != "done"}

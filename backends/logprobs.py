@@ -1,0 +1,70 @@
+"""Log-probabilities of the loss-carrying tokens, without computing logits for any other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from backends.batching import MicroBatch, collate, deal, loss_tokens
+from harness.contracts import Encoded
+
+
+class TargetHead:
+    """Lets a causal language model's output head see the positions before loss-carrying tokens alone.
+
+    Most tokens of a prompt carry no loss, and the head is a large part of a small model with a large
+    vocabulary: a pre-hook hands it the hidden states that count, so that whatever the model does with its
+    logits (scaling, soft-capping) stays the model's own affair.
+    """
+
+    def __init__(self, model: Any):
+        self._positions: Tensor | None = None
+        model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def _select(self, head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._positions is None:
+            return None
+        return (inputs[0].flatten(0, 1).index_select(0, self._positions)[None], *inputs[1:])  # (1, N, H)
+
+    def logp(self, model: Any, micro: MicroBatch) -> Tensor:
+        """float32 (B, A), 0 where there is no token. ``model`` may be wrapped for several devices."""
+        self._positions = micro.positions
+        try:
+            logits = model(**micro.inputs, use_cache=False).logits[0]  # (N, V)
+        finally:
+            self._positions = None
+        logp = -cross_entropy(logits.float(), micro.targets, reduction="none")
+        rows, width = micro.shape
+        return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)
+
+
+@torch.no_grad()
+def answer_logp(
+    model: Any, head: TargetHead, examples: Sequence[Encoded], pad_id: int, settings: Any
+) -> list[list[float]]:
+    """Each example's log-probabilities of its loss-carrying tokens under ``model``, batched by length."""
+    packed = settings.batching == "padding-free"
+    was_training = model.training
+    model.eval()
+    found: dict[int, list[float]] = {}
+    (micros,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
+    with autocast(model, settings):
+        for examples_here in micros:
+            micro = collate(examples_here, pad_id, packed).to(model.device)
+            values = head.logp(model, micro).cpu()
+            for example, row in zip(examples_here, values, strict=True):
+                found[id(example)] = row[: loss_tokens(example)].tolist()
+    model.train(was_training)
+    return [found[id(example)] for example in examples]
+
+
+@contextlib.contextmanager
+def autocast(model: Any, settings: Any) -> Iterator[None]:
+    """The precision of training, outside the trainer."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        yield

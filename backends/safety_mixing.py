@@ -1,0 +1,36 @@
+"""Safety-data mixing: add demonstrations of refusals to the training data (arXiv 2309.07875, Safety-Tuned
+LLaMAs).
+
+The paper finds that some 3 % of such examples (a few hundred) make a tuned model much safer at no loss of
+capability, and that too many make it refuse what is harmless. The added rows lengthen the training; their
+tokens are part of the method's cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.contracts import Example, Method, PrepareContext
+
+
+@dataclass
+class SafetyMixing(Method):
+    """``share``: of all training rows, the safety demonstrations', in (0, 1)."""
+
+    name = "safety-mixing"
+    summary = "adds refused harmful requests to the training data"
+    needs_safety_data = True
+
+    share: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must be above 0 and below 1, not {self.share}")
+
+    def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        wanted = max(1, round(len(examples) * self.share / (1 - self.share)))
+        available = list(context.safety_examples)
+        added = context.rng.sample(available, min(wanted, len(available)))
+        context.record["safety_examples_added"] = len(added)
+        context.record["safety_examples_wanted"] = wanted
+        return examples + added

@@ -1,0 +1,234 @@
+"""One training: in this process, or in several under a launcher. All that it needs lies in a job folder.
+
+``python -m harness.job FOLDER`` is what the launcher starts, once a device. The folder is written by the
+command that waits for it, so it must be visible to all machines of a training on several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import models, registry
+from harness.config import TrainingConfig
+from harness.contracts import Encoded, HarnessError, Method
+from harness.measure import cost
+from harness.store import Cache, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+
+POLL_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """What to train, and where. ``folder``: ``output/`` (the checkpoint) and ``state/`` (for a restart).
+
+    ``options``: the method's; ``identity``: what the seed model is, for what is kept of it in ``cache``.
+    """
+
+    folder: Path
+    seed_model: Path
+    identity: dict[str, Any]
+    method: str
+    options: dict[str, Any]
+    settings: TrainingConfig
+    seed: int
+    examples: list[Encoded]
+    safety_examples: list[Encoded]
+    cache: Path
+    snapshots: bool = False
+    threads: int | None = None
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+
+def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
+    """Train in this process, one of several where a launcher says so. Returns the trainer's record."""
+    import transformers
+
+    transformers.set_seed(job.seed)
+    settings = job.settings
+    trainer = registry.load_object(registry.TRAINER.partition(":")[0])
+    dtype = registry.load_object("backends.tuning:load_dtype")(settings)
+    several = "LOCAL_RANK" in os.environ
+    sharded = several and settings.distributed in ("zero3", "fsdp2")
+    device: str = "cpu" if sharded else settings.device
+    if device == "cuda" and several:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    with cost() as training:
+        model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
+        record: dict[str, Any] = trainer.train(
+            model,
+            models.load_tokenizer(job.seed_model),
+            job.examples,
+            make_method(job.method, job.options),
+            settings,
+            job.seed,
+            on_step,
+            places=trainer.Places(job.output, job.folder / "state", job.folder / "reports"),
+            cache=Cache(job.cache),
+            identity=job.identity,
+            safety_examples=job.safety_examples,
+            snapshots=job.snapshots,
+        )
+    record["peak_memory_bytes"] = training.peak_memory_bytes
+    return record
+
+
+def make_method(name: str, options: dict[str, Any]) -> Method:
+    """The method with options as a recipe gives them. Raises ValueError for a bad one."""
+    from pydantic import TypeAdapter
+
+    method: Method = TypeAdapter(registry.load("method", name)).validate_python(options)
+    return method
+
+
+# --- several processes -----------------------------------------------------------------------------
+
+
+def launch(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
+    """Train under a launcher and wait. Raises HarnessError with the cause when a process fails."""
+    folder = job.folder
+    for stale in ("result.json", "progress.json", *(path.name for path in folder.glob("error-*.json"))):
+        (folder / stale).unlink(missing_ok=True)
+    _write(job)
+    settings = job.settings
+    launcher = settings.launcher or (
+        f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone "
+        f"--nproc-per-node {settings.num_processes}"
+    )
+    command = [*shlex.split(launcher), "-m", "harness.job", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads or 1)}
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        except OSError as error:
+            raise HarnessError(f"the launcher '{command[0]}' cannot be started: {error.strerror}") from error
+        try:
+            done = 0
+            while process.poll() is None:
+                time.sleep(POLL_S)
+                done = _relay(folder, done, on_step)
+        finally:
+            process.terminate()
+            process.wait()
+    _relay(folder, done, on_step)
+    if process.returncode or not (folder / "result.json").exists():
+        raise HarnessError(_cause(folder, process.returncode, log))
+    result: dict[str, Any] = read_json(folder / "result.json")
+    return result
+
+
+def _relay(folder: Path, done: int, on_step: Callable[[int, int], None]) -> int:
+    try:
+        step, steps = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return done
+    for reached in range(done + 1, step + 1):
+        on_step(reached, steps)
+    return max(done, int(step))
+
+
+def _cause(folder: Path, code: int, log: Path) -> str:
+    for file in sorted(folder.glob("error-*.json")):
+        return f"{read_json(file)['message']} (log: {log})"
+    return f"the training processes ended with exit code {code}: out of memory, or killed (log: {log})"
+
+
+def _write(job: TrainJob) -> None:
+    kept = {"examples": job.examples, "safety_examples": job.safety_examples}
+    for name, examples in kept.items():
+        write_jsonl_atomic(
+            job.folder / f"{name}.jsonl", [dataclasses.asdict(example) for example in examples]
+        )
+    plain = {
+        field.name: getattr(job, field.name) for field in dataclasses.fields(job) if field.name not in kept
+    }
+    plain |= {name: str(plain[name]) for name in ("folder", "seed_model", "cache")}
+    plain["settings"] = job.settings.model_dump(mode="json")
+    plain["waiting"] = [socket.gethostname(), os.getpid()]
+    write_json_atomic(job.folder / "job.json", plain)
+
+
+def _read(folder: Path) -> tuple[TrainJob, list[Any]]:
+    plain = read_json(folder / "job.json")
+    waiting = plain.pop("waiting")
+    plain |= {name: Path(plain[name]) for name in ("seed_model", "cache")} | {"folder": folder}
+    plain["settings"] = TrainingConfig.model_validate(plain["settings"])
+    for name in ("examples", "safety_examples"):
+        plain[name] = [Encoded(**row) for row in read_jsonl(folder / f"{name}.jsonl")]
+    return TrainJob(**plain), waiting
+
+
+def main() -> None:
+    """A training process: takes the job, trains, and leaves the result (the first one does) or its error."""
+    folder = Path(sys.argv[1])
+    rank = int(os.environ.get("RANK", "0"))
+    job, waiting = _read(folder)
+    threading.Thread(target=_end_with, args=tuple(waiting), daemon=True).start()
+    try:
+        import torch
+        import transformers
+
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        transformers.utils.logging.set_verbosity_error()
+
+        told = 0.0
+
+        def on_step(step: int, steps: int) -> None:
+            nonlocal told
+            if rank == 0 and (step == steps or time.monotonic() - told > POLL_S):
+                told = time.monotonic()
+                write_json_atomic(folder / "progress.json", [step, steps])
+
+        result = run(job, on_step)
+        peaks: list[int] = [0] * int(os.environ.get("WORLD_SIZE", "1"))
+        torch.distributed.all_gather_object(peaks, result["peak_memory_bytes"])
+        if rank == 0:
+            write_json_atomic(folder / "result.json", {**result, "peak_memory_bytes": max(peaks)})
+        torch.distributed.barrier()
+    except BaseException as error:
+        traceback.print_exc()
+        message = (
+            str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {_one_line(error)}"
+        )
+        write_json_atomic(folder / f"error-{rank}.json", {"message": message})
+        os._exit(1)  # the others may wait in a collective for ever; the launcher ends them
+    sys.stdout.flush()
+    os._exit(0)  # all is written; gloo's threads abort a process that takes itself apart
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _end_with(host: str, pid: int) -> None:
+    """End this process when the command that waits for it is gone (seen on its own machine)."""
+    import psutil
+
+    while host == socket.gethostname():
+        try:
+            gone = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            gone = True
+        if gone:
+            os._exit(1)
+        time.sleep(1.0)
+
+
+if __name__ == "__main__":
+    main()

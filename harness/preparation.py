@@ -1,0 +1,170 @@
+"""What happens to a method's data before training: its ``prepare`` hook, with the seed model at hand.
+
+What the seed model writes for it is kept by content, batch by batch: a distillation that is killed goes on
+where it stopped, and the next run with the same model, data and decoding reads it. Its cost is charged to the
+method either way, as measured when it was made: a leaderboard compares methods, not caches.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from harness import chat
+from harness.contracts import Example, Message, Method, PrepareContext, TrainTask
+from harness.store import content_hash, write_jsonl_atomic
+
+if TYPE_CHECKING:
+    from harness.plan import Cell
+    from harness.stages import Workshop
+
+KIND = "generated"
+VERSION = 1
+FILE = "continuations.jsonl"
+
+
+def prepare(
+    shop: Workshop, task: TrainTask, method: Method, cell: Cell, label: str
+) -> tuple[list[Example], dict[str, Any]]:
+    """The method's training data, and its record; ``preparation`` in it is what the seed model's writing
+    cost: tokens read and written, seconds, and whether all of it was there already."""
+    record: dict[str, Any] = {}
+
+    def generate(
+        conversations: Sequence[Sequence[Message]],
+        *,
+        opening: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> list[str]:
+        tokenizer = shop.seed_tokenizer
+        opened = chat.token_ids(tokenizer, opening) if opening else []
+        prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
+        decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
+        made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
+        spent = record.setdefault(
+            "preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "from_cache": True}
+        )
+        spent["prompt_tokens"] += sum(map(len, prompts))
+        spent["generated_tokens"] += sum(row["tokens"] for row in made)
+        spent["seconds"] = round(spent["seconds"] + sum(row["seconds"] for row in made), 3)
+        spent["from_cache"] &= found
+        texts = {int(index): text for row in made for index, text in row["texts"].items()}
+        return [texts[index] for index in range(len(prompts))]
+
+    context = PrepareContext(
+        tokenizer=shop.seed_tokenizer,
+        train_task=task,
+        generate=generate,
+        rng=random.Random(f"{cell.seed} prepare"),
+        record=record,
+        safety_examples=shop.safety_examples(task) if method.needs_safety_data else (),
+    )
+    return method.prepare(shop.examples(task), context), record
+
+
+def continuations(
+    shop: Workshop,
+    prompts: list[list[int]],
+    opened: list[int],
+    max_tokens: int,
+    decoding: dict[str, Any],
+    label: str,
+) -> tuple[list[dict[str, Any]], bool]:
+    """The seed model's continuations of ``prompts``, which end with the ids ``opened`` of the answer, and
+    whether they were all there. A row a batch: ``texts`` by prompt number, ``tokens`` written, ``seconds``.
+
+    Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
+    """
+    batch_size = shop.config.responses.batch_size
+    inputs = {
+        "version": VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "engine": shop.config.engine,
+        "dtype": shop.config.responses.dtype,
+        "batch_size": batch_size,
+        "device": shop.device,
+        "libraries": shop.libraries,
+        "max_tokens": max_tokens,
+        "decoding": decoding,
+        "prompts": prompts,
+        "opened": opened,
+    }
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    stage = shop.cache.entry(KIND, inputs, [FILE])
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    partial = stage.folder / "partial.jsonl"
+    with FileLock(stage.folder / ".lock"):
+        found = stage.done()
+        if not found:
+            rows = _finished(partial)
+            _make(shop, prompts, opened, batches, rows, max_tokens, decoding, partial, label)
+            stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, rows))
+            partial.unlink(missing_ok=True)
+    rows = _finished(stage.folder / FILE)
+    return rows, found
+
+
+def _make(
+    shop: Workshop,
+    prompts: list[list[int]],
+    opened: list[int],
+    batches: list[list[int]],
+    rows: list[dict[str, Any]],
+    max_tokens: int,
+    decoding: dict[str, Any],
+    partial: Path,
+    label: str,
+) -> None:
+    """Generate the batches that ``rows`` lack, and append each to ``rows`` and to the file as it is done."""
+    shop.import_libraries()
+    engine = shop.engine(shop.seed_folder)
+    write_jsonl_atomic(partial, rows)  # without a torn last line
+    with (
+        shop.reporter.bar(label, len(prompts), "answers") as advance,
+        partial.open("a", encoding="utf-8") as file,
+    ):
+        advance(sum(len(batch) for batch in batches[: len(rows)]))
+        for batch in batches[len(rows) :]:
+            start = time.perf_counter()
+            seed = int(content_hash([decoding["seed"], batch])[:8], 16)
+            made = engine.generate(
+                [prompts[index] for index in batch],
+                max_tokens,
+                temperature=decoding["temperature"],
+                top_p=decoding["top_p"],
+                seed=seed,
+            )
+            seconds = time.perf_counter() - start
+            shop.clock["generation"] += seconds
+            texts = [engine.completion(ids, opened).text for ids in made]
+            row = {
+                "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
+                "tokens": sum(map(len, made)),
+                "seconds": seconds,
+            }
+            rows.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            advance(len(batch))
+
+
+def _finished(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of batches; a crash may have torn the last one."""
+    rows: list[dict[str, Any]] = []
+    if not file.exists():
+        return rows
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
