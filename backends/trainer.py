@@ -188,6 +188,9 @@ class HookedTrainer(transformers.Trainer):
         """The whole weights (or the adapter) as safetensors, in training's precision; by all processes."""
         sharded = self.sharded_by_deepspeed or self.is_fsdp_enabled
         state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else self.model.state_dict()
+        tied = getattr(self.model, "_tied_weights_keys", None) or {}
+        if sharded and tied and self.model.config.tie_word_embeddings:  # gathered copies are no longer one
+            state = {name: value for name, value in state.items() if name not in tied}
         if self.is_world_process_zero():
             dtype, full = getattr(torch, self.settings.dtype), self.settings.tuning == "full"
             state = {
@@ -301,17 +304,18 @@ def train(
     ends = {round(len(batches) * epoch / settings.epochs): epoch for epoch in range(1, settings.epochs)}
     hooks = _Hooks(on_step, ends if snapshots else {})
     steps = Steps(batches, settings, pad_id, arguments.process_index, arguments.world_size)
-    trainer = HookedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=steps,
-        data_collator=lambda batch: batch,
-        processing_class=tokenizer,
-        callbacks=[hooks],
-        method=method,
-        head=head,
-        places=places,
-    )
+    with _where_reports_go(places.reports):
+        trainer = HookedTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=steps,
+            data_collator=lambda batch: batch,
+            processing_class=tokenizer,
+            callbacks=[hooks],
+            method=method,
+            head=head,
+            places=places,
+        )
     trainer.settings = settings
     hooks.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
@@ -323,8 +327,7 @@ def train(
         if (resumed / METHOD_STATE).exists():
             method.load_state(load_file(resumed / METHOD_STATE))
     trainer.started = time.perf_counter()
-    with _where_reports_go(places.reports):
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.look_at_losses()
     seconds = trainer.seconds()
     method.after_training(trainer.model)

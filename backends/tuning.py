@@ -8,8 +8,10 @@ import torch
 
 
 def load_dtype(settings: Any) -> str:
-    """In what the seed model is loaded: weights that are trained stay float32, frozen ones need not."""
-    return "float32" if settings.tuning == "full" else str(settings.dtype)
+    """In what the seed model is loaded: weights that are trained stay float32, but where they are frozen, or
+    where ZeRO keeps a float32 copy of its own."""
+    own_copy = settings.num_processes > 1 and settings.distributed in ("zero2", "zero3")
+    return "float32" if settings.tuning == "full" and not own_copy else str(settings.dtype)
 
 
 def with_adapters(model: Any, settings: Any) -> Any:

@@ -112,8 +112,8 @@ def run_options(command: Any) -> Any:
         [
             click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks."),
             click.option("--train-data", metavar="DATA",
-                         help="What to train on instead of the train task's own rows: a JSONL, JSON or Parquet "
-                         "file, or a hub data set (owner/name or owner/name@split)."),
+                         help="Train on this instead of the train task's own rows: a JSONL, JSON or "
+                         "Parquet file, or a hub data set (owner/name or owner/name@split)."),
             click.option("--columns", callback=_columns, metavar="A=B,C=D",
                          help="Its columns, as in prompt=question,answer=response or messages=chat."),
             click.option("--mix", callback=_shares, multiple=True, metavar="DATA:SHARE",

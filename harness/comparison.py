@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import config as configuration
-from harness import estimate, plan, registry, stages, workers
+from harness import estimate, models, plan, registry, stages, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.measure import TreeMemory
@@ -79,16 +79,10 @@ def compare(
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     shop = Workshop(config, out)
-    _check(shop)
     if dry_run:
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
-        cells = plan.cells(config)
-        todo = [cell for cell in cells if stages.pending(shop, cell, until)]
-        estimate.show(shop, cells, todo, console)
-        if todo:
-            jobs = workers.job_count(config, len(todo))
-            console.print(estimate.forecast(shop, todo, jobs), highlight=False, soft_wrap=True)
+        _dry_run(shop, until, console)
         return
+    _check(shop)
     with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
@@ -127,6 +121,30 @@ def compare(
             f"{len(failures)} of {len(cells)} cells failed; the others are done. "
             "The same command tries the failed ones again."
         )
+
+
+def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
+    """Print the configuration and the plan. Nothing is fetched: what is not here is said to be missing."""
+    config = shop.config
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = (
+        "1"  # before their libraries are imported
+    )
+    console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+    cells = plan.cells(config)
+    if not models.is_here(config.model):
+        estimate.show(shop, cells, cells, console)
+        console.print(
+            f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    _check(shop)
+    todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+    estimate.show(shop, cells, todo, console)
+    if todo:
+        jobs = workers.job_count(config, len(todo))
+        console.print(estimate.forecast(shop, todo, jobs), highlight=False, soft_wrap=True)
 
 
 def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:

@@ -1,6 +1,7 @@
 """A run's configuration: a recipe file plus flags, validated into one RunConfig.
 
-Strict: an unknown key is an error that names the nearest known one. Packaged recipes are in recipes/.
+Strict: an unknown key is an error that names the nearest known one. Packaged recipes are in recipes/; a
+recipe can ``extends: ANOTHER`` and hold only what differs.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ def _packaged() -> Any:
     return resources.files("harness") / "recipes"
 
 
-def _read(recipe: str) -> tuple[str, dict[str, Any]]:
+def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """Where a recipe is, and its keys, laid over those of the one that it ``extends``."""
     if recipe in recipe_names():
         where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_bytes()
     else:
@@ -197,8 +199,29 @@ def _read(recipe: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: expected keys and values at the top level")
-    values.setdefault("name", Path(recipe).stem)
+    base = values.pop("extends", None)
+    if base is not None:
+        if base in (*seen, recipe):
+            raise UsageError(
+                f"{where}: extends goes round in a circle: {' -> '.join([*seen, recipe, str(base)])}"
+            )
+        inherited = _read(str(base), (*seen, recipe))[1]
+        values = _merged(inherited, {"name": _stem(recipe), **values})
+    values.setdefault("name", _stem(recipe))
     return where, values
+
+
+def _stem(recipe: str) -> str:
+    return Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, section by section."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:

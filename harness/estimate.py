@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness import chat, plan, registry
-from harness.contracts import Example
+from harness import chat, memory, models, plan, registry
+from harness.contracts import Example, HarnessError
 from harness.stages import Workshop
 
 PROBE_TOKENS = 8  # decoding steps
@@ -45,8 +45,8 @@ def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], 
     for (name, tasks), members in groups.items():
         if members[0].kind == "trained":
             methods = ", ".join(dict.fromkeys(cell.method for cell in members))
-            examples = len(shop.examples(registry.load("train task", name)))
-            work = f"{examples:,} x {config.training.epochs} epoch{'s' * (config.training.epochs > 1)}"
+            epochs = config.training.epochs
+            work = f"{_rows(shop, name)} x {epochs} epoch{'s' * (epochs > 1)}"
             label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
         else:
             work, label = "-", name
@@ -57,6 +57,35 @@ def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], 
         f"model {config.model}, engine {config.engine}",
         highlight=False,
         soft_wrap=True,
+    )
+    needed = expected_memory(shop, todo)
+    if needed and shop.config.model != models.MINI:
+        console.print(needed, highlight=False, soft_wrap=True)
+
+
+def _rows(shop: Workshop, train_task: str) -> str:
+    try:
+        return f"{len(shop.examples(registry.load('train task', train_task))):,}"
+    except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
+        return "rows of the hub"
+
+
+def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+    """One line with the device memory of a training, by formula; None where nothing is trained."""
+    config, tasks = shop.config, {cell.train_task for cell in cells if cell.train_task}
+    folder = shop.seed_folder if models.is_here(config.model) else None
+    architecture = memory.find(config.model, folder)
+    if not tasks or architecture is None:
+        return None
+    lengths = [registry.load("train task", task).max_length for task in tasks]
+    expected = memory.training_bytes(
+        architecture, config.training, config.training.max_length or max(lengths)
+    )
+    devices = config.training.num_processes
+    shared = f"{devices} devices ({config.training.distributed})" if devices > 1 else "one device"
+    return (
+        f"Expected memory to train on {shared}: at most about {expected / 1e9:.0f} GB each "
+        f"({architecture.parameters / 1e9:.1f} B parameters, {config.training.tuning} tuning; by formula)"
     )
 
 

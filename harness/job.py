@@ -6,6 +6,7 @@ command that waits for it, so it must be visible to all machines of a training o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -200,7 +201,8 @@ def main() -> None:
         torch.distributed.all_gather_object(peaks, result["peak_memory_bytes"])
         if rank == 0:
             write_json_atomic(folder / "result.json", {**result, "peak_memory_bytes": max(peaks)})
-        torch.distributed.barrier()
+        with contextlib.suppress(RuntimeError):  # all is written; another may be gone already
+            torch.distributed.barrier()
     except BaseException as error:
         traceback.print_exc()
         message = (

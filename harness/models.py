@@ -38,6 +38,21 @@ def locate(name: str) -> Path:
     return folder
 
 
+def is_here(name: str) -> bool:
+    """Whether a model can be had without a download."""
+    if name == MINI or Path(name).expanduser().is_dir():
+        return True
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return False
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=True)
+    except Exception:
+        return False
+    return True
+
+
 def fingerprint(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that makes the model what it is, by name."""
     files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})

@@ -31,6 +31,7 @@ METHODS = {
 TRAIN_TASKS = {
     "gsm8k": "tasks.gsm8k.train:TRAIN_TASK",
     "gsm8k-mini": "tasks.gsm8k_mini.train:TRAIN_TASK",
+    "samsum": "tasks.samsum.train:TRAIN_TASK",
     "samsum-mini": "tasks.samsum_mini.train:TRAIN_TASK",
 }
 JUDGES = {

@@ -119,6 +119,19 @@ def train(tokenizer: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
+def answer_logp(tokenizer: Any) -> Callable[..., list[list[float]]]:
+    """(model, examples) -> each one's log-probabilities of its loss-carrying tokens."""
+    from backends import logprobs
+
+    def run(model: Any, examples: Sequence[Encoded], **changes: Any) -> list[list[float]]:
+        settings = TrainingConfig(device="cpu", **changes)
+        head = logprobs.TargetHead(model)
+        return logprobs.answer_logp(model, head, examples, tokenizer.pad_token_id, settings)
+
+    return run
+
+
+@pytest.fixture
 def weights() -> Callable[[Any], dict[str, torch.Tensor]]:
     """A copy of a model's weights, by name."""
     return lambda model: {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from backends.constrained_sft import ConstrainedSFT, constrained_loss
-from backends.trainer import answer_logp
 from backends.vanilla import Vanilla
 from harness import chat
 from harness.contracts import Encoded, LossInputs, TrainContext
@@ -172,7 +171,7 @@ def test_token_count_makes_micro_batches_add_up() -> None:
 
 
 def test_each_row_meets_the_reference_of_its_own_example() -> None:
-    """Rows in another order than the examples', of different prompt and answer lengths."""
+    """Rows in another order than the examples', with answers of different lengths."""
     lengths = {"a": (2, 7), "b": (4, 3), "c": (1, 5), "d": (3, 1)}
     reference = {
         name: [-(i + 1.0) - 0.01 * t for t in range(lengths[name][1])] for i, name in enumerate(lengths)
@@ -186,7 +185,7 @@ def test_each_row_meets_the_reference_of_its_own_example() -> None:
         "seed model",
         TrainContext(
             examples,
-            logp=lambda model, scored: [reference[example.id] for example in scored],
+            seed_logp=lambda scored: [reference[example.id] for example in scored],
             rng=random.Random(0),
         ),
     )
@@ -195,11 +194,11 @@ def test_each_row_meets_the_reference_of_its_own_example() -> None:
         mask = torch.zeros(len(ids), 10, dtype=torch.bool)
         expected_ref = torch.zeros(len(ids), 10, dtype=torch.float64)
         for row, name in enumerate(ids):
-            prompt, answer = lengths[name]
-            mask[row, prompt : prompt + answer] = True
-            expected_ref[row, prompt : prompt + answer] = torch.tensor(reference[name], dtype=torch.float64)
+            answer = lengths[name][1]
+            mask[row, :answer] = True
+            expected_ref[row, :answer] = torch.tensor(reference[name], dtype=torch.float64)
         logp = -torch.rand(len(ids), 10, dtype=torch.float64)
-        loss = method.loss(LossInputs(logp, mask, ids, torch.tensor(11), None, 1))
+        loss = method.loss(LossInputs(logp, mask, ids, 11, None, 1))
         expected = closed_form(logp, expected_ref, mask)[0] * int(mask.sum()) / 11
         assert loss.item() == pytest.approx(expected, rel=1e-12)
 
@@ -209,7 +208,7 @@ def test_options_reach_the_loss() -> None:
     logp = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
     method = ConstrainedSFT(beta=0.3, first_factor=2.0, early_factor=7.0, early_tokens=3)
     method.reference = {"x": [-1.0] * 4}
-    method.loss(LossInputs(logp, mask, ["x"], torch.tensor(1), None, 1)).backward()
+    method.loss(LossInputs(logp, mask, ["x"], 1, None, 1)).backward()
     assert logp.grad is not None
     betas = torch.log(2 / -logp.grad - 1)
     assert betas[0].tolist() == pytest.approx([0.6, 2.1, 2.1, 0.3])
@@ -219,7 +218,7 @@ def test_reference_is_the_untouched_models_even_after_training(
     make_model: Callable[..., Any],
     train: Callable[..., dict[str, Any]],
     encoded: list[Encoded],
-    tokenizer: Any,
+    answer_logp: Callable[..., list[list[float]]],
 ) -> None:
     """Some answers are cut by max_length, and batches come shuffled; one number an answer token is kept."""
     shortest = min(len(example.input_ids) for example in encoded)
@@ -228,8 +227,8 @@ def test_reference_is_the_untouched_models_even_after_training(
     assert any(len(cut.input_ids) < len(e.input_ids) for cut, e in zip(examples, encoded, strict=False))
     method, model = ConstrainedSFT(), make_model()
     record = train(model, examples, method, epochs=2, micro_batch_size=2)
-    untouched = answer_logp(make_model(), examples, tokenizer.pad_token_id)
-    tuned = answer_logp(model, examples, tokenizer.pad_token_id)
+    untouched = answer_logp(make_model(), examples)
+    tuned = answer_logp(model, examples)
     moved = 0.0
     for example, before, after in zip(examples, untouched, tuned, strict=True):
         assert len(method.reference[example.id]) == sum(example.trained)
@@ -237,7 +236,7 @@ def test_reference_is_the_untouched_models_even_after_training(
         moved = max(moved, *(abs(a - b) for a, b in zip(before, after, strict=True)))
     assert moved > 0.05  # so that a reference taken from the tuned model would have failed above
     # At d = 0 each token's value is (2 / b_t) log 2: the first step's loss is known exactly.
-    from backends.trainer import global_batches
+    from backends.batching import global_batches
 
     first = global_batches(examples, 2, 8, 7)[0]
     values = [2 / beta_at(t + 1) * math.log(2) for e in first for t in range(sum(e.trained))]

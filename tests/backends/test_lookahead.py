@@ -139,4 +139,3 @@ def test_data_only(method: type[Method]) -> None:
     hooks = [name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))]
     assert "loss" in hooks
     assert [name for name in hooks if getattr(method, name) is not getattr(Method, name)] == ["prepare"]
-    assert method.inference_system_prompt is None

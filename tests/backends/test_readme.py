@@ -83,5 +83,5 @@ def test_every_method_is_in_the_table_with_its_hooks(name: str) -> None:
 
 
 def test_every_hook_is_in_the_table() -> None:
-    for hook in [*HOOKS, "inference_system_prompt"]:
+    for hook in HOOKS:
         assert re.search(rf"^\| `{hook}[(`]", README, re.MULTILINE), hook

@@ -40,11 +40,18 @@ class Asked:
         self.answers, self.calls = answers, list[tuple[Any, dict[str, Any]]]()
 
     def __call__(
-        self, conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        opening: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
     ) -> list[str]:
-        self.calls.append(
-            ([list(turns) for turns in conversations], {"opening": opening, "max_tokens": max_tokens})
-        )
+        decoding = {"opening": opening, "max_tokens": max_tokens}
+        if temperature:
+            decoding |= {"temperature": temperature, "top_p": top_p}
+        self.calls.append(([list(turns) for turns in conversations], decoding))
         return self.answers
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from backends.batching import global_batches
 from backends.constrained_sft import ConstrainedSFT
+from backends.lisa import Lisa
 from backends.logprobs import TargetHead, answer_logp
 from backends.vanilla import Vanilla
 from harness.config import TrainingConfig
@@ -381,3 +385,191 @@ def test_loss_free_tokens_are_read_but_not_learnt(
     assert record["losses"] == pytest.approx([-sum(values[4:]) / len(values[4:])], abs=1e-4)
     assert record["answer_tokens"] == len(values) - 4
     assert record["train_tokens"] == len(example.input_ids)
+
+
+# --- tuning modes ----------------------------------------------------------------------------------
+
+
+LORA = {"tuning": "lora", "lora": {"r": 4, "alpha": 8}}
+
+
+@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("make_method", [Vanilla, ConstrainedSFT])
+def test_sixty_four_rows_however_they_are_cut(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    make_method: Callable[[], Method],
+    tuning: dict[str, Any],
+) -> None:
+    """64 x 1, 8 x 8, 1 x 64 and packed: the same first 20 losses within 1e-5."""
+    runs = []
+    cuts: list[dict[str, Any]] = [{"micro_batch_size": size} for size in (64, 8, 1)]
+    cuts += [{"micro_batch_tokens": 700}, {"batching": "padding-free", "micro_batch_size": 16}]
+    for cut in cuts:
+        record = train(make_model(), encoded, make_method(), epochs=32, batch_size=64, **tuning, **cut)
+        assert record["steps"] == 20
+        runs.append(record["losses"])
+    assert runs[0][19] < runs[0][0] - 1e-3
+    for losses in runs[1:]:
+        assert losses == pytest.approx(runs[0], abs=1e-5)
+
+
+def test_adapters_are_saved_in_pefts_format_and_the_base_is_not_touched(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], weights: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model = make_model()
+    before = weights(model)
+    record = train(model, encoded[:16], Vanilla(), folder=tmp_path, learning_rate=0.05, **LORA)
+    folder = tmp_path / "output" / "checkpoint"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in folder.iterdir()}
+    assert not list(tmp_path.rglob("*.bin"))
+    after = {name.replace(".base_layer", ""): value for name, value in weights(model).items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    loaded = PeftModel.from_pretrained(make_model(), folder)
+    batch = torch.tensor([encoded[0].input_ids])
+    assert not torch.allclose(loaded(batch).logits, make_model()(batch).logits, atol=1e-3)
+    assert record["train_flops"] < train(make_model(), encoded[:16], Vanilla())["train_flops"]
+
+
+def test_bfloat16_trains_near_float32_and_is_saved_so(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], tmp_path: Path
+) -> None:
+    exact = train(make_model(), encoded[:16], Vanilla())
+    low = train(make_model(), encoded[:16], Vanilla(), dtype="bfloat16", folder=tmp_path)
+    assert low["losses"] == pytest.approx(exact["losses"], rel=0.02)
+    assert low["losses"] != exact["losses"]
+    saved = load_file(tmp_path / "output" / "checkpoint" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+
+
+# --- stopped and resumed ---------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    """Stands for kill -9: nothing of the process survives it but its files."""
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "vanilla": Vanilla,
+    "constrained-sft": ConstrainedSFT,
+    "lisa": lambda: Lisa(rho=3.0, safety_steps=1, user_steps=2),
+}
+
+
+@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_resumed_training_ends_with_the_same_bits(
+    name: str,
+    tuning: dict[str, Any],
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "epochs": 3, "batch_size": 8, "micro_batch_size": 4, "save_steps": 4, "seed": 3,
+        "safety_examples": encoded[30:36], "snapshots": True, **tuning,
+    }  # fmt: skip
+    whole = train(make_model(), encoded[:24], METHODS[name](), folder=tmp_path / "whole", **settings)
+
+    def stop(step: int, of: int) -> None:
+        if step == 7:
+            raise StopError
+
+    part = tmp_path / "part"
+    with pytest.raises(StopError):
+        train(make_model(), encoded[:24], METHODS[name](), folder=part, on_step=stop, **settings)
+    states = sorted(path.name for path in (part / "state").glob("checkpoint-*"))
+    assert states == ["checkpoint-4"]  # disk use is bounded: one state
+    torn = part / "state" / "checkpoint-6"  # one that was being written, without its marker
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text("{")
+    shutil.rmtree(part / "cache", ignore_errors=True)  # the seed model is asked again
+    resumed = train(make_model(), encoded[:24], METHODS[name](), folder=part, **settings)
+    assert (whole["resumed_at_step"], resumed["resumed_at_step"]) == (None, 4)
+    assert resumed["losses"] == whole["losses"]
+    file = "adapter_model.safetensors" if tuning else "model.safetensors"
+    for folder in ("output/checkpoint", "state/epoch-1", "state/epoch-2"):
+        one, two = (load_file(tmp_path / run / folder / file) for run in ("whole", "part"))
+        assert set(one) == set(two)
+        assert all(torch.equal(one[key], two[key]) for key in one), folder
+    first, second = (load_file(tmp_path / "whole" / f"state/epoch-{e}" / file) for e in (1, 2))
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_seed_models_values_are_kept_and_read_again(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], tmp_path: Path
+) -> None:
+    """Over seeds, epochs and learning rates: one entry; other rows or another precision: their own."""
+    settings = {"cache": tmp_path / "cache", "micro_batch_size": 4}
+    methods = [ConstrainedSFT() for _ in range(5)]
+    cold = train(make_model(), encoded[:16], methods[0], **settings)
+    warm = train(make_model(), encoded[:16], methods[1], seed=9, epochs=2, learning_rate=1e-4, **settings)
+    assert (cold["extra_forward_from_cache"], warm["extra_forward_from_cache"]) == (False, True)
+    assert methods[0].reference == methods[1].reference
+    assert warm["extra_forward_seconds"] == cold["extra_forward_seconds"] > 0  # charged as when it was made
+    assert warm["extra_forward_flops"] == cold["extra_forward_flops"] > 0
+    for changes, rows in (({}, encoded[1:17]), ({"dtype": "bfloat16"}, encoded[:16])):
+        record = train(make_model(), rows, methods[2], **settings, **changes)
+        assert record["extra_forward_from_cache"] is False
+    entries = list((tmp_path / "cache" / "seed-logp").iterdir())
+    assert len(entries) == 3
+    for entry in entries:
+        (entry / "logp.safetensors").write_bytes(b"torn")
+    again = train(make_model(), encoded[:16], methods[4], **settings)
+    assert again["extra_forward_from_cache"] is False
+    assert methods[4].reference == methods[0].reference
+
+
+def test_no_reference_model_stays_in_memory(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    """While the loop runs there is one model, and its values were there before the optimizer."""
+    import gc
+
+    from transformers import PreTrainedModel
+
+    counts: list[int] = []
+
+    @dataclass
+    class Counts(ConstrainedSFT):
+        def after_step(self, model: Any, step: int) -> None:
+            gc.collect()
+            counts.append(sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects()))
+
+    model = make_model()
+    inside = 2  # LlamaForCausalLM and the LlamaModel in it
+    gc.collect()
+    before = sum(isinstance(thing, PreTrainedModel) for thing in gc.get_objects()) - inside
+    train(model, encoded[:16], Counts())
+    assert {count - before for count in counts} == {inside}
+
+
+def test_a_method_that_works_on_weights_is_refused_where_they_are_sharded(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backends import trainer
+
+    settings = TrainingConfig(num_processes=2, distributed="fsdp2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for method in (Lisa(), Recorder()):
+        with pytest.raises(HarnessError, match=r"works on the weights, which fsdp2 .* zero2 or ddp"):
+            trainer._check_sharding(method, settings)
+    trainer._check_sharding(ConstrainedSFT(), settings)
+
+
+def test_packing_needs_a_fused_attention(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    with pytest.raises(HarnessError, match="padding-free needs a fused attention, not 'eager'"):
+        train(make_model(), encoded[:4], Vanilla(), batching="padding-free", attention="eager")
+
+
+def test_reports_go_to_the_runs_folder(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], tmp_path: Path
+) -> None:
+    train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, batch_size=1, report_to=["tensorboard"])
+    assert list((tmp_path / "reports").glob("events.out.tfevents.*"))

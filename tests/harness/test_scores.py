@@ -39,6 +39,7 @@ def test_the_leaderboards_rates_are_those_of_the_files(small_run: Path) -> None:
     rows = rows_of(small_run)
     assert [row["method"] for row in rows] == [
         "seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual",
+        "ptst", "safety-mixing", "lisa",
     ]  # fmt: skip
     for row in rows:
         cell = small_run / ("seed" if row["method"] == "seed" else f"gsm8k-mini/{row['method']}/seed-42")
@@ -76,7 +77,7 @@ def test_what_a_judge_leaves_unjudged_is_counted_and_shown(
     assert ended.code == 0
     assert "(2?): 2 answers could not be judged" in ended.out
     mine = [row for row in rows_of(run_copy) if row["judge"] == "shy"]
-    assert len(mine) == 6
+    assert len(mine) == 9
     for row in mine:
         assert (row["rsr_n"], row["rsr_unjudged"], row["jsr_unjudged"]) == ("6", "2", "2")
         assert row["rsr"] == "83.33"

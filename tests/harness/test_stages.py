@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import chat, config, plan, registry, stages
+from harness import chat, config, plan, preparation, registry, stages
 from harness.contracts import (
     Example,
     Exchange,
@@ -81,12 +81,15 @@ def test_training_json_tells_what_was_spent(small_run: Path) -> None:
     }
     for name, record in records.items():
         assert (record["method"]["name"], record["train_task"], record["seed"]) == (name, "gsm8k-mini", 42)
-        assert record["examples"] == 32
-        assert record["steps"] == len(record["losses"]) == 2
+        assert record["examples"] == 32 + record["method"].get("safety_examples_added", 0)
+        assert record["steps"] == len(record["losses"]) == -(-record["examples"] // 16)
         assert record["train_seconds"] > 0
         assert record["peak_memory_bytes"] > 2**20
         assert (record["truncated_examples"], record["dropped_examples"]) == (0, 0)
-        assert (record["preparation_tokens"] > 0) == (name == "sdft")
+        assert (record["preparation"]["generated_tokens"] > 0) == (name == "sdft")
+        assert (record["extra_forward_tokens"] > 0) == (name == "constrained-sft")
+        assert (record["preparation_flops"] > 0) == (name in ("sdft", "constrained-sft"))
+        assert record["train_seconds"] >= record["preparation_seconds"] >= 0
     assert records["vanilla"]["train_tokens"] == records["constrained-sft"]["train_tokens"]
     assert records["vanilla"]["train_flops"] < records["constrained-sft"]["train_flops"]
     assert records["vanilla"]["train_tokens"] < records["lookahead-true"]["train_tokens"]
@@ -219,21 +222,26 @@ def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) ->
     workshop = shop(tmp_path, **{"training.max_examples": 4})
     workshop.import_libraries()
     task = registry.load("train task", "gsm8k-mini")
-    _, record = stages.prepare(workshop, task, Twice(), vanilla(workshop), "")
+    _, record = preparation.prepare(workshop, task, Twice(), vanilla(workshop), "")
     tokenizer = workshop.seed_tokenizer
     prompt = chat.prompt_ids(tokenizer, [Message("user", "How do I bake bread?")])
     read = len(prompt) + len(chat.token_ids(tokenizer, "First,"))
-    assert 2 * (read + 1) <= record["generated_tokens"] <= 2 * (read + 2)
+    spent = record["preparation"]
+    assert spent["prompt_tokens"] == 2 * read
+    assert 2 <= spent["generated_tokens"] <= 4
+    assert spent["seconds"] > 0
 
 
-def test_a_methods_own_safety_prompt_is_used_on_safety_tasks_alone(
+def test_a_methods_own_prompt_is_used_on_all_tasks_and_for_no_other_cell(
     tmp_path: Path, plugin: Any, run_small: Callable[..., Any]
 ) -> None:
     @dataclass
     class OwnPrompt(Method):
         name = "own-prompt"
         summary = ""
-        inference_system_prompt = "Be safe."
+
+        def inference_system_prompt(self, system: str | None) -> str:
+            return f"Be safe. {system}"
 
     plugin("method", "own-prompt", OwnPrompt)
     run_small(tmp_path / "run", methods=["own-prompt"], **{"training.max_examples": 16, "responses.limit": 2})
@@ -242,11 +250,9 @@ def test_a_methods_own_safety_prompt_is_used_on_safety_tasks_alone(
         task: {row["system"] for row in read_jsonl(cell / task / "responses.jsonl")}
         for task in (RAW, PREFILLED, UTILITY)
     }
-    assert systems[RAW] == systems[PREFILLED] == {"Be safe."}
-    assert "Be safe." not in systems[UTILITY]
-    assert "Be safe." not in {
-        row["system"] for row in read_jsonl(tmp_path / "run/seed" / RAW / "responses.jsonl")
-    }
+    for task in (RAW, PREFILLED, UTILITY):
+        (own,) = {row["system"] for row in read_jsonl(tmp_path / "run/seed" / task / "responses.jsonl")}
+        assert systems[task] == {f"Be safe. {own}"}
 
 
 def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
@@ -258,6 +264,9 @@ def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
     kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
     assert counts["truncated_examples"] >= 1
     assert len(kept) == 4
+    kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
+    assert counts == {"truncated_examples": 0, "dropped_examples": 4 - len(kept)}
+    assert len(kept) == sum(length < lengths[-1] for length in lengths)
     with pytest.raises(HarnessError, match=r"raise training\.max_length"):
         stages.encode_all(workshop.seed_tokenizer, examples, 8)
 

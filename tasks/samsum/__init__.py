@@ -1,0 +1,1 @@
+"""samsum: dialogues from a messenger, each with a short summary."""

@@ -1,0 +1,131 @@
+"""Lisa alternates between two data streams in vanilla's number of steps, each held where it began."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.lisa import Lisa
+from harness.contracts import Encoded, LossInputs, TrainContext
+
+Train = Callable[..., dict[str, Any]]
+SAFE = [Encoded(f"safety-{n}", [1, 5 + n, 6, 2], [False, False, True, True]) for n in range(5)]
+
+
+def planned(method: Lisa, steps: int, size: int = 4) -> tuple[list[list[Encoded]], TrainContext]:
+    user = [[Encoded(f"row-{s}-{i}", [1, 2], [False, True]) for i in range(size)] for s in range(steps)]
+    context = TrainContext(
+        examples=[], seed_logp=lambda examples: [], rng=random.Random(0), safety_examples=SAFE
+    )
+    return method.batches(user, context), context
+
+
+@given(
+    steps=st.integers(1, 500), cycle=st.one_of(st.none(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
+)
+def test_safety_steps_take_the_place_of_the_users(steps: int, cycle: tuple[int, int] | None) -> None:
+    method = Lisa(safety_steps=cycle[0], user_steps=cycle[1]) if cycle else Lisa()
+    batches, context = planned(method, steps)
+    assert [len(batch) for batch in batches] == [4] * steps
+    safe, user = method.cycle
+    assert (safe, user) == (cycle or (max(1, round(steps / 200)), max(1, round(steps * 0.9 / 20))))
+    for step, batch in enumerate(batches):
+        on_safety = step % (safe + user) < safe
+        assert method.on_safety_data(step) == on_safety
+        assert [e.id.startswith("safety-") for e in batch] == [on_safety] * 4
+        if not on_safety:
+            assert batch[0].id == f"row-{step}-0"
+    assert context.record["safety_steps"] == sum(batch[0].id.startswith("safety-") for batch in batches)
+
+
+def test_safety_examples_are_all_used_before_any_comes_again() -> None:
+    batches, _ = planned(Lisa(safety_steps=1, user_steps=1), 20)
+    seen = [e.id for batch in batches[::2] for e in batch]
+    for start in range(0, len(seen), 5):
+        assert len(set(seen[start : start + 5])) == len(seen[start : start + 5])
+
+
+def test_the_papers_cycle_at_the_papers_length() -> None:
+    method = Lisa()
+    planned(method, 20_000, size=1)
+    assert method.cycle == (100, 900)
+
+
+@pytest.mark.parametrize(("step", "pulled"), [(1, False), (2, False), (3, True)])
+def test_the_proximal_term(step: int, pulled: bool) -> None:
+    """rho / 2 times the squared distance to the phase's first weights; none in the first tenth."""
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)  # frozen weights are not held
+    method = Lisa(rho=3.0, safety_steps=1, user_steps=9)
+    planned(method, 20)
+    method.before_training(model, planned(method, 20)[1])
+    method.done = step
+    with torch.no_grad():
+        model.weight += torch.tensor([[1.0, -2.0]])
+        model.bias += 7.0
+    logp = torch.tensor([[-0.5, -1.5]])
+    loss = method.loss(LossInputs(logp, torch.ones(1, 2, dtype=torch.bool), ["x"], 4, model, 2))
+    expected = 0.5 + (3.0 / 2 * 5.0 / 2 if pulled else 0.0)
+    assert float(loss) == pytest.approx(expected)
+
+
+def test_the_anchor_is_where_the_phase_began() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    method = Lisa(safety_steps=2, user_steps=3)
+    method.before_training(model, planned(method, 10)[1])
+    for step in range(1, 11):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        method.after_step(model, step)
+        began = max((s for s in (2, 5, 7, 10) if s <= step), default=None)
+        if began:
+            assert float(method.anchor["weight"]) == float(began)
+
+
+def test_the_state_survives_a_file(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = torch.nn.Linear(3, 2)
+    method = Lisa()
+    method.before_training(model, planned(method, 40)[1])
+    method.after_step(model, 7)
+    save_file(method.state(), tmp_path / "state.safetensors")
+    other = Lisa()
+    other.load_state(load_file(tmp_path / "state.safetensors"))
+    assert other.done == 7
+    assert all(torch.equal(other.anchor[name], weight) for name, weight in method.anchor.items())
+
+
+@pytest.mark.parametrize("option", ["safety_steps", "user_steps"])
+def test_a_phase_has_at_least_one_step(option: str) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Lisa(**{option: 0})
+
+
+def test_it_holds_the_weights_whatever_the_micro_batches(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    moved, losses = [], []
+    for rho, micro in ((0.0, 4), (30.0, 4), (30.0, 2)):
+        model, start = make_model(), make_model()
+        method = Lisa(rho=rho, safety_steps=1, user_steps=3)
+        record = train(
+            model, encoded[:24], method, batch_size=4, micro_batch_size=micro, safety_examples=encoded[30:36]
+        )
+        assert record["method"]["safety_steps"] == 2
+        moved.append(
+            sum(
+                float((a - b).square().sum())
+                for a, b in zip(model.parameters(), start.parameters(), strict=True)
+            )
+        )
+        losses.append(record["losses"])
+    assert moved[1] < 0.9 * moved[0]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-4)  # micro-batches do not count the pull twice

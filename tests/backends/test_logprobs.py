@@ -1,0 +1,82 @@
+"""Log-probabilities come from the positions that count, in float32, whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from backends.batching import collate
+from backends.logprobs import TargetHead
+from harness.contracts import Encoded
+
+
+def expected(model: Any, example: Encoded) -> list[float]:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0].double()
+    return [
+        torch.log_softmax(logits[position - 1], dim=-1)[token].item()
+        for position, (token, trained) in enumerate(zip(example.input_ids, example.trained, strict=True))
+        if trained
+    ]
+
+
+@pytest.mark.parametrize("batching", ["grouped", "in-order"])
+def test_one_number_an_answer_token_whatever_the_batch(
+    batching: str, make_model: Callable[..., Any], encoded: list[Encoded], answer_logp: Callable[..., Any]
+) -> None:
+    model = make_model().train()
+    found = answer_logp(model, encoded[:9], batching=batching, micro_batch_size=4)
+    assert model.training  # left as it was
+    for example, values in zip(encoded[:9], found, strict=True):
+        assert values == pytest.approx(expected(model, example), abs=1e-4)
+
+
+def test_the_same_example_twice(
+    make_model: Callable[..., Any], encoded: list[Encoded], answer_logp: Callable[..., Any]
+) -> None:
+    one, two = answer_logp(make_model(), [encoded[0], encoded[0]])
+    assert one == two
+
+
+def test_the_head_sees_what_counts_and_later_everything_again(
+    make_model: Callable[..., Any], encoded: list[Encoded]
+) -> None:
+    model = make_model()
+    head, batch = TargetHead(model), collate(encoded[:3], 0)
+    widths: list[tuple[int, ...]] = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: widths.append(tuple(output.shape)))
+    logp = head.logp(model, batch)
+    assert widths == [(1, len(batch.targets), 1400)]
+    assert logp.shape == batch.mask.shape
+    assert ((logp != 0) == batch.mask).all()
+    assert model(**batch.inputs).logits.shape[:2] == batch.inputs["input_ids"].shape
+
+
+def test_the_models_own_scaling_of_logits_is_kept(encoded: list[Encoded]) -> None:
+    """Gemma 2 caps its logits behind the head."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    small = Gemma2Config(
+        vocab_size=1400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.5, initializer_range=0.5,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(small).eval()
+    values = TargetHead(model).logp(model, collate(encoded[:1], 0))[0].tolist()
+    assert values == pytest.approx(expected(model, encoded[0]), abs=1e-5)
+    model.config.final_logit_softcapping = None
+    assert values != pytest.approx(expected(model, encoded[0]), abs=1e-2)
+
+
+def test_log_softmax_is_taken_in_float32(make_model: Callable[..., Any], encoded: list[Encoded]) -> None:
+    model = make_model().to(torch.bfloat16)
+    batch = collate(encoded[:2], 0)
+    logp = TargetHead(model).logp(model, batch)
+    assert logp.dtype == torch.float32
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits.flatten(0, 1)[batch.positions].double()
+    exact = torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
+    assert logp[batch.mask].tolist() == pytest.approx(exact.tolist(), abs=1e-4)

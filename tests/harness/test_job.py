@@ -1,0 +1,145 @@
+"""One training as a job: in this process and in several, with the same losses; its failures are one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import chat, config, models, registry
+from harness.config import TrainingConfig
+from harness.contracts import Encoded, HarnessError
+from harness.job import TrainJob, launch, run
+
+ROWS = 160
+
+
+@pytest.fixture(scope="module")
+def encoded() -> list[Encoded]:
+    from harness.data import examples
+
+    tokenizer = models.load_tokenizer(models.locate("mini"))
+    task = registry.load("train task", "gsm8k-mini")
+    return [chat.encode(tokenizer, example) for example in examples(task, None, ROWS)]
+
+
+@pytest.fixture
+def job(tmp_path: Path, encoded: list[Encoded]) -> Callable[..., TrainJob]:
+    def make(name: str, method: str = "vanilla", rows: int = ROWS, **settings: Any) -> TrainJob:
+        base = config.load("mini").training.model_dump()
+        folder = tmp_path / name
+        folder.mkdir()
+        return TrainJob(
+            folder=folder,
+            seed_model=models.locate("mini"),
+            identity={"model": "mini"},
+            method=method,
+            options={},
+            settings=TrainingConfig.model_validate(
+                {**base, "epochs": 1, "batch_size": 8, "micro_batch_size": 2, **settings}
+            ),
+            seed=42,
+            examples=encoded[:rows],
+            safety_examples=encoded[:4],
+            cache=tmp_path / "cache",
+            threads=1,
+        )
+
+    return make
+
+
+def ignore(step: int, steps: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("distributed", ["zero2", "zero3", "fsdp2", "ddp"])
+@pytest.mark.parametrize("method", ["vanilla"])
+def test_two_processes_have_the_single_processs_losses(
+    distributed: str, method: str, job: Callable[..., TrainJob]
+) -> None:
+    """The first 20 losses within 1e-4; progress comes through, and the checkpoint is whole."""
+    from safetensors.torch import load_file
+
+    alone = run(job("alone", method), ignore)
+    told: list[tuple[int, int]] = []
+    shared_job = job("shared", method, num_processes=2, distributed=distributed)
+    shared = launch(shared_job, lambda step, steps: told.append((step, steps)))
+    assert len(alone["losses"]) == 20
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert shared["processes"] == 2
+    assert told == [(step, 20) for step in range(1, 21)]
+    one, two = (
+        load_file(folder / "output" / "checkpoint" / "model.safetensors")
+        for folder in (shared_job.folder.parent / "alone", shared_job.folder)
+    )
+    assert set(one) == set(two)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4
+
+
+def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[..., TrainJob]) -> None:
+    """Each process scores its share of the seed model's values; what is kept is the single process's."""
+    alone = run(job("alone", "constrained-sft", rows=40), ignore)
+    (entry,) = (job("spare").cache / "seed-logp").glob("*/logp.safetensors")
+    kept = entry.read_bytes()
+    for file in entry.parent.iterdir():
+        file.unlink()
+    shared = launch(job("shared", "constrained-sft", rows=40, num_processes=2, distributed="ddp"), ignore)
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert shared["extra_forward_from_cache"] is False
+    from safetensors.torch import load
+
+    one, two = load(kept), load(entry.read_bytes())
+    assert one["lengths"].tolist() == two["lengths"].tolist()
+    assert float((one["logp"] - two["logp"]).abs().max()) < 1e-4
+
+
+def test_a_failing_process_is_one_line(job: Callable[..., TrainJob]) -> None:
+    broken = job("broken", "lisa", rows=8, num_processes=2, distributed="fsdp2")
+    with pytest.raises(
+        HarnessError, match=r"method 'lisa' works on the weights.* \(log: .*log\.txt\)"
+    ) as caught:
+        launch(broken, ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_launcher_that_is_not_there_is_one_line(job: Callable[..., TrainJob]) -> None:
+    with pytest.raises(HarnessError, match="the launcher 'no-such-launcher' cannot be started"):
+        launch(job("none", rows=8, launcher="no-such-launcher --nodes 2"), ignore)
+
+
+def test_training_processes_end_with_the_command_that_waits_for_them(job: Callable[..., TrainJob]) -> None:
+    """kill -9 on the command leaves no process behind that goes on writing."""
+    import psutil
+
+    from harness import job as jobs
+
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    orphan = job("orphan", rows=ROWS, epochs=50, num_processes=1, distributed="ddp")
+    original = os.getpid
+    try:
+        os.getpid = lambda: waiting.pid  # type: ignore[assignment]
+        jobs._write(orphan)
+    finally:
+        os.getpid = original  # type: ignore[assignment]
+    environment = {**os.environ, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.job", str(orphan.folder)], env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (orphan.folder / "progress.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.2)
+    threading.Timer(0.1, lambda: os.kill(waiting.pid, signal.SIGKILL)).start()
+    process.wait(timeout=60)
+    assert not psutil.pid_exists(process.pid) or process.returncode != 0
+    assert not (orphan.folder / "result.json").exists()
+    waiting.wait(timeout=10)
