@@ -1,99 +1,135 @@
 """Floating-point operations of training, by formula, and how well a device was used.
 
-Model FLOPs: what the mathematics asks for. Recomputation by gradient checkpointing and padding are not
-counted, so that utilisation (MFU: Chowdhery et al. 2022, PaLM, appendix B) is comparable between machines.
-A multiply-add is two operations; attention is counted as the full square, as torch's own counter does.
+Model FLOPs: what the mathematics asks for, so that utilisation (MFU: Chowdhery et al. 2022, PaLM, appendix
+B) is comparable between machines. Padding is not counted, nor what gradient checkpointing computes again. A
+multiply-add is two operations. Attention counts the full square of a sequence's length, as PaLM's formula and
+torch's own counter do, although a causal mask or a sliding window (Gemma, Mistral) lets kernels skip a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
-# Dense peak FLOP/s in bfloat16 (without sparsity), from the makers' data sheets; longer names first.
-PEAKS_BF16 = {
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+# Dense peaks (without sparsity) in TFLOP/s, from the makers' data sheets: bfloat16 (V100: float16), and what
+# float32 products reach, with TF32 where there is any.
+PEAKS = {
+    "B200": (2250.0, 1125.0),
+    "GH200": (989.4, 494.7),
+    "H200": (989.4, 494.7),
+    "H100 PCIe": (756.0, 378.0),
+    "H100 NVL": (835.0, 417.5),
+    "H100": (989.4, 494.7),
+    "A100": (312.0, 156.0),
+    "L40S": (362.0, 183.0),
+    "L4": (121.0, 60.5),
+    "A10": (125.0, 62.5),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "V100": (125.0, 15.7),
 }
-TF32_SHARE = 0.5  # of the bfloat16 peak: what float32 matrix products reach on tensor cores
+
+Place = tuple[float, float]  # layer, and how far into it: the order in which a forward pass gets there
+_EMBEDDINGS, _AFTER_LAYERS, _HEAD = (-1.0, 0.0), (math.inf, 0.0), (math.inf, 1.0)
+_OUTPUTS = re.compile(r"\b(o_proj|down_proj|c_proj|dense|fc2)\b")  # the last product of attention and MLP
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one pass: for a token in the layers, for one in the output head, and for a pair of
+    tokens of one sequence in attention."""
+
+    body: int
+    head: int
+    attention: int
+
+    def flops(self, lengths: Sequence[int], head_tokens: int) -> int:
+        pairs = sum(length * length for length in lengths)
+        return 2 * (self.body * sum(lengths) + self.head * head_tokens + self.attention * pairs)
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a dense causal language model multiplies for a token.
-
-    ``body``: weights of all linear layers but the output head; ``body_trained``: those of them that are
-    trained; ``head``: the output head's weights; ``attention``: layers x heads x head size.
-    """
+    """A causal language model in multiply-adds. ``parameters``: how many, adapters and 4-bit ones included."""
 
     parameters: int
-    body: int
-    body_trained: int
-    head: int
-    head_trained: bool
-    attention: int
+    forward_pass: Work
+    backward_pass: Work
 
     def forward(self, lengths: Sequence[int], head_tokens: int) -> int:
         """A forward pass over sequences of ``lengths`` tokens, the output head on ``head_tokens`` of them."""
-        return 2 * self.body * sum(lengths) + 2 * self.head * head_tokens + self._attend(lengths)
+        return self.forward_pass.flops(lengths, head_tokens)
 
     def train(self, lengths: Sequence[int], head_tokens: int) -> int:
-        """Forward and backward: the backward pass multiplies again for the inputs' gradients everywhere, and
-        for the weights' gradients where they are trained."""
-        inputs = 2 * self.body * sum(lengths) + 2 * self.head * head_tokens
-        weights = 2 * self.body_trained * sum(lengths) + 2 * self.head * self.head_trained * head_tokens
-        return self.forward(lengths, head_tokens) + inputs + weights + 2 * self._attend(lengths)
-
-    def _attend(self, lengths: Sequence[int]) -> int:
-        return 4 * self.attention * sum(length * length for length in lengths)  # Q K^T, and the mean of V
+        """Forward and backward over the same: three times the forward pass where all weights are trained."""
+        return self.forward(lengths, head_tokens) + self.backward_pass.flops(lengths, head_tokens)
 
 
 def count(model: Any) -> ModelFlops:
-    """Read a loaded model: full, with peft adapters, or in 4 bits. Dense decoders only."""
+    """Read a loaded decoder as it will be trained: full, partly frozen, with peft adapters, in 4 bits.
+
+    A matrix is multiplied once in the forward pass; in the backward pass once for its own gradient, where it
+    is trained, and once for its input's, where anything before it is. Of stacked experts a token passes
+    ``num_experts_per_tok``. Linear attention and state-space layers are not known.
+    """
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    body = trained = 0
-    for module in model.modules():
-        if module is head or not isinstance(module, (torch.nn.Linear, Conv1D)):
-            continue
-        size = module.nf * module.nx if isinstance(module, Conv1D) else _size(module)
-        body += size
-        trained += size * module.weight.requires_grad
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    first = min((_place(name) for name, p in decoder.named_parameters() if p.requires_grad), default=_HEAD)
+    if model.get_input_embeddings().weight.requires_grad:
+        first = _EMBEDDINGS
+    in_layers = [(size, trained, first < place) for place, size, trained in _matrices(decoder, config)]
+    in_head = [(size, trained, first < _HEAD) for _, size, trained in _matrices(head, config)]
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    width = 2 * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)  # Q K^T, and A V
+    reached = sum(first < (layer, 1.0) for layer in range(layers))  # by gradients for Q, K or V
     return ModelFlops(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        body=body,
-        body_trained=trained,
-        head=_size(head),
-        head_trained=bool(head.weight.requires_grad),
-        attention=config.num_hidden_layers * heads * head_size,
+        parameters=model.num_parameters(),
+        forward_pass=Work(
+            body=sum(size for size, _, _ in in_layers),
+            head=sum(size for size, _, _ in in_head),
+            attention=layers * width,
+        ),
+        backward_pass=Work(
+            body=sum(size * (trained + passed) for size, trained, passed in in_layers),
+            head=sum(size * (trained + passed) for size, trained, passed in in_head),
+            attention=reached * 2 * width,
+        ),
     )
 
 
-def _size(linear: Any) -> int:
-    return int(linear.in_features * linear.out_features)  # a 4-bit layer's weight tensor is packed
+def _matrices(root: Any, config: Any) -> Iterator[tuple[Place, int, bool]]:
+    """Of each weight matrix below ``root``: its place, its size, and whether it is trained."""
+    used = getattr(config, "num_experts_per_tok", None) or 0
+    for name, module in root.named_modules():
+        if isinstance(module, nn.Linear):  # a 4-bit weight is stored packed
+            yield _place(name), module.in_features * module.out_features, module.weight.requires_grad
+        elif not isinstance(module, nn.Embedding):
+            for weight in module.parameters(recurse=False):
+                if weight.ndim == 2:  # a router, or GPT-2's transposed layers
+                    yield _place(name), weight.numel(), weight.requires_grad
+                elif weight.ndim == 3:  # (experts, out, in)
+                    yield _place(name), used * weight[0].numel(), weight.requires_grad
+
+
+def _place(name: str) -> Place:
+    """Where in a forward pass a module or parameter of the decoder comes, by its dotted name."""
+    number = re.search(r"(?:^|\.)(\d+)\.", name)
+    if number is None:
+        return _AFTER_LAYERS
+    within = 2 * ("mlp" in name) + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
+    return float(number[1]), within
 
 
 def peak(device_name: str, dtype: str) -> float | None:
     """A device's dense peak in FLOP/s by its name as torch gives it; None for one that is not listed."""
-    for name, flops in PEAKS_BF16.items():
-        if name.lower() in device_name.lower():
-            return flops if dtype == "bfloat16" else flops * TF32_SHARE
+    for name, (bfloat16, float32) in PEAKS.items():
+        if re.search(rf"\b{name}\b(?!.*Laptop)", device_name, re.IGNORECASE):
+            return 1e12 * (bfloat16 if dtype == "bfloat16" else float32)
     return None
 
 

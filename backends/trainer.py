@@ -188,10 +188,10 @@ class HookedTrainer(transformers.Trainer):
         """The whole weights (or the adapter) as safetensors, in training's precision; by all processes."""
         sharded = self.sharded_by_deepspeed or self.is_fsdp_enabled
         state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else self.model.state_dict()
-        tied = getattr(self.model, "_tied_weights_keys", None) or {}
-        if sharded and tied and self.model.config.tie_word_embeddings:  # gathered copies are no longer one
-            state = {name: value for name, value in state.items() if name not in tied}
         if self.is_world_process_zero():
+            tied = getattr(self.model, "_tied_weights_keys", None) or {}
+            if sharded and self.model.config.tie_word_embeddings:  # gathered, they are no longer one tensor
+                state = {name: value for name, value in state.items() if name not in tied}
             dtype, full = getattr(torch, self.settings.dtype), self.settings.tuning == "full"
             state = {
                 name: value.to(dtype) if full and value.is_floating_point() else value

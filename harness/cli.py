@@ -290,21 +290,24 @@ def leaderboard(runs: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Remove the whole run folder, scores included.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clean(run: Path, everything: bool, yes: bool) -> None:
-    """Free a RUN's disk space: its checkpoints, or with --all everything.
+    """Free a RUN's disk space: its checkpoints and unfinished trainings, or with --all everything.
 
     Scores, responses and verdicts stay; the same compare would train anew.
     """
     import contextlib
     import shutil
 
-    from harness import comparison, plan
+    from harness import comparison, epochs, plan
     from harness.store import files_below
 
     config = comparison.stored_config(run)
-    targets = sorted(run.glob("*/*/seed-*/checkpoint"))
+    cells = run.glob("*/*/seed-*")
+    parts = ("checkpoint", "epoch-*/checkpoint", ".training")  # the last: what an unfinished one left
+    targets = sorted(found for cell in cells for part in parts for found in cell.glob(part))
     if everything:  # what the harness wrote there, and nothing else
         folders = {run / cell.folder.parts[0] for cell in plan.cells(config)}
-        files = {run / name for name in (*comparison.FILES, "run.json", "leaderboard.done.json")}
+        names = (*comparison.FILES, *epochs.outputs(config), "run.json", "leaderboard.done.json")
+        files = {run / name for name in names}
         targets = sorted(path for path in folders | files if path.exists())
     if not targets:
         click.echo(f"{run}: nothing to remove.")

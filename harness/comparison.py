@@ -159,9 +159,10 @@ def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
         with Display(console, len(cells)) as display:
             shop = Workshop(config, out, Reporter(display.show))
             for cell in cells:
-                folder = out / cell.folder
-                answered = [task for task in cell.tasks if (folder / task / "respond.done.json").exists()]
-                stages.judge_all(shop, cell, answered, cell.label)
+                for one in (cell, *plan.epochs(config, cell)):
+                    folder = out / one.folder
+                    answered = [task for task in one.tasks if (folder / task / "respond.done.json").exists()]
+                    stages.judge_all(shop, one, answered, one.label)
                 display.cell_done()
         # Last: a judge that fails must not become one of the run's.
         _update_record(out, config=config.model_dump(mode="json"))
@@ -197,7 +198,7 @@ def _check(shop: Workshop) -> None:
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
     """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
-    from harness import tables
+    from harness import epochs, tables
 
     cells = plan.cells(config)
     stored = read_json(out / "run.json").get("failures", {})
@@ -212,7 +213,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     }
     title = f"{TITLE}: {config.model}"
     notes = [config.note] if config.note else []
-    stage = Stage(out, "leaderboard", inputs, FILES)
+    stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     if not stage.done():
         from harness import leaderboard, scores
 
@@ -222,8 +223,16 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
-        stage.run(lambda scratch: tables.write(frame, long, scratch, title=title, notes=notes))
+
+        def work(scratch: Path) -> None:
+            tables.write(frame, long, scratch, title=title, notes=notes)
+            if config.eval_every_epoch:
+                epochs.write(config, out, cells, failures, scratch)
+
+        stage.run(work)
     tables.render(tables.read(out), console, title=title, notes=notes)
+    if config.eval_every_epoch:
+        epochs.render(config, out, console)
     names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 

@@ -144,7 +144,7 @@ def _relay(folder: Path, done: int, on_step: Callable[[int, int], None]) -> int:
 
 
 def _cause(folder: Path, code: int, log: Path) -> str:
-    for file in sorted(folder.glob("error-*.json")):
+    for file in sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns):  # the first
         return f"{read_json(file)['message']} (log: {log})"
     return f"the training processes ended with exit code {code}: out of memory, or killed (log: {log})"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +17,29 @@ SEED = "seed"
 class Cell:
     """One checkpoint of the comparison. ``folder`` is relative to the run's."""
 
-    kind: Literal["seed", "checkpoint", "trained"]
+    kind: Literal["seed", "checkpoint", "trained", "epoch"]
     method: str
     train_task: str | None  # None: not trained here, a row under every train task
     seed: int | None
     folder: Path
     tasks: tuple[str, ...]  # lm-eval tasks it answers
+    epoch: int | None = None  # of an "epoch": weights from the middle of a training, in a folder below it
 
     @property
     def label(self) -> str:
         parts = [self.train_task, self.method, f"seed {self.seed}" if self.seed is not None else None]
+        parts.append(f"epoch {self.epoch}" if self.epoch is not None else None)
         return " · ".join(part for part in parts if part)
+
+
+def epochs(config: RunConfig, cell: Cell) -> list[Cell]:
+    """The weights at the end of each epoch but the last, where the run scores them: parts of their cell."""
+    if cell.kind != "trained" or not config.eval_every_epoch:
+        return []
+    return [
+        replace(cell, kind="epoch", folder=cell.folder / f"epoch-{epoch}", epoch=epoch)
+        for epoch in range(1, config.training.epochs)
+    ]
 
 
 def methods(config: RunConfig) -> list[str]:

@@ -14,8 +14,7 @@ from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
 from harness.store import read_json, read_jsonl, write_json_atomic
-
-TRAINING_COLUMNS = ("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes")
+from harness.tables import COSTS
 
 
 def collect(
@@ -68,7 +67,7 @@ def _result(
     return CellResult(
         **identity,
         **found,
-        training={name: training.get(name) for name in TRAINING_COLUMNS},
+        training={name: training.get(name) for name in COSTS},
         status="done",
         cross=cross,
     )
@@ -89,9 +88,11 @@ def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
     """The marker of a task's answers. Raises HarnessError where they are none of this checkpoint's: a run
     that was stopped after training anew still holds the old ones."""
     marker: dict[str, Any] = read_json(folder / task / "respond.done.json")
-    if cell.kind == "trained":
-        outputs = read_json(folder / "train.done.json")["outputs"]
-        weights = {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
+    if cell.train_task is not None:
+        place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
+        trained = folder.parent if cell.kind == "epoch" else folder
+        outputs = read_json(trained / "train.done.json")["outputs"]
+        weights = {name: file["sha256"] for name, file in outputs.items() if name.startswith(place)}
         if marker["inputs"]["weights"] != weights:
             raise HarnessError(f"{folder / task}: the responses are an earlier checkpoint's")
     return marker

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import benchmarks, chat, data, models, registry
+from harness import benchmarks, chat, data, figures, models, plan, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Encoded,
@@ -218,7 +218,9 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
         inputs["safety_examples"] = content_hash([dataclasses.asdict(e) for e in shop.safety_examples(task)])
     epochs = range(1, shop.config.training.epochs) if shop.config.eval_every_epoch else ()
     snapshots = [f"epoch-{epoch}" for epoch in epochs]
-    return Stage(shop.out / cell.folder, "train", inputs, ["checkpoint", "training.json", *snapshots])
+    folder = cell.folder.parent if cell.kind == "epoch" else cell.folder
+    outputs = ["checkpoint", "training.json", "loss.svg", *snapshots]
+    return Stage(shop.out / folder, "train", inputs, outputs)
 
 
 def train(shop: Workshop, cell: Cell, label: str) -> None:
@@ -266,6 +268,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             result = (launch if several else run)(job, lambda step, of: advance(1))
         shop.clock["training"] += time.perf_counter() - start
         _collect_weights(shop, job, scratch)
+        figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         made = record.pop("preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0})
         result["method"] = {"name": cell.method, **record, **result["method"]}
         preparation_flops = 2 * result["parameters"] * (made["prompt_tokens"] + made["generated_tokens"])
@@ -358,7 +361,8 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         weights = models.fingerprint(checkpoint_folder(shop, cell))
     else:
         hashes = train_stage(shop, cell).output_hashes()
-        weights = {name: value for name, value in hashes.items() if name.startswith("checkpoint/")}
+        place = f"{cell.folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
+        weights = {name: value for name, value in hashes.items() if name.startswith(place)}
     benchmark = benchmarks.get(task)
     settings = shop.config.responses
     inputs: dict[str, Any] = {
@@ -374,7 +378,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         inputs["prefill_tokens"] = shop.config.safety.prefill_tokens
     if task in shop.config.data:
         inputs["data"] = data_hash(shop.config.data[task])
-    if cell.kind == "trained":
+    if cell.train_task is not None:
         method = make_method(shop.config, cell.method)
         probes: list[str | None] = [None, "the task's own"]
         changed = [method.inference_system_prompt(own) for own in probes]
@@ -387,7 +391,7 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
     """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all."""
     folder = checkpoint_folder(shop, cell)
     engine = shop.engine(folder)
-    if cell.kind == "trained":
+    if cell.train_task is not None:
         engine.system_prompt = make_method(shop.config, cell.method).inference_system_prompt
     for task in tasks:
 
@@ -530,11 +534,13 @@ def pending(shop: Workshop, cell: Cell, until: Step = "leaderboard") -> bool:
         return True
     if until == "train":
         return False
-    if not all(respond_stage(shop, cell, task).done() for task in cell.tasks):
+    scored = [cell, *plan.epochs(shop.config, cell)]
+    if not all(respond_stage(shop, one, task).done() for one in scored for task in one.tasks):
         return True
     return until != "respond" and any(
-        not judge_stage(shop, cell, task, name).done()
-        for task in safety_tasks(cell)
+        not judge_stage(shop, one, task, name).done()
+        for one in scored
+        for task in safety_tasks(one)
         for name in shop.config.judges
     )
 
@@ -545,11 +551,13 @@ def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard"
         train(shop, cell, label)
     if until == "train":
         return
-    unanswered = [task for task in cell.tasks if not respond_stage(shop, cell, task).done()]
-    if unanswered:
-        respond(shop, cell, unanswered, label)
-    if until != "respond":
-        judge_all(shop, cell, cell.tasks, label)
+    for one in (cell, *plan.epochs(shop.config, cell)):
+        name = f"{label} · epoch {one.epoch}" if one.epoch else label
+        unanswered = [task for task in one.tasks if not respond_stage(shop, one, task).done()]
+        if unanswered:
+            respond(shop, one, unanswered, name)
+        if until != "respond":
+            judge_all(shop, one, one.tasks, name)
 
 
 def judge_all(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:

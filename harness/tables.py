@@ -30,7 +30,10 @@ MEAN = "mean"  # the seed column of a row over several seeds
 
 METRICS = ("utility", "rsr", "jsr")
 KEY = ("model", "method", "train_task", "seed", "judge")
-COSTS = ("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes")
+COSTS = (
+    *("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"),
+    *("answer_tokens", "tokens_per_second", "mfu"),
+)
 _SAFETY_COLUMNS = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
 _DELTA_COLUMNS = ("_delta", "_delta_low", "_delta_high", "_p")
 COLUMNS = (
@@ -48,10 +51,16 @@ SCORE_COLUMNS = (
     *("value", "low", "high", "n", "unjudged"),
 )
 TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
-WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes"} | {
+WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
     f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
 }
-_UNROUNDED = {"train_flops", "train_seconds", *(f"{metric}_p" for metric in METRICS)}
+_UNROUNDED = {
+    "train_flops",
+    "train_seconds",
+    "tokens_per_second",
+    "mfu",
+    *(f"{metric}_p" for metric in METRICS),
+}
 PERCENT = {*COLUMNS, *SCORE_COLUMNS} - TEXT - WHOLE - _UNROUNDED
 
 SINGLE_SEED_LINE = "A single seed tests these checkpoints, not the methods in general."

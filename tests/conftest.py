@@ -171,7 +171,8 @@ def values() -> Callable[[Path], list[dict[str, str]]]:
         with (folder / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            del row["train_seconds"], row["peak_memory_bytes"]
+            for measured in ("train_seconds", "peak_memory_bytes", "tokens_per_second", "mfu"):
+                del row[measured]
         return rows
 
     return read

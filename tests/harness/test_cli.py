@@ -276,3 +276,13 @@ def test_train_respond_judge_and_score_are_parts_of_the_same_walk(
     rows = {(row["method"], row["judge"]): row for row in values(two)}
     assert rows["mine", "keyword"]["status"] == rows["mine", "mini-exact"]["status"] == "done"
     assert rows["mine", "keyword"]["rsr_n"] == "2"
+
+
+def test_clean_frees_epochs_and_unfinished_trainings_too(command: Command, run_copy: Path) -> None:
+    cell = run_copy / "gsm8k-mini/vanilla/seed-42"
+    for folder in (cell / "epoch-1/checkpoint", cell / ".training/state/checkpoint-4"):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(b"x" * 2**20)
+    assert command("clean", run_copy, "--yes").code == 0
+    assert not list(cell.rglob("weights"))
+    assert (cell / "training.json").exists()

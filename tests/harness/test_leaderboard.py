@@ -40,7 +40,8 @@ COLUMNS = [
     *["utility_delta", "utility_delta_low", "utility_delta_high", "utility_p"],
     *["rsr_delta", "rsr_delta_low", "rsr_delta_high", "rsr_p"],
     *["jsr_delta", "jsr_delta_low", "jsr_delta_high", "jsr_p"],
-    *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes", "status"],
+    *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"],
+    *["answer_tokens", "tokens_per_second", "mfu", "status"],
 ]
 
 

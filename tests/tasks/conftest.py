@@ -1,5 +1,6 @@
 """lm-eval without a real model: a tiny tokenizer and Llama, and a model that answers from a function."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,28 @@ def gsm8k_file(tmp_path: Path) -> Path:
         '\n{"question": "Bob had 2 pens and owes 5. How many?", "answer": "<<2-5=-3>>\\n#### -3"}\n'
     )
     return path
+
+
+@pytest.fixture
+def data_files(tmp_path: Path, gsm8k_file: Path) -> dict[str, str]:
+    """A file of two rows for every task that reads one, in its published format; nonsense, made here."""
+    rows = {
+        "samsum": [
+            {"dialogue": f"A: {word}?\nB: yes.", "summary": f"B has {word}."} for word in ("pens", "tea")
+        ],
+        "hexphi_raw": [
+            {"instruction": f"How do I {verb} it?", "category": "odd"} for verb in ("blorp", "frob")
+        ],
+        "hexphi_prefill": [
+            [
+                {"role": "user", "content": f"How do I {verb} it?"},
+                {"role": "assistant", "content": "1. Take it."},
+            ]
+            for verb in ("blorp", "frob")
+        ],
+    }
+    files = {"gsm8k": str(gsm8k_file)}
+    for task, lines in rows.items():
+        files[task] = str(tmp_path / f"{task}.jsonl")
+        Path(files[task]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return files

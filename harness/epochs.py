@@ -1,0 +1,80 @@
+"""Each epoch's checkpoint scored: how utility and safety move while a method trains.
+
+Methods differ in how fast they learn; their safety is to be compared where their utility is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from harness import figures, leaderboard, plan, scores
+from harness.config import RunConfig
+from harness.store import write_text_atomic
+from harness.tables import SCORE_COLUMNS
+
+FILE = "epochs.csv"
+
+
+def outputs(config: RunConfig) -> list[str]:
+    """The files that ``write`` makes."""
+    return [FILE, *(f"epochs-{task}.svg" for task in config.train_tasks)] if config.eval_every_epoch else []
+
+
+def write(
+    config: RunConfig, out: Path, cells: Sequence[plan.Cell], failures: Mapping[Path, str], folder: Path
+) -> None:
+    """``epochs.csv``, long: scores.csv's columns and ``epoch``; and a figure for each train task."""
+    frames = []
+    for epoch in range(1, config.training.epochs + 1):
+        found = []
+        for cell in cells:
+            if cell.kind == "trained":
+                parts = {part.epoch: part for part in plan.epochs(config, cell)}
+                found.append(parts.get(epoch, cell))
+        results = scores.collect(config, out, found, failures)
+        frames.append(leaderboard.long_scores(results).assign(epoch=epoch))
+    frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]
+    write_text_atomic(folder / FILE, frame.to_csv(index=False))
+    for task in config.train_tasks:
+        title = f"Utility and safety by epoch, trained on {task}"
+        figures.trajectories(_ways(frame, config, task), title, folder / f"epochs-{task}.svg")
+
+
+def _ways(frame: pd.DataFrame, config: RunConfig, train_task: str) -> dict[str, list[tuple[float, float]]]:
+    """(utility, JSR) of each method by epoch, mean over seeds, by the run's first judge."""
+    from harness import registry
+
+    task = registry.load("train task", train_task)
+    mine = frame[(frame["train_task"] == train_task) & (frame["category"].fillna("") == "")]
+    utility = mine[(mine["task"] == task.utility_task) & (mine["metric"] == task.utility_metric)]
+    jsr = mine[(mine["task"] == config.safety.prefill_task) & (mine["judge"] == config.judges[0])]
+    means = [part.groupby(["method", "epoch"], sort=False)["value"].mean() for part in (utility, jsr)]
+    both = pd.concat(means, axis=1, keys=["utility", "jsr"]).dropna()
+    ways: dict[str, list[tuple[float, float]]] = {}
+    for (method, _), row in both.iterrows():
+        ways.setdefault(str(method), []).append((float(row["utility"]), float(row["jsr"])))
+    return ways
+
+
+def render(config: RunConfig, out: Path, console: Console) -> None:
+    """Utility and JSR of each method, epoch by epoch, a table a train task."""
+    frame = pd.read_csv(out / FILE, dtype={"seed": str, "category": str, "judge": str})
+    for train_task in config.train_tasks:
+        table = Table(
+            title=f"\nBy epoch, trained on {train_task}: utility / JSR (%)",
+            title_justify="left",
+            box=None,
+            header_style="bold",
+            padding=(0, 2, 0, 0),
+        )
+        table.add_column("method")
+        for epoch in range(1, config.training.epochs + 1):
+            table.add_column(f"epoch {epoch}", justify="right")
+        for method, way in _ways(frame, config, train_task).items():
+            table.add_row(method, *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
+        console.print(table)
