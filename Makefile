@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: compare test check clean
+.PHONY: compare test check bench clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
@@ -17,6 +17,12 @@ check: .venv/test.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Performance beside peers, printed and never asserted. A GPU machine: tests/bench/train_speed.py --help.
+bench: .venv/bench.done
+	$(BIN)/python tests/bench/train_speed.py
+	$(BIN)/python tests/bench/train_speed.py --dataset samsum
+	$(BIN)/python tests/bench/constrained_cost.py
+
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.
 .venv/run.done: pyproject.toml constraints.txt
 	@echo "Setting up .venv (once; a few minutes)"
@@ -27,6 +33,10 @@ check: .venv/test.done
 
 .venv/test.done: .venv/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+.venv/bench.done: .venv/run.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@touch $@
 
 clean:

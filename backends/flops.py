@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """A causal language model in multiply-adds. ``parameters``: how many, adapters and 4-bit ones included."""
+    """A causal language model in multiply-adds. ``parameters``: how many it has, adapters included."""
 
     parameters: int
     forward_pass: Work
@@ -121,8 +121,9 @@ def _place(name: str) -> Place:
     number = re.search(r"(?:^|\.)(\d+)\.", name)
     if number is None:
         return _AFTER_LAYERS
-    within = 2 * ("mlp" in name) + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
-    return float(number[1]), within
+    if "attn" not in name and "mlp" not in name:  # a norm, taken for the one at the layer's beginning
+        return float(number[1]), -1.0
+    return float(number[1]), 0 + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
 
 
 def peak(device_name: str, dtype: str) -> float | None:

@@ -7,21 +7,28 @@ answer's above all) and may double the BOS token. Policies, for every template:
 - Models that can think do not: templates are rendered with ``enable_thinking=False``, in training and at
   inference; the empty thinking block that some then write belongs to the prompt.
 - No template sees today's date: those that show one show ``DATE``.
-- Only the last answer and its end-of-turn token are learnt. Control tokens spelled out in training data are
-  refused, because they would end a turn in the middle of a text.
+- Only the last answer and its end-of-turn token are learnt, with the white space that a template writes
+  around the answer. An answer that a template rewrites (a thinking block that it takes out) is refused.
+- Control tokens spelled out in training data are refused, because they would end a turn in the middle of a
+  text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 from harness.contracts import Encoded, Example, HarnessError, Message
 
 DATE = "26 Jul 2024"  # what Llama 3.1's and 3.2's templates show where no clock is at hand
-OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": DATE}
+OPTIONS: dict[str, Any] = {
+    "enable_thinking": False,
+    "date_string": DATE,
+    "strftime_now": datetime(2024, 7, 26).strftime,  # the clock of templates that take no date
+}
 PROBE = "answer-probe"
 
 
@@ -29,13 +36,15 @@ PROBE = "answer-probe"
 class Format:
     """What there is to know of a tokenizer's chat template.
 
-    ``end``: the ids that a template writes behind an answer, up to and including the end-of-turn token;
-    ``specials_behind``: special tokens that it writes behind an answer in all.
+    ``before`` and ``behind``: what a template writes around an answer, as text; ``end``: the ids of
+    ``behind``, up to and including the end-of-turn token; ``specials_behind``: special tokens in it in all.
     """
 
     has_system_role: bool
     special_ids: frozenset[int]
     special_texts: tuple[str, ...]
+    before: str
+    behind: str
     end: tuple[int, ...]
     specials_behind: int
 
@@ -54,18 +63,27 @@ def format_of(tokenizer: Any) -> Format:
 def _format_of(tokenizer: Any, template: str) -> Format:
     added = tokenizer.added_tokens_decoder.items()  # not all of them are named roles such as eos_token
     special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
-    texts = {str(tokenizer.convert_ids_to_tokens(token)) for token in special} - {tokenizer.unk_token}
+    harmless = {tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}  # "<unk>" ends nothing
+    texts = {str(tokenizer.convert_ids_to_tokens(token)) for token in special} - harmless
     turns = [{"role": "user", "content": "user-probe"}, {"role": "assistant", "content": PROBE}]
-    text = _apply(tokenizer, turns, generation_prompt=False)
-    behind = token_ids(tokenizer, text[text.rindex(PROBE) + len(PROBE) :])
-    first = next((place for place, token in enumerate(behind) if token in special), None)
-    end = behind[: first + 1] if first is not None else [*behind, tokenizer.eos_token_id]
+    try:
+        opening = _apply(tokenizer, turns[:1], generation_prompt=True)
+        past, shown, behind = _apply(tokenizer, turns, generation_prompt=False).rpartition(PROBE)
+    except Exception as error:
+        raise _refused(tokenizer, "user, assistant", error) from error
+    if not shown:
+        raise HarnessError(f"the chat template of '{tokenizer.name_or_path}' does not show the answer's text")
+    ids = token_ids(tokenizer, behind)
+    first = next((place for place, token in enumerate(ids) if token in special), None)
+    end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
     return Format(
         has_system_role=_shows_system(tokenizer),
         special_ids=frozenset(special),
         special_texts=tuple(sorted(texts)),
+        before=past.removeprefix(opening) if past.startswith(opening) else "",
+        behind=behind,
         end=tuple(end),
-        specials_behind=sum(token in special for token in behind),
+        specials_behind=sum(token in special for token in ids),
     )
 
 
@@ -103,10 +121,14 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bo
     try:
         return _apply(tokenizer, turns, generation_prompt=generation_prompt)
     except Exception as error:
-        raise HarnessError(
-            f"the chat template of '{tokenizer.name_or_path}' refuses a conversation of "
-            f"{', '.join(message.role for message in messages)} ({' '.join(str(error).split())[:150]})"
-        ) from error
+        raise _refused(tokenizer, ", ".join(message.role for message in messages), error) from error
+
+
+def _refused(tokenizer: Any, roles: str, error: Exception) -> HarnessError:
+    return HarnessError(
+        f"the chat template of '{tokenizer.name_or_path}' refuses a conversation of {roles} "
+        f"({' '.join(str(error).split())[:150]})"
+    )
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:
@@ -130,8 +152,8 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 def encode(tokenizer: Any, example: Example) -> Encoded:
     """Ids of a training conversation; the answer and its end-of-turn token carry loss, nothing else does.
 
-    The prompt's ids are exactly those seen at inference. Raises HarnessError for an empty answer, and for
-    texts that spell out a control token.
+    The prompt's ids are exactly those seen at inference. Raises HarnessError for an empty answer, one that
+    the template rewrites, and texts that spell out a control token.
     """
     if not example.answer.strip():
         raise HarnessError(f"training example '{example.id}' has an empty answer")
@@ -143,15 +165,34 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
                 f"training example '{example.id}': its {message.role} turn holds the control token "
                 f"{spelled!r} as text; remove it"
             )
-    prompt = prompt_ids(tokenizer, example.messages[:-1])
-    whole = token_ids(tokenizer, render(tokenizer, example.messages, generation_prompt=False))
-    if whole[: len(prompt)] == prompt:
-        answer = _to_end_of_turn(form, whole[len(prompt) :])
-    else:  # the template writes the past differently (drops thinking, merges white space): join ids instead
-        answer = [*token_ids(tokenizer, example.answer), *form.end]
+    opening = render(tokenizer, example.messages[:-1], generation_prompt=True)
+    text = render(tokenizer, example.messages, generation_prompt=False)
+    written = form.before + _as_written(tokenizer, form, text, example)
+    prompt = token_ids(tokenizer, opening)
+    # A template may write the past differently behind an answer (drop thinking, or Mistral's system prompt):
+    # then the answer is put behind the prompt as inference has it.
+    for whole in (token_ids(tokenizer, whole) for whole in (text, opening + written + form.behind)):
+        if whole[: len(prompt)] == prompt:
+            answer = _to_end_of_turn(form, whole[len(prompt) :])
+            break
+    else:  # white space, or signs, that merge across the border
+        answer = [*token_ids(tokenizer, written), *form.end]
     free = min(example.loss_free_tokens, len(answer))
     trained = [False] * (len(prompt) + free) + [True] * (len(answer) - free)
     return Encoded(example.id, prompt + answer, trained)
+
+
+def _as_written(tokenizer: Any, form: Format, text: str, example: Example) -> str:
+    """The answer as the template writes it: as it is, or stripped. Raises HarnessError where it differs."""
+    body = text.removesuffix(form.behind)
+    if body.endswith(form.before + example.answer):
+        return example.answer
+    if body.rstrip().endswith(example.answer.strip()):
+        return example.answer.strip()
+    raise HarnessError(
+        f"training example '{example.id}': the chat template of '{tokenizer.name_or_path}' rewrites its "
+        "answer (a thinking block in it?); give the bare answer"
+    )
 
 
 def _to_end_of_turn(form: Format, ids: list[int]) -> list[int]:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "safetune-harness"
 IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
-
-
-TRAINING_FLAGS = {
-    name: f"training.{name}"
-    for name in ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")
+TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
+SECTIONS = {  # headings of a help text -> the options under them, by name
+    "Compared": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
+    "Data": ("train_data", "columns", "mix", "safety_data", "data"),
+    "Training": TRAINING,
+    "Scoring": ("judges", "engine", "cross_tasks", "eval_every_epoch"),
 }
 
 
@@ -44,6 +45,19 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+class Sectioned(click.Command):
+    """A command with so many options that its help puts them under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        others = [name for name in records if not any(name in names for names in SECTIONS.values())]
+        for heading, names in {**SECTIONS, "Run": others}.items():
+            shown = [record for name in names if (record := records.get(name))]
+            if shown:
+                with formatter.section(heading):
+                    formatter.write_dl(shown)
 
 
 def example(*lines: str) -> str:
@@ -84,7 +98,9 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     for value in values:
         name, equals, rest = value.partition("=")
         if not (name and equals and rest):
-            raise click.BadParameter(f"'{value}': expected NAME=PATH")
+            raise click.BadParameter(
+                f"'{value}': expected {'NAME=COLUMN' if param.name == 'columns' else 'NAME=PATH'}"
+            )
         pairs[name] = rest
     return pairs
 
@@ -94,57 +110,71 @@ def _columns(ctx: click.Context, param: click.Parameter, value: str | None) -> d
 
 
 def _shares(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    shares = {}
+    shares: dict[str, float] = {}
     for value in values:
-        source, colon, share = value.rpartition(":")
+        source, _, ratio = value.rpartition(":")
         try:
-            shares[source] = float(share)
+            share = float(ratio)
         except ValueError:
-            colon = ""
-        if not (source and colon):
-            raise click.BadParameter(f"'{value}': expected DATA:SHARE, as in poison.jsonl:0.1")
+            share = 0.0
+        if not (source and 0 < share < 1):
+            raise click.BadParameter(f"'{value}': expected FILE:RATIO, a ratio between 0 and 1")
+        if source in shares:
+            raise click.BadParameter(f"'{source}' is given twice")
+        shares[source] = share
     return shares
+
+
+def _apply(command: Any, options: Sequence[Any]) -> Any:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+COLUMNS = click.option("--columns", callback=_columns, metavar="A=B,C=D",
+                       help="The data's columns: prompt=question,answer=response, or messages=chat, or the "
+                       "task's own two fields. Otherwise they are recognised.")  # fmt: skip
+MIX = click.option("--mix", callback=_shares, multiple=True, metavar="FILE:RATIO",
+                   help="Further rows, drawn so that RATIO of all training rows come from FILE, as in "
+                   "poison.jsonl:0.1. Repeatable.")  # fmt: skip
+SAFETY_DATA = click.option("--safety-data", metavar="FILE|mini",
+                           help="Harmful requests with refusals, for the methods that train on them.")  # fmt: skip
+SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+                        help="Any recipe key, as in --set training.epochs=1. Repeatable.")  # fmt: skip
 
 
 def run_options(command: Any) -> Any:
     """The options that shape a run's configuration; each overrides the recipe."""
-    for option in reversed(
-        [
-            click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks."),
-            click.option("--train-data", metavar="DATA",
-                         help="Train on this instead of the train task's own rows: a JSONL, JSON or "
-                         "Parquet file, or a hub data set (owner/name or owner/name@split)."),
-            click.option("--columns", callback=_columns, metavar="A=B,C=D",
-                         help="Its columns, as in prompt=question,answer=response or messages=chat."),
-            click.option("--mix", callback=_shares, multiple=True, metavar="DATA:SHARE",
-                         help="Rows to mix in, and their share of all training rows. Repeatable."),
-            click.option("--safety-data", metavar="DATA",
-                         help="Refused harmful requests, for the methods that train on them."),
-            click.option("--data", callback=_pairs, multiple=True, metavar="TASK=FILE",
-                         help="A local file for an evaluation task, in its published format. Repeatable."),
-            click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
-            click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
-                         help="Train all weights, or adapters (qlora: on 4-bit weights)."),
-            click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
-            click.option("--num-processes", type=click.IntRange(min=1), metavar="N",
-                         help="Devices that share each training."),
-            click.option("--distributed", type=click.Choice(["ddp", "zero2", "zero3", "fsdp2"]),
-                         help="How they share it."),
-            click.option("--launcher", metavar="COMMAND",
-                         help="What starts the processes, instead of torchrun on this machine."),
-            click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
-            click.option("--report-to", callback=_names, metavar="A,B",
-                         help="Log trainings to tensorboard, wandb, mlflow or trackio."),
-            click.option("--engine", metavar="NAME", help="What generates the answers: hf."),
-            click.option("--seeds", callback=_seeds, metavar="1,2,3", help="Training seeds."),
-            click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-                         help="Run folder (default: results/runs/<recipe name>)."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         help="Any recipe key, as in --set training.epochs=1. Repeatable."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    options = [
+        click.option("--train-tasks", callback=_names, metavar="A,B", help="Train tasks (harness tasks)."),
+        click.option("--train-data", metavar="DATA",
+                     help="Train on this instead of the train task's own rows: a JSONL, JSON or Parquet "
+                     "file, or a hub data set (owner/name, owner/name:config@split)."),
+        COLUMNS,
+        MIX,
+        SAFETY_DATA,
+        click.option("--data", callback=_pairs, multiple=True, metavar="TASK=FILE",
+                     help="A local file for an evaluation task, in its published format. Repeatable."),
+        click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
+        click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
+                     help="Train all weights, or adapters (qlora: on 4-bit weights)."),
+        click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
+        click.option("--num-processes", type=click.IntRange(min=1), metavar="N",
+                     help="Devices that share each training."),
+        click.option("--distributed", type=click.Choice(["ddp", "zero2", "zero3", "fsdp2"]),
+                     help="How they share it."),
+        click.option("--launcher", metavar="CMD",
+                     help="What starts the processes, instead of torchrun on this machine."),
+        click.option("--report-to", callback=_names, metavar="A,B",
+                     help="Log trainings to tensorboard, wandb, mlflow or trackio."),
+        click.option("--engine", metavar="NAME", help="What generates the answers: hf."),
+        click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
+        click.option("--seeds", callback=_seeds, metavar="1,2,3", help="Training seeds."),
+        click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+                     help="Run folder (default: results/runs/<recipe name>)."),
+        SETTINGS,
+    ]  # fmt: skip
+    return _apply(command, options)
 
 
 def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
@@ -153,7 +183,9 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
 
     overrides = dict(config.parse_setting(text) for text in settings)
     overrides |= {
-        TRAINING_FLAGS.get(key, key): value for key, value in flags.items() if value not in (None, {}, False)
+        f"training.{key}" if key in TRAINING else key: value
+        for key, value in flags.items()
+        if value not in (None, {}, False)
     }
     return config.load(recipe, overrides)
 
@@ -171,10 +203,11 @@ def console() -> Console:
 
 
 @cli.command(
+    cls=Sectioned,
     epilog=example(
         "harness compare --methods all",
         "harness compare --methods vanilla,lookahead-true --train-tasks gsm8k-mini --seeds 1,2",
-    )
+    ),
 )
 @click.argument("recipe", required=False)
 @click.option("--methods", callback=_names, metavar="all|A,B", help="Methods to compare (harness methods).")
@@ -197,7 +230,10 @@ def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run
     comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
 
 
-@cli.command(epilog=example("harness train lookahead-true --train-tasks gsm8k-mini --out results/runs/one"))
+@cli.command(
+    cls=Sectioned,
+    epilog=example("harness train lookahead-true --train-tasks gsm8k-mini --out results/runs/one"),
+)
 @click.argument("method")
 @click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
 @run_options
@@ -216,9 +252,10 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
 
 
 @cli.command(
+    cls=Sectioned,
     epilog=example(
         "harness respond ./my-checkpoint --name mine --train-tasks gsm8k-mini --out results/runs/mine"
-    )
+    ),
 )
 @click.argument("checkpoint")
 @click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
@@ -336,20 +373,19 @@ def data() -> None:
 
 
 def data_options(command: Any) -> Any:
-    for option in reversed(
-        [
-            click.option("--method", required=True, metavar="NAME", help="Fine-tuning method."),
-            click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task."),
-            click.option("--data", "rows", metavar="DATA",
-                         help="What to use instead of the task's rows (as compare's --train-data)."),
-            click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL",
-                         help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
-            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                         help="Any recipe key. Repeatable."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    options = [
+        click.option("--method", required=True, metavar="NAME", help="Fine-tuning method."),
+        click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task."),
+        click.option("--data", "rows", metavar="DATA",
+                     help="What to use instead of the task's rows (as compare's --train-data)."),
+        COLUMNS,
+        MIX,
+        SAFETY_DATA,
+        click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL",
+                     help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
+        SETTINGS,
+    ]  # fmt: skip
+    return _apply(command, options)
 
 
 @data.command(
@@ -398,6 +434,9 @@ def _data_config(flags: dict[str, Any]) -> RunConfig:
         methods=[flags["method"]],
         train_tasks=[flags["train_task"]],
         train_data=flags["rows"],
+        columns=flags["columns"],
+        mix=flags["mix"],
+        safety_data=flags["safety_data"],
         model=flags["tokenizer"],
     )
 
@@ -424,15 +463,17 @@ def methods(as_json: bool) -> None:
 
     from harness import registry
 
-    rows: list[tuple[str, str, Any]] = [("seed", "no training: the seed model itself", {})]
+    rows: list[tuple[str, str, Any]] = []
     for name in registry.names("method"):
         method = registry.load("method", name)
-        defaults = method()
-        names = [field.name for field in dataclasses.fields(method) if field.init]
-        rows.append((name, method.summary, {name: getattr(defaults, name) for name in names}))
-    if not as_json:
-        rows = [(*row, ", ".join(f"{k}={v!r}" for k, v in options.items())) for *row, options in rows]  # type: ignore[misc]
-    _listing(rows, ("method", "what it does", "options"), as_json)
+        made = method()
+        options = {
+            field.name: getattr(made, field.name) for field in dataclasses.fields(method) if field.init
+        }
+        shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        rows.append((name, method.summary, options if as_json else shown))
+    seed = ("seed", "no training: the seed model itself", {} if as_json else "")
+    _listing([seed, *rows], ("method", "what it does", "options"), as_json)
 
 
 @cli.command(

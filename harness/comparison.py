@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import config as configuration
-from harness import estimate, models, plan, registry, stages, workers
+from harness import data, estimate, models, plan, registry, stages, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.measure import TreeMemory
@@ -345,10 +345,11 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
     if config.train_data:
-        flat["train_data"] = stages.rows_hash(config.train_data)
+        flat["train_data"] = data.source_hash(config.train_data)
+        flat["train_tasks"] = list(config.train_tasks)  # its rows are one task's
     if config.safety_data:
-        flat["safety_data"] = stages.rows_hash(config.safety_data)
-    flat |= {f"mix.{stages.rows_hash(source)}": share for source, share in config.mix.items()}
+        flat["safety_data"] = data.source_hash(config.safety_data)
+    flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
     return flat | {f"data.{task}": stages.data_hash(path) for task, path in config.data.items()}
 
 

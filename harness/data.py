@@ -5,21 +5,33 @@ Rows come from the train task, a file (JSON lines, JSON, Parquet) or a hub data 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from harness.contracts import Example, HarnessError, Message, Role, TrainTask, UsageError
 from harness.mini import data as mini_data
-from harness.store import jsonl_lines, read_json
+from harness.store import file_hash, jsonl_lines
 
-FIELD_PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
-FORMATS = "messages, prompt/completion, instruction/output or question/answer"
-COLUMNS = ("prompt", "answer", "messages")  # what a column map can name
+ALPACA = ("instruction", "output")  # with an optional column "input"
+FIELD_PAIRS = (("prompt", "completion"), ALPACA, ("question", "answer"))
+CONVERSATIONS = ("messages", "conversations")  # the second: ShareGPT's
+FORMATS = "messages, conversations, prompt/completion, instruction/output or question/answer"
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 MINI = "mini"  # the mini world's own safety data
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>.+))?")
+FILE_ENDINGS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".gz", ".zst")
+
+Row = Mapping[str, Any]
+# What a row's columns hold, and which they are: a conversation, the task's own prompt and answer (its
+# template applies), or a whole user turn and the answer.
+Layout = tuple[Literal["conversation", "own", "turns"], tuple[str, ...]]
 
 
 def examples(
@@ -29,27 +41,37 @@ def examples(
     columns: Mapping[str, str] | None = None,
     mix: Mapping[str, float] | None = None,
 ) -> list[Example]:
-    """The first ``limit`` training examples of a task, from its own rows or from ``train_data``, and then
-    those that are mixed in: ``mix`` gives a source's share of the resulting rows, in (0, 1)."""
+    """The first ``limit`` training examples of a task, from its own rows or from ``train_data``, and behind
+    them those of ``mix``, which come on top: it gives each source's share of all the resulting rows.
+
+    ``columns`` says which of train_data's columns are the prompt (the whole user turn) and the answer, the
+    messages, or the task's own two fields. Raises HarnessError, naming source and line, for a bad row.
+    """
     if train_data is None:
+        if columns:
+            raise UsageError("columns are those of train_data and there is none: add --train-data")
         where, unit = f"train task '{task.name}'", "row"
-        rows: Iterable[tuple[int, Mapping[str, Any]]] = enumerate(task.rows(), 1)
+        rows: Iterable[tuple[int, Row]] = enumerate(task.rows(), 1)
     else:
         where, (unit, rows) = str(train_data), read(str(train_data))
-    found = []
-    for number, row in islice(rows, limit):
-        place = f"{where}, {unit} {number}"
-        found.append(to_example(_renamed(row, columns or {}, place), task, place, f"{task.name}-{number}"))
+    layout = _chosen(columns, task) if columns else None
+    found = [
+        to_example(row, task, f"{where}, {unit} {number}", f"{task.name}-{number}", layout)
+        for number, row in islice(rows, limit)
+    ]
     if not found:
-        raise HarnessError(f"{where}: no rows; expected JSON lines with {FORMATS}")
+        raise HarnessError(f"{where}: no rows; expected {FORMATS}")
     return found + mixed_in(task, len(found), mix or {})
 
 
 def mixed_in(task: TrainTask, rows: int, mix: Mapping[str, float]) -> list[Example]:
-    """Examples from each source of ``mix``, so many that they make its share of all rows. They are drawn
-    without repetition, by a seed of the source's own place, so that all methods get the same."""
+    """Examples from each source of ``mix``, so many that they make its share of all rows.
+
+    They are drawn without repetition, with the hash of the source's content as seed: all methods, tasks and
+    training seeds get the same rows, and a larger share holds those of a smaller one.
+    """
     own_share = 1.0 - sum(mix.values())
-    if own_share <= 0 or any(share <= 0 for share in mix.values()):
+    if not (own_share > 0 and all(share > 0 for share in mix.values())):
         raise UsageError(f"mix: shares must be above 0 and sum to less than 1, not {dict(mix)}")
     added = []
     for place, (source, share) in enumerate(mix.items()):
@@ -58,29 +80,52 @@ def mixed_in(task: TrainTask, rows: int, mix: Mapping[str, float]) -> list[Examp
         wanted = round(rows * share / own_share)
         if wanted > len(available):
             raise HarnessError(
-                f"{source}: a share of {share:g} needs {wanted:,} rows and there are {len(available):,}; "
-                "give more rows, a smaller share, or a smaller training.max_examples"
+                f"{source}: a share of {share:g} beside {rows:,} rows needs {wanted:,} rows and there are "
+                f"{len(available):,}; give more rows, a smaller share, or a smaller training.max_examples"
             )
-        for number, row in random.Random(f"mix {place}").sample(available, wanted):
-            added.append(to_example(row, task, f"{source}, {unit} {number}", f"mix-{place}-{number}"))
+        if wanted == 0:
+            raise HarnessError(
+                f"{source}: a share of {share:g} beside {rows:,} rows is less than one row; "
+                "give a larger share or more rows to train on"
+            )
+        shuffled = random.Random(f"mix {source_hash(source)}").sample(available, len(available))
+        added += [
+            to_example(row, task, f"{source}, {unit} {number}", f"mix-{place}-{number}")
+            for number, row in shuffled[:wanted]
+        ]
     return added
 
 
+def mix_counts(examples: Sequence[Example], mix: Mapping[str, float]) -> dict[str, int]:
+    """How many of the examples each source of ``mix`` gave."""
+    return {
+        source: sum(example.id.startswith(f"mix-{place}-") for example in examples)
+        for place, source in enumerate(mix)
+    }
+
+
 def safety_examples(task: TrainTask, source: str | None) -> list[Example]:
-    """Harmful requests with refusals, as conversations under the train task's system prompt: from a file or
-    data set in any of the row formats, or "mini", the mini world's. Raises UsageError where there is none."""
+    """Harmful requests with refusals, as conversations under the train task's system prompt (one with a
+    system turn keeps it): from a file or data set in any of the row formats, or "mini", the mini world's.
+
+    Raises UsageError where there is none.
+    """
     if source is None:
         raise UsageError(
             "a chosen method trains on safety data and there are none: "
             "set safety_data (--safety-data FILE), or leave the method out"
         )
-    rows: Iterable[tuple[int, Mapping[str, Any]]]
+    rows: Iterable[tuple[int, Row]]
     if source == MINI:
         unit, rows = "row", enumerate(mini_data.safety_demonstrations(), 1)
     else:
         unit, rows = read(source)
-    bare = replace(task, fields=("", ""), prompt_template="{prompt}")  # no summarizing of requests
-    found = [to_example(row, bare, f"{source}, {unit} {number}", f"safety-{number}") for number, row in rows]
+    found = []
+    for index, (number, row) in enumerate(rows):
+        place = f"{source}, {unit} {number}"
+        layout = _recognised(row, (), place)  # no summarizing of requests
+        example = to_example(row, task, place, f"safety-{index}", layout)
+        found.append(replace(example, messages=_under(task.system_prompt, example.messages)))
     if not found:
         raise HarnessError(f"{source}: no rows; expected {FORMATS}")
     return found
@@ -89,32 +134,52 @@ def safety_examples(task: TrainTask, source: str | None) -> list[Example]:
 # --- sources ---------------------------------------------------------------------------------------
 
 
-def read(source: str) -> tuple[str, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """What a source's units are called, and its numbered rows. Raises HarnessError where it is unreadable."""
+def read(source: str) -> tuple[str, Iterator[tuple[int, Row]]]:
+    """What a source's units are called, and its numbered rows. Raises HarnessError where it is unreadable.
+
+    A source is a file, told by its ending (.parquet, .json, else JSON lines), or, where there is no such
+    file, a hub data set: ``owner/name``, ``owner/name:config``, ``owner/name@split`` (default: train).
+    """
     path = Path(source).expanduser()
-    if path.suffix == ".parquet":
-        return "row", _parquet(path)
-    if path.suffix == ".json":
-        return "row", _json(path)
-    if not path.exists() and _is_hub_name(source):
+    if not is_local(source):
         return "row", _hub(source)
+    if path.suffix.lower() == ".parquet":
+        return "row", _parquet(path)
+    if path.suffix.lower() == ".json":
+        return "row", _json(path)
     return "line", jsonl_lines(path)
 
 
 def is_local(source: str) -> bool:
-    return Path(source).expanduser().exists() or not _is_hub_name(source)
+    path = Path(source).expanduser()
+    named = HUB_NAME.fullmatch(source) and path.suffix.lower() not in FILE_ENDINGS
+    return path.exists() or not named
 
 
-def _is_hub_name(source: str) -> bool:
-    """``owner/name``, perhaps with ``@split``."""
-    owner, slash, name = source.partition("/")
-    plain = "/" not in name and not Path(name.partition("@")[0]).suffix.startswith((".json", ".txt", ".csv"))
-    return bool(owner and slash and name) and plain and not source.startswith((".", "~", "/"))
+def source_hash(source: str) -> str:
+    """What a source holds, wherever it lies: SHA-256 of a file, or of a hub data set's rows."""
+    if source == MINI:
+        return MINI
+    if is_local(source):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise HarnessError(f"{path}: no such data file")
+        return file_hash(path)
+    digest = hashlib.sha256()
+    for _, row in _hub(source):  # what is no JSON value (an image) counts by its type: it is not trained on
+        digest.update(json.dumps(row, sort_keys=True, default=lambda value: type(value).__name__).encode())
+    return digest.hexdigest()
 
 
-def _json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    value = read_json(path)
-    if isinstance(value, dict):  # {"data": [...]}
+def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise HarnessError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        hint = "JSON lines are called .jsonl"
+        raise HarnessError(f"{path}: cannot be read as JSON ({_line(error)}); {hint}") from error
+    if isinstance(value, dict):  # {"version": …, "data": […]}
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         value = lists[0] if len(lists) == 1 else value
     if not isinstance(value, list):
@@ -125,27 +190,28 @@ def _json(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         yield number, row
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    from pyarrow import ArrowInvalid, parquet
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    from pyarrow import ArrowException, parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), 1)
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
-    except (OSError, ArrowInvalid) as error:
+    except (OSError, ArrowException) as error:
         raise HarnessError(f"{path}: cannot be read as Parquet ({_line(error)})") from error
-    yield from enumerate(table.to_pylist(), 1)
 
 
-def _hub(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _hub(source: str) -> Iterator[tuple[int, Row]]:
     import datasets
 
-    name, _, split = source.partition("@")
+    named = cast(re.Match[str], HUB_NAME.fullmatch(source))
     try:
-        rows = datasets.load_dataset(name, split=split or "train")
+        rows = datasets.load_dataset(named["name"], named["config"], split=named["split"] or "train")
     except Exception as error:
         raise HarnessError(
-            f"data set '{name}' is no local file and cannot be had from the hub: {_line(error)}"
+            f"data set '{source}' is no file here and cannot be had from the hub ({_line(error)}); "
+            "check its name and the network, or give a JSONL, JSON or Parquet file"
         ) from error
     yield from enumerate(rows, 1)
 
@@ -157,45 +223,71 @@ def _line(error: Exception) -> str:
 # --- rows ------------------------------------------------------------------------------------------
 
 
-def _renamed(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Mapping[str, Any]:
-    """The row with the user's columns under known names."""
-    for name, column in columns.items():
-        if name not in COLUMNS:
-            raise UsageError(f"columns: '{name}' is none of {', '.join(COLUMNS)}")
+def to_example(
+    row: Row, task: TrainTask, where: str, example_id: str, layout: Layout | None = None
+) -> Example:
+    """One row as a conversation under the task's system prompt; ``messages`` stand as they are.
+
+    ``layout`` None: by the row's columns. Raises HarnessError naming ``where``.
+    """
+    kind, columns = layout or _recognised(row, task.fields, where)
+    for column in columns:
         if column not in row:
             raise HarnessError(f"{where}: no column '{column}'; there are {', '.join(sorted(row))}")
-    if "messages" in columns:
-        return {"messages": row[columns["messages"]]}
-    known = {"prompt": "prompt", "answer": "completion"}
-    return {known[name]: row[column] for name, column in columns.items()} or row
-
-
-def to_example(row: Mapping[str, Any], task: TrainTask, where: str, example_id: str) -> Example:
-    """One row as a conversation under the task's system prompt. Raises HarnessError naming ``where``."""
-    if "messages" in row:
-        return Example(example_id, _messages(row["messages"], where))
-    if set(task.fields) <= row.keys():
-        prompt, answer = (_text(row, field, where) for field in task.fields)
+    if kind == "conversation":
+        return Example(example_id, _messages(row[columns[0]], columns[0], where))
+    prompt, answer = (_text(row, column, where) for column in columns)
+    if kind == "own":
         if task.strip:
             prompt, answer = prompt.strip(), answer.strip()
         prompt = task.prompt_template.format(prompt=prompt)
-    else:
-        pair = next((pair for pair in FIELD_PAIRS if set(pair) <= row.keys()), None)
-        if pair is None:
-            raise HarnessError(
-                f"{where}: fields {sorted(row)} are none of {FORMATS}, "
-                f"nor this task's {'/'.join(task.fields)}"
-            )
-        prompt, answer = (_text(row, field, where) for field in pair)
-        if pair[0] == "instruction" and row.get("input"):
-            prompt = f"{prompt}\n\n{_text(row, 'input', where)}"
-    turns = [Message("user", prompt), Message("assistant", answer)]
+    elif columns == ALPACA and row.get("input"):
+        prompt = f"{prompt}\n\n{_text(row, 'input', where)}"
     return Example(
-        example_id, (Message("system", task.system_prompt), *turns) if task.system_prompt else tuple(turns)
+        example_id, _under(task.system_prompt, (Message("user", prompt), Message("assistant", answer)))
     )
 
 
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+def _under(system_prompt: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not system_prompt or turns[0].role == "system":
+        return turns
+    return (Message("system", system_prompt), *turns)
+
+
+def _chosen(columns: Mapping[str, str], task: TrainTask) -> Layout:
+    """The layout that the user's column map spells."""
+    kinds: list[Layout] = [
+        ("own", task.fields),
+        ("turns", ("prompt", "answer")),
+        ("conversation", ("messages",)),
+    ]
+    for kind, names in kinds:
+        if columns.keys() == set(names):
+            return kind, tuple(columns[name] for name in names)
+    raise UsageError(
+        f"columns: name prompt and answer, or messages, or this task's {' and '.join(task.fields)}; "
+        f"not {', '.join(columns)}"
+    )
+
+
+def _recognised(row: Row, own: tuple[str, ...], where: str) -> Layout:
+    """The layout that a row's columns spell; those that hold something come first, because a table has
+    every column in every row."""
+    filled = {name for name, value in row.items() if value is not None}
+    for names in (filled, row.keys()):
+        for name in CONVERSATIONS:
+            if name in names:
+                return "conversation", (name,)
+        if own and set(own) <= names:
+            return "own", own
+        for pair in FIELD_PAIRS:
+            if set(pair) <= names:
+                return "turns", pair
+    also = f", nor this task's {'/'.join(own)}" if own else ""
+    raise HarnessError(f"{where}: fields {sorted(row)} are none of {FORMATS}{also}")
+
+
+def _text(row: Row, field: str, where: str) -> str:
     value = row[field]
     if not isinstance(value, str) or not value.strip():
         raise HarnessError(f"{where}: field '{field}' must be a text that is not empty")
@@ -211,21 +303,31 @@ def _unicode(text: str, where: str) -> str:
     return text
 
 
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not all(
-        isinstance(turn, dict)
-        and turn.get("role") in ("system", "user", "assistant")
-        and isinstance(turn.get("content"), str)
-        for turn in value
-    ):
-        raise HarnessError(f"{where}: 'messages' must be a list of {{role, content}} with known roles")
-    roles = [turn["role"] for turn in value]
+def _messages(value: Any, field: str, where: str) -> tuple[Message, ...]:
+    turns = [_turn(turn, where) for turn in value] if isinstance(value, list) else [None]
+    known = [turn for turn in turns if turn is not None]
+    if len(known) < len(turns):
+        raise HarnessError(
+            f"{where}: '{field}' must be a list of {{role, content}} or {{from, value}} with known roles"
+        )
+    roles = [turn.role for turn in known]
     expected = ["user", "assistant"] * ((len(roles) - (roles[:1] == ["system"])) // 2)
     if not expected or roles[1 if roles[0] == "system" else 0 :] != expected:
         raise HarnessError(
-            f"{where}: 'messages' must alternate user and assistant (a system turn may open them) "
+            f"{where}: '{field}' must alternate user and assistant (a system turn may open them) "
             "and end with the assistant"
         )
-    if not value[-1]["content"].strip():
+    if not known[-1].content.strip():
         raise HarnessError(f"{where}: the last assistant turn is empty")
-    return tuple(Message(cast(Role, turn["role"]), _unicode(turn["content"], where)) for turn in value)
+    return tuple(known)
+
+
+def _turn(turn: Any, where: str) -> Message | None:
+    """A turn as OpenAI ({role, content}) or ShareGPT ({from, value}) write it; None: neither."""
+    if not isinstance(turn, dict):
+        return None
+    role = ROLES.get(str(turn.get("role", turn.get("from"))))
+    content = turn.get("content", turn.get("value"))
+    if role is None or not isinstance(content, str):
+        return None
+    return Message(cast(Role, role), _unicode(content, where))

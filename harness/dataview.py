@@ -21,32 +21,34 @@ MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
 ENDS = {"[": "]", "{": "}"}
 
 
-def prepared(config: RunConfig, method: str, train_task: str) -> tuple[Any, list[Example], list[Example]]:
+def prepared(config: RunConfig, method: str, task: TrainTask) -> tuple[Any, list[Example], list[Example]]:
     """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
     shop = stages.Workshop(config, Path())
-    task: TrainTask = registry.load("train task", train_task)
     made = stages.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
-    cell = Cell("trained", method, train_task, config.seeds[0], Path(), ())
+    cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
     examples, _ = preparation.prepare(shop, task, made, cell, method)
     return shop.seed_tokenizer, shop.examples(task), examples
 
 
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
-    """Print one training example token by token, and its counts."""
-    config = config.model_copy(
-        update={"training": config.training.model_copy(update={"max_examples": index + 1})}
-    )
-    tokenizer, originals, examples = prepared(config, method, train_task)
-    if index >= len(examples):
-        raise HarnessError(f"--index {index}: there are {len(examples):,} rows, counted from 0")
-    max_length = config.training.max_length or registry.load("train task", train_task).max_length
-    encoded = chat.truncate(chat.encode(tokenizer, examples[index]), max_length)
+    """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
+    them, whatever the recipe's budget), then those that are mixed in."""
+    task: TrainTask = registry.load("train task", train_task)
+    rows = stages.Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
+    if index >= len(rows):
+        raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
+    messages = [dataclasses.asdict(message) for message in rows[index].messages]
+    alone = dataclasses.replace(task, rows=lambda: [{"messages": messages}])  # the method prepares no other
+    own = config.model_copy(update={"train_data": None, "columns": {}, "mix": {}})
+    tokenizer, (original, *_), (example, *_) = prepared(own, method, alone)
+    max_length = config.training.max_length or task.max_length
+    encoded = chat.truncate(chat.encode(tokenizer, example), max_length)
     if encoded is None:
         raise HarnessError(f"--index {index}: its prompt fills max_length {max_length}; it is not trained on")
     kinds = ["trained" if trained else "masked" for trained in encoded.trained]
-    for position in preview_positions(tokenizer, originals[index], examples[index]):
+    for position in preview_positions(tokenizer, original, example):
         kinds[position] = "preview"
     text = Text()
     plain = not console.is_terminal or console.no_color
@@ -67,6 +69,10 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     console.print(legend)
 
 
+def _limited(config: RunConfig, rows: int | None) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"max_examples": rows})})
+
+
 def preview_positions(tokenizer: Any, original: Example, changed: Example) -> list[int]:
     """Which tokens of the prompt come from what the method added to the instruction."""
     before, after = original.instruction, changed.instruction
@@ -85,12 +91,9 @@ def preview_positions(tokenizer: Any, original: Example, changed: Example) -> li
 
 def export(config: RunConfig, method: str, train_task: str, limit: int | None, out: Path) -> int:
     """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
-    config = config.model_copy(
-        update={"training": config.training.model_copy(update={"max_examples": limit})}
-    )
     if out.is_dir():
         raise HarnessError(f"{out} is a folder; give a file to write")
-    _, _, examples = prepared(config, method, train_task)
+    _, _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),

@@ -463,11 +463,6 @@ def _system(engine: Any, turns: list[dict[str, str]]) -> str | None:
     return system
 
 
-def rows_hash(source: str) -> str:
-    """What identifies a source of rows: a file's content, else its name (its rows are hashed as examples)."""
-    return data_hash(Path(source)) if source != data.MINI and data.is_local(source) else source
-
-
 def data_hash(path: Path) -> str:
     if not path.is_file():
         raise HarnessError(f"{path}: no such data file")

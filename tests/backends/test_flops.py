@@ -106,7 +106,6 @@ def test_adapters_on_all_layers_as_torch_counts_them(variant: str) -> None:
     costs = flops.count(model)
     assert costs.forward(LENGTHS, TRAINED) == pytest.approx(counted(model, backward=False), rel=CLOSE)
     assert costs.train(LENGTHS, TRAINED) == pytest.approx(counted(model, backward=True), rel=CLOSE)
-    assert costs.train(LENGTHS, TRAINED) < 0.8 * flops.count(build(variant)).train(LENGTHS, TRAINED)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,313 @@
+"""Training speed beside TRL's SFTTrainer: the same model, rows, order, precision, optimizer and global batch.
+
+    make bench                                      # CPU: a small Llama in float32
+    python tests/bench/train_speed.py --size 1b --dtype bfloat16 --device cuda --micro-batch 16
+
+Each trainer runs in a process of its own, one after the other, several times; what is printed is the median
+of real (not padding) tokens a second after the first step, as ratios to TRL's two settings, and the largest
+difference of the losses. Lengths follow GSM8K's and SAMSum's under Llama-2's tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# (prompt, answer) tokens of the published rows: mean and standard deviation, log-normal.
+LENGTHS = {"gsm8k": ((96, 29), (136, 62)), "samsum": ((185, 104), (32, 16))}
+SIZES = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "25m": {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 6},
+    "110m": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10, "num_attention_heads": 12},
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+CONTENDERS = ("ours", "trl padded", "trl padding-free")
+
+
+def rows(dataset: str, count: int, vocabulary: int) -> list[tuple[list[int], int]]:
+    """(token ids, prompt length) of each row, the same on every machine."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+
+    def lengths(mean: float, deviation: float) -> Any:
+        spread = np.log(1 + (deviation / mean) ** 2)
+        drawn = generator.lognormal(np.log(mean) - spread / 2, np.sqrt(spread), count)
+        return drawn.clip(8, 900).astype(int)
+
+    prompts, answers = (lengths(*moments) for moments in LENGTHS[dataset])
+    ids = random.Random(0)
+    return [
+        ([ids.randrange(3, vocabulary) for _ in range(prompt + answer)], int(prompt))
+        for prompt, answer in zip(prompts.tolist(), answers.tolist(), strict=True)
+    ]
+
+
+def model_of(options: argparse.Namespace) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = {"vocab_size": 32_000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**{**base, **SIZES[options.size]})).to(options.device)
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    from harness.config import TrainingConfig
+
+    return TrainingConfig.model_validate(
+        {
+            "epochs": 1,
+            "batch_size": options.batch,
+            "micro_batch_size": options.our_micro_batch or options.micro_batch,
+            "batching": options.batching,
+            "learning_rate": 1e-4,
+            "betas": (0.9, 0.999),
+            "dtype": options.dtype,
+            "device": options.device,
+            "tuning": options.tuning,
+            "lora": {"r": 16, "alpha": 32},
+            "gradient_checkpointing": options.checkpointing,
+            "compile": options.compile,
+        }
+    )
+
+
+class Clock:
+    """Seconds from the end of the first step to the end of the last."""
+
+    def __init__(self, device: str):
+        self.device, self.marks = device, list[float]()
+
+    def __call__(self, *_: Any) -> None:
+        if len(self.marks) == 0 or self.device != "cpu":
+            import torch
+
+            if self.device != "cpu":
+                torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        return self.marks[-1] - self.marks[0]
+
+
+def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict[str, Any]:
+    from backends import trainer
+    from backends.vanilla import Vanilla
+    from harness.contracts import Encoded
+    from harness.store import Cache
+
+    examples = [
+        Encoded(str(n), ids, [False] * prompt + [True] * (len(ids) - prompt))
+        for n, (ids, prompt) in enumerate(data)
+    ]
+    clock = Clock(options.device)
+    trainer.global_batches = (
+        lambda examples, epochs, size, seed: [  # in the order given
+            examples[start : start + size] for start in range(0, len(examples), size)
+        ]
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        record = trainer.train(
+            model_of(options),
+            Tokenizer(),
+            examples,
+            Vanilla(),
+            settings_of(options),
+            0,
+            clock,
+            places=trainer.Places(folder / "output", folder / "state", folder / "reports"),
+            cache=Cache(folder / "cache"),
+            identity={},
+        )
+    return {"losses": record["losses"], "seconds": clock.seconds, "mfu": record["mfu"]}
+
+
+class Tokenizer:
+    """What the trainers ask of a tokenizer when the rows are token ids already."""
+
+    pad_token_id, eos_token_id, bos_token_id = 0, 2, 1
+    pad_token, eos_token = "<pad>", "</s>"
+
+    def save_pretrained(self, folder: Any) -> None:
+        pass
+
+
+def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bool) -> dict[str, Any]:
+    import torch
+    import transformers
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from trl import SFTConfig, SFTTrainer
+
+    class InOrder(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    class Watch(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            self.clock, self.losses = Clock(options.device), list[float]()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.clock()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                self.losses.append(logs["loss"])
+
+    model = model_of(options)
+    if free and options.device == "cuda":
+        model.set_attn_implementation(options.flash)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    watch = Watch()
+    peft_config = None
+    if options.tuning == "lora":
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = InOrder(
+            model=model,
+            args=SFTConfig(
+                output_dir=scratch,
+                num_train_epochs=1,
+                per_device_train_batch_size=options.micro_batch,
+                gradient_accumulation_steps=options.batch // options.micro_batch,
+                learning_rate=1e-4,
+                lr_scheduler_type="linear",
+                adam_beta2=0.999,
+                max_grad_norm=1.0,
+                optim="adamw_torch_fused",
+                bf16=options.dtype == "bfloat16",
+                use_cpu=options.device == "cpu",
+                gradient_checkpointing=options.checkpointing,
+                completion_only_loss=True,
+                padding_free=free,
+                max_length=None,
+                logging_steps=1 if options.device == "cpu" else 10,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_list(
+                [
+                    {"input_ids": ids, "completion_mask": [0] * prompt + [1] * (len(ids) - prompt)}
+                    for ids, prompt in data
+                ]
+            ),
+            processing_class=tokenizer_for_trl(),
+            peft_config=peft_config,
+            callbacks=[watch],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    return {"losses": watch.losses, "seconds": watch.clock.seconds}
+
+
+def tokenizer_for_trl() -> Any:
+    """TRL wants a real one; it is asked for its padding alone."""
+    from transformers import AutoTokenizer
+
+    from harness.mini import seed_model_path
+
+    return AutoTokenizer.from_pretrained(seed_model_path())
+
+
+def measure(options: argparse.Namespace) -> None:
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    vocabulary = SIZES[options.size].get("vocab_size", 32_000)
+    data = rows(options.dataset, options.rows, int(vocabulary))
+    if options.contender == "ours":
+        found = ours(options, data)
+    else:
+        found = trl(options, data, free=options.contender.endswith("free"))
+    found["tokens"] = sum(len(ids) for ids, _ in data[options.batch :])
+    print("RESULT " + json.dumps(found))
+
+
+def compare(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Run every contender in turn, ``repeats`` times, and print the medians side by side."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    for _ in range(options.repeats):
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, *arguments, "--contender", name]
+            done = subprocess.run(command, capture_output=True, text=True)
+            lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+            if done.returncode or not lines:
+                reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+                print(f"{name}: cannot run here ({reason[:200]})")
+                continue
+            found[name].append(json.loads(lines[-1].removeprefix("RESULT ")))
+    speeds = {
+        name: statistics.median(run["tokens"] / run["seconds"] for run in runs)
+        for name, runs in found.items()
+        if runs
+    }
+    print(
+        f"\nLlama {options.size}, {options.tuning} tuning, {options.dtype} on {options.device}, {options.rows} rows of "
+        f"{options.dataset}'s lengths, global batch {options.batch}, micro-batch {options.micro_batch} "
+        f"(ours: {options.our_micro_batch or options.micro_batch}, {options.batching}), "
+        f"median of {options.repeats}"
+    )
+    for name, speed in speeds.items():
+        losses = found[name][0]["losses"]
+        same = found["ours"][0]["losses"]
+        apart = max((abs(a - b) for a, b in zip(losses, same, strict=False)), default=0.0)
+        note = f"largest difference of losses to ours {apart:.1e}" if name != "ours" else ""
+        mfu = found[name][0].get("mfu")
+        note += f"MFU {mfu:.1%}" if mfu else ""
+        print(
+            f"  {name:17s} {speed:9,.0f} real tokens/s   ours / it = {speeds['ours'] / speed:5.2f}   {note}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="25m")
+    parser.add_argument("--dataset", choices=LENGTHS, default="gsm8k")
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--our-micro-batch", type=int, help="ours, where another one is better")
+    parser.add_argument("--batching", choices=["grouped", "padding-free", "in-order"], default="grouped")
+    parser.add_argument("--tuning", choices=["full", "lora"], default="full")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--flash", default="flash_attention_2", help="TRL's attention for padding-free on a GPU"
+    )
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        measure(options)
+    else:
+        compare(options, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
