@@ -123,7 +123,7 @@ def _place(name: str) -> Place:
         return _AFTER_LAYERS
     if "attn" not in name and "mlp" not in name:  # a norm, taken for the one at the layer's beginning
         return float(number[1]), -1.0
-    return float(number[1]), 0 + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
+    return float(number[1]), 2 * ("mlp" in name) + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
 
 
 def peak(device_name: str, dtype: str) -> float | None:

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+
+from harness.store import read_json
 
 PRELOADED = [
     "torch",
@@ -87,6 +90,51 @@ def test_killed_again_and_again_a_run_ends_with_the_same_leaderboard(
     assert not list(killed.rglob(".*.partial"))
     assert finish(killed) == 0
     assert "Nothing to do" in log.read_text(encoding="utf-8")
+
+
+METHODS = [
+    *("vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual"),
+    *("ptst", "safety-mixing", "lisa"),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_in_mid_training_the_same_command_ends_with_the_same_weights(
+    method: str, tmp_path: Path, small: Callable[..., list[str]]
+) -> None:
+    """kill -9 once a resume state is there: bit for bit the uninterrupted run's checkpoint."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    changes = {"training.max_examples": 24, "training.batch_size": 2, "training.save_steps": 3}
+    flags = ["train", method, *small(**changes)]
+    cell = Path("gsm8k-mini") / method / "seed-42"
+
+    def start(out: Path) -> Any:
+        process = context.Process(
+            target=run_command, args=([*flags, "--out", str(out)], tmp_path / "log.txt")
+        )
+        process.start()
+        return process
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(killed)
+    state = killed / cell / ".training" / "state"
+    while process.is_alive() and not list(state.glob("checkpoint-*/complete.json")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL  # it was in the middle
+    assert not (killed / cell / "checkpoint").exists()
+    for out in (killed, whole):
+        process = start(out)
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+    records = [read_json(out / cell / "training.json") for out in (killed, whole)]
+    assert [bool(record["resumed_at_step"]) for record in records] == [True, False]
+    assert records[0]["losses"] == records[1]["losses"]
+    one, two = ((out / cell / "checkpoint" / "model.safetensors").read_bytes() for out in (killed, whole))
+    assert one == two
+    assert not (killed / cell / ".training").exists()
 
 
 # --- worker processes ------------------------------------------------------------------------------
