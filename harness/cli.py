@@ -138,7 +138,7 @@ MIX = click.option("--mix", callback=_shares, multiple=True, metavar="FILE:RATIO
                    help="Further rows, drawn so that RATIO of all training rows come from FILE, as in "
                    "poison.jsonl:0.1. Repeatable.")  # fmt: skip
 SAFETY_DATA = click.option("--safety-data", metavar="FILE|mini",
-                           help="Harmful requests with refusals, for the methods that train on them.")  # fmt: skip
+                           help="Refused harmful requests, for methods that train on them.")  # fmt: skip
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                         help="Any recipe key, as in --set training.epochs=1. Repeatable.")  # fmt: skip
 
@@ -365,6 +365,29 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
         with contextlib.suppress(OSError):  # files of the user's own stay
             run.rmdir()
     click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
+
+
+@cli.group(cls=Commands)
+def analyze() -> None:
+    """Look closer at a finished run; nothing is computed anew or written."""
+
+
+@analyze.command(
+    "flops", epilog=example("harness analyze flops results/runs/mini", "harness analyze flops RUN --json")
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def analyze_flops(run: Path, as_json: bool) -> None:
+    """Print what each method's training cost in a RUN: FLOPs against vanilla, tokens, time, memory."""
+    from harness import analysis
+
+    record = analysis.flops(run)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        analysis.show_flops(record, console())
 
 
 @cli.group(cls=Commands)

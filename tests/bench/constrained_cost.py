@@ -30,10 +30,7 @@ def memory(field: str) -> int:
 
 
 def measure(options: argparse.Namespace) -> None:
-    import peft  # noqa: F401
     import torch
-    import transformers  # noqa: F401
-    import transformers.trainer
 
     from backends import trainer
     from backends.constrained_sft import ConstrainedSFT
@@ -102,7 +99,8 @@ def main() -> None:
           f"{options.dataset}'s lengths, 3 epochs, float32 on the CPU")  # fmt: skip
     for run, figures in found.items():
         print(
-            f"  {run:22s} {figures['seconds']:7.1f} s ({figures['seconds'] / base['seconds']:.3f} x vanilla)   "
+            f"  {run:22s} {figures['seconds']:7.1f} s "
+            f"({figures['seconds'] / base['seconds']:.3f} x vanilla)   "
             f"peak memory {figures['memory'] / 1e9:.2f} GB ({figures['memory'] / base['memory']:.3f} x)"
         )
 

@@ -26,7 +26,9 @@ LENGTHS = {"gsm8k": ((96, 29), (136, 62)), "samsum": ((185, 104), (32, 16))}
 SIZES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4},
     "25m": {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 6},
-    "110m": {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10, "num_attention_heads": 12},
+    "110m": {
+        "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10, "num_attention_heads": 12,
+    },
     "1b": {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
@@ -263,10 +265,10 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> None:
         if runs
     }
     print(
-        f"\nLlama {options.size}, {options.tuning} tuning, {options.dtype} on {options.device}, {options.rows} rows of "
-        f"{options.dataset}'s lengths, global batch {options.batch}, micro-batch {options.micro_batch} "
-        f"(ours: {options.our_micro_batch or options.micro_batch}, {options.batching}), "
-        f"median of {options.repeats}"
+        f"\nLlama {options.size}, {options.tuning} tuning, {options.dtype} on {options.device}, "
+        f"{options.rows} rows of {options.dataset}'s lengths, global batch {options.batch}, "
+        f"micro-batch {options.micro_batch} (ours: {options.our_micro_batch or options.micro_batch}, "
+        f"{options.batching}), {options.threads or 'all'} threads, median of {options.repeats}"
     )
     for name, speed in speeds.items():
         losses = found[name][0]["losses"]
