@@ -283,7 +283,6 @@ def train(
     model = tuning.with_adapters(model, settings)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     head = TargetHead(model)
-    costs = flops.count(model)
 
     before = time.perf_counter()
     arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
@@ -295,6 +294,7 @@ def train(
         safety_examples=safety_examples,
     )
     method.before_training(model, context)
+    costs = flops.count(model)  # which layers are trained is settled now
     planned = global_batches(examples, settings.epochs, settings.batch_size, seed)
     batches = method.batches(planned, context)
     _check_batches(method, batches, settings.batch_size)
@@ -341,6 +341,7 @@ def train(
     return {
         "steps": len(batches),
         "parameters": costs.parameters,
+        "forward_flops_per_token": costs.forward([1], 1),
         "resumed_at_step": trainer.steps_before or None,
         "processes": arguments.world_size,
         "train_tokens": sum(lengths),

@@ -1,105 +1,209 @@
-"""``harness analyze``: what a finished run's files tell beyond its leaderboard. Nothing is computed anew."""
+"""``harness analyze``: what a run's folder says beyond its leaderboard. Nothing is computed anew or written.
+
+``flops`` is Table 2 of the LookAhead Tuning paper: each method's training FLOPs against vanilla's, by train
+task and on average, with what else its training cost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import comparison, plan
 from harness.contracts import HarnessError
+from harness.plan import Cell
 from harness.store import read_json
 
 BASELINE = "vanilla"
-MEASURED = (
+FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
     *("train_seconds", "preparation_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
 )
-FOOTNOTES = (
-    "FLOPs: model FLOPs by formula, preparation included (rewriting by the seed model, its "
-    "log-probabilities), "
-    "neither padding nor recomputation; x: relative to vanilla on the same train task.",
-    "MFU: model FLOPs of the training loop over the device's dense peak; - where the peak is not known.",
+NOTES = (
+    "FLOPs: of the model, by formula (backends/flops.py). A forward pass takes 2 a weight and token (the",
+    "output head: a token that carries loss) and 4 x heads x head size x length^2 a layer and text; a",
+    "backward pass as much again for each gradient that is needed: 2 x forward where all is trained.",
+    "Preparation is included: 2 a parameter and token of a rewritten answer and its prompt, and forward",
+    "passes of the seed model (of stored values too). Padding and recomputation are not counted.",
+    "tokens: read in training; trained: those that carried loss; s and peak GB: preparation included.",
+    "tok/s and MFU are the training loop's. MFU = (FLOPs - preparation) / (seconds x devices x peak).",
 )
 
+Row = dict[str, Any]
 
-def flops(out: Path) -> list[dict[str, Any]]:
-    """What each method's training cost, a row for each train task and method: MEASURED as means over seeds,
-    and ``relative_flops``, its FLOPs over vanilla's (paper, table 2). ``missing`` counts unfinished seeds.
 
-    Raises HarnessError where the folder is no run or nothing in it was trained.
+def flops(out: Path) -> Row:
+    """What each method's training cost in the run folder ``out``: ``rows`` as ``costs`` and ``average`` as
+    ``averages`` give them, and ``notes`` on how they are counted. JSON values.
+
+    Raises HarnessError where ``out`` is no run, or nothing is trained in it.
     """
     config = comparison.stored_config(out)
     cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
     if not cells:
-        raise HarnessError(f"{out}: no method was trained in this run")
-    records: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
-    for cell in cells:
-        try:
-            record = read_json(out / cell.folder / "training.json")
-        except HarnessError:
-            record = None
-        records.setdefault((cell.train_task or "", cell.method), []).append(record)
+        raise HarnessError(f"{out}: this run trains with no method, so there is no cost to show")
+    failures = read_json(out / "run.json").get("failures", {})
+    found = [(cell, _record(out, cell, failures)) for cell in cells]
+    rows = costs(found)
+    devices = sorted({_device(record) for _, record in found if not isinstance(record, str)})
+    notes = [*NOTES, *(f"Device: {device}" for device in devices)]
+    return {"model": config.model, "rows": rows, "average": averages(rows), "notes": notes}
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def costs(found: Iterable[tuple[Cell, Row | str]]) -> list[Row]:
+    """One row a train task and method: means over the seeds, from each cell's record or why there is none.
+
+    ``relative_flops``: training FLOPs over vanilla's, of the seeds that both have; ``preparation_share`` of
+    the training FLOPs; ``missing``: seeds, and why each is left out. A figure that a record lacks is None.
+    """
+    groups: dict[tuple[str, str], dict[int, Row | str]] = {}
+    for cell, record in found:
+        groups.setdefault((str(cell.train_task), cell.method), {})[cell.seed or 0] = record
     rows = []
-    for (train_task, method), found in records.items():
-        done = [record for record in found if record is not None]
-        row: dict[str, Any] = {"train_task": train_task, "method": method, "seeds": len(done)}
-        row["missing"] = len(found) - len(done)
-        for name in MEASURED:
-            values = [record[name] for record in done if record.get(name) is not None]
-            row[name] = mean(values) if values else None
+    for (task, method), by_seed in groups.items():
+        done = {seed: record for seed, record in by_seed.items() if not isinstance(record, str)}
+        baseline = groups.get((task, BASELINE), {})
+        both = [
+            (record["train_flops"], other["train_flops"])
+            for seed, record in done.items()
+            if not isinstance(other := baseline.get(seed, ""), str)
+        ]
+        row: Row = {"train_task": task, "method": method, "seeds": list(done)}
+        row["missing"] = [{"seed": seed, "reason": r} for seed, r in by_seed.items() if isinstance(r, str)]
+        row |= {name: _mean([record.get(name) for record in done.values()]) for name in FIGURES}
+        row["relative_flops"] = sum(own for own, _ in both) / sum(of for _, of in both) if both else None
+        prepared = row["preparation_flops"]
+        row["preparation_share"] = None if prepared is None else prepared / row["train_flops"]
         rows.append(row)
-    for row in rows:
-        base = next(
-            (r for r in rows if r["train_task"] == row["train_task"] and r["method"] == BASELINE), None
-        )
-        known = base is not None and base["train_flops"] and row["train_flops"]
-        row["relative_flops"] = row["train_flops"] / base["train_flops"] if known and base else None
     return rows
 
 
-def show_flops(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """The rows as a table a train task, within 100 columns."""
-    for train_task in dict.fromkeys(row["train_task"] for row in rows):
-        table = Table(
-            title=f"\nTraining cost, trained on {train_task}",
-            title_justify="left",
-            box=None,
-            header_style="bold",
-            padding=(0, 1, 0, 0),
-        )
-        table.add_column("method")
-        headings = ("x", "TFLOPs", "prepar.", "tokens", "trained", "seconds", "tokens/s", "MFU", "peak GB")
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for row in (row for row in rows if row["train_task"] == train_task):
-            name = row["method"] + (f" ({row['missing']} missing)" if row["missing"] else "")
-            share = _ratio(row["preparation_flops"], row["train_flops"])
-            table.add_row(
-                name,
-                _text(row["relative_flops"], "{:.3f}"),
-                _text(row["train_flops"], "{:,.2f}", 1e-12),
-                _text(share, "{:.0%}"),
-                _text(row["train_tokens"], "{:,.0f}"),
-                _text(row["answer_tokens"], "{:,.0f}"),
-                _text(row["train_seconds"], "{:,.1f}"),
-                _text(row["tokens_per_second"], "{:,.0f}"),
-                _text(row["mfu"], "{:.1%}"),
-                _text(row["peak_memory_bytes"], "{:.2f}", 1e-9),
-            )
-        console.print(table)
-    console.print()
-    for line in FOOTNOTES:
-        console.print(line, highlight=False)
+def averages(rows: Sequence[Row]) -> list[Row]:
+    """Each method's ``relative_flops`` by train task, and their mean as ``average`` where all have one."""
+    by_method: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["train_task"]] = row["relative_flops"]
+    return [
+        {"method": method, "relative_flops": ratios, "average": _mean(list(ratios.values()))}
+        for method, ratios in by_method.items()
+    ]
 
 
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing, or all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
-def _text(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "-" if value is None else form.format(value * scale)
+def _record(out: Path, cell: Cell, failures: Mapping[str, str]) -> Row | str:
+    """A cell's training.json, or why it has none to believe."""
+    folder = out / cell.folder
+    if not (folder / "train.done.json").exists():
+        failure = failures.get(str(cell.folder))
+        return f"failed: {failure}" if failure else "not trained yet"
+    try:
+        record = read_json(folder / "training.json")
+    except HarnessError as error:
+        return str(error)
+    if not isinstance(record, dict) or not record.get("train_flops"):
+        return f"{folder / 'training.json'} has no train_flops"
+    return record
+
+
+def _device(record: Row) -> str:
+    peak = record.get("peak_tflops")
+    known = f"peak {peak:g} TFLOP/s" if peak else "peak not known, so no MFU (training.peak_tflops sets it)"
+    return f"{record.get('processes', 1)} x {record.get('device', 'unknown')}, {known}"
+
+
+# --- terminal --------------------------------------------------------------------------------------
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def show_flops(record: Row, console: Console) -> None:
+    """Print what ``flops`` found: the paper's table, then one for each train task, made for 100 columns."""
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(_clean(text, console), style=style), soft_wrap=True)
+
+    rows: list[Row] = record["rows"]
+    tasks = list(dict.fromkeys(row["train_task"] for row in rows))
+    say(f"What training cost: {record['model']}", "bold")
+    if len(tasks) > 1:
+        say("\ntraining FLOPs against vanilla\n", "bold")
+        columns = [*map(_against_vanilla, tasks), ("average", lambda row: _change(row["average"]))]
+        _table(record["average"], columns, console)
+    for task in tasks:
+        group = [row for row in rows if row["train_task"] == task]
+        say(f"\ntrained on {task}\n", "bold")
+        _table(group, COLUMNS, console)
+        for row in group:
+            for gap in row["missing"]:
+                say(f"{row['method']} seed {gap['seed']} is missing: {gap['reason']}", "red")
+    say("")
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    if len(seeds) > 1:
+        say(f"Means over the seeds {', '.join(map(str, seeds))}.")
+    for note in record["notes"]:
+        say(note)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> None:
+    """As wide as its figures: where there is no room it runs over rather than lose digits."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("method", overflow="fold", max_width=24)
+    for heading, _ in columns:
+        table.add_column(_clean(heading, console), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(Text(_clean(row["method"], console)), *(show(row) for _, show in columns))
+    table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+    console.print(table, crop=False)
+
+
+def _clean(text: str, console: Console) -> str:
+    """Without what a terminal would obey or cannot show."""
+    printable = "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text)
+    return printable.encode("ascii", "replace").decode() if console.options.ascii_only else printable
+
+
+def _against_vanilla(task: str) -> Column:
+    return task, lambda row: _change(row["relative_flops"][task])
+
+
+def _change(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * (ratio - 1):+.2f} %"
+
+
+def _column(name: str, form: Callable[[float], str]) -> Callable[[Row], str]:
+    return lambda row: "-" if row[name] is None else form(row[name])
+
+
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.0f}"
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("FLOPs", _column("train_flops", "{:.3g}".format)),
+    ("vs vanilla", lambda row: _change(row["relative_flops"])),
+    ("prep", _column("preparation_share", "{:.1%}".format)),
+    ("tokens", _column("train_tokens", _count)),
+    ("trained", _column("answer_tokens", _count)),
+    ("s", _column("train_seconds", "{:,.1f}".format)),
+    ("tok/s", _column("tokens_per_second", "{:,.0f}".format)),
+    ("MFU", _column("mfu", "{:.1%}".format)),
+    ("peak GB", _column("peak_memory_bytes", lambda size: f"{size / 1e9:.2f}")),
+)

@@ -245,6 +245,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
         max_length = settings.max_length or task.max_length
         encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
+        if any(lengths.values()):
+            shop.reporter.send(("note", None, _length_note(label, len(prepared), max_length, lengths)))
         safety = shop.safety_examples(task) if method.needs_safety_data else []
         job = TrainJob(
             folder=folder,
@@ -271,7 +273,9 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         made = record.pop("preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0})
         result["method"] = {"name": cell.method, **record, **result["method"]}
-        preparation_flops = 2 * result["parameters"] * (made["prompt_tokens"] + made["generated_tokens"])
+        preparation_flops = result["forward_flops_per_token"] * (
+            made["prompt_tokens"] + made["generated_tokens"]
+        )
         preparation_flops += result.pop("extra_forward_flops")
         preparation_s = made["seconds"] + result["extra_forward_seconds"]
         result["train_flops"] += preparation_flops
@@ -293,6 +297,14 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:
+    """What did not fit, in one line: a training that silently learns half an answer helps no one."""
+    return (
+        f"{label}  of {examples:,} examples {lengths['truncated_examples']:,} lost their answer's end and "
+        f"{lengths['dropped_examples']:,} were left out at max_length {max_length} (training.too_long)"
+    )
 
 
 def job_folder(stage: Stage) -> Path:

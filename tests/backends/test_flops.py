@@ -131,6 +131,12 @@ def test_frozen_lower_layers_as_torch_counts_them(first: int) -> None:
     assert flops.count(model).train(LENGTHS, TRAINED) == pytest.approx(counted(model, True), rel=CLOSE)
 
 
+def test_gradients_pass_frozen_layers_down_to_trained_embeddings() -> None:
+    model = build(tie_word_embeddings=False)
+    model.model.layers.requires_grad_(False)
+    assert flops.count(model).train(LENGTHS, TRAINED) == pytest.approx(counted(model, True), rel=CLOSE)
+
+
 def test_a_head_that_alone_is_trained() -> None:
     model = build(tie_word_embeddings=False).requires_grad_(False)
     model.lm_head.requires_grad_(True)

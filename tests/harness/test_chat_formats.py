@@ -270,7 +270,7 @@ def test_any_conversation(name: str, question: str, answer: str, system: str) ->
     if not joined:
         assert text == form.lead + expected + tail or (name == "qwen3" and text == answer.lstrip("\n"))
     else:
-        assert answer in text
+        assert expected in text or answer in text
 
 
 @pytest.mark.parametrize("name", NAMES)

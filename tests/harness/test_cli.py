@@ -106,7 +106,7 @@ def test_wrong_usage_is_one_line(
 
 GOOD = '{"question": "How many?", "answer": "#### 1"}'
 BAD_ROWS = [
-    ("", "no rows; expected JSON lines with messages, prompt/completion"),
+    ("", "no rows; expected messages, conversations, prompt/completion"),
     ("\n\n", "no rows"),
     (f"{GOOD}\nnonsense", "line 2: not valid JSON"),
     (f"{GOOD}\n[1, 2]", "line 2: expected a JSON object, found list"),

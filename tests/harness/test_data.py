@@ -140,8 +140,11 @@ BAD_LINES = [
     ('"text"', r"expected a JSON object, found str"),
     ("3", r"expected a JSON object, found int"),
     ("null", r"expected a JSON object, found NoneType"),
-    ("{}", r"fields \[\] are none of messages, prompt/completion.*nor this task's dialogue/summary"),
-    ({"prompt": "Q?"}, r"fields \['prompt'\] are none of messages, prompt/completion"),
+    (
+        "{}",
+        ("{}", r"fields \[\] are none of messages, conversations, .* nor this task's dialogue/summary"),
+    ),
+    ({"prompt": "Q?"}, r"fields \['prompt'\] are none of messages, conversations, prompt/completion"),
     ({"prompt": "Q?", "answer": "A."}, r"fields \['answer', 'prompt'\] are none of"),
     ({"dialogue": "D"}, r"fields \['dialogue'\] are none of"),
     ({"prompt": "Q?", "completion": ""}, r"field 'completion' must be a text that is not empty"),
@@ -156,7 +159,10 @@ BAD_LINES = [
         '{"messages": [{"role": "user", "content": "\\ude00"}, {"role": "assistant", "content": "A."}]}',
         r"not valid Unicode",
     ),
-    ({"messages": "Q?"}, r"'messages' must be a list of \{role, content\} with known roles"),
+    (
+        {"messages": "Q?"},
+        r"'messages' must be a list of \{role, content\} or \{from, value\} with known roles",
+    ),
     ({"messages": ["Q?"]}, r"'messages' must be a list of"),
     (turns("user", "tool"), r"'messages' must be a list of .* with known roles"),
     ({"messages": [{"role": "user"}]}, r"'messages' must be a list of"),
@@ -191,7 +197,7 @@ def test_bad_lines_are_named(line: Any, complaint: str, tmp_path: Path) -> None:
 def test_an_empty_file_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(HarnessError, match=rf"^{re.escape(str(path))}: no rows; expected JSON lines with"):
+    with pytest.raises(HarnessError, match=rf"^{re.escape(str(path))}: no rows; expected messages,"):
         data.examples(make_task(), path, None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import chat, config, dataview
+from harness import chat, config, dataview, registry
 from harness.config import RunConfig
 from harness.contracts import Example, HarnessError, Message
 from harness.mini import data, seed_model_path
@@ -183,7 +183,8 @@ def test_export_writes_what_is_trained_on(method: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert dataview.export(resolved(method), method, "gsm8k-mini", 7, out) == 7
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    prepared = dataview.prepared(resolved(method, **{"training.max_examples": 7}), method, "gsm8k-mini")[2]
+    task = registry.load("train task", "gsm8k-mini")
+    prepared = dataview.prepared(resolved(method, **{"training.max_examples": 7}), method, task)[2]
     assert rows == [
         {"messages": [{"role": m.role, "content": m.content} for m in example.messages]}
         for example in prepared

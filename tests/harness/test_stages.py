@@ -310,3 +310,13 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
     assert "wood" not in str(error.value)
     assert not stages.judge_stage(workshop, seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
+
+
+def test_what_does_not_fit_is_told(tmp_path: Path, command: Callable[..., Any], small: Any) -> None:
+    cut = command("train", "vanilla", "--out", tmp_path / "cut", *small(**{"training.max_length": 60}))
+    assert cut.code == 0, cut.err
+    told = " ".join(cut.out.split())
+    record = read_json(tmp_path / "cut" / VANILLA / "training.json")
+    assert record["truncated_examples"] > 0
+    assert f"of 32 examples {record['truncated_examples']} lost their answer's end and" in told
+    assert "were left out at max_length 60 (training.too_long)" in told
