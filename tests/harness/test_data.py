@@ -140,10 +140,7 @@ BAD_LINES = [
     ('"text"', r"expected a JSON object, found str"),
     ("3", r"expected a JSON object, found int"),
     ("null", r"expected a JSON object, found NoneType"),
-    (
-        "{}",
-        ("{}", r"fields \[\] are none of messages, conversations, .* nor this task's dialogue/summary"),
-    ),
+    ("{}", r"fields \[\] are none of messages, conversations, .* nor this task's dialogue/summary"),
     ({"prompt": "Q?"}, r"fields \['prompt'\] are none of messages, conversations, prompt/completion"),
     ({"prompt": "Q?", "answer": "A."}, r"fields \['answer', 'prompt'\] are none of"),
     ({"dialogue": "D"}, r"fields \['dialogue'\] are none of"),
