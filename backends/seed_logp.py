@@ -7,7 +7,9 @@ seed and restart reads the same values, and no reference model stays in memory.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +49,7 @@ class SeedLogp:
             "version": VERSION,
             "seed_model": self.identity,
             "precision": [self.settings.dtype, self.settings.tuning == "qlora"],
-            "examples": [[example.input_ids, _runs(example.trained)] for example in examples],
+            "examples": _digest(examples),
         }
         found = self.cache.entry(KIND, inputs, [FILE]).done()
         if _several():
@@ -87,10 +89,10 @@ class SeedLogp:
         return [values for values in dealt if values is not None]
 
 
-def _runs(flags: Sequence[bool]) -> list[int]:
-    """Run lengths, beginning with False: a short form of a mask."""
-    runs = [(flag, len(list(group))) for flag, group in itertools.groupby(flags)]
-    return ([0] if runs and runs[0][0] else []) + [length for _, length in runs]
+def _digest(examples: Sequence[Encoded]) -> str:
+    """What the values belong to: all token ids, and which carry loss."""
+    rows = [[example.input_ids, [int(flag) for flag in example.trained]] for example in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _missing(scratch: Path) -> None:
