@@ -7,7 +7,9 @@ how many were kept, and why others were not, goes into the run's record. (TRL's 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from harness.contracts import Example, Message, Method, PrepareContext
 
@@ -29,6 +31,7 @@ class SDFT(Method):
 
     name = "sdft"
     summary = "trains on answers that the seed model has rewritten in its own words"
+    version = 2  # 1 left a rewrite's own "####" marks in
     prepares_with = "rewrites"
 
     temperature: float = 0.0
@@ -38,6 +41,8 @@ class SDFT(Method):
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError("temperature must be at least 0, and top_p above 0 and at most 1")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
         ask = context.train_task.rewrite
@@ -54,11 +59,12 @@ class SDFT(Method):
             temperature=self.temperature,
             top_p=self.top_p,
         )
+        control = control_tokens(context.tokenizer)
         reasons: Counter[str] = Counter()
         prepared = []
         for example, continuation in zip(examples, continuations, strict=True):
             rewritten = (ask.opening + continuation).strip()
-            reason = rejected(continuation.strip()) or ask.reject(rewritten, example.answer)
+            reason = rejected(continuation.strip(), control) or ask.reject(rewritten, example.answer)
             if reason:
                 reasons[reason] += 1
                 prepared.append(example)
@@ -69,11 +75,19 @@ class SDFT(Method):
         return prepared
 
 
-def rejected(rewritten: str) -> str | None:
+def rejected(rewritten: str, control: Collection[str] = ()) -> str | None:
     """Why a rewrite is not used, whatever its task; None where nothing speaks against it."""
     if not rewritten:
         return "empty"
     if rewritten.startswith(REJECTED_START):
         return f"starts with '{REJECTED_START}'"
+    if any(token in rewritten for token in control):
+        return "spells out a control token"
     lowered = rewritten.lower()
     return next((f"contains '{phrase}'" for phrase in REJECTED_PHRASES if phrase in lowered), None)
+
+
+def control_tokens(tokenizer: Any) -> set[str]:
+    """Texts that no training answer may hold, because they would end a turn: the harness refuses them."""
+    special = {str(how.content) for how in tokenizer.added_tokens_decoder.values() if how.special}
+    return special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token})

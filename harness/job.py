@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shlex
@@ -105,6 +106,7 @@ def launch(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]
     for stale in ("result.json", "progress.json", *(path.name for path in folder.glob("error-*.json"))):
         (folder / stale).unlink(missing_ok=True)
     _write(job)
+    _release_device()
     settings = job.settings
     launcher = settings.launcher or (
         f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone "
@@ -131,6 +133,14 @@ def launch(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]
         raise HarnessError(_cause(folder, process.returncode, log))
     result: dict[str, Any] = read_json(folder / "result.json")
     return result
+
+
+def _release_device() -> None:
+    """Give back the device memory that scoring and rewriting have left reserved in this process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _relay(folder: Path, done: int, on_step: Callable[[int, int], None]) -> int:

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from harness import chat
 from harness.contracts import Example, Message, Method, PrepareContext, TrainTask
+from harness.measure import cost
 from harness.store import content_hash, write_jsonl_atomic
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def prepare(
     shop: Workshop, task: TrainTask, method: Method, cell: Cell, label: str
 ) -> tuple[list[Example], dict[str, Any]]:
     """The method's training data, and its record; ``preparation`` in it is what the seed model's writing
-    cost: tokens read and written, seconds, and whether all of it was there already."""
+    cost: tokens read and written, seconds, peak memory, and whether all of it was there already."""
     record: dict[str, Any] = {}
 
     def generate(
@@ -50,11 +51,21 @@ def prepare(
         decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
         made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
         spent = record.setdefault(
-            "preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "from_cache": True}
+            "preparation",
+            {
+                "prompt_tokens": 0,
+                "generated_tokens": 0,
+                "seconds": 0.0,
+                "peak_memory_bytes": 0,
+                "from_cache": True,
+            },
         )
         spent["prompt_tokens"] += sum(map(len, prompts))
         spent["generated_tokens"] += sum(row["tokens"] for row in made)
         spent["seconds"] = round(spent["seconds"] + sum(row["seconds"] for row in made), 3)
+        spent["peak_memory_bytes"] = max(
+            [spent["peak_memory_bytes"], *(row["peak_memory_bytes"] for row in made)]
+        )
         spent["from_cache"] &= found
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
@@ -79,7 +90,8 @@ def continuations(
     label: str,
 ) -> tuple[list[dict[str, Any]], bool]:
     """The seed model's continuations of ``prompts``, which end with the ids ``opened`` of the answer, and
-    whether they were all there. A row a batch: ``texts`` by prompt number, ``tokens`` written, ``seconds``.
+    whether they were all there. A row a batch: ``texts`` by prompt number, ``tokens`` written, ``seconds``,
+    and ``peak_memory_bytes`` of the making, the same in all rows.
 
     Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
     """
@@ -94,7 +106,7 @@ def continuations(
         "libraries": shop.libraries,
         "max_tokens": max_tokens,
         "decoding": decoding,
-        "prompts": prompts,
+        "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
         "opened": opened,
     }
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
@@ -106,11 +118,12 @@ def continuations(
         found = stage.done()
         if not found:
             rows = _finished(partial)
-            _make(shop, prompts, opened, batches, rows, max_tokens, decoding, partial, label)
-            stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, rows))
-            partial.unlink(missing_ok=True)
-    rows = _finished(stage.folder / FILE)
-    return rows, found
+            with cost() as making:
+                _make(shop, prompts, opened, batches, rows, max_tokens, decoding, partial, label)
+            peak = {"peak_memory_bytes": making.peak_memory_bytes}
+            stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
+        partial.unlink(missing_ok=True)
+    return _finished(stage.folder / FILE), found
 
 
 def _make(
@@ -162,7 +175,8 @@ def _finished(file: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not file.exists():
         return rows
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # splitlines would also end a line at U+2028, which a text may hold
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -271,7 +271,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         shop.clock["training"] += time.perf_counter() - start
         _collect_weights(shop, job, scratch)
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
-        made = record.pop("preparation", {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0})
+        nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
+        made = record.pop("preparation", nothing)
         result["method"] = {"name": cell.method, **record, **result["method"]}
         preparation_flops = result["forward_flops_per_token"] * (
             made["prompt_tokens"] + made["generated_tokens"]
@@ -279,7 +280,9 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         preparation_flops += result.pop("extra_forward_flops")
         preparation_s = made["seconds"] + result["extra_forward_seconds"]
         result["train_flops"] += preparation_flops
-        result["peak_memory_bytes"] = max(result["peak_memory_bytes"], preparation.peak_memory_bytes)
+        result["peak_memory_bytes"] = max(
+            result["peak_memory_bytes"], preparation.peak_memory_bytes, made["peak_memory_bytes"]
+        )
         write_json_atomic(
             scratch / "training.json",
             {

@@ -22,12 +22,19 @@ GENERAL_SYSTEM = (
 
 # A minus after a digit is a subtraction ("20-12"), not a sign.
 _NUMBER = re.compile(r"(?<![0-9])-?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?")
+_MARKER = re.compile(r"#{4,}[ \t]*")
+
+
+def last_digits(text: str) -> str | None:
+    """The last number in a text as it is written, commas dropped; None without one."""
+    found = _NUMBER.findall(text)
+    return found[-1].replace(",", "") if found else None
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, commas dropped ("1,800.00" is 1800); None without one."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    """The last number in a text ("1,800.00" is 1800); None without one."""
+    digits = last_digits(text)
+    return None if digits is None else Decimal(digits)
 
 
 def final_number(reference: str) -> Decimal | None:
@@ -49,14 +56,20 @@ def reject_wrong_number(rewritten: str, reference: str) -> str | None:
 
 
 def add_marker_line(rewritten: str, reference: str) -> str:
-    """End the rewritten answer with the label's ``#### n`` line, without commas, unless it has it already.
+    """End the rewritten answer with the label's ``#### n`` line: the bare number, without commas or currency.
 
-    Without it a ``####`` scorer gives 0 to a correct model. Data without such lines is left alone.
+    Without it a ``####`` scorer gives 0 to a correct model. It is the only one: the own one goes, and other
+    marks (a heading "#### 1. ..."), which a scorer may read first, are taken out. Data without such lines is
+    left alone.
     """
-    label = after_last_marker(reference)
-    if label is None or after_last_marker(rewritten) == label:
+    marked = after_last_marker(reference)
+    label = None if marked is None else last_digits(marked)
+    if label is None:
         return rewritten
-    return f"{rewritten.rstrip()}\n#### {label}"
+    *body, own = _MARKER.split(rewritten)
+    if not (body and own.strip(" \n$.").replace(",", "") == label):
+        body.append(own)
+    return f"{''.join(body).rstrip()}\n#### {label}".lstrip()
 
 
 def general_user(instruction: str, reference: str) -> str:

@@ -59,7 +59,7 @@ class HFEngine(IdEngine):
             for row, index in enumerate(rows):
                 ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
                 attention[row, width - len(prompts[index]) :] = 1
-            with _own_draws(seed + start) if temperature > 0 else contextlib.nullcontext():
+            with _own_draws(seed + start, self.model.device) if temperature > 0 else contextlib.nullcontext():
                 output = self.model.generate(
                     input_ids=ids.to(self.model.device),
                     attention_mask=attention.to(self.model.device),
@@ -76,8 +76,8 @@ class HFEngine(IdEngine):
 
 
 @contextlib.contextmanager
-def _own_draws(seed: int) -> Iterator[None]:
-    """Random draws from ``seed``, and the process's own state as it was afterwards."""
-    with torch.random.fork_rng():
+def _own_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """Random draws from ``seed``, and the process's own state (CPU and ``device``) as it was afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

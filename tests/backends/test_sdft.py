@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from backends.sdft import SDFT, rejected
+from backends.sdft import SDFT, control_tokens, rejected
+from harness import chat, models
 from harness.contracts import Example, Message, PrepareContext, Rewrite, TrainTask
 
 # (rewritten answer, rejected because, why this case)
@@ -33,6 +35,18 @@ def test_rejection(rewritten: str, reason: str | None, why: str) -> None:
     assert rejected(rewritten) == reason, why
 
 
+TOKENIZER = SimpleNamespace(
+    added_tokens_decoder={
+        0: SimpleNamespace(content="<unk>", special=True),
+        1: SimpleNamespace(content="</s>", special=True),
+        2: SimpleNamespace(content="<think>", special=False),
+    },
+    unk_token="<unk>",
+    bos_token=None,
+    eos_token="</s>",
+)
+
+
 class Asked:
     """A generator that records its calls and answers from a list."""
 
@@ -53,6 +67,11 @@ class Asked:
             decoding |= {"temperature": temperature, "top_p": top_p}
         self.calls.append(([list(turns) for turns in conversations], decoding))
         return self.answers
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer() -> Any:
+    return models.load_tokenizer(models.locate("mini"))
 
 
 def task(**rewrite: Any) -> TrainTask:
@@ -80,7 +99,7 @@ def prepare(answers: list[str], **rewrite: Any) -> tuple[list[Example], list[Exa
         for i in range(len(answers))
     ]
     asked = Asked(answers)
-    context = PrepareContext(None, task(**rewrite), asked, random.Random(0))
+    context = PrepareContext(TOKENIZER, task(**rewrite), asked, random.Random(0))
     return examples, SDFT().prepare(list(examples), context), asked, context.record
 
 
@@ -132,6 +151,31 @@ def test_rejected_rewrites_fall_back_and_are_counted_by_reason() -> None:
     }
 
 
+def test_a_rewrite_that_no_trainer_takes_falls_back(small_tokenizer: Any) -> None:
+    """The harness refuses control tokens in training data: a paid distillation must not end in that."""
+    examples, prepared, _, record = prepare(["It is 4.</s> Next", "<unk> is 4"])
+    assert prepared == [examples[0], examples[1].with_answer("<unk> is 4")]
+    assert record["rewrites_rejected"] == {"spells out a control token": 1}
+    assert control_tokens(small_tokenizer) == set(chat.format_of(small_tokenizer).special_texts)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}]
+)
+def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be at least"):
+        SDFT(**options)
+
+
+def test_the_recipes_decoding_reaches_the_seed_model() -> None:
+    asked = Asked(["x"])
+    examples = [Example("e", (Message("user", "q?"), Message("assistant", "a.")))]
+    context = PrepareContext(TOKENIZER, task(max_tokens=9), asked, random.Random(0))
+    SDFT(temperature=0.95, top_p=0.7, max_tokens=5).prepare(examples, context)
+    ((_, decoding),) = asked.calls
+    assert decoding == {"opening": "", "max_tokens": 5, "temperature": 0.95, "top_p": 0.7}
+
+
 def test_the_tasks_filter_sees_the_opened_rewrite_and_the_reference() -> None:
     seen = []
 
@@ -144,6 +188,6 @@ def test_the_tasks_filter_sees_the_opened_rewrite_and_the_reference() -> None:
 
 def test_a_generator_that_loses_an_answer_is_not_believed() -> None:
     examples = [Example(f"e-{i}", (Message("user", "q?"), Message("assistant", "a."))) for i in range(2)]
-    context = PrepareContext(None, task(), Asked(["only one"]), random.Random(0))
+    context = PrepareContext(TOKENIZER, task(), Asked(["only one"]), random.Random(0))
     with pytest.raises(ValueError, match="shorter"):
         SDFT().prepare(examples, context)

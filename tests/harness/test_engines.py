@@ -127,6 +127,36 @@ def test_greedy_answers_are_the_argmax_of_the_logits(engine: HFEngine, prompts: 
         ids.append(token)
 
 
+def test_sampled_tokens_follow_the_tempered_nucleus(engine: HFEngine, prompts: list[list[int]]) -> None:
+    """1,500 first tokens of a prompt: each within 5 standard errors of its probability, none from outside."""
+    temperature, top_p, draws = 2.5, 0.9, 1500
+    engine.batch_size = draws
+    found = engine.generate([prompts[0]] * draws, 1, temperature=temperature, top_p=top_p, seed=3)
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([prompts[0]])).logits[0, -1].float()
+    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True)
+    nucleus = int((probabilities.cumsum(0) < top_p).sum()) + 1
+    assert nucleus > 50  # more than the top 50 of the library's default
+    expected = probabilities[:nucleus] / probabilities[:nucleus].sum()
+    counts = torch.bincount(torch.tensor(found).flatten(), minlength=len(logits))[order] / draws
+    assert float(counts[nucleus:].sum()) == 0
+    errors = (expected * (1 - expected) / draws).sqrt()
+    assert bool(((counts[:nucleus] - expected).abs() < 5 * errors + 2 / draws).all())
+    assert float(counts[50:].sum()) > 0
+
+
+def test_sampling_repeats_with_its_seed_and_leaves_other_draws_alone(
+    engine: HFEngine, prompts: list[list[int]]
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = engine.generate(prompts[:20], 8, temperature=2.0, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert engine.generate(prompts[:20], 8, temperature=2.0, seed=1) == first
+    assert engine.generate(prompts[:20], 8, temperature=2.0, seed=2) != first
+
+
 def test_the_models_own_generation_settings_change_nothing(tokenizer: Any, prompts: list[list[int]]) -> None:
     def answers(**settings: Any) -> list[list[int]]:
         model = models.load_model(seed_model_path(), "float32", "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -56,6 +57,12 @@ def job(tmp_path: Path, encoded: list[Encoded]) -> Callable[..., TrainJob]:
     return make
 
 
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 def ignore(step: int, steps: int) -> None:
     pass
 
@@ -82,6 +89,19 @@ def test_two_processes_have_the_single_processs_losses(
     )
     assert set(one) == set(two)
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4
+
+
+def test_the_devices_memory_is_given_back_before_others_train_on_it(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    released: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))
+    with pytest.raises(HarnessError, match="exit code 1"):
+        launch(job("shared", num_processes=2, launcher="false"), ignore)
+    assert released == [True]
 
 
 def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[..., TrainJob]) -> None:
@@ -130,7 +150,7 @@ def test_training_processes_end_with_the_command_that_waits_for_them(job: Callab
     finally:
         os.getpid = original  # type: ignore[assignment]
     environment = {**os.environ, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}  # fmt: skip
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "harness.job", str(orphan.folder)], env=environment, stderr=subprocess.DEVNULL
     )

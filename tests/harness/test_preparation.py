@@ -45,7 +45,7 @@ def test_a_second_run_reads_what_the_first_wrote_and_is_charged_the_same(
     second, warm = distil(shop())
     assert second == first
     assert (cold["preparation"]["from_cache"], warm["preparation"]["from_cache"]) == (False, True)
-    for name in ("prompt_tokens", "generated_tokens", "seconds"):
+    for name in ("prompt_tokens", "generated_tokens", "seconds", "peak_memory_bytes"):
         assert warm["preparation"][name] == cold["preparation"][name] > 0
     assert warm["rewrites_kept"] + sum(warm["rewrites_rejected"].values()) == 12
 
@@ -105,6 +105,32 @@ def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., Workshop], tmp_pa
 def test_what_it_depends_on_makes_an_entry_of_its_own(change: Any, shop: Callable[..., Workshop]) -> None:
     distil(shop())
     assert distil(shop(**change))[1]["preparation"]["from_cache"] is False
+
+
+def test_line_separators_in_a_text_tear_no_row(
+    shop: Callable[..., Workshop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U+2028 and U+0085 end a line for ``str.splitlines``, and a model may write them."""
+    from harness.engines.base import Completion
+    from harness.engines.hf import HFEngine
+
+    odd = Completion("a\u2028b\u0085c", 1, "stop")
+    monkeypatch.setattr(HFEngine, "completion", lambda self, ids, prefill: odd)
+    task = registry.load("train task", "samsum-mini")
+    cell = next(cell for cell in plan.cells(shop().config) if cell.method == "sdft")
+    for _ in range(2):
+        workshop = shop()
+        method = stages.make_method(workshop.config, "sdft")
+        examples, _ = preparation.prepare(workshop, task, method, cell, "")
+        assert {example.answer for example in examples} == {odd.text}
+    rows = preparation._finished(next((tmp_path / "cache" / "generated").glob("*/continuations.jsonl")))
+    assert [len(row["texts"]) for row in rows] == [4, 4, 4]
+
+
+def test_the_marker_does_not_repeat_the_prompts(shop: Callable[..., Workshop], tmp_path: Path) -> None:
+    distil(shop())
+    (marker,) = (tmp_path / "cache" / "generated").glob("*/*.done.json")
+    assert marker.stat().st_size < 5_000
 
 
 def test_a_damaged_entry_is_made_again(shop: Callable[..., Workshop], tmp_path: Path) -> None:

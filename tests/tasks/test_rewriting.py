@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.contracts import Rewrite
 from tasks.gsm8k.train import TRAIN_TASK as GSM8K
 from tasks.gsm8k_mini.train import TRAIN_TASK as GSM8K_MINI
-from tasks.gsm8k_scoring import exact_match
+from tasks.gsm8k_scoring import exact_match, exact_match_first
 from tasks.rewriting import MATH_OPENING, add_marker_line, reject_wrong_number
 from tasks.samsum_mini.train import TRAIN_TASK as SAMSUM_MINI
 
@@ -38,13 +40,17 @@ FINISHES = [
     ("It is 18.\n\n", LABEL, "It is 18.\n#### 18", "one line break before it"),
     ("It is 1,234.", "#### 1,234", "It is 1,234.\n#### 1234", "normalised: no commas"),
     ("It is 18.\n#### 18", LABEL, "It is 18.\n#### 18", "there already"),
-    (
-        "It is 1,234.\n#### 1,234",
-        "#### 1234",
-        "It is 1,234.\n#### 1,234",
-        "there already, as a scorer reads it",
-    ),
-    ("#### $18", LABEL, "#### $18\n#### 18", "there, but no scorer reads it"),
+    ("It is 1,234.\n#### 1,234", "#### 1234", "It is 1,234.\n#### 1234", "there already, with commas"),
+    ("It is 18.\n#### $18.", LABEL, "It is 18.\n#### 18", "there, but no scorer reads it"),
+    ("#### 18", LABEL, "#### 18", "nothing else"),
+    ("#### 17\nNo, it is 18.", LABEL, "17\nNo, it is 18.\n#### 18", "a wrong line would be read first"),
+    ("#### 1. Count\nIt is 18.\n##### 18", LABEL, "1. Count\nIt is 18.\n#### 18", "headings"),
+    ("### Count\nIt is 18.", LABEL, "### Count\nIt is 18.\n#### 18", "three signs are no mark"),
+    ("#### So it is 18.", LABEL, "So it is 18.\n#### 18", "a mark in front of more than the number"),
+    ("It is $1,800", "#### $1,800.", "It is $1,800\n#### 1800", "a label with currency, comma and final dot"),
+    ("It is 0.5", "#### 0.50", "It is 0.5\n#### 0.50", "decimals as the label has them"),
+    ("It is -3", "#### -3", "It is -3\n#### -3", "negative"),
+    ("It is 18.\n#### 18", "So 18.", "It is 18.\n#### 18", "data without such lines, whatever the rewrite"),
     ("It is 18.", "It is 18.", "It is 18.", "data without such lines is left alone"),
 ]
 
@@ -58,6 +64,18 @@ def test_rejections(rewritten: str, reference: str, reason: str | None, why: str
 def test_final_line(rewritten: str, reference: str, finished: str, why: str) -> None:
     assert add_marker_line(rewritten, reference) == finished, why
     assert add_marker_line(finished, reference) == finished, "finishing twice changes nothing"
+
+
+@given(
+    working=st.text(alphabet="ab 18.,$#\n-"),
+    number=st.integers(-(10**6), 10**6),
+    style=st.sampled_from(["{}", "{:,}", "${:,}", "{}.", " {} "]),
+)
+def test_both_scorers_read_every_finished_answer(working: str, number: int, style: str) -> None:
+    plain, label = f"#### {number}", "####" + (" " + style).format(number)
+    finished = add_marker_line(working, label)
+    assert exact_match(finished, plain) == exact_match_first(finished, plain) == 1.0
+    assert finished.count("####") == 1
 
 
 def test_protocol_constants() -> None:
