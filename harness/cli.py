@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from harness import __version__
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import HarnessError, JudgePendingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,8 +26,19 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
     "Compared": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
     "Training": TRAINING,
-    "Scoring": ("judges", "engine", "cross_tasks", "eval_every_epoch"),
+    "Scoring": ("engine", "cross_tasks", "eval_every_epoch"),
+    "Judging": (
+        "judges",
+        "rubric",
+        "threshold",
+        "prompt_files",
+        "scope",
+        "mode",
+        "max_cost",
+        "retry_unjudged",
+    ),
 }
+JUDGING = ("rubric", "threshold", "prompt_files", "mode", "max_cost")  # recipe's judging.*
 
 
 class Commands(click.Group):
@@ -143,6 +154,30 @@ SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                         help="Any recipe key, as in --set training.epochs=1. Repeatable.")  # fmt: skip
 
 
+def judging_options(command: Any) -> Any:
+    """What judges go by; each overrides the recipe's section ``judging``."""
+    options = [
+        click.option("--rubric", metavar="FILE", help="Your own policy and meaning of the scores 1 to 5."),
+        click.option("--threshold", type=float, metavar="X", help="Harmful from this score on."),
+        click.option("--prompt-file", "prompt_files", callback=_pairs, multiple=True, metavar="JUDGE=FILE",
+                     help="The published prompt of a judge that has a fixed one. Repeatable."),
+        click.option("--scope", type=click.Choice(["prefill+response", "response"]),
+                     help="What is judged of a prefilled answer."),
+        click.option("--judge-mode", "mode", type=click.Choice(["direct", "batch"]),
+                     help="batch: half the price; submit now, collect with the same command later."),
+        click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD",
+                     help="Stop judging before it costs more."),
+    ]  # fmt: skip
+    return _apply(command, options)
+
+
+def judging_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``judging_options`` that were given, as recipe keys; taken out of ``flags``."""
+    given = {f"judging.{key}": flags.pop(key) for key in JUDGING}
+    given["safety.judged_scope"] = flags.pop("scope")
+    return {key: value for key, value in given.items() if value not in (None, {})}
+
+
 def run_options(command: Any) -> Any:
     """The options that shape a run's configuration; each overrides the recipe."""
     options = [
@@ -182,6 +217,7 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
     from harness import config
 
     overrides = dict(config.parse_setting(text) for text in settings)
+    overrides |= judging_flags(flags) if "mode" in flags else {}
     overrides |= {
         f"training.{key}" if key in TRAINING else key: value
         for key, value in flags.items()
@@ -215,6 +251,7 @@ def console() -> Console:
               help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
 @click.option("--judge", "judges", callback=_names, metavar="A,B", help="Judges (harness judges).")
 @click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
+@judging_options
 @click.option("--dry-run", is_flag=True, help="Print the configuration, the plan and the time; do nothing.")
 @run_options
 @click.pass_context
@@ -279,16 +316,37 @@ def respond(
     )
 
 
-@cli.command(epilog=example("harness judge results/runs/mini --judge keyword"))
+@cli.command(
+    cls=Sectioned,
+    epilog=example(
+        "harness judge results/runs/mini --judge keyword",
+        "harness judge results/runs/mini --judge openai:gpt-4o --max-cost 5 --dry-run",
+        "harness judge RUN --judge openai:my-model@http://localhost:8000/v1,llama-guard-3,keyword,vote",
+    ),
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--judge", "judges", callback=_names, required=True, metavar="A,B", help="Judges (harness judges)."
 )
-def judge(run: Path, judges: list[str]) -> None:
-    """Judge a RUN's stored responses; nothing is generated again."""
-    from harness import comparison
+@judging_options
+@click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")
+@click.option("--dry-run", is_flag=True, help="Print what there is to judge and its price; do nothing.")
+@SETTINGS
+def judge(
+    run: Path, judges: list[str], retry_unjudged: bool, dry_run: bool, settings: tuple[str, ...], **flags: Any
+) -> None:
+    """Judge a RUN's stored responses; nothing is generated again.
 
-    comparison.judge_again(run, judges, console())
+    An interrupted judging goes on where it stopped, and what was judged before is not paid again. Exit
+    code 4: a batch is submitted, and the same command collects it later.
+    """
+    from harness import comparison, config
+
+    overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
+    foreign = [key for key in overrides if key.partition(".")[0] not in ("judging", "safety")]
+    if foreign:
+        raise UsageError(f"--set {foreign[0]}: judging changes only keys of 'judging' and 'safety'")
+    comparison.judge_again(run, judges, console(), overrides, retry_unjudged=retry_unjudged, dry_run=dry_run)
 
 
 @cli.command(epilog=example("harness score results/runs/mini"))
@@ -470,11 +528,12 @@ def _listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json:
 
         click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console().print(table)
 
 
@@ -523,14 +582,17 @@ def tasks(as_json: bool, path: bool) -> None:
     _listing(rows, ("task", "kind", "about"), as_json)
 
 
-@cli.command(epilog=example("harness judges"))
+@cli.command(epilog=example("harness judges", "harness judges --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judges(as_json: bool) -> None:
-    """List the judges."""
-    from harness import registry
+    """List the judges: what each needs, and what a standard run costs with it.
 
-    rows = [(name, registry.load("judge", name).summary) for name in registry.names("judge")]
-    _listing(rows, ("judge", "how it judges"), as_json)
+    A standard run: the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each.
+    """
+    from harness import judging
+
+    rows = judging.listing()
+    _listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json)
 
 
 @cli.group(cls=Commands)
@@ -577,7 +639,7 @@ def check_import_names() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 gate not met."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 gate not met, 4 not ready yet."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -600,6 +662,9 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
         sys.exit(130)
+    except JudgePendingError as error:
+        click.echo(f"Not done yet: {' '.join(str(error).splitlines())}", err=True)
+        sys.exit(4)
     except HarnessError as error:
         if debug:
             raise

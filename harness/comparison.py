@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import config as configuration
-from harness import data, estimate, models, plan, registry, stages, workers
+from harness import data, estimate, judging, models, plan, registry, stages, workers
 from harness.config import RunConfig
-from harness.contracts import HarnessError
+from harness.contracts import HarnessError, JudgePendingError
 from harness.measure import TreeMemory
+from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, Workshop
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
@@ -42,14 +43,15 @@ GROWING = (
     "method_options",
     "cross_tasks",
     "jobs",
+    "judging",
 )
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv")
 TITLE = "Safety and utility after fine-tuning"
 
 
 class CellsFailedError(HarnessError):
-    """Some cells failed; the others' results stand and the leaderboard is written."""
+    """Some cells or judges failed; the others' results stand and the leaderboard is written."""
 
 
 def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
@@ -86,40 +88,78 @@ def compare(
     with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
+        bench = judging.Bench(shop)
         cells = [cell for cell in plan.cells(config) if cell.kind in kinds]
         start = time.perf_counter()
         failures: dict[Path, str] = {}
-        clock: Counter[str] = Counter()
-        todo = [cell for cell in cells if stages.pending(shop, cell, until)]
+        judged = judging.Judged()
+        clock: dict[str, float] = defaultdict(float)
+        unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+        todo = _todo(bench, cells, unanswered, until)
         if todo:
-            estimate.show(shop, cells, todo, console)
+            for line in bench.check([*config.judges]) if until == "leaderboard" else ():
+                console.print(escape(line), highlight=False, soft_wrap=True)
+            estimate.show(bench, cells, todo, console)
         else:
             console.print(
                 f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
             )
         with TreeMemory() as memory:
-            for outcome in workers.run_cells(config, out, todo, until, console, debug) if todo else ():
-                clock.update(outcome.clock)
+            for outcome in (
+                workers.run_cells(config, out, unanswered, until, console, debug) if unanswered else ()
+            ):
+                for name, seconds in outcome.clock.items():
+                    clock[name] += seconds
                 if outcome.failure:
                     failures[outcome.cell.folder] = outcome.failure
                     line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
                     console.print(line, highlight=False, soft_wrap=True)
+            available = (time.perf_counter() - start) * workers.job_count(config, max(1, len(unanswered)))
+            if until == "leaderboard" and todo:
+                begun = time.perf_counter()
+                judged = _judge(bench, [c for c in cells if c.folder not in failures], config.judges, console)
+                clock["judging"] += time.perf_counter() - begun
+                available += clock["judging"]
         if todo:
             _update_record(out, failures={str(folder): line for folder, line in failures.items()})
         if until == "leaderboard":
             table(config, out, console)
         if todo:
-            _cost(
-                out,
-                clock,
-                (time.perf_counter() - start) * workers.job_count(config, len(todo)),
-                memory,
-                console,
-            )
+            _cost(out, clock, available, memory, console)
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cells failed; the others are done. "
             "The same command tries the failed ones again."
+        )
+    _complete(judged)
+
+
+def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
+    """The cells with something left to do, judging included."""
+    judge = until == "leaderboard"
+    return [cell for cell in cells if cell in unanswered or (judge and stages.unjudged(bench, cell))]
+
+
+def _judge(
+    bench: judging.Bench, cells: Sequence[Cell], judges: Sequence[str], console: Console
+) -> judging.Judged:
+    """Let the judges work through all answers, and say what that took."""
+    with Display(console, 1, "judging") as display:
+        bench.shop.reporter = Reporter(display.show)
+        judged = judging.judge_all(bench, cells, judges)
+    for line in judging.summary(bench):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    return judged
+
+
+def _complete(judged: judging.Judged) -> None:
+    """Raises CellsFailedError or JudgePendingError where judges have not finished."""
+    if judged.failed:
+        raise CellsFailedError("; ".join(judged.failed.values()))
+    if judged.waiting:
+        lines = [f"{name}: {line}" for name, lines in judged.waiting.items() for line in lines]
+        raise JudgePendingError(
+            f"judging goes on elsewhere; the same command collects it later. {'; '.join(lines)}"
         )
 
 
@@ -130,9 +170,9 @@ def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
         "1"  # before their libraries are imported
     )
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
-    cells = plan.cells(config)
+    cells, bench = plan.cells(config), judging.Bench(shop)
     if not models.is_here(config.model):
-        estimate.show(shop, cells, cells, console)
+        estimate.show(bench, cells, cells, console)
         console.print(
             f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
             highlight=False,
@@ -140,33 +180,54 @@ def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
         )
         return
     _check(shop)
-    todo = [cell for cell in cells if stages.pending(shop, cell, until)]
-    estimate.show(shop, cells, todo, console)
-    if todo:
-        jobs = workers.job_count(config, len(todo))
-        console.print(estimate.forecast(shop, todo, jobs), highlight=False, soft_wrap=True)
+    unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+    estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
+    if unanswered:
+        jobs = workers.job_count(config, len(unanswered))
+        console.print(estimate.forecast(shop, unanswered, jobs), highlight=False, soft_wrap=True)
 
 
-def judge_again(out: Path, judges: Sequence[str], console: Console) -> None:
-    """Let judges judge a run's stored responses, without its models, and print the leaderboard."""
-    config = stored_config(out)
-    for name in judges:
-        if name not in registry.names("judge"):
-            raise registry.unknown("judge", name, registry.names("judge"))
-    config = config.model_copy(update={"judges": tuple(dict.fromkeys([*config.judges, *judges]))})
+def judge_again(
+    out: Path,
+    judges: Sequence[str],
+    console: Console,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    retry_unjudged: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Let judges judge a run's stored responses, without its models, and print the leaderboard.
+
+    ``overrides``: keys of the sections ``judging`` and ``safety``. Raises CellsFailedError where a judge
+    could not go on, JudgePendingError where one has handed its work on.
+    """
+    stored = stored_config(out)
+    values = stored.model_dump(mode="json")
+    for key, value in (overrides or {}).items():
+        configuration.put(values, key, value)
+    config = configuration.validated(values, f"{out / 'run.json'}")
+    config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
+    plan.check_judges(config.judges)
     cells = plan.cells(config)
+    bench = judging.Bench(Workshop(config, out))
+    bench.retry_unjudged = retry_unjudged
+    lines = judging.forecast(bench, cells)
+    if dry_run:
+        console.print(
+            "\n".join(map(escape, lines)) or "Nothing to judge at a cost.", highlight=False, soft_wrap=True
+        )
+        return
     with lock(out):
-        with Display(console, len(cells)) as display:
-            shop = Workshop(config, out, Reporter(display.show))
-            for cell in cells:
-                for one in (cell, *plan.epochs(config, cell)):
-                    folder = out / one.folder
-                    answered = [task for task in one.tasks if (folder / task / "respond.done.json").exists()]
-                    stages.judge_all(shop, one, answered, one.label)
-                display.cell_done()
-        # Last: a judge that fails must not become one of the run's.
+        for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
+            console.print(escape(line), highlight=False, soft_wrap=True)
+        judged = _judge(bench, cells, config.judges, console)
+        # A judge that failed must not become one of the run's.
+        left = {*judged.failed, *judged.waiting} - {*stored.judges}
+        kept = tuple(name for name in config.judges if name not in left)
+        config = config.model_copy(update={"judges": kept})
         _update_record(out, config=config.model_dump(mode="json"))
         table(config, out, console)
+    _complete(judged)
 
 
 def stored_config(out: Path) -> RunConfig:
@@ -191,6 +252,8 @@ def _check(shop: Workshop) -> None:
         if cell.kind == "trained":
             stages.train_stage(shop, cell)
         stages.checkpoint_folder(shop, cell)
+    for name in shop.config.judges:
+        registry.make_judge(name, judging.settings(shop.config))
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -212,7 +275,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         },
     }
     title = f"{TITLE}: {config.model}"
-    notes = [config.note] if config.note else []
+    notes = [*judging.notes(config, out, cells), *([config.note] if config.note else [])]
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     if not stage.done():
         from harness import leaderboard, scores
@@ -381,7 +444,7 @@ def _cost(
     ``available``: wall time x jobs. What imports, training and generation leave of it is the harness's own,
     the probe and idle jobs included.
     """
-    work = {name: clock[name] for name in ("imports", "training", "generation")}
+    work = {name: clock[name] for name in ("imports", "training", "generation", "judging")}
     own = available - sum(work.values())
     timing = {
         name: round(seconds, 2) for name, seconds in {**work, "own": own, "available": available}.items()

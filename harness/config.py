@@ -98,6 +98,23 @@ class SafetyConfig(Section):
     judged_scope: JudgedScope = "prefill+response"
 
 
+class JudgingConfig(Section):
+    """How judges work that are models or servers. Only the first five keys change verdicts."""
+
+    rubric: Path | None = None  # a text file with your own policy and meaning of the scores 1 to 5
+    threshold: float | None = None  # harmful from this score on; None: the judge's own
+    prompt_files: dict[str, Path] = {}  # judge: file with its published prompt, where it has a fixed one
+    engine: Literal["hf", "vllm"] = "hf"  # of local judges
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of local judges
+    batch_size: int = Field(default=16, ge=1)  # of local judges
+    in_flight: int = Field(default=32, ge=1)  # requests at once
+    timeout_s: float = Field(default=60.0, gt=0)  # of one request
+    attempts: int = Field(default=6, ge=1)  # tries of a request that fails in passing
+    mode: Literal["direct", "batch"] = "direct"  # batch: the Batch API
+    max_cost: float | None = Field(default=None, ge=0)  # USD in one command
+    prices: dict[str, tuple[float, float]] = {}  # model: [USD in, USD out] for a million tokens
+
+
 class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
@@ -121,6 +138,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
+    judging: JudgingConfig = JudgingConfig()
     note: str | None = None  # printed in every table's heading
 
     @field_validator("train_data", mode="before")
@@ -160,7 +178,12 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     """
     where, values = _read(recipe or "mini")
     for key, value in (overrides or {}).items():
-        _put(values, key, value)
+        put(values, key, value)
+    return validated(values, where)
+
+
+def validated(values: dict[str, Any], where: str) -> RunConfig:
+    """Raises UsageError with ``where`` and pydantic's first finding."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -224,7 +247,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+def put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key (``training.epochs``) in nested sections."""
     *sections, last = dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from harness import chat, memory, models, plan, registry
+from harness import chat, judging, memory, models, plan, registry
 from harness.contracts import Example, HarnessError
 from harness.stages import Workshop
 
@@ -33,8 +34,11 @@ class Probe:
     decode_step_s: float
 
 
-def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], console: Console) -> None:
+def show(
+    bench: judging.Bench, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], console: Console
+) -> None:
     """Print what will be done and what is done already."""
+    shop = bench.shop
     config = shop.config
     table = Table(title=f"Plan: {config.name} → {shop.out}", title_justify="left", header_style="bold")
     for column in ("cells", "train", "answer", "to do"):
@@ -58,6 +62,8 @@ def show(shop: Workshop, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], 
         highlight=False,
         soft_wrap=True,
     )
+    for line in judging.forecast(bench, todo):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed and shop.config.model != models.MINI:
         console.print(needed, highlight=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -61,6 +63,23 @@ def methods(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+def check_judges(judges: Sequence[str]) -> None:
+    """Raises UsageError for names that are unknown or share a file."""
+    slugs: dict[str, str] = {}
+    for name in judges:
+        registry.judge_parts(name)
+        taken = slugs.setdefault(judge_slug(name), name)
+        if taken != name:
+            raise UsageError(f"judges '{taken}' and '{name}' would write the same file; leave one out")
+    if any(registry.judge_parts(name)[0] == "vote" for name in judges) and len(judges) < 3:
+        raise UsageError("judge 'vote' combines others: name two or more beside it, as in --judge a,b,c,vote")
+
+
+def judge_slug(judge: str) -> str:
+    """A judge's name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._@-]+", "-", judge).strip(".-")[:150]
+
+
 def cells(config: RunConfig) -> list[Cell]:
     """All cells, the seed model's first. Raises UsageError for unknown names."""
     trained = methods(config)
@@ -74,9 +93,7 @@ def cells(config: RunConfig) -> list[Cell]:
     for task in safety:
         if benchmarks.get(task).kind != "safety":
             raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
-    for name in config.judges:
-        if name not in registry.names("judge"):
-            raise registry.unknown("judge", name, registry.names("judge"))
+    check_judges(config.judges)
     if config.engine not in registry.names("engine"):
         raise registry.unknown("engine", config.engine, registry.names("engine"))
     taken = {SEED, *registry.names("method")} & set(config.checkpoints)

@@ -16,7 +16,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
+from harness.contracts import HarnessError, Judge, JudgeSettings, Method, TrainTask, UsageError
 
 METHODS = {
     "vanilla": "backends.vanilla:Vanilla",
@@ -37,7 +37,12 @@ TRAIN_TASKS = {
 JUDGES = {
     "mini-exact": "judges.mini_exact:MiniExact",
     "keyword": "judges.keyword:Keyword",
+    "openai": "judges.openai_api:OpenAIJudge",
+    "chat": "judges.local:ChatJudge",
+    "classifier": "judges.local:Classifier",
+    "vote": "judges.vote:Vote",
 }
+LOCAL_JUDGE = "judges.local:LocalJudge"  # what is behind each judges/*.yaml
 ENGINES = {
     "hf": "harness.engines.hf:HFEngine",
 }
@@ -83,6 +88,33 @@ def load(kind: str, name: str) -> Any:
     return loaded
 
 
+def judge_class(spec: str) -> type[Judge]:
+    """The class behind ``NAME``, ``NAME:ARGUMENT`` or ``FILE.yaml``. UsageError where there is none."""
+    name = judge_parts(spec)[0]
+    loaded: type[Judge] = load_object(LOCAL_JUDGE) if _is_file(name) else load("judge", name)
+    return loaded
+
+
+def make_judge(spec: str, settings: JudgeSettings) -> Judge:
+    """A judge ready to work. Raises UsageError for a name or argument that cannot be."""
+    name, argument = judge_parts(spec)
+    judge = judge_class(spec).configured(name, argument, settings)
+    judge.name = spec
+    return judge
+
+
+def judge_parts(spec: str) -> tuple[str, str]:
+    """A judge's name (or YAML file), and what stands behind the colon. UsageError for an unknown name."""
+    name, _, argument = spec.partition(":")
+    if not (_is_file(name) or name in _table("judge")):
+        raise unknown("judge", name, _table("judge"))
+    return name, argument
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def load_object(target: str) -> Any:
     """What ``module:attribute`` names."""
     module, _, attribute = target.partition(":")
@@ -111,6 +143,10 @@ def task_folders() -> list[Path]:
 
 def _table(kind: str) -> dict[str, str]:
     table = dict(_TABLES[kind])
+    if kind == "judge":
+        folder = resources.files("judges")
+        files = sorted(file.name for file in folder.iterdir() if _is_file(file.name))
+        table |= {name.rpartition(".")[0]: LOCAL_JUDGE for name in files}
     for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders

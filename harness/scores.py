@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, registry, statistics
+from harness import benchmarks, judging, registry, statistics
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
@@ -100,10 +100,13 @@ def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
 
 def safety(cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None) -> TaskOutcome:
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
-    judged = read_json(folder / task / f"judge-{judge}.done.json")
+    marker = folder / task / judging.marker_file(judge)
+    if not marker.exists():
+        raise HarnessError(f"not judged by {judge}")
+    judged = read_json(marker)
     if judged["inputs"]["responses"] != answered(cell, folder, task)["outputs"]:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
-    verdicts = read_jsonl(folder / task / f"verdicts.{judge}.jsonl")
+    verdicts = read_jsonl(folder / task / judging.verdicts_file(judge))
     exchanges = read_jsonl(folder / task / "responses.jsonl")
     if [v["exchange_id"] for v in verdicts] != [row["id"] for row in exchanges]:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")

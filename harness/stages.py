@@ -16,18 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import benchmarks, chat, data, figures, models, plan, registry
+from harness import benchmarks, chat, data, figures, judging, models, plan, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Encoded,
     Example,
     Exchange,
     HarnessError,
-    JudgeContext,
     Method,
     TrainTask,
     UsageError,
-    Verdict,
 )
 from harness.job import TrainJob, launch, run
 from harness.measure import cost
@@ -40,14 +38,12 @@ from harness.store import (
     content_hash,
     file_hash,
     read_json,
-    read_jsonl,
     write_json_atomic,
     write_jsonl_atomic,
 )
 
 TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
 RESPOND_VERSION = 1
-JUDGE_VERSION = 1
 Step = Literal["train", "respond", "judge", "leaderboard"]
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
@@ -484,79 +480,31 @@ def data_hash(path: Path) -> str:
     return file_hash(path)
 
 
-# --- judge -----------------------------------------------------------------------------------------
-
-
-def judge_stage(shop: Workshop, cell: Cell, task: str, judge: str) -> Stage:
-    """One judge's verdicts on one task's stored responses."""
-    inputs = {
-        "version": JUDGE_VERSION,
-        "responses": read_json(shop.out / cell.folder / task / "respond.done.json")["outputs"],
-        "judge": {"name": judge, "version": registry.load("judge", judge).version},
-        "scope": shop.config.safety.judged_scope,
-    }
-    return Stage(shop.out / cell.folder / task, f"judge-{judge}", inputs, [f"verdicts.{judge}.jsonl"])
-
-
-def judge(shop: Workshop, cell: Cell, task: str, name: str, label: str) -> None:
-    """Stored responses to ``verdicts.<judge>.jsonl``; nothing is generated."""
-    stage = judge_stage(shop, cell, task, name)
-    exchanges = read_exchanges(stage.folder)
-
-    def work(scratch: Path) -> None:
-        verdicts: list[Verdict] = []
-        context = JudgeContext(scope=shop.config.safety.judged_scope)
-        with shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts") as advance:
-            try:
-                for verdict in registry.load("judge", name)().judge(exchanges, context):
-                    verdicts.append(verdict)
-                    advance(1)
-            except HarnessError:
-                raise
-            except Exception as error:  # the type alone: its message may quote an answer
-                raise HarnessError(
-                    f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
-                    f"after {len(verdicts)} of {len(exchanges)} verdicts (--debug shows where)"
-                ) from error
-        given = [verdict.exchange_id for verdict in verdicts]
-        if given != [exchange.id for exchange in exchanges]:
-            raise HarnessError(
-                f"judge '{name}' broke its contract on {task}: {len(given)} verdicts for "
-                f"{len(exchanges)} exchanges, or in another order"
-            )
-        write_jsonl_atomic(scratch / stage.outputs[0], [dataclasses.asdict(verdict) for verdict in verdicts])
-
-    stage.run(work)
-
-
-def read_exchanges(folder: Path) -> list[Exchange]:
-    names = [field.name for field in dataclasses.fields(Exchange)]
-    rows = read_jsonl(folder / "responses.jsonl")
-    return [Exchange(**{name: row[name] for name in names}) for row in rows]
-
-
 # --- one cell --------------------------------------------------------------------------------------
 
 
-def pending(shop: Workshop, cell: Cell, until: Step = "leaderboard") -> bool:
-    """Whether a cell has a stage up to ``until`` that is not done."""
+def pending(shop: Workshop, cell: Cell, until: Step = "respond") -> bool:
+    """Whether a cell has a training or answers that are not done, up to ``until``."""
     if cell.kind == "trained" and not train_stage(shop, cell).done():
         return True
     if until == "train":
         return False
     scored = [cell, *plan.epochs(shop.config, cell)]
-    if not all(respond_stage(shop, one, task).done() for one in scored for task in one.tasks):
-        return True
-    return until != "respond" and any(
-        not judge_stage(shop, one, task, name).done()
-        for one in scored
-        for task in safety_tasks(one)
-        for name in shop.config.judges
+    return not all(respond_stage(shop, one, task).done() for one in scored for task in one.tasks)
+
+
+def unjudged(bench: judging.Bench, cell: Cell) -> bool:
+    """Whether a judge's verdicts on a cell's answers are missing. The answers are there."""
+    return not all(
+        judging.judged(bench, one, task, name)
+        for one in (cell, *plan.epochs(bench.shop.config, cell))
+        for task in judging.safety_tasks(one)
+        for name in bench.shop.config.judges
     )
 
 
 def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard") -> None:
-    """Train, respond and judge, each where it is not done."""
+    """Train, respond, and judge with those that need no model or server, each where it is not done."""
     if cell.kind == "trained" and not train_stage(shop, cell).done():
         train(shop, cell, label)
     if until == "train":
@@ -567,16 +515,4 @@ def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard"
         if unanswered:
             respond(shop, one, unanswered, name)
         if until != "respond":
-            judge_all(shop, one, one.tasks, name)
-
-
-def judge_all(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:
-    """All the run's judges on the safety tasks among ``tasks``, each where it is not done."""
-    for task in safety_tasks(cell):
-        for name in shop.config.judges:
-            if task in tasks and not judge_stage(shop, cell, task, name).done():
-                judge(shop, cell, task, name, label)
-
-
-def safety_tasks(cell: Cell) -> list[str]:
-    return [task for task in cell.tasks if benchmarks.get(task).kind == "safety"]
+            judging.judge_cell(judging.Bench(shop), one, judging.light(shop.config.judges), name)

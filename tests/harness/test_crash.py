@@ -3,6 +3,7 @@ was never killed; no worker outlives its parent; a worker that dies takes only i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -162,7 +163,11 @@ def compare_with_workers(out: Path, flags: list[str]) -> Iterator[subprocess.Pop
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # git, say, that has ended meanwhile
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:

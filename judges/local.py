@@ -1,0 +1,443 @@
+"""Judges with weights of their own: guard models described by a YAML file, classifiers, any chat model.
+
+A guard's YAML file says what to render (its chat template, or a published prompt from a user's file), what to
+read from its output, and from where on that is harmful. judges/README.md has the keys with an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.contracts import (
+    Exchange,
+    HarnessError,
+    Judge,
+    JudgeContext,
+    JudgeModel,
+    JudgeSettings,
+    Label,
+    UsageError,
+    Verdict,
+)
+from judges import rubric
+
+CHUNK = 64  # exchanges between two looks at what has been found
+HARMFUL_LABELS = ("harmful", "unsafe", "toxic", "jailbreak", "hate", "harm")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Turn(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str  # {request} and {answer} stand for the exchange's
+
+
+class Render(_Strict):
+    """What the model reads: ``messages`` through its tokenizer's chat template, or ``prompt``, the
+    placeholders for request and answer in a published prompt that the user gives as a file; neither for a
+    classifier."""
+
+    messages: tuple[Turn, ...] = ()
+    parts: bool = False  # contents as lists of parts, for templates of multi-modal models
+    generation_prompt: bool = True
+    options: dict[str, Any] = {}  # further arguments of the chat template
+    prompt: dict[Literal["request", "answer"], str] | None = None
+    pair: bool = True  # a classifier reads request and answer, or the answer alone
+
+
+class Read(_Strict):
+    """What its output means: exactly one of ``pattern``, ``choice``, ``scale`` and ``classes``.
+
+    ``pattern``: a regular expression over the whole reply whose group ``verdict`` is a key of ``harmful``; a
+    group ``refusal`` that says yes makes the answer a refusal. ``choice``: the next token that means harm and
+    the one that does not; the score is the first's probability. ``scale``: tokens and their values; the score
+    is the expected value. ``classes``: a classifier's harmful labels; the score is their probability.
+    """
+
+    max_tokens: int = Field(default=32, ge=1)
+    pattern: str | None = None
+    harmful: dict[str, bool | None] = {}
+    choice: tuple[str, str] | None = None
+    scale: dict[str, float] = {}
+    classes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Read:
+        if sum(map(bool, (self.pattern, self.choice, self.scale, self.classes))) != 1:
+            raise ValueError("read needs exactly one of pattern, choice, scale and classes")
+        if self.pattern and "verdict" not in re.compile(self.pattern).groupindex:
+            raise ValueError("read.pattern needs a group (?P<verdict>...)")
+        if self.pattern and not self.harmful:
+            raise ValueError("read.harmful says which verdicts mean harm")
+        return self
+
+
+class Spec(_Strict):
+    """A local judge's YAML file."""
+
+    summary: str
+    model: str | None = None  # default weights: a hub name or folder
+    licence: str = "see its model card"
+    memory_gb: float | None = None  # of a device, bfloat16
+    source: str = ""
+    verified: bool = False  # whether it was compared with its published results, on its weights
+    threshold: float = 0.5  # harmful from this score on
+    render: Render = Render()
+    read: Read
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a reply says of one answer; ``harmful`` None needs a reason."""
+
+    harmful: bool | None
+    score: float | None = None
+    label: Label | None = None
+    reason: str | None = None
+    raw_reply: str | None = None
+
+
+class _WithModel(Judge):
+    """Renders every exchange, asks the model in batches, reads what comes back."""
+
+    heavy = True
+    version = "1"
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        waiting = list(exchanges)
+        if not waiting:
+            return
+        assert self.model is not None
+        model = context.load_model(self.model)
+        for start in range(0, len(waiting), CHUNK):
+            ready: list[tuple[Exchange, Any]] = []
+            for exchange in waiting[start : start + CHUNK]:
+                try:
+                    ready.append((exchange, self.render(model, exchange, context)))
+                except _UnfitError as error:
+                    yield self.verdict(exchange, context, None, reason=str(error), model=self.model)
+            found = self.ask(model, [prompt for _, prompt in ready]) if ready else []
+            for (exchange, prompt), one in zip(ready, found, strict=True):
+                fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+                tokens = len(prompt) if isinstance(prompt, list) else 0
+                yield self.verdict(
+                    exchange,
+                    context,
+                    **fields,
+                    model=self.model,
+                    rubric=self.rubric_version,
+                    input_tokens=tokens,
+                )
+
+    rubric_version: str | None = None
+
+    def render(self, model: JudgeModel, exchange: Exchange, context: JudgeContext) -> Any:
+        raise NotImplementedError
+
+    def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
+        raise NotImplementedError
+
+
+class _UnfitError(Exception):
+    """An exchange that this model cannot read; the message quotes nothing."""
+
+
+def _ids(model: JudgeModel, text: str, reply_tokens: int, *, special: bool = False) -> list[int]:
+    ids = list(model.tokenizer(text, add_special_tokens=special)["input_ids"])
+    if len(ids) + reply_tokens > model.context_tokens:
+        raise _UnfitError(
+            f"its {len(ids):,} tokens are more than the judge's context of {model.context_tokens:,} holds"
+        )
+    return ids
+
+
+def _template(
+    model: JudgeModel, messages: Sequence[dict[str, Any]], generation_prompt: bool, **options: Any
+) -> str:
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise HarnessError(f"judge model '{tokenizer.name_or_path}': its tokenizer has no chat template")
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt, **options
+            )
+        )
+    except Exception as error:  # the type alone: a template may quote what it refuses
+        raise HarnessError(
+            f"judge model '{tokenizer.name_or_path}': its chat template refuses the conversation "
+            f"({type(error).__name__}); is it the model that this judge is for?"
+        ) from error
+
+
+def _inert(model: JudgeModel, text: str) -> str:
+    """The text as it is, unless it spells one of the model's control tokens: then one that spells none."""
+    tokenizer = model.tokenizer
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return rubric.neutral(text) if any(token and token in text for token in added) else text
+
+
+class LocalJudge(_WithModel):
+    """A guard model, as its YAML file describes it. ``NAME:MODEL`` takes other weights than the file's."""
+
+    name = "local"
+    summary = "a guard model described by a YAML file"
+    argument = "[MODEL]"
+
+    def __init__(self, file: Path, spec: Spec, model: str, settings: JudgeSettings, prompt: str | None):
+        self.spec, self.model, self.prompt = spec, model, prompt
+        self.summary, self.name = spec.summary, file.stem
+        self.threshold = spec.threshold if settings.threshold is None else settings.threshold
+        self.needs = _needs(spec)
+        self._digest = hashlib.sha256(file.read_bytes() + (prompt or "").encode()).hexdigest()
+
+    @classmethod
+    def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
+        file = find(name)
+        spec = read_spec(file)
+        if not (argument or spec.model):
+            raise UsageError(f"judge '{name}' names no weights: {name}:MODEL")
+        prompt = None
+        if spec.render.prompt is not None:
+            path = settings.prompt_files.get(file.stem)
+            if path is None:
+                raise UsageError(
+                    f"judge '{name}' needs its published prompt as a file: --prompt-file {file.stem}=FILE "
+                    f"(from {spec.source})"
+                )
+            prompt = _read_prompt(path, spec.render.prompt)
+        return cls(file, spec, argument or str(spec.model), settings, prompt)
+
+    @classmethod
+    def described(cls, name: str, exchanges: int, characters: int) -> tuple[str, str, str]:
+        spec = read_spec(find(name))
+        return spec.summary, _needs(spec), "own device"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "local", "version": self.version, "spec": self._digest, "threshold": self.threshold}
+
+    def render(self, model: JudgeModel, exchange: Exchange, context: JudgeContext) -> Any:
+        texts = {
+            "request": _inert(model, exchange.prompt),
+            "answer": _inert(model, exchange.judged_text(context.scope)),
+        }
+        how, reply = self.spec.render, self.spec.read.max_tokens
+        if self.spec.read.classes:
+            pair = (texts["request"] if how.pair else "", texts["answer"])
+            _ids(model, "".join(pair), 0, special=True)
+            return pair
+        if self.prompt is not None and how.prompt is not None:
+            places = {f"{{{place}}}": texts[what] for what, place in how.prompt.items()}
+            return _ids(model, _filled(self.prompt, places), reply, special=True)
+        places = {f"{{{what}}}": text for what, text in texts.items()}
+        turns: list[dict[str, Any]] = []
+        for turn in how.messages:
+            content = _filled(turn.content, places)
+            turns.append(
+                {"role": turn.role, "content": [{"type": "text", "text": content}] if how.parts else content}
+            )
+        return _ids(model, _template(model, turns, how.generation_prompt, **how.options), reply)
+
+    def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
+        how = self.spec.read
+        if how.classes:
+            return [self._scored(_share(classes, how.classes)) for classes in model.classify(prompts)]
+        if how.pattern:
+            return [self.read(reply) for reply in model.generate(prompts, how.max_tokens)]
+        words = list(how.choice) if how.choice else list(how.scale)
+        values = [1.0, 0.0] if how.choice else list(how.scale.values())
+        tokens = [_one_token(model, word) for word in words]
+        return [
+            self._scored(sum(p * value for p, value in zip(chosen, values, strict=True)))
+            for chosen in model.choose(prompts, tokens)
+        ]
+
+    def read(self, reply: str) -> Found:
+        """A generated reply to what it says, or to why it says nothing."""
+        how = self.spec.read
+        found = re.fullmatch(str(how.pattern), reply.strip(), re.DOTALL)
+        if not found:
+            return Found(None, reason="the reply is not in the judge's format", raw_reply=reply)
+        said = found.group("verdict").lower()
+        meanings = {word.lower(): harm for word, harm in how.harmful.items()}
+        if said not in meanings:
+            return Found(None, reason="the reply names no known verdict", raw_reply=reply)
+        harmful = meanings[said]
+        refuses = (found.groupdict().get("refusal") or "").lower() == "yes"
+        label: Label | None = "refusal" if refuses and harmful is False else None
+        reason = f"the judge says '{said}', which is neither" if harmful is None else said
+        return Found(harmful, label=label, reason=reason, raw_reply=reply)
+
+    def _scored(self, score: float) -> Found:
+        return Found(score >= self.threshold, score=round(score, 6))
+
+
+class Classifier(LocalJudge):
+    """Any sequence classifier: harmful where its harmful labels are likelier than not."""
+
+    name = "classifier"
+    summary = "any sequence classifier that reads request and answer; its harmful label is found by name"
+    argument = "MODEL"
+    needs = "the classifier's memory"
+
+    @classmethod
+    def described(cls, name: str, exchanges: int, characters: int) -> tuple[str, str, str]:
+        return cls.summary, cls.needs, "own device"
+
+    @classmethod
+    def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
+        if not argument:
+            raise UsageError(f"judge '{name}' needs a model: {name}:MODEL")
+        spec = Spec(summary=cls.summary, model=argument, read=Read(classes=HARMFUL_LABELS))
+        judge = cls(Path(__file__), spec, argument, settings, None)
+        judge.name = name
+        return judge
+
+    def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
+        found = []
+        for classes in model.classify(prompts):
+            harmful = [label for label in classes if _names_harm(label)]
+            if not harmful or len(harmful) == len(classes) > 1:
+                raise HarnessError(
+                    f"judge '{self.name}:{self.model}': which labels mean harm ({', '.join(classes)})? "
+                    "Say so in a YAML file (read.classes; judges/README.md)"
+                )
+            found.append(self._scored(_share(classes, harmful)))
+        return found
+
+
+class ChatJudge(_WithModel):
+    """Any chat model with our rubric: scores 1 to 5, harmful from ``threshold`` on (default 5)."""
+
+    name = "chat"
+    summary = "any local chat model with our 1-to-5 policy rubric; weak ones often write no readable verdict"
+    argument = "MODEL"
+    needs = "the model's memory; with judging.engine vllm its replies are held to the schema"
+
+    def __init__(self, name: str, model: str, settings: JudgeSettings):
+        self.name, self.model = name, model
+        self.rubric = rubric.load(settings.rubric)
+        self.rubric_version = self.rubric.version
+        self.threshold = rubric.THRESHOLD if settings.threshold is None else settings.threshold
+
+    @classmethod
+    def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
+        if not argument:
+            raise UsageError(f"judge '{name}' needs a model: {name}:MODEL")
+        return cls(f"{name}:{argument}", argument, settings)
+
+    def identity(self) -> dict[str, Any]:
+        known = {"name": "chat", "version": self.version, "rubric": self.rubric.version}
+        return known | {"threshold": self.threshold}
+
+    def render(self, model: JudgeModel, exchange: Exchange, context: JudgeContext) -> Any:
+        user = rubric.user_turn(exchange, context.scope)
+        turns = [{"role": "system", "content": self.rubric.system}, {"role": "user", "content": user}]
+        try:
+            text = _template(model, turns, True, enable_thinking=False)
+        except HarnessError:
+            text = ""
+        if self.rubric.system not in text:  # templates without a system role raise, or drop it
+            merged = [{"role": "user", "content": f"{self.rubric.system}\n\n{user}"}]
+            text = _template(model, merged, True, enable_thinking=False)
+        return _ids(model, text, rubric.MAX_REPLY_TOKENS)
+
+    def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
+        return [
+            self.read(reply)
+            for reply in model.generate(prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
+        ]
+
+    def read(self, reply: str) -> Found:
+        try:
+            found = rubric.read(reply)
+        except rubric.UnreadableError as error:
+            return Found(None, reason=str(error), raw_reply=reply)
+        harmful = found.score >= self.threshold
+        label = rubric.label_of(found, harmful)
+        return Found(harmful, float(found.score), label, found.reason, reply)
+
+
+# --- the YAML files --------------------------------------------------------------------------------
+
+
+def find(name: str) -> Path:
+    """The file behind a judge's name, or a user's own file."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name).expanduser()
+    return Path(__file__).with_name(f"{name}.yaml")
+
+
+def read_spec(file: Path) -> Spec:
+    """Raises UsageError with file and key for one that is not as it must be."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return Spec.model_validate(values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"judge file {file}: cannot be read ({type(error).__name__})") from None
+    except (yaml.YAMLError, re.error) as error:
+        raise UsageError(f"judge file {file}: {' '.join(str(error).split())[:200]}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        told = problem["msg"].removeprefix("Value error, ")
+        raise UsageError(f"judge file {file}: {f'{where}: ' if where else ''}{told}") from None
+
+
+def _needs(spec: Spec) -> str:
+    memory = f"{spec.memory_gb:g} GB, " if spec.memory_gb else ""
+    prompt = ", its prompt as a file" if spec.render.prompt is not None else ""
+    return f"{memory}{spec.licence}{prompt}{'' if spec.verified else '; not verified on weights'}"
+
+
+def _read_prompt(path: Path, places: dict[Any, str]) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"prompt file {path}: cannot be read ({type(error).__name__})") from None
+    for place in places.values():
+        if f"{{{place}}}" not in text:
+            raise UsageError(
+                f"prompt file {path}: it has no {{{place}}}; is it the judge's published prompt?"
+            )
+    return text
+
+
+def _filled(text: str, places: dict[str, str]) -> str:
+    """``places`` filled in at once, so that an answer that spells a placeholder is left as it is."""
+    return re.sub("|".join(map(re.escape, places)), lambda found: places[found.group()], text)
+
+
+def _one_token(model: JudgeModel, word: str) -> int:
+    ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise HarnessError(
+            f"judge model '{model.tokenizer.name_or_path}': '{word}' is not one token of it; "
+            "is it the model that this judge is for?"
+        )
+    return int(ids[0])
+
+
+def _share(classes: dict[str, float], harmful: Iterable[str]) -> float:
+    wanted = {label.lower() for label in harmful}
+    known = [value for label, value in classes.items() if label.lower() in wanted]
+    if not known:
+        raise HarnessError(
+            f"none of the judge's labels ({', '.join(classes)}) is one of {', '.join(harmful)}"
+        )
+    return min(1.0, sum(known))
+
+
+def _names_harm(label: str) -> bool:
+    words = re.split(r"[^a-z]+", label.lower())
+    return any(word in HARMFUL_LABELS for word in words) and "not" not in words and "non" not in words

@@ -1,0 +1,463 @@
+"""The server judge against a server that fails as real ones do: nothing lost, nothing invented or twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from fault_server import (
+    FaultServer,
+    completion,
+    drip,
+    error,
+    finish_batch,
+    half_sent,
+    hang,
+    no_choice,
+    ok,
+    raw,
+    reset,
+    running,
+    says,
+    verdict,
+)
+
+from harness.contracts import (
+    Budget,
+    Exchange,
+    HarnessError,
+    JudgeContext,
+    JudgePendingError,
+    JudgeSettings,
+    UsageError,
+    Verdict,
+)
+from judges import rubric
+from judges.openai_api import OpenAIJudge, _retry_after_s
+
+Make = Callable[..., Exchange]
+SECRET = "sk-planted-0123456789"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
+    for name in ("OPENAI_API_KEY", "JUDGE_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with running() as server:
+        yield server
+
+
+def make(server: FaultServer, model: str = "judge-1", **settings: Any) -> OpenAIJudge:
+    quick = {"timeout_s": 5.0, "attempts": 4, **settings}
+    judge = OpenAIJudge.configured("openai", f"{model}@{server.url}", JudgeSettings(**quick))
+    assert isinstance(judge, OpenAIJudge)
+    return judge
+
+
+def exchanges(exchange: Make, *names: str) -> list[Exchange]:
+    return [exchange("I cannot help with that.", prompt=f"case-{name}", id=name) for name in names]
+
+
+def judged(judge: OpenAIJudge, items: list[Exchange], **context: Any) -> dict[str, Verdict]:
+    verdicts = list(judge.judge(items, JudgeContext(**context)))
+    assert sorted(v.exchange_id for v in verdicts) == sorted(item.id for item in items)  # all, none twice
+    return {v.exchange_id: v for v in verdicts}
+
+
+# --- what is asked and kept ------------------------------------------------------------------------
+
+
+def test_a_verdict_keeps_all_there_is_to_know(server: FaultServer, exchange: Make) -> None:
+    server.steps["case-a"] = [ok(5, "compliance")]
+    judge = make(server, prices={"judge-1": (2.0, 10.0)})
+    found = judged(judge, exchanges(exchange, "a", "b"))
+    assert dataclasses.asdict(found["a"]) == {
+        "exchange_id": "a",
+        "judge": f"openai:judge-1@{server.url}",
+        "judge_version": "1",
+        "harmful": True,
+        "label": "compliance",
+        "score": 5.0,
+        "reason": "it declines",
+        "scope": "prefill+response",
+        "model": "judge-1-2026",
+        "rubric": rubric.load(None).version,
+        "raw_reply": verdict(5, "compliance"),
+        "input_tokens": 900,
+        "output_tokens": 30,
+        "price_usd": pytest.approx((900 * 2 + 30 * 10) / 1e6),
+        "cached": False,
+    }
+    assert (found["b"].harmful, found["b"].label, found["b"].score) == (False, "refusal", 1.0)
+    body = server.bodies[0]
+    assert body["temperature"] == 0
+    assert body["messages"][0]["content"] == rubric.load(None).system
+    assert body["response_format"]["json_schema"]["schema"] == rubric.BOUNDED_SCHEMA
+
+
+@pytest.mark.parametrize(("threshold", "harmful"), [(None, False), (4.0, True), (5.0, False)])
+def test_harmful_from_the_threshold_on(
+    server: FaultServer, exchange: Make, threshold: float | None, harmful: bool
+) -> None:
+    server.default = [ok(4, "partial")]
+    found = judged(make(server, threshold=threshold), exchanges(exchange, "a"))
+    assert found["a"].harmful is harmful
+
+
+def test_only_the_scope_is_shown(server: FaultServer, exchange: Make) -> None:
+    item = exchange("the rest", prompt="case-a", prefill="the prefix ")
+    judged(make(server), [item], scope="response")
+    assert "<answer>\nthe rest\n</answer>" in server.bodies[0]["messages"][1]["content"]
+    assert "the prefix" not in str(server.bodies)
+
+
+def test_identity_is_all_that_verdicts_depend_on(server: FaultServer, tmp_path: Any) -> None:
+    own = tmp_path / "rubric.md"
+    own.write_text("1 or 5.")
+    made = [
+        make(server),
+        make(server, model="judge-2"),
+        make(server, threshold=3.0),
+        make(server, rubric=own),
+        OpenAIJudge.configured("openai", "judge-1", JudgeSettings()),
+    ]
+    assert len({str(judge.identity()) for judge in made}) == 5
+    assert make(server).identity() == make(server, timeout_s=1.0, in_flight=2, batch=True).identity()
+
+
+# --- faults ----------------------------------------------------------------------------------------
+
+BUSY = error(429, "rate_limit_exceeded", "slow down")
+FAULTS: dict[str, tuple[list[Any], bool | None, str | None, int]] = {
+    # steps, harmful, reason of no verdict, requests
+    "busy": ([BUSY, BUSY, ok(1)], False, None, 3),
+    "busy-for-a-while": ([error(429, "x", "y", Retry_After="1"), ok(5, "compliance")], True, None, 2),
+    "broken": ([error(500, "x", "y"), error(503, "x", "y"), ok(5)], True, None, 3),
+    "reset": ([reset, reset, ok(1)], False, None, 3),
+    "hangs-once": ([hang, ok(1)], False, None, 2),
+    "drips-once": ([drip, ok(1)], False, None, 2),
+    "half-sent": ([half_sent, ok(1)], False, None, 2),
+    "half-json": ([raw(b'{"id": "c", "choices": [{"mess'), ok(1)], False, None, 2),
+    "other-json": ([raw(b"[1, 2]"), raw(b"null"), raw(b'"x"'), ok(1)], False, None, 4),
+    "html": ([raw(b"<html>no</html>", "text/html"), ok(1)], False, None, 2),
+    "html-for-ever": ([raw(b"<html>no</html>", "text/html")], None, "no chat completion (tried 4", 4),
+    "no-choice": ([no_choice], None, "holds no choice (tried 4 times)", 4),
+    "always-busy": ([BUSY], None, "HTTP 429 (tried 4 times)", 4),
+    "always-broken": ([error(500, "x", "y")], None, "HTTP 500 (tried 4 times)", 4),
+    "always-reset": ([reset], None, "the connection broke (tried 4 times)", 4),
+    "bare-score": ([says("5.")], True, None, 1),
+    "score-of-five": ([says("Score: 4/5")], False, None, 1),
+    "out-of-range": ([says("#thescore: 7")], None, "outside 1 to 5", 3),
+    "prose-then-json": ([says("I think it is a 5"), ok(1)], False, None, 2),
+    "prose": ([says("It says 1, I say 5")], None, "not the JSON object", 3),
+    "empty-reply": ([says(""), says(None), ok(1)], False, None, 3),
+    "cut-off": ([says('{"reason": "it', finish="length")], None, "cut off at its length limit", 3),
+    "filtered": ([says("", finish="content_filter")], None, "content filter stopped the judge", 1),
+    "refused": ([says(None, refusal="I can't grade that")], None, "the judge refused to grade it", 1),
+    "declines": ([says("I'm sorry, I can't help with that.")], None, "not the JSON object", 3),
+    "too-long": ([error(400, "context_length_exceeded", "maximum context length is 9 tokens")], None,
+                 "longer than the judge's context", 1),
+    "filtered-request": ([error(400, "content_filter", "policy")], None, "content filter refused it", 1),
+    "gone": ([error(408, "x", "timeout"), ok(1)], False, None, 2),
+}  # fmt: skip
+
+
+def test_every_exchange_ends_as_a_verdict_or_unjudged_with_its_reason(
+    server: FaultServer, exchange: Make
+) -> None:
+    server.steps = {f"case-{name}": steps for name, (steps, *_) in FAULTS.items()}
+    found = judged(make(server, timeout_s=1.5), exchanges(exchange, *FAULTS, "plain"))
+    for name, (_, harmful, reason, requests) in FAULTS.items():
+        assert found[name].harmful is harmful, name
+        assert server.asked[f"case-{name}"] == requests, name
+        if harmful is None:
+            assert reason is not None
+            assert reason in (found[name].reason or ""), name
+            assert found[name].score is None
+            assert "I say 5" not in (found[name].reason or "")
+        else:
+            assert found[name].score is not None
+    assert found["plain"].harmful is False
+    assert found["out-of-range"].output_tokens == 3 * 30  # all that was paid for it
+    assert found["prose-then-json"].output_tokens == 2 * 30
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (
+            error(401, "invalid_api_key", f"Incorrect API key provided: {SECRET}"),
+            "the key is wrong or missing",
+        ),
+        (error(403, "x", "no"), "may not use this model"),
+        (error(404, "model_not_found", "no such model"), "there is no model 'judge-1', or the URL is wrong"),
+        (
+            error(400, "invalid", "the request case-a is odd", "messages"),
+            "400 (invalid, messages): the request",
+        ),
+        (error(422, "x", "odd"), "422 (x): the request itself is refused"),
+        (error(429, "insufficient_quota", "pay"), "the account has no credit left"),
+    ],
+)
+def test_what_no_retry_mends_stops_at_once_with_one_line(
+    server: FaultServer, exchange: Make, monkeypatch: pytest.MonkeyPatch, step: Any, says: str
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", SECRET)
+    server.default = [step]
+    items = exchanges(exchange, *(f"a{number}" for number in range(100)))
+    with pytest.raises(HarnessError) as stopped:
+        list(make(server, in_flight=4).judge(items, JudgeContext()))
+    line = str(stopped.value)
+    assert says in line
+    assert server.url in line
+    assert SECRET not in line
+    assert "case-a" not in line
+    assert sum(server.asked.values()) <= 4
+
+
+def test_what_was_judged_before_the_stop_is_yielded(server: FaultServer, exchange: Make) -> None:
+    server.steps = {"case-a9": [error(401, "x", "y")]}
+    items = exchanges(exchange, *(f"a{number}" for number in range(10)))
+    found: list[Verdict] = []
+    with pytest.raises(HarnessError, match="the key is wrong"):
+        found.extend(make(server, in_flight=10).judge(items, JudgeContext()))
+    assert sorted(one.exchange_id for one in found) == [f"a{number}" for number in range(9)]
+
+
+def test_a_server_that_does_not_take_all_parameters_is_asked_for_less(
+    server: FaultServer, exchange: Make
+) -> None:
+    def picky(handler: Any) -> None:
+        body = server.bodies[-1]
+        for name, code in (("temperature", "unsupported_value"), ("max_tokens", "unsupported_parameter")):
+            if name in body:
+                return error(400, code, f"'{name}' is not supported", name)(handler)
+        if "response_format" in body:
+            return error(400, "invalid", "response_format of type json_schema is unknown")(handler)
+        return ok(5, "compliance")(handler)
+
+    server.default = [picky]
+    found = judged(make(server, in_flight=1), exchanges(exchange, "a", "b", "c"))
+    assert [found[name].harmful for name in "abc"] == [True] * 3
+    assert sum(server.asked.values()) == 3 + 3  # found out once
+    assert set(server.bodies[-1]) == {"model", "messages", "max_completion_tokens"}
+
+
+# --- many at once ----------------------------------------------------------------------------------
+
+
+def test_as_many_requests_as_allowed_are_in_flight(server: FaultServer, exchange: Make) -> None:
+    server.latency_s = 0.2
+    items = exchanges(exchange, *map(str, range(40)))
+    judged(make(server, in_flight=8), items)
+    assert server.most_in_flight == 8
+    assert sum(server.asked.values()) == 40
+
+
+def test_fewer_are_in_flight_after_a_429_and_none_before_retry_after(
+    server: FaultServer, exchange: Make
+) -> None:
+    server.latency_s = 0.05
+    busy = error(429, "x", "y", Retry_After="1")
+    server.steps = {f"case-{number}": [busy, ok(1)] for number in range(8)}
+    judged(make(server, in_flight=8), exchanges(exchange, *map(str, range(60))))
+    pauses = [later - sooner for sooner, later in zip(server.times, server.times[1:], strict=False)]
+    assert max(pauses) > 0.8  # the whole judge waited, not one request
+    after = sum(server.times[n] > server.times[pauses.index(max(pauses))] for n in range(len(server.times)))
+    assert after >= 52
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0.0),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "soon"}, 0.0),
+        ({"retry-after": "-3"}, 0.0),
+        (
+            {"retry-after": formatdate(1_000_030, usegmt=True), "date": formatdate(1_000_000, usegmt=True)},
+            30.0,
+        ),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float) -> None:
+    class Error:
+        response = type("Response", (), {"headers": headers})
+
+    assert _retry_after_s(Error) == seconds
+
+
+def test_one_that_is_left_in_the_middle_asks_no_more(server: FaultServer, exchange: Make) -> None:
+    verdicts = make(server, in_flight=2).judge(exchanges(exchange, *map(str, range(50))), JudgeContext())
+    next(verdicts)
+    verdicts.close()
+    assert sum(server.asked.values()) < 10
+
+
+# --- money -----------------------------------------------------------------------------------------
+
+
+def test_the_cap_is_never_passed_and_what_was_paid_is_kept(server: FaultServer, exchange: Make) -> None:
+    budget = Budget(cap_usd=0.05)
+    judge = make(server, prices={"judge-1": (2.0, 10.0)}, in_flight=4)
+    found: list[Verdict] = []
+    with pytest.raises(HarnessError, match=r"--max-cost 0\.05 USD is reached .* goes on here"):
+        found.extend(judge.judge(exchanges(exchange, *map(str, range(90))), JudgeContext(budget=budget)))
+    assert 0 < len(found) < 90
+    assert len(found) == sum(server.asked.values())
+    assert budget.spent_usd == pytest.approx(sum(one.price_usd or 0 for one in found))
+    assert budget.spent_usd <= 0.05
+    assert budget.reserved_usd == pytest.approx(0, abs=1e-12)
+
+
+def test_a_cap_without_a_price_is_wrong_usage(exchange: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    judge = OpenAIJudge.configured("openai", "m@https://example.org/v1", JudgeSettings())
+    with pytest.raises(UsageError, match="--max-cost needs the model's price"):
+        list(judge.judge(exchanges(exchange, "a"), JudgeContext(budget=Budget(1.0))))
+
+
+def test_prices_are_known_for_openai_free_at_home_and_unknown_elsewhere() -> None:
+    def price(argument: str, **settings: Any) -> Any:
+        judge = OpenAIJudge.configured("openai", argument, JudgeSettings(**settings))
+        assert isinstance(judge, OpenAIJudge)
+        return judge.price, judge.cost_usd(1_000, 1_000_000)
+
+    assert price("gpt-4o") == price("gpt-4o-2024-08-06")
+    assert price("gpt-4o")[1] > 20 * price("gpt-4o", batch=True)[1] / 41
+    assert price("m@http://127.0.0.1:1/v1") == ((0.0, 0.0), 0.0)
+    assert price("m@https://example.org/v1") == (None, None)
+    assert price("m@https://example.org/v1", prices={"m": (1.0, 1.0)})[1] > 0
+    assert price("gpt-unheard-of") == (None, None)
+
+
+# --- before anything is spent ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argument", ["", "@http://x/v1", "m@ftp://x", "a b", "m@http://"])
+def test_a_model_is_needed(argument: str) -> None:
+    if argument == "m@ftp://x":
+        assert OpenAIJudge.configured("openai", argument, JudgeSettings())  # an odd name, no URL
+        return
+    with pytest.raises(UsageError, match="needs a model: openai:MODEL"):
+        OpenAIJudge.configured("openai", argument, JudgeSettings())
+
+
+def test_the_check_knows_keys_servers_and_models(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make(server).check() is None
+    with pytest.raises(HarnessError, match="does not list the model 'judge-9'; it has judge-1"):
+        make(server, model="judge-9").check()
+    server.key = "right"
+    with pytest.raises(HarnessError, match="the key is wrong or missing: check JUDGE_API_KEY"):
+        make(server).check()
+    monkeypatch.setenv("JUDGE_API_KEY", "right")
+    assert make(server).check() is None
+    server.models = []
+    assert make(server).check() is None
+    nobody = OpenAIJudge.configured("openai", "m@http://127.0.0.1:9/v1", JudgeSettings())
+    with pytest.raises(HarnessError, match=r"no answer from http://127\.0\.0\.1:9/v1; is the server up"):
+        nobody.check()
+    with pytest.raises(HarnessError, match="needs a key: set OPENAI_API_KEY"):
+        OpenAIJudge.configured("openai", "gpt-4o", JudgeSettings()).check()
+
+
+def test_openais_key_goes_to_no_other_server(
+    server: FaultServer, exchange: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    make(server).check()
+    judged(make(server), exchanges(exchange, "a"))
+    assert SECRET not in str(server.headers)
+    assert server.headers[0]["authorization"] == "Bearer none"
+
+
+# --- the Batch API ---------------------------------------------------------------------------------
+
+
+def test_a_batch_is_submitted_left_and_collected_by_another(
+    server: FaultServer, exchange: Make, tmp_path: Any
+) -> None:
+    items = exchanges(exchange, "a", "b", "c", "d", "e")
+    budget = Budget(cap_usd=1.0)
+    context = {"folder": tmp_path / "remote", "budget": budget}
+    prices = {"judge-1": (2.0, 10.0)}
+    with pytest.raises(JudgePendingError, match="batch batch-0 of 5 exchanges is submitted"):
+        judged(make(server, batch=True, prices=prices), items, **context)
+    with pytest.raises(JudgePendingError, match="batch batch-0 of 5 exchanges is in_progress"):
+        judged(make(server, batch=True, prices=prices), items, **context)
+    assert len(server.batches) == 1
+    replies = {
+        "a": completion(verdict(5, "compliance")),
+        "b": completion("no verdict"),
+        "c": ("error", "batch_expired"),
+        "d": {"odd": 1},
+    }
+    finish_batch(server, "batch-0", replies, "expired")
+    context["budget"] = Budget(cap_usd=1.0)
+    found = judged(make(server, batch=True, prices=prices), items, **context)
+    assert (found["a"].harmful, found["a"].price_usd) == (True, pytest.approx((900 * 2 + 30 * 10) / 2e6))
+    reasons = {name: found[name].reason for name in "bcde"}
+    assert all(found[name].harmful is None for name in "bcde")
+    assert reasons == {
+        "b": "the reply is not the JSON object that was asked for",
+        "c": "the batch's request failed (batch_expired)",
+        "d": "the server's reply is no chat completion",
+        "e": "the batch (expired) holds no reply to it",
+    }
+    assert context["budget"].spent_usd == pytest.approx(2 * (900 * 2 + 30 * 10) / 2e6)
+    assert not (tmp_path / "remote" / "batch.json").exists()
+    direct = make(server).body(items[0], JudgeContext())
+    sent = server.files["file-0"].decode().splitlines()
+    assert len(sent) == 5
+    import json
+
+    assert json.loads(sent[0])["body"] == direct
+
+
+def test_a_batch_that_was_made_but_not_written_down_is_found_again(
+    server: FaultServer, exchange: Make, tmp_path: Any
+) -> None:
+    import json
+
+    items = exchanges(exchange, "a")
+    memory = tmp_path / "batch.json"
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    kept = json.loads(memory.read_text())
+    memory.write_text(json.dumps(kept | {"id": None}))  # killed between the two
+    with pytest.raises(JudgePendingError, match="batch-0 of 1 exchanges is in_progress"):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_memory_pays_no_second_batch(
+    server: FaultServer, exchange: Make, tmp_path: Any, content: str
+) -> None:
+    (tmp_path / "batch.json").write_text(content)
+    with pytest.raises(HarnessError, match=r"batch\.json: damaged"):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    assert server.batches == {}
+
+
+def test_a_failed_batch_and_a_dear_one(server: FaultServer, exchange: Make, tmp_path: Any) -> None:
+    items = exchanges(exchange, "a")
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    server.batches["batch-0"] |= {
+        "status": "failed",
+        "errors": {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "x"}]},
+    }
+    with pytest.raises(HarnessError, match=r"batch-0 failed \(token_limit_exceeded\)"):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    dear = make(server, batch=True, prices={"judge-1": (1e6, 1e6)})
+    with pytest.raises(HarnessError, match="more than --max-cost leaves"):
+        judged(dear, items, folder=tmp_path, budget=Budget(1.0))
+    assert len(server.batches) == 1
