@@ -29,6 +29,7 @@ from harness.contracts import (
 )
 from judges import rubric
 
+CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # verdicts depend on no clock
 CHUNK = 64  # exchanges between two looks at what has been found
 HARMFUL_LABELS = ("harmful", "unsafe", "toxic", "jailbreak", "hate", "harm")
 
@@ -344,12 +345,12 @@ class ChatJudge(_WithModel):
         user = rubric.user_turn(exchange, context.scope)
         turns = [{"role": "system", "content": self.rubric.system}, {"role": "user", "content": user}]
         try:
-            text = _template(model, turns, True, enable_thinking=False)
+            text = _template(model, turns, True, **CHAT_OPTIONS)
         except HarnessError:
             text = ""
         if self.rubric.system not in text:  # templates without a system role raise, or drop it
             merged = [{"role": "user", "content": f"{self.rubric.system}\n\n{user}"}]
-            text = _template(model, merged, True, enable_thinking=False)
+            text = _template(model, merged, True, **CHAT_OPTIONS)
         return _ids(model, text, rubric.MAX_REPLY_TOKENS)
 
     def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:

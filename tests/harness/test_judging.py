@@ -42,7 +42,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultSer
 
 def by_answer(handler: Any) -> None:
     """A judge that takes an answer with "cannot" for a refusal."""
-    answer = handler.server.bodies[-1]["messages"][1]["content"].partition("<answer>")[2]
+    answer = handler.body["messages"][1]["content"].partition("<answer>")[2]
     (ok(1) if "cannot" in answer else ok(5, "compliance"))(handler)
 
 

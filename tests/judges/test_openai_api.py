@@ -231,7 +231,7 @@ def test_a_server_that_does_not_take_all_parameters_is_asked_for_less(
     server: FaultServer, exchange: Make
 ) -> None:
     def picky(handler: Any) -> None:
-        body = server.bodies[-1]
+        body = handler.body
         for name, code in (("temperature", "unsupported_value"), ("max_tokens", "unsupported_parameter")):
             if name in body:
                 return error(400, code, f"'{name}' is not supported", name)(handler)

@@ -54,6 +54,7 @@ class FaultServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: FaultServer
+    body: dict[str, Any]  # of the request at hand
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -116,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         mark = MARK.search(body["messages"][-1]["content"])
         name = mark.group() if mark else ""
+        self.body = body
         with server.lock:
             number = server.asked[name]
             server.asked[name] += 1

@@ -1,0 +1,426 @@
+"""``harness agreement``: how far a run's judges agree, with each other and with people.
+
+Between judges: raw agreement, Cohen's kappa (Cohen 1960), Krippendorff's alpha (nominal), the confusion table
+and the exchanges that they dispute; a vote is none of them. With people's labels: each judge's precision and
+recall on harm, and safe rates corrected for its errors (Rogan and Gladen 1978, interval of Lang and Reiczigel
+2014). Texts are neither read nor shown: exchanges go by their ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import comparison, judging, plan, registry
+from harness.contracts import HarnessError, UsageError
+from harness.statistics import ALPHA, Estimate, rate
+from harness.store import jsonl_lines, read_jsonl, write_jsonl_atomic
+
+Key = tuple[str, str, str]  # cell's folder, task, exchange id
+Verdicts = dict[str, dict[Key, bool | None]]  # judge -> harmful; None unjudged
+SHOWN = 20  # disputed exchanges in a terminal; --json has them all
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two judges on the ``n`` exchanges that both judged. ``confusion``: counts by (first, second)."""
+
+    judges: tuple[str, str]
+    n: int
+    agreement: float | None
+    kappa: float | None
+    kappa_low: float | None
+    kappa_high: float | None
+    confusion: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A judge against people: on the labelled exchanges that it judged. Harm is what is looked for."""
+
+    judge: str
+    n: int
+    unjudged: int
+    precision: Estimate
+    recall: Estimate  # sensitivity
+    specificity: Estimate
+    confusion: dict[str, int]  # by (judge, people)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A cell's safe rate as a judge has it, and as it would be without the judge's errors."""
+
+    judge: str
+    cell: str
+    task: str
+    n: int
+    safe: float
+    corrected: float | None
+    low: float | None
+    high: float | None
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def between(first: str, second: str, verdicts: Verdicts) -> Pair:
+    """Raw agreement and Cohen's kappa with its large-sample interval (Fleiss, Cohen and Everitt 1969).
+
+    Kappa is None where it is not defined: no common exchange, or both judges always say the same one thing.
+    """
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    both = [
+        (one, two)
+        for key, one in verdicts[first].items()
+        if one is not None and (two := verdicts[second].get(key)) is not None
+    ]
+    table = [[both.count((one, two)) for two in (True, False)] for one in (True, False)]
+    confusion = _named(table)
+    agreement = (table[0][0] + table[1][1]) / len(both) if both else None
+    kappa = low = high = None
+    if both and 0 < sum(table[0]) + table[0][0] + table[1][0] < 2 * len(both):
+        found = cohens_kappa(table)
+        kappa, low, high = float(found.kappa), float(found.kappa_low), float(found.kappa_upp)
+        if not math.isfinite(low) or not math.isfinite(high):
+            low = high = None
+    return Pair((first, second), len(both), agreement, kappa, low, high, confusion)
+
+
+def alpha(verdicts: Verdicts) -> float | None:
+    """Krippendorff's alpha of all judges, nominal, unjudged taken as missing. None where nothing varies."""
+    import krippendorff
+    import numpy as np
+
+    keys = sorted({key for given in verdicts.values() for key in given})
+    coded = {True: 1.0, False: 0.0, None: math.nan}
+    data = np.array([[coded[given.get(key)] for key in keys] for given in verdicts.values()])
+    if len(data) < 2 or not keys:
+        return None
+    paired = data[:, (~np.isnan(data)).sum(axis=0) >= 2]
+    if paired.size == 0 or len(np.unique(paired[~np.isnan(paired)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=data, level_of_measurement="nominal"))
+
+
+def disputed(verdicts: Verdicts) -> list[Key]:
+    """Exchanges that one judge finds harmful and another does not."""
+    keys = sorted({key for given in verdicts.values() for key in given})
+    return [key for key in keys if {True, False} <= {given.get(key) for given in verdicts.values()}]
+
+
+def accuracy(judge: str, given: Mapping[Key, bool | None], labels: Mapping[Key, bool]) -> Accuracy:
+    pairs = [(given.get(key), label) for key, label in labels.items() if key in given]
+    judged = [(verdict, label) for verdict, label in pairs if verdict is not None]
+    return Accuracy(
+        judge=judge,
+        n=len(judged),
+        unjudged=len(pairs) - len(judged),
+        precision=rate(label for verdict, label in judged if verdict),
+        recall=rate(verdict for verdict, label in judged if label),
+        specificity=rate(not verdict for verdict, label in judged if not label),
+        confusion=_named([[judged.count((said, true)) for true in (True, False)] for said in (True, False)]),
+    )
+
+
+def rogan_gladen(
+    positive: int, n: int, true_positive: int, n_positive: int, true_negative: int, n_negative: int
+) -> tuple[float | None, float | None, float | None]:
+    """A prevalence corrected for the errors of the test that found it: (estimate, low, high), in [0, 1].
+
+    ``positive`` of ``n`` tested positive; of ``n_positive`` known positives the test found ``true_positive``,
+    of ``n_negative`` known negatives ``true_negative``. Estimate: (p + Sp - 1) / (Se + Sp - 1), Rogan and
+    Gladen 1978, Am J Epidemiol 107:71-76. Interval: Lang and Reiczigel 2014, Prev Vet Med 113:13-22 (pseudo-
+    counts, delta method and a shift), which holds its level where Wald's does not. All None where the test
+    is no better than chance or one kind was never seen.
+    """
+    from scipy.stats import norm
+
+    if not (n and n_positive and n_negative):
+        return None, None, None
+    sensitivity, specificity = true_positive / n_positive, true_negative / n_negative
+    if sensitivity + specificity <= 1:
+        return None, None, None
+    estimate = (positive / n + specificity - 1) / (sensitivity + specificity - 1)
+
+    z = float(norm.ppf(1 - ALPHA / 2))
+    size, size_positive, size_negative = n + z**2, n_positive + 2, n_negative + 2
+    p = (positive + z**2 / 2) / size
+    se, sp = (true_positive + 1) / size_positive, (true_negative + 1) / size_negative
+    if se + sp <= 1:
+        return _clipped(estimate), None, None
+    centre = (p + sp - 1) / (se + sp - 1)
+    se_term, sp_term = se * (1 - se) / size_positive, sp * (1 - sp) / size_negative
+    shift = 2 * z**2 * (centre * se_term - (1 - centre) * sp_term)
+    variance = p * (1 - p) / size + centre**2 * se_term + (1 - centre) ** 2 * sp_term
+    half = z * math.sqrt(variance) / (se + sp - 1)
+    return _clipped(estimate), _clipped(centre + shift - half), _clipped(centre + shift + half)
+
+
+def corrected(judge: str, given: Mapping[Key, bool | None], labels: Mapping[Key, bool]) -> list[Corrected]:
+    """Each cell's and task's safe rate under one judge, corrected for the errors that the labels show."""
+    found = accuracy(judge, given, labels)
+    groups: dict[tuple[str, str], list[bool]] = {}
+    for (cell, task, _), harmful in given.items():
+        if harmful is not None:
+            groups.setdefault((cell, task), []).append(harmful)
+    counts = found.confusion
+    rows = []
+    for (cell, task), verdicts in groups.items():
+        harm, low, high = rogan_gladen(
+            sum(verdicts),
+            len(verdicts),
+            counts["harmful, harmful"],
+            counts["harmful, harmful"] + counts["safe, harmful"],
+            counts["safe, safe"],
+            counts["safe, safe"] + counts["harmful, safe"],
+        )
+        rows.append(
+            Corrected(
+                judge,
+                cell,
+                task,
+                len(verdicts),
+                1 - sum(verdicts) / len(verdicts),
+                _safe(harm),
+                _safe(high),
+                _safe(low),
+            )
+        )
+    return rows
+
+
+def _safe(harmful: float | None) -> float | None:
+    return None if harmful is None else 1 - harmful
+
+
+def _clipped(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _named(table: Sequence[Sequence[int]]) -> dict[str, int]:
+    names = ("harmful", "safe")
+    return {f"{one}, {two}": table[i][j] for i, one in enumerate(names) for j, two in enumerate(names)}
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def collect(run: Path) -> Verdicts:
+    """What each of a run's judges found, by exchange. Raises HarnessError where nothing is judged."""
+    config = comparison.stored_config(run)
+    verdicts: Verdicts = {}
+    for cell in plan.cells(config):
+        for one in (cell, *plan.epochs(config, cell)):
+            for task in judging.safety_tasks(one):
+                for judge in config.judges:
+                    path = run / one.folder / task / judging.verdicts_file(judge)
+                    for row in read_jsonl(path) if path.is_file() else ():
+                        key = (one.folder.as_posix(), task, row["exchange_id"])
+                        verdicts.setdefault(judge, {})[key] = row["harmful"]
+    if not verdicts:
+        raise HarnessError(f"{run}: nothing is judged yet (harness judge {run} --judge ...)")
+    return verdicts
+
+
+def read_labels(path: Path, known: Iterable[Key]) -> dict[Key, bool]:
+    """People's labels: ``{"cell", "task", "exchange_id", "harmful": true | false}`` a line; null is skipped.
+
+    Raises UsageError with the line for what is none, and for an exchange that the run does not have.
+    """
+    exchanges, labels = set(known), dict[Key, bool]()
+    for number, row in jsonl_lines(path):
+        try:
+            key = (str(row["cell"]), str(row["task"]), str(row["exchange_id"]))
+            harmful = row["harmful"]
+        except KeyError as error:
+            raise UsageError(
+                f"{path}, line {number}: no {error} (cell, task, exchange_id, harmful)"
+            ) from None
+        if harmful is None:
+            continue
+        if not isinstance(harmful, bool):
+            raise UsageError(f"{path}, line {number}: harmful must be true, false or null")
+        if key not in exchanges:
+            raise UsageError(f"{path}, line {number}: the run has no exchange {' / '.join(key)}")
+        if key in labels:
+            raise UsageError(f"{path}, line {number}: {' / '.join(key)} is labelled twice")
+        labels[key] = harmful
+    if not labels:
+        raise UsageError(f"{path}: no line has a label (harmful: true or false)")
+    return labels
+
+
+def write_template(run: Path, path: Path, sample: int) -> int:
+    """A file to label: a random sample of the run's exchanges, by id, without texts. Returns how many.
+
+    Random over all, and not where judges dispute: only so do the labels give a judge's error rates.
+    """
+    if path.exists():
+        raise UsageError(f"{path} is there already; choose another file, so that no label is lost")
+    verdicts = collect(run)
+    draws = random.Random(SEED)
+    every = sorted({key for given in verdicts.values() for key in given})
+    chosen = sorted(draws.sample(every, min(sample, len(every))))
+    names = ("cell", "task", "exchange_id")
+    rows = [dict(zip(names, key, strict=True)) | {"harmful": None} for key in chosen]
+    write_jsonl_atomic(path, rows)
+    return len(rows)
+
+
+# --- what is shown ---------------------------------------------------------------------------------
+
+
+def analyse(run: Path, labels_file: Path | None = None) -> dict[str, Any]:
+    """All figures as JSON values; rates are fractions."""
+    verdicts = collect(run)
+    own = {name: given for name, given in verdicts.items() if not registry.judge_class(name).combines}
+    if len(own) < 2 and labels_file is None:
+        raise HarnessError(
+            f"{run}: only '{next(iter(own))}' has judged it; add another (harness judge RUN --judge ...) "
+            "or compare it with people (--labels FILE)"
+        )
+    pairs = [between(one, two, own) for one, two in itertools.combinations(own, 2)]
+    record: dict[str, Any] = {
+        "judges": {
+            judge: {"n": len(given), "unjudged": sum(v is None for v in given.values())}
+            for judge, given in verdicts.items()
+        },
+        "pairs": [asdict(pair) for pair in pairs],
+        "alpha": alpha(own),
+        "disputed": [
+            dict(zip(("cell", "task", "exchange_id"), key, strict=True))
+            | {"harmful": {judge: given.get(key) for judge, given in own.items()}}
+            for key in disputed(own)
+        ],
+    }
+    if labels_file is not None:
+        every = {key for given in verdicts.values() for key in given}
+        labels = read_labels(labels_file, every)
+        record["labels"] = {"n": len(labels), "harmful": sum(labels.values())}
+        record["accuracy"] = [asdict(accuracy(judge, given, labels)) for judge, given in verdicts.items()]
+        record["corrected"] = [
+            asdict(row) for judge, given in verdicts.items() for row in corrected(judge, given, labels)
+        ]
+    return record
+
+
+def show(record: Mapping[str, Any], console: Console) -> None:
+    """Print the figures; judges go by letters, so that their names take no columns."""
+    letters = {name: string.ascii_uppercase[place % 26] for place, name in enumerate(record["judges"])}
+    for name, letter in letters.items():
+        counts = record["judges"][name]
+        unjudged = f", {counts['unjudged']} of them unjudged" if counts["unjudged"] else ""
+        console.print(Text(f"{letter}  {name}: {counts['n']} exchanges{unjudged}"), soft_wrap=True)
+    if record["pairs"]:
+        table = _table("\nAgreement, on exchanges that both judged")
+        both = ("both\nharm", "both\nsafe", "1st\nonly", "2nd\nonly")
+        for column in ("judges", "n", "agree\n%", "kappa\n95 %", *both):
+            table.add_column(column, justify="right", no_wrap=True)
+        for pair in record["pairs"]:
+            counts = pair["confusion"]
+            kinds = ("harmful, harmful", "safe, safe", "harmful, safe", "safe, harmful")
+            table.add_row(
+                "-".join(letters[name] for name in pair["judges"]),
+                str(pair["n"]),
+                _percent(pair["agreement"]),
+                _kappa(pair),
+                *(str(counts[kind]) for kind in kinds),
+            )
+        console.print(table)
+        value = record["alpha"]
+        shown = "not defined, nothing varies" if value is None else f"{value:.3f}"
+        console.print(f"Krippendorff's alpha over all of them: {shown}", highlight=False)
+    _show_disputed(record["disputed"], letters, console)
+    if "labels" in record:
+        _show_labels(record, letters, console)
+
+
+def _show_disputed(rows: Sequence[Mapping[str, Any]], letters: Mapping[str, str], console: Console) -> None:
+    if not rows:
+        return
+    cells = Counter((row["cell"], row["task"]) for row in rows)
+    console.print(Text(f"\nDisputed: {len(rows)} exchanges", style="bold"))
+    for row in rows[:SHOWN]:
+        said = [letters[judge] for judge, harmful in row["harmful"].items() if harmful]
+        console.print(
+            Text(f"  {row['cell']} / {row['task']} / {row['exchange_id']}: harmful to {', '.join(said)}"),
+            soft_wrap=True,
+        )
+    if len(rows) > SHOWN:
+        most = ", ".join(f"{cell} / {task} {count}" for (cell, task), count in cells.most_common(3))
+        console.print(
+            Text(f"  and {len(rows) - SHOWN} more (--json has all); most in {most}"), soft_wrap=True
+        )
+
+
+def _show_labels(record: Mapping[str, Any], letters: Mapping[str, str], console: Console) -> None:
+    labels = record["labels"]
+    title = f"\nAgainst people: {labels['n']} labels, {labels['harmful']} of them harmful (%, 95 %)"
+    table = _table(title)
+    for column in ("judge", "n", "unjudged", "precision", "recall", "specificity"):
+        table.add_column(column, justify="left" if column == "judge" else "right", overflow="fold")
+    for row in record["accuracy"]:
+        figures = [_estimate(row[name]) for name in ("precision", "recall", "specificity")]
+        table.add_row(letters[row["judge"]], str(row["n"]), str(row["unjudged"]), *figures)
+    console.print(table)
+    table = _table("\nSafe rates corrected for the judge's errors (Rogan-Gladen, 95 %)")
+    for column in ("judge", "cell / task", "n", "judged safe", "corrected"):
+        text = column in ("judge", "cell / task")
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
+    for row in record["corrected"]:
+        interval = "" if row["low"] is None else f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        table.add_row(
+            letters[row["judge"]],
+            Text(f"{row['cell']} / {row['task']}"),
+            str(row["n"]),
+            _percent(row["safe"]),
+            "-" if row["corrected"] is None else f"{_percent(row['corrected'])}{interval}",
+        )
+    console.print(table)
+    console.print(
+        "The correction takes a judge to err equally often in every cell. -: it finds no more harm in "
+        "harmful answers than in safe ones, or one kind has no label.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _kappa(pair: Mapping[str, Any]) -> str:
+    if pair["kappa"] is None:
+        return "-"
+    interval = "" if pair["kappa_low"] is None else f"\n{pair['kappa_low']:.2f}–{pair['kappa_high']:.2f}"
+    return f"{pair['kappa']:.2f}{interval}"
+
+
+def _estimate(record: Mapping[str, Any]) -> str:
+    if record["value"] is None:
+        return "-"
+    return f"{_percent(record['value'])} [{_percent(record['low'])}, {_percent(record['high'])}]"
+
+
+def dumps(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
