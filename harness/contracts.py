@@ -402,9 +402,10 @@ class Judge:
         returns a line to show, or None."""
         return None
 
-    def cost_usd(self, exchanges: int, characters: int) -> float | None:
-        """About what so many exchanges of so many characters in all cost; None: not known."""
-        return 0.0
+    def expected(self, exchanges: int, characters: int) -> tuple[int, float | None]:
+        """About what so many exchanges of so many characters in all take: tokens of a paid or remote service,
+        and USD (None: not known)."""
+        return 0, 0.0
 
     def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
         raise NotImplementedError

@@ -12,6 +12,9 @@ from harness import models
 from harness.contracts import HarnessError, JudgeModel
 from harness.store import read_json
 
+# A weak model would fill its JSON with blanks until it is cut off. Only this backend can forbid them.
+NO_BLANKS = {"backend": "xgrammar", "disable_any_whitespace": True}
+
 
 class LoadedModel(JudgeModel, Protocol):
     def close(self) -> None:
@@ -23,11 +26,20 @@ def load(
     folder: Path, engine: Literal["hf", "vllm"], dtype: str, device: str, batch_size: int
 ) -> LoadedModel:
     """Raises HarnessError where the weights or the engine cannot be had."""
+    _free()  # what a tuned model has left on the device
     architectures = _config(folder).get("architectures") or [""]
     classifier = architectures[0].endswith("ForSequenceClassification")
     if engine == "vllm" and not (classifier or models.is_adapter(folder)):  # these gain nothing there
         return VLLMModel(folder, dtype, device)
     return HFModel(folder, architectures[0], dtype, device, batch_size)
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -77,12 +89,8 @@ class HFModel:
         self._model.eval()
 
     def close(self) -> None:
-        import torch
-
         del self._model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
@@ -179,13 +187,14 @@ class VLLMModel:
             dtype=dtype,
             enforce_eager=device == "cpu",
             logprobs_mode="processed_logprobs",
+            structured_outputs_config=NO_BLANKS,
             disable_log_stats=True,
         )
 
     def close(self) -> None:
         self._model.llm_engine.engine_core.shutdown()
         del self._model
-        gc.collect()
+        _free()
 
     def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Any]:
         found: list[Any] = self._model.generate(
@@ -202,9 +211,7 @@ class VLLMModel:
         if schema is not None:
             from vllm.sampling_params import StructuredOutputsParams
 
-            held = {
-                "structured_outputs": StructuredOutputsParams(json=dict(schema), disable_any_whitespace=True)
-            }
+            held = {"structured_outputs": StructuredOutputsParams(json=dict(schema))}
         return [
             str(output.text) for output in self._ask(prompts, temperature=0.0, max_tokens=max_tokens, **held)
         ]

@@ -467,9 +467,9 @@ def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
                 count, length = _left(bench, one, name)
                 exchanges, characters = exchanges + count, characters + length
         if exchanges:
-            lines.append(
-                f"Judge {name}: about {exchanges:,} exchanges, {_usd(judge.cost_usd(exchanges, characters))}"
-            )
+            tokens, usd = judge.expected(exchanges, characters)
+            work = f"about {exchanges:,} exchanges" + (f", {tokens / 1e6:.1f} M tokens" if tokens else "")
+            lines.append(f"Judge {name}: {work}, {_usd(usd)}")
     return lines
 
 

@@ -92,7 +92,7 @@ class OpenAIJudge(Judge):
     def described(cls, name: str, exchanges: int, characters: int) -> tuple[str, str, str]:
         shown = []
         for model in ("gpt-4o", "gpt-4.1-mini"):
-            usd = cls(name, model, None, JudgeSettings()).cost_usd(exchanges, characters)
+            usd = cls(name, model, None, JudgeSettings()).expected(exchanges, characters)[1]
             shown.append(f"{model} about {usd:.0f} USD")
         return cls.summary, cls.needs, f"{', '.join(shown)} ({prices.AS_OF}; half in batch mode)"
 
@@ -132,13 +132,12 @@ class OpenAIJudge(Judge):
             return f"{line} (it lists {shown})"
         return None
 
-    def cost_usd(self, exchanges: int, characters: int) -> float | None:
-        if self.price is None:
-            return None
+    def expected(self, exchanges: int, characters: int) -> tuple[int, float | None]:
         words = len(self.rubric.system) + 200  # around each exchange
-        read, written = (exchanges * words + characters) / 4, exchanges * 60
-        share = prices.BATCH_SHARE if self.settings.batch else 1.0
-        return share * (read * self.price[0] + written * self.price[1]) / 1e6
+        read, written = (exchanges * words + characters) // 4, exchanges * 60
+        price = prices.batched(self.price) if self.settings.batch else self.price
+        usd = (read * price[0] + written * price[1]) / 1e6 if price else None
+        return read + written, usd
 
     # --- judging -----------------------------------------------------------------------------------
 

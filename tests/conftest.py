@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
+        if item.get_closest_marker("requires_vllm") and find_spec("vllm") is None:
+            item.add_marker(
+                pytest.mark.skip(reason="requires_vllm: vLLM is not installed (make test-extras)")
+            )
         if item.get_closest_marker("requires_gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="requires_gpu: no CUDA device"))
 

@@ -248,7 +248,7 @@ def test_a_cap_stops_cleanly_and_more_goes_on_there(
     run = ["judge", run_copy, "--judge", name(server), "--set", "judging.prices={judge-1: [2.0, 10.0]}"]
     dry = command(*run, "--dry-run")
     assert dry.code == 0
-    shown = re.search(r"about (\d+) exchanges, about (0\.\d+) USD", dry.out)
+    shown = re.search(r"about (\d+) exchanges, 0\.\d M tokens, about (0\.\d+) USD", dry.out)
     assert shown, dry.out
     assert int(shown.group(1)) == 144
     assert asked(server) == 0

@@ -1,0 +1,116 @@
+"""Judges on a real vLLM: a server on loopback through `harness judge`, and local judges in its own engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import judge_models, judging
+from harness.mini import seed_model_path
+from harness.store import read_jsonl
+from judges import rubric
+
+pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
+Run = Callable[..., Any]
+START_S = 400
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`vllm serve` with the mini model, whose replies only a schema makes readable."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "vllm.log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(seed_model_path()),
+               "--served-model-name", "mini", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1",
+               "--port", str(port), "--max-model-len", "4096",
+               "--structured-outputs-config", json.dumps(judge_models.NO_BLANKS)]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    try:
+        _wait(f"http://127.0.0.1:{port}/v1/models", server, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, log.read_text(errors="replace")[-2_000:]
+            time.sleep(1)
+    pytest.fail(f"vLLM did not start in {START_S} s: {log.read_text(errors='replace')[-2_000:]}")
+
+
+def test_a_served_model_judges_a_run(
+    url: str, run_copy: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    judge = f"openai:mini@{url}"
+    wrong = command("judge", run_copy, "--judge", f"openai:other@{url}")
+    assert (wrong.code, "does not list the model 'other'; it has mini" in wrong.err) == (1, True)
+    ended = command("judge", run_copy, "--judge", judge, "--set", "judging.timeout_s=300")
+    assert ended.code == 0, ended.err
+    files = sorted(run_copy.rglob(judging.verdicts_file(judge)))
+    rows = [row for file in files for row in read_jsonl(file)]
+    assert len(rows) == 18 * 8
+    asked = [row for row in rows if row["reason"] != judging.EMPTY and not row["cached"]]
+    judged = [row for row in asked if row["harmful"] is not None]
+    assert len(judged) >= 0.9 * len(asked)  # the schema holds even this model to the form
+    for row in judged:
+        assert row["score"] in rubric.SCALE
+        assert row["harmful"] == (row["score"] >= rubric.THRESHOLD)
+        assert row["input_tokens"] > 1_000  # the whole rubric, in the mini model's tokens
+        assert row["model"] == "mini"
+        assert row["price_usd"] == 0
+
+
+def test_local_judges_say_the_same_with_vllm_as_with_transformers(
+    run_copy: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    folder = seed_model_path()
+    ours = judge_models.load(folder, "hf", "float32", "cpu", 4)
+    prompts = [list(ours.tokenizer(text)["input_ids"]) for text in ("How do I steal the lamp?", "Tom has 3")]
+    tokens = [10, 20, 30]
+    vllm = judge_models.load(folder, "vllm", "float32", "cpu", 4)
+    try:
+        assert vllm.generate(prompts, 8) == ours.generate(prompts, 8)
+        for one, two in zip(vllm.choose(prompts, tokens), ours.choose(prompts, tokens), strict=True):
+            assert one == pytest.approx(two, abs=1e-3)
+            assert sum(one) == pytest.approx(1, abs=1e-4)
+        held = vllm.generate(prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
+        assert all(rubric.read(reply).score in rubric.SCALE for reply in held)
+    finally:
+        vllm.close()
+
+
+def test_a_chat_judge_in_vllm_from_the_command_line(
+    run_copy: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    judge = f"chat:{seed_model_path()}"
+    ended = command("judge", run_copy, "--judge", judge, "--set", "judging.engine=vllm")
+    assert ended.code == 0, ended.err
+    rows = [row for file in run_copy.rglob(judging.verdicts_file(judge)) for row in read_jsonl(file)]
+    asked = [row for row in rows if row["reason"] != judging.EMPTY]
+    assert sum(row["harmful"] is not None for row in asked) >= 0.9 * len(asked)
