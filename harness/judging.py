@@ -492,11 +492,18 @@ def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
         if task not in there:
             guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
-        elif not (bench.shop.out / cell.folder / task / marker_file(name)).exists():
+        elif not _done(bench, cell, task, name):
             exchanges = read_exchanges(bench.shop.out / cell.folder / task)
             count += len(exchanges)
             length += sum(len(e.prompt) + len(e.prefill) + len(e.response) for e in exchanges)
     return count, length
+
+
+def _done(bench: Bench, cell: Cell, task: str, name: str) -> bool:
+    """As ``judged``, but without fetching a judge's weights for a forecast."""
+    if bench.judge(name).model is not None:
+        return (bench.shop.out / cell.folder / task / marker_file(name)).exists()
+    return judged(bench, cell, task, name)
 
 
 def _usd(price: float | None) -> str:

@@ -86,6 +86,11 @@ class OpenAIJudge(Judge):
             raise UsageError(
                 f"judge '{name}' needs a model: {name}:MODEL or {name}:MODEL@http://HOST:PORT/v1"
             )
+        url = urlsplit(found.group(2) or "")
+        if url.username or url.password or url.query:  # a judge's name is in every table
+            raise UsageError(
+                f"judge '{name}': no key in the URL, it would be printed; put it into {OTHER_KEY}"
+            )
         return cls(f"{name}:{argument}", found.group(1), found.group(2), settings)
 
     @classmethod

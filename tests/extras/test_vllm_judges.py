@@ -66,7 +66,8 @@ def test_a_served_model_judges_a_run(
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     judge = f"openai:mini@{url}"
     wrong = command("judge", run_copy, "--judge", f"openai:other@{url}")
-    assert (wrong.code, "does not list the model 'other'; it has mini" in wrong.err) == (1, True)
+    assert wrong.code == 1
+    assert "does not list the model 'other'; it has mini" in wrong.err
     ended = command("judge", run_copy, "--judge", judge, "--set", "judging.timeout_s=300")
     assert ended.code == 0, ended.err
     files = sorted(run_copy.rglob(judging.verdicts_file(judge)))

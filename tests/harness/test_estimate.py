@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, estimate, plan, registry
+from harness import config, estimate, judging, plan, registry
 from harness.stages import Workshop
 
 
@@ -20,7 +20,7 @@ def shop(out: Path, **overrides: Any) -> Workshop:
 def shown(workshop: Workshop, width: int, done: int = 0) -> list[str]:
     file = io.StringIO()
     cells = plan.cells(workshop.config)
-    estimate.show(workshop, cells, cells[done:], Console(file=file, width=width))
+    estimate.show(judging.Bench(workshop), cells, cells[done:], Console(file=file, width=width))
     return file.getvalue().splitlines()
 
 

@@ -242,6 +242,34 @@ def test_a_killed_judging_asks_only_for_what_is_missing(
     assert not list(run_copy.rglob("*.journal.jsonl"))
 
 
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    server: FaultServer, run_copy: Path, command: Run
+) -> None:
+    server.latency_s = 0.1
+    flags = ["judge", str(run_copy), "--judge", name(server), "--set", "judging.in_flight=2"]
+    # a shell that runs the tests in the background has its children ignore Ctrl-C
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.argv = {['harness', *flags]!r}; from harness.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while asked(server) < 11 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1].strip()
+    assert said == "Interrupted. The same command goes on where this one stopped."
+    assert process.returncode == 130
+    stopped_at = asked(server)
+    assert stopped_at < 40
+    server.latency_s = 0.0
+    assert command(*flags).code == 0
+    repeated = [body["messages"][1]["content"] for body in server.bodies]
+    assert len(repeated) - len(set(repeated)) <= 2  # what was in flight
+
+
 def test_a_cap_stops_cleanly_and_more_goes_on_there(
     server: FaultServer, run_copy: Path, command: Run
 ) -> None:

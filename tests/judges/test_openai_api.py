@@ -348,6 +348,13 @@ def test_a_model_is_needed(argument: str) -> None:
         OpenAIJudge.configured("openai", argument, JudgeSettings())
 
 
+@pytest.mark.parametrize("url", ["http://me:secret@h/v1", "https://h/v1?key=secret", "http://secret@h/v1"])
+def test_no_key_gets_into_a_name(url: str) -> None:
+    with pytest.raises(UsageError, match="no key in the URL") as error:
+        OpenAIJudge.configured("openai", f"m@{url}", JudgeSettings())
+    assert "secret" not in str(error.value)
+
+
 def test_the_check_knows_keys_servers_and_models(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
