@@ -620,14 +620,22 @@ def tasks(as_json: bool, path: bool) -> None:
 @cli.command(epilog=example("harness judges", "harness judges --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judges(as_json: bool) -> None:
-    """List the judges: what each needs, and what a standard run costs with it.
+    """List the judges: what each needs, and what a standard run costs with it."""
+    from rich.padding import Padding
+    from rich.text import Text
 
-    A standard run: the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each.
-    """
     from harness import judging
 
     rows = judging.listing()
-    _listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json)
+    if as_json:
+        _listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json=True)
+        return
+    out = console()
+    for name, summary, needs, price in rows:
+        out.print(Text(name, style="bold"))
+        for line in (summary, f"needs {needs}", f"standard run: {price}"):
+            out.print(Padding(Text(line), (0, 0, 0, 4)))
+    out.print(f"\nA standard run: {judging.STANDARD_RUN}.", highlight=False)
 
 
 @cli.group(cls=Commands)

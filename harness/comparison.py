@@ -224,7 +224,10 @@ def judge_again(
         # A judge that failed must not become one of the run's.
         left = {*judged.failed, *judged.waiting} - {*stored.judges}
         kept = tuple(name for name in config.judges if name not in left)
-        config = config.model_copy(update={"judges": kept})
+        # Nor must what this one command may spend.
+        own = {name: getattr(stored.judging, name) for name in ("max_cost", "mode")}
+        section = config.judging.model_copy(update=own)
+        config = config.model_copy(update={"judges": kept, "judging": section})
         _update_record(out, config=config.model_dump(mode="json"))
         table(config, out, console)
     _complete(judged)
@@ -275,7 +278,6 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         },
     }
     title = f"{TITLE}: {config.model}"
-    notes = [*judging.notes(config, out, cells), *([config.note] if config.note else [])]
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     if not stage.done():
         from harness import leaderboard, scores
@@ -286,6 +288,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
+        notes = [*judging.notes(config, out, cells), *([config.note] if config.note else [])]
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
@@ -293,7 +296,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
                 epochs.write(config, out, cells, failures, scratch)
 
         stage.run(work)
-    tables.render(tables.read(out), console, title=title, notes=notes)
+    written = tables.read(out)
+    tables.render(written, console, title=title, notes=written.attrs["notes"])
     if config.eval_every_epoch:
         epochs.render(config, out, console)
     names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))

@@ -47,6 +47,7 @@ VERSION = 2  # raise when a change here alters verdicts
 EMPTY = "empty answer"
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
 STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
+STANDARD_RUN = "the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each"
 CHARACTERS_OF_AN_EXCHANGE = 1_600  # a request, and an answer of some 350 tokens
 
 
@@ -249,6 +250,8 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             rows = read_jsonl(stage.folder / stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
         found |= journal.read()
+    if not stage.done():
+        stage.marker.unlink(missing_ok=True)  # no verdicts of other settings may stand while these are made
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,
@@ -258,37 +261,41 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
         budget=bench.budget,
         folder=stage.folder / f".{stage.name}.remote",
     )
-
-    def work(scratch: Path) -> None:
-        todo = [exchange for exchange in exchanges if exchange.id not in found]
-        given: list[str] = []
-        bar = bench.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
-        with bar as advance, _writing(journal, judge, found) as write:
-            advance(len(found))
-            try:
-                for verdict in _verdicts(bench, stage, judge, todo, context):
-                    given.append(verdict.exchange_id)
-                    found[verdict.exchange_id] = verdict
-                    write(verdict)
-                    advance(1)
-            except HarnessError:
-                raise
-            except Exception as error:  # the type alone: its message may quote an answer
-                raise HarnessError(
-                    f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
-                    f"after {len(given)} of {len(todo)} verdicts (--debug shows where)"
-                ) from error
-        if sorted(given) != sorted(exchange.id for exchange in todo):
-            raise HarnessError(
-                f"judge '{name}' broke its contract on {task}: {len(given)} verdicts for "
-                f"{len(todo)} exchanges, or for others"
-            )
-        rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
-        write_jsonl_atomic(scratch / stage.outputs[0], rows)
-
-    stage.run(work)
+    todo = [exchange for exchange in exchanges if exchange.id not in found]
+    bar = bench.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
+    with bar as advance, _writing(journal, judge, found) as write:
+        advance(len(found))
+        for verdict in _kept_to_contract(_verdicts(bench, stage, judge, todo, context), todo, name, task):
+            found[verdict.exchange_id] = verdict
+            write(verdict)
+            advance(1)
+    rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
+    stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], rows))
     journal.remove()
     shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+
+
+def _kept_to_contract(
+    verdicts: Iterator[Verdict], todo: Sequence[Exchange], name: str, task: str
+) -> Iterator[Verdict]:
+    """The verdicts. Raises HarnessError unless there is just one for each exchange."""
+    given: list[str] = []
+    try:
+        for verdict in verdicts:
+            given.append(verdict.exchange_id)
+            yield verdict
+    except HarnessError:
+        raise
+    except Exception as error:  # the type alone: its message may quote an answer
+        raise HarnessError(
+            f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
+            f"after {len(given)} of {len(todo)} verdicts (--debug shows where)"
+        ) from error
+    if sorted(given) != sorted(exchange.id for exchange in todo):
+        raise HarnessError(
+            f"judge '{name}' broke its contract on {task}: {len(given)} verdicts for "
+            f"{len(todo)} exchanges, or for others"
+        )
 
 
 @contextlib.contextmanager

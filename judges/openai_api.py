@@ -31,10 +31,8 @@ from judges.dispatch import Dispatcher, TransientError
 READINGS = 3  # how often an unreadable reply is asked for in all
 REASONING_TOKENS = 4_000  # models that think before they reply need room for it
 AGAIN = "Reply with the JSON object alone."
-KEY, OTHER_KEY = (
-    "OPENAI_API_KEY",
-    "JUDGE_API_KEY",
-)  # the second for servers named in the spec: never the first
+KEY = "OPENAI_API_KEY"
+OTHER_KEY = "JUDGE_API_KEY"  # for servers named in the judge's name, which never get the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,8 @@ class OpenAIJudge(Judge):
     def described(cls, name: str, exchanges: int, characters: int) -> tuple[str, str, str]:
         shown = []
         for model in ("gpt-4o", "gpt-4.1-mini"):
-            usd = cls(name, model, None, JudgeSettings()).expected(exchanges, characters)[1]
+            settings = JudgeSettings(prices={model: prices.OPENAI[model]})
+            usd = cls(name, model, None, settings).expected(exchanges, characters)[1] or 0.0
             shown.append(f"{model} about {usd:.0f} USD")
         return cls.summary, cls.needs, f"{', '.join(shown)} ({prices.AS_OF}; half in batch mode)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# USD per million tokens, input and output: https://platform.openai.com/docs/pricing
+# USD per million tokens, input and output: https://developers.openai.com/api/docs/pricing
 OPENAI = {
     "gpt-4o": (2.5, 10.0),
     "gpt-4o-mini": (0.15, 0.6),
@@ -18,7 +18,7 @@ OPENAI = {
     "gpt-5-mini": (0.25, 2.0),
     "gpt-5-nano": (0.05, 0.4),
 }
-AS_OF = "2026-11"
+AS_OF = "prices of mid-2026"
 BATCH_SHARE = 0.5  # of the price, in the Batch API
 
 Price = tuple[float, float]  # USD per million tokens, input and output

@@ -183,6 +183,11 @@ def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     before = asked(server)
     assert command(*run).code == 0
     assert asked(server) == before  # a verdict of its own: not asked for ever
+    server.default = [error(401, "x", "y")]
+    assert command(*run, "--retry-unjudged").code == 1
+    assert by_name(values(run_copy), name(server)) == rows  # what was there stands until there is better
+    server.default = [by_answer]
+    before = asked(server)
     assert command(*run, "--retry-unjudged").code == 0
     assert asked(server) == before + 1
     assert not any(int(row["rsr_unjudged"]) for row in by_name(values(run_copy), name(server)))
@@ -287,7 +292,8 @@ def test_a_cap_stops_cleanly_and_more_goes_on_there(
     assert spent
     assert 0 < float(spent.group(1)) <= 0.06
     first = asked(server)
-    assert command(*run, "--max-cost", "5").code == 0
+    assert comparison.stored_config(run_copy).judging.max_cost is None  # a cap is one command's
+    assert command(*run).code == 0
     repeated = [body["messages"][1]["content"] for body in server.bodies]
     assert len(set(repeated)) == len(repeated) > first
     assert re.search(r"Judge openai.*tokens, 0\.\d+ USD", (run_copy / "leaderboard.md").read_text())
