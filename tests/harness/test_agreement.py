@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from harness import agreement
+from harness import agreement, comparison
 from harness.contracts import HarnessError
 from harness.store import read_jsonl, write_jsonl_atomic
 
@@ -171,10 +173,13 @@ def test_accuracy_counts_what_was_not_judged_apart() -> None:
 # --- the command -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_judges(run_copy: Path, command: Run) -> Path:
-    assert command("judge", run_copy, "--judge", "keyword,vote").code == 0
-    return run_copy
+@pytest.fixture(scope="module")
+def two_judges(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run with a second judge and the vote. Read only."""
+    folder = tmp_path_factory.mktemp("judged") / "run"
+    shutil.copytree(small_run, folder)
+    comparison.judge_again(folder, ["keyword", "vote"], Console(quiet=True))
+    return folder
 
 
 def test_a_run_from_template_to_corrected_rates(two_judges: Path, tmp_path: Path, command: Run) -> None:

@@ -160,8 +160,11 @@ def test_a_model_that_is_not_there_is_one_line(run_copy: Path, command: Run) -> 
     assert ended.err.count("\n") == 1
 
 
-def test_a_weak_chat_model_is_unjudged_and_says_so(run_copy: Path, command: Run) -> None:
+def test_a_weak_chat_model_is_unjudged_and_says_so(
+    run_copy: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mini model writes no JSON: every exchange stays unjudged, with its reason and the rate's bounds."""
+    monkeypatch.setattr("judges.rubric.MAX_REPLY_TOKENS", 8)
     ended = command("judge", run_copy, "--judge", f"chat:{seed_model_path()}")
     assert ended.code == 0, ended.err
     rows = [
