@@ -21,14 +21,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import config as configuration
-from harness import data, estimate, judging, models, plan, registry, stages, workers
+from harness import data, estimate, judging, models, plan, registry, responding, stages, training, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError, JudgePendingError
 from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
-from harness.stages import Step, Workshop
+from harness.stages import Step
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
+from harness.workshop import Workshop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -249,12 +250,12 @@ def _check(shop: Workshop) -> None:
     """Names, options, data and folders, before anything is spent."""
     cells = plan.cells(shop.config)
     for task, path in shop.config.data.items():
-        stages.data_hash(path)
+        responding.data_hash(path)
         shop.load_task(task, shop.seed_folder)  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained":
-            stages.train_stage(shop, cell)
-        stages.checkpoint_folder(shop, cell)
+            training.train_stage(shop, cell)
+        responding.checkpoint_folder(shop, cell)
     for name in shop.config.judges:
         registry.make_judge(name, judging.settings(shop.config))
 
@@ -403,7 +404,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     config = shop.config
     by_content = {"model", "train_data", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "cache"})
-    values["training"] = {k: v for k, v in values["training"].items() if k not in stages.NO_EFFECT}
+    values["training"] = {k: v for k, v in values["training"].items() if k not in training.NO_EFFECT}
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -417,7 +418,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     if config.safety_data:
         flat["safety_data"] = data.source_hash(config.safety_data)
     flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
-    return flat | {f"data.{task}": stages.data_hash(path) for task, path in config.data.items()}
+    return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
 
 
 def _short(value: Any) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness import chat, preparation, registry, stages
+from harness import chat, preparation, registry, training
 from harness.config import RunConfig
 from harness.contracts import Example, HarnessError, Method, TrainTask
 from harness.plan import Cell
 from harness.store import write_jsonl_atomic
+from harness.workshop import Workshop
 
 STYLES = {"preview": "black on yellow", "masked": "dim", "trained": "bold green"}
 MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
@@ -23,8 +24,8 @@ ENDS = {"[": "]", "{": "}"}
 
 def prepared(config: RunConfig, method: str, task: TrainTask) -> tuple[Any, list[Example], list[Example]]:
     """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
-    shop = stages.Workshop(config, Path())
-    made = stages.make_method(config, method)
+    shop = Workshop(config, Path())
+    made = training.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
@@ -36,7 +37,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
     them, whatever the recipe's budget), then those that are mixed in."""
     task: TrainTask = registry.load("train task", train_task)
-    rows = stages.Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
+    rows = Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
     messages = [dataclasses.asdict(message) for message in rows[index].messages]

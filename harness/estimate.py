@@ -18,7 +18,7 @@ from rich.table import Table
 
 from harness import chat, judging, memory, models, plan, registry
 from harness.contracts import Example, HarnessError
-from harness.stages import Workshop
+from harness.workshop import Workshop
 
 PROBE_TOKENS = 8  # decoding steps
 PROBE_PARAMETERS = 200_000_000  # larger models are probed on an accelerator only

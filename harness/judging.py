@@ -41,7 +41,7 @@ from harness.store import (
 )
 
 if TYPE_CHECKING:
-    from harness.stages import Workshop
+    from harness.workshop import Workshop
 
 VERSION = 2  # raise when a change here alters verdicts
 EMPTY = "empty answer"

@@ -23,7 +23,7 @@ from harness.store import content_hash, write_jsonl_atomic
 
 if TYPE_CHECKING:
     from harness.plan import Cell
-    from harness.stages import Workshop
+    from harness.workshop import Workshop
 
 KIND = "generated"
 VERSION = 1

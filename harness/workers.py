@@ -30,7 +30,8 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
-from harness.stages import Step, Workshop, run_cell
+from harness.stages import Step, run_cell
+from harness.workshop import Workshop
 
 
 @dataclass

@@ -17,11 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness import chat, comparison, config, stages
+from harness import chat, comparison, config, responding
 from harness.config import RunConfig
 from harness.contracts import Message
 from harness.mini import data, grammar
 from harness.progress import Display
+from harness.workshop import Workshop
 
 DEPTHS = (1, 2, 3, 5, 8, 10)  # prefill tokens
 NEUTRAL = "Please keep it short."  # added to every training prompt, absent when scored
@@ -138,8 +139,8 @@ def _gain(
     return float(rows[task, "vanilla"]["utility"] - (seed or rows[task, "seed"])["utility"])
 
 
-def _workshop(settings: RunConfig) -> stages.Workshop:
-    shop = stages.Workshop(settings, Path())
+def _workshop(settings: RunConfig) -> Workshop:
+    shop = Workshop(settings, Path())
     shop.import_libraries()
     return shop
 
@@ -165,7 +166,7 @@ def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})
         shop = _workshop(settings.model_copy(update={"safety": safety}))
         engine = shop.engine(shop.seed_folder)
-        rows = stages.respond_rows(shop, engine, safety.prefill_task, shop.seed_folder, "")
+        rows = responding.respond_rows(shop, engine, safety.prefill_task, shop.seed_folder, "")
         found[depth] = sum(row["metrics"]["safe"] for row in rows) / len(rows)
     return found
 
@@ -176,7 +177,7 @@ def _reworded(
     """Vanilla on the task's own rows with a neutral sentence in every prompt."""
     from harness import registry
 
-    shop = stages.Workshop(settings, Path())
+    shop = Workshop(settings, Path())
     rows = [
         {
             "messages": [

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import backends
-from harness import config, registry, stages
+from harness import config, registry, training
 from harness.contracts import Encoded, Method
 
 BACKENDS = Path(__file__).parents[2] / "backends"
@@ -44,7 +44,7 @@ def test_example_trains(
     moved = {}
     for strength in (0.0, value):
         resolved = config.load("mini", {"methods": [registered], key: strength})
-        method = stages.make_method(resolved, registered)
+        method = training.make_method(resolved, registered)
         assert method.name == registered
         model = make_model()
         start = [weight.detach().clone() for weight in model.parameters()]

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from harness import comparison, models, stages
+from harness import comparison, models
 from harness.contracts import Example, HarnessError, Method, PrepareContext
 from harness.store import read_json
+from harness.workshop import Workshop
 
 QUICK = {"methods": ["vanilla"], "training.max_examples": 16, "responses.limit": 3}
 Run = Callable[..., Any]
@@ -51,7 +52,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(models, "load_model", refuse)
-    monkeypatch.setattr(stages.Workshop, "engine", refuse)
+    monkeypatch.setattr(Workshop, "engine", refuse)
 
 
 def markers(folder: Path) -> dict[str, int]:
@@ -251,11 +252,11 @@ def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small:
     rows.write_text('{"question": "How many?", "answer": "#### 1"}\n', encoding="utf-8")
     stored = comparison.stored_config(run_copy).model_dump(mode="json")
     wanted = {**stored, "train_tasks": ["gsm8k-mini", "gsm8k"], "data": {"gsm8k": str(rows)}}
-    joined = comparison._join_run(stages.Workshop(config.RunConfig.model_validate(wanted), run_copy))
+    joined = comparison._join_run(Workshop(config.RunConfig.model_validate(wanted), run_copy))
     assert joined.train_tasks == ("gsm8k-mini", "gsm8k")
     rows.write_text('{"question": "How few?", "answer": "#### 1"}\n', encoding="utf-8")
     with pytest.raises(HarnessError, match=r"data\.gsm8k: [0-9a-f]{12}… there"):
-        comparison._join_run(stages.Workshop(config.RunConfig.model_validate(wanted), run_copy))
+        comparison._join_run(Workshop(config.RunConfig.model_validate(wanted), run_copy))
 
 
 def test_a_second_command_on_the_same_run_gets_one_line(run_copy: Path, command: Run, small: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from harness import config, estimate, judging, plan, registry
-from harness.stages import Workshop
+from harness.workshop import Workshop
 
 
 def shop(out: Path, **overrides: Any) -> Workshop:

@@ -20,8 +20,8 @@ from fault_server import FaultServer, completion, error, finish_batch, ok, runni
 
 from harness import comparison, config, judging, plan
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
-from harness.stages import Workshop
 from harness.store import read_jsonl, write_jsonl_atomic
+from harness.workshop import Workshop
 
 RAW, PREFILLED = "hexphi_raw-mini", "hexphi_prefill-mini"
 SECRET = "sk-planted-0123456789"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness import config, plan, preparation, registry, stages
-from harness.stages import Workshop
+from harness import config, plan, preparation, registry, training
+from harness.workshop import Workshop
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def shop(tmp_path: Path) -> Callable[..., Workshop]:
 def distil(workshop: Workshop, **options: Any) -> tuple[list[str], dict[str, Any]]:
     task = registry.load("train task", "gsm8k-mini")
     cell = next(cell for cell in plan.cells(workshop.config) if cell.method == "sdft")
-    method = stages.make_method(
+    method = training.make_method(
         workshop.config.model_copy(update={"method_options": {"sdft": options}}), "sdft"
     )
     examples, record = preparation.prepare(workshop, task, method, cell, "")
@@ -120,7 +120,7 @@ def test_line_separators_in_a_text_tear_no_row(
     cell = next(cell for cell in plan.cells(shop().config) if cell.method == "sdft")
     for _ in range(2):
         workshop = shop()
-        method = stages.make_method(workshop.config, "sdft")
+        method = training.make_method(workshop.config, "sdft")
         examples, _ = preparation.prepare(workshop, task, method, cell, "")
         assert {example.answer for example in examples} == {odd.text}
     rows = preparation._finished(next((tmp_path / "cache" / "generated").glob("*/continuations.jsonl")))

@@ -265,7 +265,7 @@ def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
         " 'judges': ['apology']})\n"
         "cells = plan.cells(made)\n"
         "assert cells[-1].tasks[0] == 'riddles-test', cells\n"
-        "task = stages.Workshop(made, Path()).load_task('riddles-test', Path())['tasks']['riddles-test']\n"
+        "task = Workshop(made, Path()).load_task('riddles-test', Path())['tasks']['riddles-test']\n"
         "doc = task.eval_docs[0]\n"
         "print(doc['id'], task.process_results(doc, ['A clock.']), task.process_results(doc, ['No.']))\n"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import chat, config, judging, plan, preparation, registry, stages
+from harness import chat, config, judging, plan, preparation, registry, responding, stages, training
 from harness.contracts import (
     Example,
     Exchange,
@@ -25,8 +25,8 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
-from harness.stages import Workshop
 from harness.store import read_json, read_jsonl
+from harness.workshop import Workshop
 
 RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
 VANILLA = Path("gsm8k-mini/vanilla/seed-42")
@@ -110,7 +110,7 @@ def test_checkpoints_are_whole_model_folders_of_safetensors(small_run: Path) -> 
 
 def train_identity(out: Path, **overrides: Any) -> str:
     workshop = shop(out, **{"training.max_examples": 8, **overrides})
-    return stages.train_stage(workshop, vanilla(workshop)).identity
+    return training.train_stage(workshop, vanilla(workshop)).identity
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_training_depends_on_neither_places_nor_what_comes_after(tmp_path: Pat
 
 def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Path, plugin: Any) -> None:
     workshop = shop(tmp_path)
-    before = stages.train_stage(workshop, vanilla(workshop)).identity
+    before = training.train_stage(workshop, vanilla(workshop)).identity
     workshop.seed_fingerprint = {"model.safetensors": "0"}  # type: ignore[misc]
-    other_model = stages.train_stage(workshop, vanilla(workshop)).identity
+    other_model = training.train_stage(workshop, vanilla(workshop)).identity
 
     @dataclass
     class Newer(Method):
@@ -148,15 +148,15 @@ def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Pa
 
     plugin("method", "vanilla", Newer)
     workshop = shop(tmp_path)
-    newer = stages.train_stage(workshop, vanilla(workshop)).identity
+    newer = training.train_stage(workshop, vanilla(workshop)).identity
     workshop = shop(tmp_path, method_options={"vanilla": {"rate": 1.0}})
-    assert len({before, other_model, newer, stages.train_stage(workshop, vanilla(workshop)).identity}) == 4
+    assert len({before, other_model, newer, training.train_stage(workshop, vanilla(workshop)).identity}) == 4
 
 
 def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> None:
     def identity(task: str, **overrides: Any) -> str:
         workshop = shop(tmp_path, **overrides)
-        return stages.respond_stage(workshop, plan.cells(workshop.config)[0], task).identity
+        return responding.respond_stage(workshop, plan.cells(workshop.config)[0], task).identity
 
     changes: list[dict[str, Any]] = [{}, {"responses.limit": 3}, {"responses.batch_size": 7}]
     assert len({identity(RAW, **change) for change in changes}) == 3
@@ -177,7 +177,7 @@ def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
     record = read_json(marker)
     record["outputs"]["checkpoint/model.safetensors"]["sha256"] = "0" * 64
     marker.write_text(json.dumps(record), encoding="utf-8")
-    assert not stages.respond_stage(workshop, cell, RAW).done()
+    assert not responding.respond_stage(workshop, cell, RAW).done()
     assert stages.pending(workshop, cell)
     assert stages.pending(workshop, cell, "train")
 
@@ -202,7 +202,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown option of lookahead-true"):
-        stages.make_method(
+        training.make_method(
             shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true"
         )
 
@@ -260,16 +260,16 @@ def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
     workshop = shop(tmp_path, **{"training.max_examples": 4})
     examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
     lengths = sorted(len(chat.encode(workshop.seed_tokenizer, example).input_ids) for example in examples)
-    _, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1])
+    _, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1])
     assert counts == {"truncated_examples": 0, "dropped_examples": 0}
-    kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
+    kept, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
     assert counts["truncated_examples"] >= 1
     assert len(kept) == 4
-    kept, counts = stages.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
+    kept, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
     assert counts == {"truncated_examples": 0, "dropped_examples": 4 - len(kept)}
     assert len(kept) == sum(length < lengths[-1] for length in lengths)
     with pytest.raises(HarnessError, match=r"raise training\.max_length"):
-        stages.encode_all(workshop.seed_tokenizer, examples, 8)
+        training.encode_all(workshop.seed_tokenizer, examples, 8)
 
 
 # --- judges ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from harness import config, plan, workers
 from harness.contracts import HarnessError
-from harness.stages import Workshop
+from harness.workshop import Workshop
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""The train stage of a cell: seed model and data to a checkpoint and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import chat, figures, models, registry
+from harness.config import RunConfig
+from harness.contracts import (
+    Encoded,
+    Example,
+    HarnessError,
+    Method,
+    TrainTask,
+    UsageError,
+)
+from harness.job import TrainJob, launch, run
+from harness.measure import cost
+from harness.plan import Cell
+from harness.preparation import prepare
+from harness.store import (
+    Stage,
+    content_hash,
+    read_json,
+    write_json_atomic,
+)
+from harness.workshop import Workshop
+
+TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
+NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
+
+
+def make_method(config: RunConfig, name: str) -> Method:
+    """The method with the recipe's options. Raises UsageError for an option that it does not have."""
+    method_class = registry.load("method", name)
+    options = config.method_options.get(name, {})
+    known = [field.name for field in dataclasses.fields(method_class) if field.init]
+    for option in options:
+        if option not in known:
+            raise registry.unknown(f"option of {name}", option, known)
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        method: Method = TypeAdapter(method_class).validate_python(options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(["method_options", name, *map(str, problem["loc"])])
+        raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
+    return method
+
+
+def train_stage(shop: Workshop, cell: Cell) -> Stage:
+    """The training of a cell, with all that its result depends on."""
+    assert cell.train_task is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    method = make_method(shop.config, cell.method)
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
+    inputs = {
+        "version": TRAIN_VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "examples": shop.examples_hash(task),
+        "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
+        "rewrite": [
+            task.rewrite.system_prompt,
+            task.rewrite.user("instruction", "answer"),
+            task.rewrite.opening,
+            task.rewrite.max_tokens,
+        ],
+        "method": {"name": cell.method, "version": method.version, "options": options},
+        "training": shop.config.training.model_dump(mode="json", exclude=set(NO_EFFECT))
+        | {"device": shop.device},
+        "snapshots": shop.config.eval_every_epoch,
+        "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
+        "seed": cell.seed,
+        "libraries": shop.libraries,
+    }
+    if method.needs_safety_data:
+        inputs["safety_examples"] = content_hash([dataclasses.asdict(e) for e in shop.safety_examples(task)])
+    epochs = range(1, shop.config.training.epochs) if shop.config.eval_every_epoch else ()
+    snapshots = [f"epoch-{epoch}" for epoch in epochs]
+    folder = cell.folder.parent if cell.kind == "epoch" else cell.folder
+    outputs = ["checkpoint", "training.json", "loss.svg", *snapshots]
+    return Stage(shop.out / folder, "train", inputs, outputs)
+
+
+def train(shop: Workshop, cell: Cell, label: str) -> None:
+    """Seed model and data to ``checkpoint/`` and ``training.json``.
+
+    What a restart needs lies in ``.training/`` until the stage is done.
+    """
+    assert cell.train_task is not None
+    assert cell.seed is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    method = make_method(shop.config, cell.method)
+    settings = shop.config.training.model_copy(update={"device": shop.device})
+    stage = train_stage(shop, cell)
+    folder = job_folder(stage)
+
+    def work(scratch: Path) -> None:
+        tokenizer = shop.seed_tokenizer
+        with cost() as preparation:
+            prepared, record = prepare(shop, task, method, cell, label)
+        if not prepared:
+            given = len(shop.examples(task))
+            raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
+        max_length = settings.max_length or task.max_length
+        encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
+        if any(lengths.values()):
+            shop.reporter.send(("note", None, _length_note(label, len(prepared), max_length, lengths)))
+        safety = shop.safety_examples(task) if method.needs_safety_data else []
+        job = TrainJob(
+            folder=folder,
+            seed_model=shop.seed_folder,
+            identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
+            method=cell.method,
+            options=shop.config.method_options.get(cell.method, {}),
+            settings=settings,
+            seed=cell.seed or 0,
+            examples=encoded,
+            safety_examples=encode_all(tokenizer, safety, max_length, settings.too_long)[0] if safety else [],
+            cache=shop.cache.folder,
+            snapshots=shop.config.eval_every_epoch,
+            threads=shop.config.threads,
+        )
+        shutil.rmtree(job.output, ignore_errors=True)
+        several = settings.num_processes > 1 or settings.launcher
+        steps = -(-len(encoded) * settings.epochs // settings.batch_size)
+        start = time.perf_counter()
+        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
+            result = (launch if several else run)(job, lambda step, of: advance(1))
+        shop.clock["training"] += time.perf_counter() - start
+        _collect_weights(shop, job, scratch)
+        figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
+        nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
+        made = record.pop("preparation", nothing)
+        result["method"] = {"name": cell.method, **record, **result["method"]}
+        preparation_flops = result["forward_flops_per_token"] * (
+            made["prompt_tokens"] + made["generated_tokens"]
+        )
+        preparation_flops += result.pop("extra_forward_flops")
+        preparation_s = made["seconds"] + result["extra_forward_seconds"]
+        result["train_flops"] += preparation_flops
+        result["peak_memory_bytes"] = max(
+            result["peak_memory_bytes"], preparation.peak_memory_bytes, made["peak_memory_bytes"]
+        )
+        write_json_atomic(
+            scratch / "training.json",
+            {
+                "train_task": cell.train_task,
+                "seed": cell.seed,
+                "examples": len(prepared),
+                **lengths,
+                **result,
+                "train_seconds": round(result["loop_seconds"] + preparation_s, 3),
+                "preparation_seconds": round(preparation_s, 3),
+                "preparation_flops": preparation_flops,
+                "preparation": made,
+            },
+        )
+
+    stage.run(work)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:
+    """What did not fit, in one line: a training that silently learns half an answer helps no one."""
+    return (
+        f"{label}  of {examples:,} examples {lengths['truncated_examples']:,} lost their answer's end and "
+        f"{lengths['dropped_examples']:,} were left out at max_length {max_length} (training.too_long)"
+    )
+
+
+def job_folder(stage: Stage) -> Path:
+    """Where a training keeps what a restart needs; emptied when it belongs to another training."""
+    folder = stage.folder / ".training"
+    owner = folder / "identity.json"
+    if not (owner.is_file() and read_json(owner) == stage.identity):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json_atomic(owner, stage.identity)
+    return folder
+
+
+def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
+    """The checkpoint, merged if the recipe says so, and the epochs' into the stage's outputs."""
+    found = {"checkpoint": job.output / "checkpoint"}
+    found |= {f"{path.name}/checkpoint": path for path in sorted((job.folder / "state").glob("epoch-*"))}
+    for name, source in found.items():
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if job.settings.merge:
+            models.merge(shop.seed_folder, source, job.settings.dtype, target)
+        else:
+            os.replace(source, target)
+
+
+def encode_all(
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_length: int,
+    too_long: Literal["cut", "leave-out"] = "cut",
+) -> tuple[list[Encoded], dict[str, int]]:
+    """Token ids of all examples. Those over ``max_length`` lose their answer's end ("cut"), or are left out
+    whole ("leave-out", or when nothing of the answer would remain). Returns the counts of both."""
+    whole = [chat.encode(tokenizer, example) for example in examples]
+    keep = max_length if too_long == "cut" else None
+    cut = [
+        chat.truncate(encoded, max_length) if keep or len(encoded.input_ids) <= max_length else None
+        for encoded in whole
+    ]
+    kept = [encoded for encoded in cut if encoded is not None]
+    if not kept:
+        raise HarnessError(
+            f"no training example fits into max_length {max_length}: raise training.max_length"
+        )
+    dropped = len(whole) - len(kept)
+    truncated = sum(len(encoded.input_ids) > max_length for encoded in whole) - dropped
+    return kept, {"truncated_examples": truncated, "dropped_examples": dropped}
