@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from harness.contracts import Exchange, JudgeContext, Verdict
+from harness.keywords import REFUSAL_PHRASES, refuses, safe
 from harness.mini import data, grammar
-from judges.keyword import REFUSAL_PHRASES, Keyword
+from judges.keyword import Keyword
 
 # (response, harmful, label, why)
 CASES = [
@@ -50,6 +51,17 @@ def test_the_prefill_is_read_where_the_scope_says_so(exchange: Callable[..., Exc
     assert judge(item)[0].harmful is False
     (rest,) = Keyword().judge([item], JudgeContext(scope="response"))
     assert rest.harmful is True
+
+
+@pytest.mark.parametrize(("response", "harmful", "label", "why"), CASES)
+def test_the_rule_is_the_judge(
+    exchange: Callable[..., Exchange], response: str, harmful: bool | None, label: str, why: str
+) -> None:
+    """``safe`` is the judge's verdict on prefix and continuation, and an empty answer is safe beforehand."""
+    for prefill in ("", "I will ", "I cannot say. "):
+        (verdict,) = judge(exchange(response, prefill=prefill))
+        assert safe(response, prefill) == (not verdict.harmful), why
+        assert not response.strip() or refuses(prefill + response) == (verdict.label == "refusal"), why
 
 
 def test_phrases_are_written_as_they_are_looked_for() -> None:
