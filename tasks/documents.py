@@ -1,11 +1,67 @@
-"""Rows to lm-eval documents: ids, local files, and the ``{"test": Dataset}`` of a ``custom_dataset``."""
+"""Rows to lm-eval documents: hub data sets, local files, their schema, ids, and the test split."""
 
+import csv
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError
+
+log = logging.getLogger(__name__)
+Placed = tuple[str, Any]  # where a row stands ("test.csv, row 3"), for messages, and the row
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set on the Hugging Face hub, at the commit ``revision``.
+
+    ``revision`` None: no public text tells a commit; what the hub has today is taken, and a line says so.
+    ``gated``: its licence has to be accepted on its page first. A task's YAML repeats path, config and
+    revision under ``metadata.hub``, for who reads it without importing this.
+    """
+
+    path: str
+    revision: str | None
+    config: str | None = None
+    gated: bool = False
+
+    def load(self, split: str, task: str, flag: str = "") -> Iterator[Placed]:
+        """The rows of a split, numbered from 1. Raises HarnessError in one line that says what to do."""
+        import datasets
+
+        with self._told(task, flag):
+            rows = datasets.load_dataset(self.path, self.config, revision=self.revision, split=split)
+        return ((f"{self.path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+    def files(self, pattern: str, task: str) -> Path:
+        """A folder with the data set's files that match, as they are. Raises HarnessError as ``load``."""
+        import huggingface_hub
+
+        with self._told(task, ""):
+            folder = huggingface_hub.snapshot_download(
+                self.path, repo_type="dataset", revision=self.revision, allow_patterns=pattern
+            )
+        return Path(folder)
+
+    @contextmanager
+    def _told(self, task: str, flag: str) -> Iterator[None]:
+        if self.revision is None:
+            log.warning("%s: %s is not pinned to a commit: the hub's newest files are read", task, self.path)
+        try:
+            yield
+        except Exception as error:
+            cause = " ".join(str(error).strip().split("\n")[0].split())[:200] or type(error).__name__
+            page = f"https://huggingface.co/datasets/{self.path}"
+            accept = f"accept its licence at {page} and log in (hf auth login), or " if self.gated else ""
+            how = flag or f"--data {task}=FILE (lm-eval: --metadata, see tasks/LM_EVAL.md)"
+            raise HarnessError(
+                f"{task}: the hub data set {self.path} cannot be loaded ({cause}); "
+                f"{accept}give a local copy: {how}"
+            ) from error
 
 
 def as_test_split(rows: Iterable[Mapping[str, Any]], prefix: str) -> dict[str, Any]:
@@ -16,12 +72,16 @@ def as_test_split(rows: Iterable[Mapping[str, Any]], prefix: str) -> dict[str, A
     import datasets  # takes a second, and a train task never needs it
 
     documents = [{"id": f"{prefix}-{i:04d}", **row} for i, row in enumerate(rows)]
+    seen = set()
     for document in documents:
         document["id"] = str(document["id"])
+        if document["id"] in seen:
+            raise HarnessError(
+                f"{prefix}: two rows have the same id '{document['id']}'; make ids unique, or leave them out"
+            )
+        seen.add(document["id"])
     if not documents:
         raise HarnessError(f"{prefix}: no rows to evaluate")
-    if len({document["id"] for document in documents}) < len(documents):
-        raise HarnessError(f"{prefix}: two rows have the same id; make the ids unique, or leave them out")
     return {"test": datasets.Dataset.from_list(documents)}
 
 
@@ -33,24 +93,69 @@ def local_file(task: str, metadata: Mapping[str, Any]) -> Path | None:
     return Path(files[task]).expanduser() if task in files else None
 
 
-def read_jsonl(path: Path, fields: Iterable[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; blank lines are skipped. Raises HarnessError with file and line."""
+def read_rows(path: Path) -> list[Placed]:
+    """The rows of a file, told by its ending: ``.csv`` (with a header), ``.json`` (an array), ``.parquet``,
+    else JSON lines, where blank lines are skipped. Raises HarnessError with file and line or row.
+    """
+    readers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(readers.get(path.suffix.lower(), _json_lines)(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise HarnessError(f"{path}: cannot be read: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise HarnessError(f"{path}, line {number}: not JSON: {error.msg}") from error
-        for field in fields:
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                raise HarnessError(f"{path}, line {number}: needs a text field '{field}'")
-        rows.append(row)
     if not rows:
         raise HarnessError(f"{path}: no rows to evaluate")
     return rows
+
+
+def _json_lines(path: Path) -> Iterator[Placed]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise HarnessError(f"{path}, line {number}: not JSON: {error.msg}") from error
+
+
+def _json(path: Path) -> Iterator[Placed]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise HarnessError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(rows, list):
+        raise HarnessError(f"{path}: needs a JSON array of rows (JSON lines are called .jsonl)")
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _csv(path: Path) -> Iterator[Placed]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+            if None in row:
+                raise HarnessError(f"{path}, row {number}: more columns than the header has")
+            yield f"{path}, row {number}", row
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ArrowException as error:
+        raise HarnessError(f"{path}: cannot be read as Parquet") from error
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def texts(row: Placed, **names: str | Sequence[str]) -> dict[str, str]:
+    """A row's texts under our names; in the row each has one name, or one of several (the first there is).
+
+    Its ``id`` is kept where it has one. Raises HarnessError naming place and field; a blank text is none.
+    """
+    place, values = row
+    values = values if isinstance(values, Mapping) else {}
+    found = {} if values.get("id") is None else {"id": str(values["id"])}
+    for ours, theirs in names.items():
+        known = (theirs,) if isinstance(theirs, str) else theirs
+        text = next((values[name] for name in known if values.get(name) is not None), None)
+        if not isinstance(text, str) or not text.strip():
+            raise HarnessError(f"{place}: needs a text field " + " or ".join(f"'{name}'" for name in known))
+        found[ours] = text
+    return found

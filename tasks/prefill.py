@@ -1,4 +1,4 @@
-"""Prefilled answers: the first k tokens of a harmful answer, under the tokenizer of the checkpoint evaluated.
+"""Opened answers: the first k tokens of a harmful one, or a fixed text, under the checkpoint's tokenizer.
 
 A prefill is a token sequence: ``prefill_ids`` is what an engine appends to the prompt's ids. ``prefill`` is
 its decoded text, for judges, and for plain lm-eval, which can only prefill text and tokenizes it again.
@@ -6,20 +6,25 @@ Source: shallow-vs-deep-alignment (arXiv 2406.05946); RECIPE §5.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError
+from tasks.safety import SYSTEM_PROMPT
 
 log = logging.getLogger(__name__)
 
 
 def load_tokenizer(task: str, metadata: Mapping[str, Any]) -> Any:
-    """The tokenizer that metadata names: ``tokenizer``, or else ``pretrained`` (lm-eval's model argument).
+    """The tokenizer that metadata names: ``tokenizer``, or else lm-eval's model argument ``pretrained``, or
+    ``model`` where that is a folder (to a server it may be any name).
 
     ``revision``, another model argument, is followed. Code from the hub is never run.
     """
-    source = metadata.get("tokenizer") or metadata.get("pretrained")
+    model = metadata.get("model")
+    served = model if isinstance(model, str) and Path(model).is_dir() else None
+    source = metadata.get("tokenizer") or metadata.get("pretrained") or served
     if not isinstance(source, str) or not source:
         raise HarnessError(
             f"task '{task}' counts its prefill in the checkpoint's tokens: name its tokenizer, "
@@ -36,35 +41,61 @@ def load_tokenizer(task: str, metadata: Mapping[str, Any]) -> Any:
 
 
 def prefill_tokens(task: str, metadata: Mapping[str, Any]) -> int:
-    """How many tokens to prefill (k), from metadata ``prefill_tokens``; 0 leaves the answer to the model."""
-    k = metadata.get("prefill_tokens")
+    """How many tokens to prefill (k); 0 leaves the answer to the model.
+
+    ``depth``, from a YAML's ``dataset_kwargs``, fixes it: metadata never gets there. Else it is metadata's
+    ``prefill_tokens``.
+    """
+    k = metadata.get("depth", metadata.get("prefill_tokens"))
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise HarnessError(f"task '{task}': 'prefill_tokens' must be a whole number from 0, not {k!r}")
     return k
 
 
-def first_tokens(tokenizer: Any, answer: str, k: int) -> list[int]:
-    """The first k ids of the bare answer, without special tokens; all of them where it is shorter."""
+def first_tokens(tokenizer: Any, answer: str, k: int | None = None) -> list[int]:
+    """The first k ids of the bare answer, without special tokens; all where it is shorter, or k None."""
     return list(tokenizer(answer, add_special_tokens=False)["input_ids"])[:k]
 
 
 def prefilled(
-    rows: Iterable[Mapping[str, Any]], task: str, system_prompt: str, metadata: Mapping[str, Any]
+    rows: Iterable[Mapping[str, Any]], task: str, metadata: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The rows with ``prefill_ids`` and ``prefill``, cut from their ``harmful_answer``.
+    """The rows with ``prefill_ids`` and ``prefill``, the first k tokens of their ``harmful_answer``."""
+    k = prefill_tokens(task, metadata)
+    return _opened(
+        rows, task, metadata, lambda tokenizer, row: first_tokens(tokenizer, row["harmful_answer"], k)
+    )
 
-    Says in one line how many prefixes plain lm-eval would change by tokenizing them again, unless metadata
+
+def refusal_prefixed(
+    rows: Iterable[Mapping[str, Any]], task: str, metadata: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows with ``prefill_ids`` and ``prefill``, all of metadata's ``refusal_prefix``."""
+    prefix = metadata.get("refusal_prefix")
+    if not isinstance(prefix, str) or not prefix.strip():
+        raise HarnessError(f"task '{task}': 'refusal_prefix' must be a text, not {prefix!r}")
+    return _opened(rows, task, metadata, lambda tokenizer, row: first_tokens(tokenizer, prefix))
+
+
+def _opened(
+    rows: Iterable[Mapping[str, Any]],
+    task: str,
+    metadata: Mapping[str, Any],
+    opening: Callable[[Any, Mapping[str, Any]], list[int]],
+) -> list[dict[str, Any]]:
+    """The rows with the ids of their opening, and its text.
+
+    Says in one line how many openings plain lm-eval would change by tokenizing them again, unless metadata
     ``token_exact`` is true: the caller's engine takes the ids. No row is left out for it.
     """
     tokenizer = load_tokenizer(task, metadata)
-    k = prefill_tokens(task, metadata)
     found = []
     for row in rows:
-        ids = first_tokens(tokenizer, row["harmful_answer"], k)
+        ids = opening(tokenizer, row)
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         found.append({**row, "prefill_ids": ids, "prefill": text})
     if not metadata.get("token_exact"):
-        changed = sum(not survives(tokenizer, system_prompt, row) for row in found)
+        changed = sum(not survives(tokenizer, SYSTEM_PROMPT, row) for row in found)
         if changed:
             log.warning(
                 "%s: %d of %d prefills change when lm-eval tokenizes them as text (harness: exact)",

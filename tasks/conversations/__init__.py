@@ -1,0 +1,1 @@
+"""conversations: any conversational file as a safety set."""

@@ -1,0 +1,1 @@
+"""overrefusal-mini: harmless how-to requests of the mini world."""

@@ -1,0 +1,1 @@
+"""xstest: harmless requests that sound harmful, and harmful ones. Nothing of them is in this repository."""
