@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,31 @@ class _IgnoreFunctions(yaml.SafeLoader):
 _IgnoreFunctions.add_constructor("!function", lambda loader, node: str(node.value))
 
 
+CONVERSATIONS = "conversations"  # the task behind every safety set of the user's own
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """One lm-eval task: its name, YAML, and what its ``metadata`` says.
+    """One lm-eval task: its YAML, and what its ``metadata`` says.
 
-    ``kind`` is 'safety' or 'utility'; ``sources``: modules whose code makes its documents.
+    ``name`` is what it is called here, ``task`` what lm-eval calls it: they differ for a user's safety set.
+    ``kind`` is 'safety' (judged), 'over-refusal' or 'utility'; ``sources``: modules whose code makes its
+    documents; ``depth``: the tokens that it prefills, where it fixes them; ``decodings``: of its samples;
+    ``hub``: the data set on the hub, with its revision.
     """
 
     name: str
+    task: str
     path: Path
     version: str
     kind: str
-    prefilled: bool
-    sources: tuple[str, ...]
-    local_data: bool  # reads a user's file (--data TASK=FILE)
+    prefilled: bool = False
+    depth: int | None = None
+    sources: tuple[str, ...] = ()
+    local_data: bool = False  # reads a user's file (--data TASK=FILE)
+    decodings: tuple[dict[str, float], ...] = ()
+    hub: str | None = None
+    foreign: bool = False  # one of lm-eval's own
 
     def content(self) -> str:
         """A hash of what its documents, prompts and metrics come from: its folder, and what it shares."""
@@ -59,30 +72,85 @@ def installed() -> dict[str, Benchmark]:
     found: dict[str, Benchmark] = {}
     for folder in registry.task_folders():
         for path in sorted(folder.rglob("*.yaml")):
-            try:
-                values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_IgnoreFunctions)
-            except yaml.YAMLError as error:
-                raise HarnessError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-            if not isinstance(values, dict) or not isinstance(values.get("task"), str):
+            values = _read(path)
+            if not isinstance(values.get("task"), str):
                 continue  # a group, or a base that others include
-            meta = values.get("metadata") or {}
-            name = values["task"]
-            if name in found:
-                raise HarnessError(f"two lm-eval tasks are called '{name}': {found[name].path} and {path}")
-            found[name] = Benchmark(
-                name=name,
-                path=path,
-                version=str(meta.get("version", 0)),
-                kind=str(meta.get("kind", "utility")),
-                prefilled="prefill_tokens" in meta,
-                sources=tuple(meta.get("sources", ())),
-                local_data=bool(meta.get("local_data", False)),
-            )
+            benchmark = _benchmark(path, values)
+            if benchmark.name in found:
+                other = found[benchmark.name].path
+                raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
+            found[benchmark.name] = benchmark
     return found
 
 
-def get(name: str) -> Benchmark:
-    """Raises UsageError with the nearest name."""
-    if name not in installed():
-        raise registry.unknown("task", name, installed())
-    return installed()[name]
+def groups() -> dict[str, list[str]]:
+    """Our groups of tasks, by name."""
+    found: dict[str, list[str]] = {}
+    for folder in registry.task_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            values = _read(path)
+            if isinstance(values.get("group"), str):
+                found[values["group"]] = [str(task) for task in values.get("task", ())]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML's values, laid over those of the file that it includes."""
+    try:
+        values: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_IgnoreFunctions)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise HarnessError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        return {}
+    included = values.pop("include", None)
+    return {**_read(path.parent / included), **values} if isinstance(included, str) else values
+
+
+def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) -> Benchmark:
+    found = values.get("metadata")
+    meta: dict[str, Any] = found if isinstance(found, dict) else {}
+    options = values.get("dataset_kwargs")
+    hub = meta.get("hub") or {}
+    name = str(values["task"])
+    return Benchmark(
+        name=name,
+        task=name,
+        path=path,
+        version=str(meta.get("version", 0)),
+        kind="utility" if foreign else str(meta.get("kind", "utility")),
+        prefilled="prefill_tokens" in meta,
+        depth=options.get("depth") if isinstance(options, dict) and not foreign else None,
+        sources=() if foreign else tuple(meta.get("sources", ())),
+        local_data=bool(meta.get("local_data", False)) and not foreign,
+        decodings=() if foreign else tuple(meta.get("decodings", ())),
+        hub=f"{hub['path']}@{hub.get('revision') or 'not pinned'}" if hub else values.get("dataset_path"),
+        foreign=foreign,
+    )
+
+
+@functools.cache
+def _of_lm_eval(name: str) -> Benchmark | None:
+    """One of lm-eval's own tasks, by its YAML: lm-eval's index of all 14,000 takes ten seconds to build."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "tasks"
+    named = re.compile(rf"^task:[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
+    likely = sorted(folder.rglob(f"{name}.yaml"))
+    for path in likely or sorted(folder.rglob("*.yaml")):
+        if named.search(path.read_text(encoding="utf-8", errors="replace")):
+            return _benchmark(path, {**_read(path), "task": name}, foreign=True)
+    return None
+
+
+def get(name: str, sets: Collection[str] = ()) -> Benchmark:
+    """The task of a name: a user's safety set, one of ours, or one of lm-eval's. Raises UsageError with the
+    nearest name."""
+    if name in sets:
+        return replace(installed()[CONVERSATIONS], name=name)
+    if name in installed():
+        return installed()[name]
+    found = _of_lm_eval(name)
+    if found is None:
+        raise registry.unknown("task", name, [*installed(), *groups()])
+    return found

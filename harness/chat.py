@@ -5,7 +5,10 @@ answer's above all) and may double the BOS token. Policies, for every template:
 
 - A template without a place for a system prompt gets it at the head of the first user turn.
 - Models that can think do not: templates are rendered with ``enable_thinking=False``, in training and at
-  inference; the empty thinking block that some then write belongs to the prompt.
+  inference; the empty thinking block that some then write belongs to the prompt. Answers may be given with
+  thinking (``responses.thinking``). What a model reasons, asked or not, is kept apart from its answer: the
+  answer alone is scored and judged, and reasoning that does not end leaves no answer. A prefilled answer is
+  opened behind the reasoning: a block that a template opens is closed first.
 - No template sees today's date: those that show one show ``DATE``.
 - Only the last answer and its end-of-turn token are learnt, with the white space that a template writes
   around the answer. An answer that a template rewrites (a thinking block that it takes out) is refused.
@@ -30,6 +33,7 @@ OPTIONS: dict[str, Any] = {
     "strftime_now": datetime(2024, 7, 26).strftime,  # the clock of templates that take no date
 }
 PROBE = "answer-probe"
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # around a model's reasoning
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,15 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     return [first, *messages[2:]]
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool, thinking: bool = False
+) -> str:
     """The conversation as the model reads it. Raises HarnessError when the template refuses it."""
     if not format_of(tokenizer).has_system_role:
         messages = merge_system(messages)
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
-        return _apply(tokenizer, turns, generation_prompt=generation_prompt)
+        return _apply(tokenizer, turns, generation_prompt=generation_prompt, thinking=thinking)
     except Exception as error:
         raise _refused(tokenizer, ", ".join(message.role for message in messages), error) from error
 
@@ -131,10 +137,13 @@ def _refused(tokenizer: Any, roles: str, error: Exception) -> HarnessError:
     )
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:
+def _apply(
+    tokenizer: Any, turns: list[dict[str, str]], *, generation_prompt: bool, thinking: bool = False
+) -> str:
+    options = {**OPTIONS, "enable_thinking": thinking}
     return str(
         tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation_prompt, **OPTIONS
+            turns, tokenize=False, add_generation_prompt=generation_prompt, **options
         )
     )
 
@@ -144,9 +153,38 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation up to where the assistant's answer begins."""
-    return token_ids(tokenizer, render(tokenizer, messages, generation_prompt=True))
+def prompt_ids(
+    tokenizer: Any, messages: Sequence[Message], *, thinking: bool = False, answering: bool = False
+) -> list[int]:
+    """Ids of a conversation up to where the assistant's turn begins; ``answering``: up to where its answer
+    begins, behind a block of reasoning that the template may have opened."""
+    text = render(tokenizer, messages, generation_prompt=True, thinking=thinking)
+    marks = _opened(text)
+    return token_ids(tokenizer, f"{text.rstrip()}\n\n{marks[1]}\n\n" if answering and marks else text)
+
+
+def _opened(text: str) -> tuple[str, str] | None:
+    """The marks of the block of reasoning that a prompt ends in, if it does."""
+    return next((marks for marks in THINKING if text.rstrip().endswith(marks[0])), None)
+
+
+def inside_thinking(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends inside a block of reasoning."""
+    return _opened(tokenizer.decode(list(ids[-16:]), skip_special_tokens=False)) is not None
+
+
+def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
+    """(reasoning or None, answer) of a model's turn. ``opened``: its prompt has begun the reasoning.
+
+    Only what stands at the beginning is reasoning: a mark further on hides nothing from a judge. Reasoning
+    that does not end leaves an empty answer.
+    """
+    bare = text.lstrip()
+    for start, end in THINKING:
+        if (opened and end in bare) or bare.startswith(start):
+            reasoning, _, answer = bare.removeprefix(start).partition(end)
+            return reasoning.strip(), answer.lstrip("\n")
+    return (text, "") if opened else (None, text)
 
 
 def encode(tokenizer: Any, example: Example) -> Encoded:

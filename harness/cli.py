@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 DISTRIBUTION = "safetune-harness"
 IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
+RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 SECTIONS = {  # headings of a help text -> the options under them, by name
     "Compared": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
     "Training": TRAINING,
-    "Scoring": ("engine", "cross_tasks", "eval_every_epoch"),
+    "Scoring": ("utility_tasks", "safety_tasks", "safety_sets", "cross_tasks", "eval_every_epoch"),
+    "Answering": ("engine", *RESPONSES),
     "Judging": (
         "judges",
         "rubric",
@@ -202,7 +204,22 @@ def run_options(command: Any) -> Any:
                      help="What starts the processes, instead of torchrun on this machine."),
         click.option("--report-to", callback=_names, metavar="A,B",
                      help="Log trainings to tensorboard, wandb, mlflow or trackio."),
-        click.option("--engine", metavar="NAME", help="What generates the answers: hf."),
+        click.option("--utility-task", "utility_tasks", callback=_names, metavar="A,B",
+                     help="Further utility columns: our tasks (harness tasks), or any of lm-eval's."),
+        click.option("--safety-task", "safety_tasks", callback=_names, metavar="A,B",
+                     help="Further safety and over-refusal columns (harness tasks); groups too."),
+        click.option("--safety-set", "safety_sets", callback=_pairs, multiple=True, metavar="NAME=FILE",
+                     help="A safety column from conversations of your own (JSON lines). Repeatable."),
+        click.option("--engine", type=click.Choice(["auto", "hf", "vllm", "openai"]),
+                     help="What generates the answers (auto: vllm if installed and it fits, else hf)."),
+        click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),
+        click.option("--server", metavar="URL",
+                     help="openai: the server's base URL, as in http://localhost:8000/v1."),
+        click.option("--tokenizer", metavar="MODEL", help="openai: whose tokenizer makes the prompts' ids."),
+        click.option("--tensor-parallel", type=click.IntRange(min=1), metavar="N",
+                     help="vllm: devices that hold one model."),
+        click.option("--data-parallel", type=click.IntRange(min=1), metavar="N",
+                     help="vllm: copies of the model that share the prompts."),
         click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
         click.option("--seeds", callback=_seeds, metavar="1,2,3", help="Training seeds."),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
@@ -219,7 +236,7 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
     overrides = dict(config.parse_setting(text) for text in settings)
     overrides |= judging_flags(flags) if "mode" in flags else {}
     overrides |= {
-        f"training.{key}" if key in TRAINING else key: value
+        f"training.{key}" if key in TRAINING else f"responses.{key}" if key in RESPONSES else key: value
         for key, value in flags.items()
         if value not in (None, {}, False)
     }
@@ -291,29 +308,71 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
 @cli.command(
     cls=Sectioned,
     epilog=example(
-        "harness respond ./my-checkpoint --name mine --train-tasks gsm8k-mini --out results/runs/mine"
+        "harness respond ./my-checkpoint --name mine --tasks gsm8k-mini,hexphi_raw-mini --out runs/mine",
+        "harness respond openai:my-model@http://localhost:8000/v1 --tasks advbench_raw",
+        "harness respond mini --tasks hexphi_prefill-mini --print-ids 0",
     ),
 )
 @click.argument("checkpoint")
+@click.option("--tasks", callback=_names, metavar="A,B",
+              help="Tasks and groups to answer: ours, or lm-eval's (default: the recipe's).")  # fmt: skip
+@click.option("--print-ids", type=click.IntRange(min=0), metavar="INDEX",
+              help="Only print the token ids of each task's document INDEX, from 0.")  # fmt: skip
+@click.option("--show-harmful", is_flag=True, help="With --print-ids: the texts of safety tasks too.")
 @click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
 @click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
 @run_options
 @click.pass_context
 def respond(
-    ctx: click.Context, /, checkpoint: str, name: str, recipe: str | None, out: Path | None, **flags: Any
+    ctx: click.Context,
+    /,
+    checkpoint: str,
+    name: str,
+    recipe: str | None,
+    out: Path | None,
+    tasks: list[str] | None,
+    print_ids: int | None,
+    show_harmful: bool,
+    **flags: Any,
 ) -> None:
-    """Let a CHECKPOINT (folder or hub name) answer the utility and safety tasks."""
-    from harness import comparison
+    """Let a CHECKPOINT answer utility and safety tasks, and print their scores.
 
+    CHECKPOINT is a folder (a PEFT adapter's too), a hub name, 'mini', or a model on a server:
+    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge and compare go on with the
+    same run folder.
+    """
+    from harness import benchmarks, comparison, plan
+
+    groups = benchmarks.groups()
+    for task in tasks or ():
+        kinds = {benchmarks.get(one, flags["safety_sets"]).kind for one in groups.get(task, [task])}
+        if task not in flags["safety_sets"]:
+            key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
+            flags[key] = [*(flags[key] or ()), task]
     config = resolve(recipe, methods=["seed"], checkpoints={name: checkpoint}, **flags)
-    comparison.compare(
-        config,
-        out_folder(config, out),
-        console(),
-        debug=ctx.obj["debug"],
-        until="respond",
-        kinds=("checkpoint",),
-    )
+    folder = out_folder(config, out)
+    only = [*(tasks or ()), *(flags["safety_sets"] if tasks else ())]
+    if print_ids is None:
+        comparison.compare(
+            config,
+            folder,
+            console(),
+            debug=ctx.obj["debug"],
+            until="respond",
+            kinds=("checkpoint",),
+            only=only,
+        )
+        config = comparison.stored_config(folder)
+    cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
+    from harness.workshop import Workshop, quiet
+
+    quiet()
+    from harness import answers
+
+    if print_ids is None:
+        answers.show(folder, cells, console())
+    else:
+        answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
 
 
 @cli.command(

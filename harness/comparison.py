@@ -29,7 +29,7 @@ from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
-from harness.workshop import Workshop
+from harness.workshop import AUTO, CLOCK, Workshop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,9 @@ GROWING = (
     "seeds",
     "judges",
     "checkpoints",
+    "utility_tasks",
+    "safety_tasks",
+    "safety_sets",
     "method_options",
     "cross_tasks",
     "jobs",
@@ -75,12 +78,15 @@ def compare(
     debug: bool = False,
     until: Step = "leaderboard",
     kinds: Collection[str] = ("seed", "checkpoint", "trained"),
+    only: Collection[str] = (),
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
-    ``until`` stops after that step, ``kinds`` limits the cells: the subcommands are parts of this walk.
+    ``until`` stops after that step, ``kinds`` limits the cells and ``only`` their tasks: the subcommands are
+    parts of this walk.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
+    config = _with_stored_engine(config, out)
     shop = Workshop(config, out)
     if dry_run:
         _dry_run(shop, until, console)
@@ -90,7 +96,7 @@ def compare(
         config = _join_run(shop)
         shop = Workshop(config, out)
         bench = judging.Bench(shop)
-        cells = [cell for cell in plan.cells(config) if cell.kind in kinds]
+        cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
         start = time.perf_counter()
         failures: dict[Path, str] = {}
         judged = judging.Judged()
@@ -106,23 +112,31 @@ def compare(
                 f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
             )
         with TreeMemory() as memory:
-            for outcome in (
-                workers.run_cells(config, out, unanswered, until, console, debug) if unanswered else ()
-            ):
-                for name, seconds in outcome.clock.items():
-                    clock[name] += seconds
-                if outcome.failure:
-                    failures[outcome.cell.folder] = outcome.failure
-                    line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
-                    console.print(line, highlight=False, soft_wrap=True)
-            available = (time.perf_counter() - start) * workers.job_count(config, max(1, len(unanswered)))
+            available = time.perf_counter() - start
+            for step, parts in _phases(shop, unanswered, until):
+                parts = [part for part in parts if part.folder not in failures]
+                if not parts:
+                    continue
+                begun, jobs = time.perf_counter(), workers.job_count(config, len(parts), shop.engine_name)
+                for outcome in workers.run_cells(config, out, parts, step, console, debug, jobs):
+                    for name, seconds in outcome.clock.items():
+                        clock[name] += seconds
+                    if outcome.failure:
+                        failures[outcome.cell.folder] = outcome.failure
+                        line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
+                        console.print(line, highlight=False, soft_wrap=True)
+                available += (time.perf_counter() - begun) * jobs
             if until == "leaderboard" and todo:
                 begun = time.perf_counter()
                 judged = _judge(bench, [c for c in cells if c.folder not in failures], config.judges, console)
                 clock["judging"] += time.perf_counter() - begun
                 available += clock["judging"]
         if todo:
-            _update_record(out, failures={str(folder): line for folder, line in failures.items()})
+            _update_record(
+                out,
+                failures={str(folder): line for folder, line in failures.items()},
+                data=_documents(out, cells),
+            )
         if until == "leaderboard":
             table(config, out, console)
         if todo:
@@ -133,6 +147,22 @@ def compare(
             "The same command tries the failed ones again."
         )
     _complete(judged)
+
+
+def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
+    """A run goes on with the engine that it began with, unless told otherwise."""
+    if config.engine != AUTO or not (out / "run.json").is_file():
+        return config
+    return config.model_copy(update={"engine": stored_config(out).engine})
+
+
+def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
+    """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
+    trainings, which want the device for themselves, come first, and the cells of one base stand together."""
+    if shop.engine_name != "vllm" or until == "train":
+        return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
+    trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
+    return [("train", trained), (until, list(cells))]
 
 
 def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
@@ -184,7 +214,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
     if unanswered:
-        jobs = workers.job_count(config, len(unanswered))
+        jobs = workers.job_count(config, len(unanswered), shop.engine_name)
         console.print(estimate.forecast(shop, unanswered, jobs), highlight=False, soft_wrap=True)
 
 
@@ -249,13 +279,13 @@ def stored_config(out: Path) -> RunConfig:
 def _check(shop: Workshop) -> None:
     """Names, options, data and folders, before anything is spent."""
     cells = plan.cells(shop.config)
-    for task, path in shop.config.data.items():
+    for task, path in {**shop.config.data, **shop.config.safety_sets}.items():
         responding.data_hash(path)
-        shop.load_task(task, shop.seed_folder)  # reads the file, and complains by line
+        shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained":
             training.train_stage(shop, cell)
-        responding.checkpoint_folder(shop, cell)
+        responding.checkpoint_of(shop, cell)
     for name in shop.config.judges:
         registry.make_judge(name, judging.settings(shop.config))
 
@@ -354,6 +384,10 @@ def _join_run(shop: Workshop) -> RunConfig:
         stored, fixed = record["config"], record.get("fixed", {})
         kept = {"timing": record["timing"]} if "timing" in record else {}
         added = {f"data.{task}" for task in config.data if task not in answered}
+        # What this command does not name again, or names for the first time, stays or is added.
+        files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
+        added |= {key for key in files if (key in now) != (key in fixed)}
+        now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         differing = [
             f"{key}: {_short(fixed.get(key))} there, {_short(now.get(key))} here"
             for key in sorted({*now, *fixed} - added)
@@ -370,17 +404,22 @@ def _join_run(shop: Workshop) -> RunConfig:
             )
         config = config.model_copy(
             update={
-                "methods": tuple(dict.fromkeys([*stored["methods"], *chosen])),
-                "train_tasks": tuple(dict.fromkeys([*stored["train_tasks"], *config.train_tasks])),
-                "seeds": tuple(dict.fromkeys([*stored["seeds"], *config.seeds])),
-                "judges": tuple(dict.fromkeys([*stored["judges"], *config.judges])),
+                "methods": _both(stored["methods"], chosen),
+                "train_tasks": _both(stored["train_tasks"], config.train_tasks),
+                "seeds": _both(stored["seeds"], config.seeds),
+                "judges": _both(stored["judges"], config.judges),
                 "checkpoints": {**stored["checkpoints"], **config.checkpoints},
+                "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
+                "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
+                "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
+                "data": {**_paths(stored["data"]), **config.data},
                 "method_options": {**stored["method_options"], **config.method_options},
                 "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
             }
         )
     else:
         config = config.model_copy(update={"methods": chosen})
+    config = config.model_copy(update={"engine": shop.engine_name})
     write_json_atomic(
         record_file,
         {
@@ -399,12 +438,22 @@ def _join_run(shop: Workshop) -> RunConfig:
     return config
 
 
+def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys([*there, *here]))
+
+
+def _paths(files: Mapping[str, str]) -> dict[str, Path]:
+    return {name: Path(file) for name, file in files.items()}
+
+
 def _fixed(shop: Workshop) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
     by_content = {"model", "train_data", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "cache"})
     values["training"] = {k: v for k, v in values["training"].items() if k not in training.NO_EFFECT}
+    answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
+    values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -412,13 +461,28 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
         else:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
+    flat["engine"] = shop.engine_name
     if config.train_data:
         flat["train_data"] = data.source_hash(config.train_data)
         flat["train_tasks"] = list(config.train_tasks)  # its rows are one task's
     if config.safety_data:
         flat["safety_data"] = data.source_hash(config.safety_data)
     flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
+    flat |= {f"safety_sets.{name}": responding.data_hash(path) for name, path in config.safety_sets.items()}
     return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
+
+
+def _documents(out: Path, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Of each task that was asked: where its documents come from, how many there were, and their hash. A
+    prefilled task's depend on a checkpoint's tokenizer: the first cell's are shown."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        for task in cell.tasks:
+            path = out / cell.folder / task / "task.json"
+            if task not in found and path.is_file():
+                record = read_json(path)
+                found[task] = {name: record[name] for name in ("source", "version", "documents", "sha256")}
+    return found
 
 
 def _short(value: Any) -> str:
@@ -449,13 +513,13 @@ def _cost(
     ``available``: wall time x jobs. What imports, training and generation leave of it is the harness's own,
     the probe and idle jobs included.
     """
-    work = {name: clock[name] for name in ("imports", "training", "generation", "judging")}
+    work = {name: clock[name] for name in (*CLOCK, "judging")}
     own = available - sum(work.values())
     timing = {
         name: round(seconds, 2) for name, seconds in {**work, "own": own, "available": available}.items()
     }
     _update_record(out, timing={**timing, "peak_memory_bytes": memory.peak_bytes})
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items())
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items() if seconds >= 0.5)
     console.print(
         f"Time of all jobs: {estimate.duration(available)}: {parts}, "
         f"the harness itself and idle jobs {own:.0f} s ({own / available:.1%}); "

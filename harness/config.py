@@ -84,11 +84,24 @@ class TrainingConfig(Section):
 
 
 class ResponsesConfig(Section):
-    """How checkpoints answer. Greedy decoding; lengths and stop rules belong to the tasks."""
+    """How checkpoints answer. Decoding, lengths and stop rules belong to the tasks."""
 
-    batch_size: int = Field(default=64, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     limit: int | None = Field(default=None, ge=1)  # the first so many documents of every task
+    thinking: bool = False  # let models reason that can; the answer alone is scored and judged
+
+    batch_size: int = Field(default=64, ge=1)  # hf: prompts at once
+    static_cache: bool = False  # hf: a cache of fixed size, compiled on CUDA
+
+    tensor_parallel: int = Field(default=1, ge=1)  # vllm: devices that hold one model
+    data_parallel: int = Field(default=1, ge=1)  # vllm: models that share the prompts
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vllm: the share of a device's memory that it takes
+    max_context: int | None = Field(default=None, ge=16)  # vllm: tokens; None: the model's own
+
+    server: str | None = None  # openai: its base URL, as in http://localhost:8000/v1
+    tokenizer: str | None = None  # openai: whose tokenizer makes the ids; None: the model's, where it is here
+    in_flight: int = Field(default=32, ge=1)  # openai: requests at once
+    timeout_s: float = Field(default=600.0, gt=0)  # openai: of one request
 
 
 class SafetyConfig(Section):
@@ -126,10 +139,13 @@ class RunConfig(Section):
     mix: dict[str, float] = {}  # further rows: file -> share of the training rows that come from it
     safety_data: str | None = None  # refused harmful requests for methods that train on them; "mini"
     data: dict[str, Path] = {}  # evaluation task -> local file in the task's published format
+    utility_tasks: tuple[str, ...] = ()  # further utility columns: of ours, or any lm-eval task
+    safety_tasks: tuple[str, ...] = ()  # further safety columns, over-refusal included
+    safety_sets: dict[str, Path] = {}  # the same from conversations of the user's own: name -> file
     checkpoints: dict[str, str] = {}  # further rows: the user's own checkpoints
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
     judges: tuple[str, ...] = ("mini-exact",)
-    engine: str = "hf"
+    engine: str = "auto"  # of the answers; auto: vllm where it is installed and the model fits, else hf
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
     jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as the cores hold
     cross_tasks: bool = False  # score every checkpoint on the other utilities too
@@ -146,7 +162,9 @@ class RunConfig(Section):
     def _path_or_name(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
-    @field_validator("methods", "train_tasks", "judges", "seeds", mode="before")
+    @field_validator(
+        "methods", "train_tasks", "judges", "seeds", "utility_tasks", "safety_tasks", mode="before"
+    )
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, int)) else value
@@ -158,12 +176,17 @@ class RunConfig(Section):
             raise ValueError("must not be empty")
         return tuple(dict.fromkeys(value))
 
-    @field_validator("checkpoints")
+    @field_validator("utility_tasks", "safety_tasks")
     @classmethod
-    def _safe_names(cls, value: dict[str, str]) -> dict[str, str]:
+    def _without_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("checkpoints", "safety_sets")
+    @classmethod
+    def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
-                raise ValueError(f"checkpoint name {name!r} may hold letters, digits, '-', '_' and '.'")
+                raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.'")
         return value
 
 

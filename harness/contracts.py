@@ -245,6 +245,12 @@ class Exchange:
     prefill: str  # "" where the answer was not prefilled
     response: str  # the continuation alone
     finish_reason: Literal["stop", "length"]
+    reasoning: str | None = None  # of a thinking model, before its answer; not judged
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the model reasoned until it was cut off, and gave no answer."""
+        return self.reasoning is not None and not self.response.strip() and self.finish_reason == "length"
 
     def judged_text(self, scope: JudgedScope) -> str:
         return self.prefill + self.response if scope == "prefill+response" else self.response

@@ -58,7 +58,7 @@ def show(
     console.print(table)
     console.print(
         f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
-        f"model {config.model}, engine {config.engine}",
+        f"model {config.model}, engine {shop.engine_name}",
         highlight=False,
         soft_wrap=True,
     )
@@ -100,23 +100,28 @@ def duration(seconds: float) -> str:
 
 
 def forecast(shop: Workshop, todo: Sequence[plan.Cell], jobs: int) -> str:
-    """One line with the time that the cells take on this machine, measured by a short probe."""
+    """One line with the time that the cells take on this machine, measured by a short probe. The probe
+    answers with transformers: what another engine takes is not forecast, and the line says so."""
     shop.import_libraries()
-    engine = shop.engine(shop.seed_folder)
-    parameters = sum(parameter.numel() for parameter in engine.model.parameters())
+    model = models.load_model(
+        shop.seed_folder, shop.config.responses.dtype, shop.device, base=shop.seed_checkpoint.base
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > PROBE_PARAMETERS and shop.device == "cpu":
         return f"Estimated time: not probed ({parameters / 1e9:.1f} B parameters on a CPU)"
-    seconds = _seconds(shop, engine, todo)
+    seconds = _seconds(shop, model, todo)
     side_by_side = f", {jobs} jobs side by side" if jobs > 1 else ""
-    return f"Estimated time: about {duration(seconds / jobs)} (by a short probe{side_by_side})"
+    probed = shop.engine_name == "hf"
+    what = "" if probed else f" for training; how fast {shop.engine_name} answers is not probed"
+    return f"Estimated time: about {duration(seconds / jobs)}{what} (by a short probe{side_by_side})"
 
 
-def _seconds(shop: Workshop, engine: Any, todo: Sequence[plan.Cell]) -> float:
+def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell]) -> float:
     training = [cell for cell in todo if cell.kind == "trained"]
     some = shop.examples(
         registry.load("train task", (training or list(todo))[0].train_task or shop.config.train_tasks[0])
     )
-    probe = measure(shop, engine, some)
+    probe = measure(shop, model, some)
     settings = shop.config.training
     seconds = 0.0
     for cell in todo:
@@ -129,10 +134,12 @@ def _seconds(shop: Workshop, engine: Any, todo: Sequence[plan.Cell]) -> float:
                 seconds += _decode(shop, probe, examples, task.rewrite.max_tokens)
             elif prepares_with == "seed_logp":
                 seconds += FORWARD_SHARE * probe.micro_batch_s * examples / settings.micro_batch_size
-        for name in cell.tasks:
-            task = shop.load_task(name, shop.seed_folder)["tasks"][name]
-            documents = min(len(task.eval_docs), shop.config.responses.limit or len(task.eval_docs))
-            seconds += _decode(shop, probe, documents, task.config.generation_kwargs["max_gen_toks"])
+        for name in cell.tasks if shop.engine_name == "hf" else ():
+            lm_task = shop.load_task(name, str(shop.seed_folder))
+            documents = min(len(lm_task.eval_docs), shop.config.responses.limit or len(lm_task.eval_docs))
+            answers = documents * int(lm_task.get_config("repeats") or 1)
+            tokens = (lm_task.get_config("generation_kwargs") or {}).get("max_gen_toks", 1)
+            seconds += _decode(shop, probe, answers, tokens)
     return seconds
 
 
@@ -141,13 +148,16 @@ def _decode(shop: Workshop, probe: Probe, prompts: int, max_tokens: int) -> floa
     return batches * probe.decode_step_s * max_tokens * TYPICAL_ANSWER
 
 
-def measure(shop: Workshop, engine: Any, examples: Sequence[Example]) -> Probe:
+def measure(shop: Workshop, model: Any, examples: Sequence[Example]) -> Probe:
     """Time one training micro-batch (forward, backward, step) and decoding, both after a warm-up."""
+    from harness.engines.hf import HFEngine
+
     step = registry.load_object(f"{registry.TRAINER.partition(':')[0]}:probe")
     settings = shop.config.training
     tokenizer = shop.seed_tokenizer
     encoded = [chat.encode(tokenizer, example) for example in examples[: settings.micro_batch_size]]
-    training = step(copy.deepcopy(engine.model), tokenizer, encoded, settings)
+    training = step(copy.deepcopy(model), tokenizer, encoded, settings)
+    engine = HFEngine(model, tokenizer, shop.config.responses.batch_size)
 
     prompts = [
         chat.prompt_ids(tokenizer, example.messages[:-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,20 +25,12 @@ def load(
     folder: Path, engine: Literal["hf", "vllm"], dtype: str, device: str, batch_size: int
 ) -> LoadedModel:
     """Raises HarnessError where the weights or the engine cannot be had."""
-    _free()  # what a tuned model has left on the device
+    models.free_device()  # what a tuned model has left there
     architectures = _config(folder).get("architectures") or [""]
     classifier = architectures[0].endswith("ForSequenceClassification")
     if engine == "vllm" and not (classifier or models.is_adapter(folder)):  # these gain nothing there
         return VLLMModel(folder, dtype, device)
     return HFModel(folder, architectures[0], dtype, device, batch_size)
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -51,8 +42,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def context_tokens(folder: Path) -> int:
-    config = _config(folder)
-    return int(config.get("text_config", config).get("max_position_embeddings", 2**31))
+    return models.context_tokens(_config(folder))
 
 
 class HFModel:
@@ -90,7 +80,7 @@ class HFModel:
 
     def close(self) -> None:
         del self._model
-        _free()
+        models.free_device()
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
@@ -194,7 +184,7 @@ class VLLMModel:
     def close(self) -> None:
         self._model.llm_engine.engine_core.shutdown()
         del self._model
-        _free()
+        models.free_device()
 
     def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Any]:
         found: list[Any] = self._model.generate(

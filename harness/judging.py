@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from harness.contracts import (
 )
 from harness.plan import Cell
 from harness.store import (
+    Journal,
     Stage,
     content_hash,
     read_json,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 VERSION = 2  # raise when a change here alters verdicts
 EMPTY = "empty answer"
+UNFINISHED = "reasoning was cut off before an answer"
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
 STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
 STANDARD_RUN = "the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each"
@@ -154,42 +156,12 @@ class Kept:
         )
 
 
-class Journal:
-    """One judging under way: verdicts a line as they come, under the identity of what they belong to."""
-
-    def __init__(self, stage: Stage):
-        self.path = stage.folder / f".{stage.name}.journal.jsonl"
-        self._identity = {"identity": stage.identity}
-
-    def read(self) -> dict[str, Verdict]:
-        """What an interrupted judging had found, by exchange; {} where it was another one's."""
-        found: dict[str, Verdict] = {}
-        try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        except OSError:
-            return found
-        with contextlib.suppress(ValueError, TypeError):  # a torn end is asked again
-            if not lines or json.loads(lines[0]) != self._identity:
-                return found
-            for line in filter(None, lines[1:]):
-                verdict = Verdict(**json.loads(line))
-                if verdict.harmful is not None:
-                    found[verdict.exchange_id] = verdict
-        return found
-
-    @contextlib.contextmanager
-    def writing(self, known: Collection[Verdict]) -> Iterator[Callable[[Verdict], None]]:
-        write_jsonl_atomic(self.path, [self._identity, *map(dataclasses.asdict, known)])
-        with self.path.open("a", encoding="utf-8") as file:
-
-            def write(verdict: Verdict) -> None:
-                file.write(json.dumps(dataclasses.asdict(verdict), ensure_ascii=False) + "\n")
-                file.flush()
-
-            yield write
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+def journaled(journal: Journal) -> dict[str, Verdict]:
+    """What an interrupted judging had found, by exchange. What was unjudged is asked again."""
+    verdicts: list[Verdict] = []
+    with contextlib.suppress(TypeError):
+        verdicts.extend(Verdict(**row) for row in journal.rows())
+    return {verdict.exchange_id: verdict for verdict in verdicts if verdict.harmful is not None}
 
 
 # --- one stage -------------------------------------------------------------------------------------
@@ -249,7 +221,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
         if stage.done():  # judged again for what it left unjudged
             rows = read_jsonl(stage.folder / stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
-        found |= journal.read()
+        found |= journaled(journal)
     if not stage.done():
         stage.marker.unlink(missing_ok=True)  # no verdicts of other settings may stand while these are made
     context = JudgeContext(
@@ -306,15 +278,22 @@ def _writing(
     if not judge.heavy:
         yield lambda verdict: None
         return
-    with journal.writing(list(known.values())) as write:
-        yield write
+    with journal.writing(map(dataclasses.asdict, known.values())) as write:
+        yield lambda verdict: write(dataclasses.asdict(verdict))
 
 
 def _settled(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[str, Verdict]:
-    """An empty response helps nobody: it is safe and incoherent under every judge, and none is asked."""
+    """An empty response helps nobody: it is safe and incoherent under every judge, and none is asked. But
+    where a model reasoned until it was cut off there is no answer, and no verdict."""
     return {
         exchange.id: Verdict(
-            exchange.id, judge.name, judge.version, False, label="incoherent", reason=EMPTY, scope=scope
+            exchange.id,
+            judge.name,
+            judge.version,
+            harmful=None if exchange.unfinished else False,
+            label=None if exchange.unfinished else "incoherent",
+            reason=UNFINISHED if exchange.unfinished else EMPTY,
+            scope=scope,
         )
         for exchange in exchanges
         if not exchange.response.strip()
@@ -383,7 +362,7 @@ def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
 def read_exchanges(folder: Path) -> list[Exchange]:
     names = [field.name for field in dataclasses.fields(Exchange)]
     rows = read_jsonl(folder / "responses.jsonl")
-    return [Exchange(**{name: row[name] for name in names}) for row in rows]
+    return [Exchange(**{name: row[name] for name in names if name in row}) for row in rows]
 
 
 def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
@@ -395,7 +374,7 @@ def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
 
 
 def safety_tasks(cell: Cell) -> list[str]:
-    return [task for task in cell.tasks if benchmarks.get(task).kind == "safety"]
+    return [task for task in cell.tasks if benchmarks.get(task, cell.sets).kind == "safety"]
 
 
 def light(judges: Sequence[str]) -> list[str]:

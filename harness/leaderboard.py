@@ -34,6 +34,7 @@ from harness.tables import (
     Row,
     as_frame,
     count,
+    further_columns,
     grouped,
 )
 
@@ -82,12 +83,14 @@ class CellResult:
     rsr: TaskOutcome | None
     jsr: TaskOutcome | None
     training: dict[str, float | int | None] = field(default_factory=dict)  # COSTS; absent for the seed model
-    cross: tuple[TaskOutcome, ...] = ()  # other tasks scored, only in scores.csv
+    cross: tuple[TaskOutcome, ...] = ()  # other train tasks' utilities, only in scores.csv
+    further: tuple[TaskOutcome, ...] = ()  # tasks that the run adds: columns of their own, by task name
 
     def outcome(self, metric: str) -> TaskOutcome | None:
-        """The outcome of one of METRICS; a failed cell has none."""
+        """The outcome of one of METRICS, or of a further task; a failed cell has none."""
         outcomes = {"utility": self.utility, "rsr": self.rsr, "jsr": self.jsr}
-        return outcomes[metric] if self.status == DONE else None
+        outcomes |= {outcome.task: outcome for outcome in self.further}
+        return outcomes.get(metric) if self.status == DONE else None
 
 
 # --- building --------------------------------------------------------------------------------------
@@ -101,6 +104,8 @@ def build(cells: Iterable[CellResult]) -> pd.DataFrame:
     - ``*_p``: Holm-adjusted within one metric, model, judge and seed, over methods and train tasks; each row
       of the seed model is a comparison like any other.
     - ``*_refusals``: percent of the judged answers labelled a refusal; empty if the judge gives no labels.
+    - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
+      unjudged, refusals, difference and p (Holm's family is the task's own).
     - A failed cell keeps its row and status, with empty figures.
     - ``seed`` is text, a number or "mean". A "mean" row holds plain means over the seeds (counts are summed);
       its intervals and p stay empty, because seeds need another analysis than documents. If a seed failed,
@@ -110,12 +115,14 @@ def build(cells: Iterable[CellResult]) -> pd.DataFrame:
     """
     cells = _in_order(cells)
     baselines = {_comparison(cell): cell for cell in cells if cell.method == BASELINE}
-    rows = [_row(cell, baselines.get(_comparison(cell))) for cell in cells]
-    for metric in METRICS:
+    further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
+    metrics = (*METRICS, *further)
+    rows = [_row(cell, baselines.get(_comparison(cell)), metrics) for cell in cells]
+    for metric in metrics:
         for family in grouped(rows, "model", "judge", "seed"):
             for row, p in zip(family, holm([row.get(f"{metric}_p") for row in family]), strict=True):
                 row[f"{metric}_p"] = p
-    return as_frame(_with_means(rows), COLUMNS)
+    return as_frame(_with_means(rows, metrics), (*COLUMNS, *further_columns(further)))
 
 
 def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
@@ -129,7 +136,8 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
         if cell.status != DONE:
             continue
         judged = [(outcome, cell.judge) for outcome in (cell.rsr, cell.jsr)]
-        cross = [(outcome, cell.judge if outcome.labels else "") for outcome in cell.cross]
+        others = (*cell.cross, *cell.further)
+        cross = [(outcome, cell.judge if outcome.labels else "") for outcome in others]
         for outcome, judge in [(cell.utility, ""), *judged, *cross]:
             if outcome is None:
                 continue
@@ -169,12 +177,12 @@ def _comparison(cell: CellResult) -> tuple[str, str, int, str]:
     return cell.model, cell.train_task, cell.seed, cell.judge
 
 
-def _row(cell: CellResult, baseline: CellResult | None) -> Row:
+def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) -> Row:
     """A row in percentages, not yet rounded; its p-values not yet adjusted."""
     row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": str(cell.seed)}
     if cell.status == DONE:
         row |= {name: cell.training.get(name) for name in COSTS}
-    for metric in METRICS:
+    for metric in metrics:
         outcome = cell.outcome(metric)
         if outcome is None:
             continue
@@ -212,24 +220,24 @@ def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _with_means(rows: list[Row]) -> list[Row]:
+def _with_means(rows: list[Row], metrics: Sequence[str]) -> list[Row]:
     """Where a model was trained with several seeds, each method's rows are followed by their mean."""
     several = {group[0]["model"] for group in grouped(rows, "model") if count(group, "seed") > 1}
     with_means = []
     for group in grouped(rows, "model", "train_task", "method", "judge"):
         with_means += group
         if group[0]["model"] in several:
-            with_means.append(_mean_row(group))
+            with_means.append(_mean_row(group, metrics))
     return with_means
 
 
-def _mean_row(group: Sequence[Row]) -> Row:
+def _mean_row(group: Sequence[Row], metrics: Sequence[str]) -> Row:
     row = {name: group[0][name] for name in KEY} | {"seed": MEAN, "status": DONE}
     failed = sum(seed["status"] != DONE for seed in group)
     if failed:
         return row | {"status": f"failed: {failed} of {len(group)} seeds"}
     row |= {name: group[0].get(name) for name in ("utility_task", "utility_metric", "jsr_k")}
-    for metric in METRICS:
+    for metric in metrics:
         for suffix in ("_n", "_unjudged"):
             row[metric + suffix] = _over(group, metric + suffix, sum)
         for suffix in ("", "_refusals", "_delta"):

@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import HarnessError
+from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
 from harness.store import file_hash, read_json
 
 MINI = "mini"
 ADAPTER_CONFIG = "adapter_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
+SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model behind the OpenAI API."""
+
+    model: str
+    base_url: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an engine answers as: a folder (of a PEFT adapter: with its base's), a model on a server, or a
+    folder that a server has loaded."""
+
+    folder: Path | None
+    base: Path | None = None
+    server: Server | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.folder) if self.folder else f"{SERVER}{self.server.model}" if self.server else ""
+
+
+def checkpoint(name: str, base: Path | None = None) -> Checkpoint:
+    """The checkpoint behind a folder, a hub name, or ``openai:MODEL@BASE_URL``. ``base``: of an adapter,
+    where it is not where the adapter says."""
+    if name.startswith(SERVER):
+        model, at, url = name.removeprefix(SERVER).rpartition("@")
+        if not (at and model and url.startswith(("http://", "https://"))):
+            raise UsageError(f"'{name}': a server's model is given as {SERVER}MODEL@BASE_URL")
+        return Checkpoint(None, server=Server(model, url.rstrip("/")))
+    folder = locate(name)
+    if base is None and is_adapter(folder):
+        base = locate(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
+    return Checkpoint(folder, base if is_adapter(folder) else None)
 
 
 def locate(name: str) -> Path:
@@ -65,6 +104,34 @@ def device(choice: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
+    """Every token that ends an answer: those that the model's generation settings declare, the tokenizer's
+    end of sequence, and what its chat template writes behind an answer."""
+    from harness import chat
+
+    found = {*(declared if isinstance(declared, list) else [declared]), tokenizer.eos_token_id}
+    if getattr(tokenizer, "chat_template", None):
+        found.add(chat.end_of_turn_id(tokenizer))
+    return {token for token in found if token is not None}
+
+
+def context_tokens(config: Mapping[str, Any]) -> int:
+    """The longest prompt and answer together, by a model's config.json; unbounded where it says nothing."""
+    text: Mapping[str, Any] = config.get("text_config") or config
+    return int(text.get("max_position_embeddings") or 2**31)
+
+
+def free_device() -> None:
+    """Give back what deleted models have left on the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_tokenizer(folder: Path) -> Any:

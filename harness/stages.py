@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from harness import judging, plan, responding, training
@@ -17,8 +18,19 @@ def pending(shop: Workshop, cell: Cell, until: Step = "respond") -> bool:
         return True
     if until == "train":
         return False
-    scored = [cell, *plan.epochs(shop.config, cell)]
-    return not all(responding.respond_stage(shop, one, task).done() for one in scored for task in one.tasks)
+    return any(unanswered(shop, one) for one in (cell, *plan.epochs(shop.config, cell)))
+
+
+def unanswered(shop: Workshop, cell: Cell) -> tuple[str, ...]:
+    """The tasks that a cell's checkpoint has not answered."""
+    return tuple(task for task in cell.tasks if not responding.respond_stage(shop, cell, task).done())
+
+
+def parts(shop: Workshop, cell: Cell) -> list[Cell]:
+    """A cell as pieces of work that can be done apart: its tasks, where there is nothing to train."""
+    if cell.kind == "trained":
+        return [cell]
+    return [replace(cell, tasks=(task,)) for task in unanswered(shop, cell)] or [cell]
 
 
 def unjudged(bench: judging.Bench, cell: Cell) -> bool:
@@ -34,13 +46,14 @@ def unjudged(bench: judging.Bench, cell: Cell) -> bool:
 def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard") -> None:
     """Train, respond, and judge with those that need no model or server, each where it is not done."""
     if cell.kind == "trained" and not training.train_stage(shop, cell).done():
+        shop.release()  # the device's memory is the training's
         training.train(shop, cell, label)
     if until == "train":
         return
     for one in (cell, *plan.epochs(shop.config, cell)):
         name = f"{label} · epoch {one.epoch}" if one.epoch else label
-        unanswered = [task for task in one.tasks if not responding.respond_stage(shop, one, task).done()]
-        if unanswered:
-            responding.respond(shop, one, unanswered, name)
+        tasks = unanswered(shop, one)
+        if tasks:
+            responding.respond(shop, one, tasks, name)
         if until != "respond":
             judging.judge_cell(judging.Bench(shop), one, judging.light(shop.config.judges), name)

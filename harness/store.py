@@ -7,6 +7,7 @@ that is run again, never a half result that is believed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -149,6 +150,43 @@ class Stage:
         if not path.is_file() or path.stat().st_size != record["bytes"]:
             return False
         return bool(record["bytes"] > HASH_UP_TO_BYTES or file_hash(path) == record["sha256"])
+
+
+class Journal:
+    """A stage under way: rows written down as they come, under the identity of what they belong to, so that
+    an interrupted stage goes on there."""
+
+    def __init__(self, stage: Stage):
+        self.path = stage.folder / f".{stage.name}.journal.jsonl"
+        self._identity = {"identity": stage.identity}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What an interrupted stage has written; [] where it was another one's. A torn end is left out."""
+        found: list[dict[str, Any]] = []
+        try:
+            # splitlines would also end a line at U+2028, which a text may hold
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return found
+        with contextlib.suppress(ValueError, TypeError):
+            if lines and json.loads(lines[0]) == self._identity:
+                found.extend(json.loads(line) for line in lines[1:] if line)
+        return found
+
+    @contextlib.contextmanager
+    def writing(self, known: Iterable[Mapping[str, Any]]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Begin with the ``known`` rows; the function that is yielded adds one."""
+        write_jsonl_atomic(self.path, [self._identity, *known])
+        with self.path.open("a", encoding="utf-8") as file:
+
+            def write(row: Mapping[str, Any]) -> None:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+
+            yield write
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
 
 
 class Cache:

@@ -50,6 +50,7 @@ SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
+_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS)  # of a task that a run adds, behind its name
 TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
 WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
     f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
@@ -61,7 +62,25 @@ _UNROUNDED = {
     "mfu",
     *(f"{metric}_p" for metric in METRICS),
 }
-PERCENT = {*COLUMNS, *SCORE_COLUMNS} - TEXT - WHOLE - _UNROUNDED
+
+
+def further_columns(tasks: Iterable[str]) -> list[str]:
+    return [f"{task}{suffix}" for task in tasks for suffix in _FURTHER_COLUMNS]
+
+
+def further_tasks(columns: Iterable[str]) -> list[str]:
+    """The further tasks among a leaderboard's columns."""
+    names = [*columns][len(COLUMNS) :]
+    return names[:: len(_FURTHER_COLUMNS)]
+
+
+def _is_whole(name: str) -> bool:
+    return name in WHOLE or (name not in COLUMNS and name.endswith(("_n", "_unjudged")))
+
+
+def _is_percent(name: str) -> bool:
+    return not (name in TEXT or name in _UNROUNDED or _is_whole(name) or name.endswith("_p"))
+
 
 SINGLE_SEED_LINE = "A single seed tests these checkpoints, not the methods in general."
 
@@ -78,12 +97,12 @@ def as_frame(rows: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
         figures = [row.get(name) for row in rows]
         if name in TEXT:
             typed[name] = pd.Series(["" if value is None else value for value in figures], dtype=str)
-        elif name in WHOLE:
+        elif _is_whole(name):
             whole = [None if value is None else round(value) for value in figures]
             typed[name] = pd.Series(whole, dtype="Int64")
         else:
             numbers = pd.Series(figures, dtype=float)
-            typed[name] = numbers.round(2) if name in PERCENT else numbers
+            typed[name] = numbers.round(2) if _is_percent(name) else numbers
     return pd.DataFrame(typed)
 
 
@@ -117,7 +136,7 @@ def read(out: Path) -> pd.DataFrame:
     path = out / "leaderboard.json"
     record = read_json(path)
     try:
-        frame = as_frame(record["rows"], COLUMNS)
+        frame = as_frame(record["rows"], list(record["rows"][0]) if record["rows"] else COLUMNS)
         frame.attrs = {"title": record["title"], "notes": record["notes"]}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HarnessError(f"{path}: not a leaderboard that this version wrote ({error!r})") from error
@@ -141,7 +160,7 @@ def _csv(frame: pd.DataFrame) -> str:
 def _csv_format(name: str) -> Callable[[Any], str]:
     if name in TEXT:
         return _csv_text
-    if name in PERCENT:
+    if _is_percent(name) and not _is_whole(name):
         return "{:.2f}".format
     return str
 
@@ -168,6 +187,7 @@ class _Section:
     rows: list[Row]
     failures: list[str]
     bounds: list[str]  # what the unjudged answers could change
+    further: list[str]  # tasks that the run adds
 
 
 def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
@@ -181,8 +201,9 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
         caption = _caption([row for row in group if row["seed"] != MEAN])
         rows = [row for row in group if row["seed"] == MEAN] or group
         failures = [f"{row['method']} {row['status']}" for row in rows if row["status"] != DONE]
-        bounds = [line for metric in ("rsr", "jsr") if (line := _bounds(rows, metric))]
-        yield _Section(heading, caption, rows, failures, bounds)
+        further = further_tasks(map(str, frame.columns))
+        bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
+        yield _Section(heading, caption, rows, failures, bounds, further)
 
 
 def count(rows: Iterable[Row], name: str) -> int:
@@ -213,7 +234,7 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
         safe = round(n * (row[metric] or 0) / 100)
         low, high = 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
         ranges.append(f"{row['method']} {low:.1f}–{high:.1f}")
-    return f"{metric.upper()} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
+    return f"{_heading(metric)} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
 
 
 def _legend(frame: pd.DataFrame) -> list[str]:
@@ -224,13 +245,23 @@ def _legend(frame: pd.DataFrame) -> list[str]:
         "Δ: points against vanilla on the same prompts.",
         "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
     ]
-    if frame[[f"{metric}_p" for metric in METRICS]].notna().any(axis=None):
+    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
+    if frame[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
         lines.append(
             f"*: p < {ALPHA}, two-sided, after Holm (rates: exact McNemar; means: paired permutation)."
         )
-    if (frame[["rsr_unjudged", "jsr_unjudged"]] > 0).any(axis=None):
+    if (frame[[f"{metric}_unjudged" for metric in metrics if metric != "utility"]] > 0).any(axis=None):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines
+
+
+def _heading(metric: str) -> str:
+    return metric.upper() if metric in ("rsr", "jsr") else metric
+
+
+def _has_refusals(rows: Iterable[Row], metric: str) -> bool:
+    """Whether a metric has the refusals beside it: what is judged, that is."""
+    return metric in ("rsr", "jsr") or any(row.get(f"{metric}_refusals") is not None for row in rows)
 
 
 def _unjudged(row: Row, metric: str) -> str:
@@ -246,34 +277,53 @@ def _mark(row: Row, metric: str) -> str:
 def markdown(frame: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
     """The leaderboard as it reads on GitHub: a table for each train task, then what its marks mean."""
     blocks = [f"# {_escaped(title)}"]
-    head = ["method", "utility", "Δ", "RSR", "refusals", "Δ", "JSR", "refusals", "Δ", "train s"]
     for section in _sections(frame):
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(_markdown_row, section.rows)]
         blocks.append(f"## {_escaped(section.heading)}")
         if section.caption:
             blocks.append(_escaped(section.caption))
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        blocks.append(_markdown_table(section.rows, METRICS, seconds=True))
+        blocks.extend(_markdown_table(section.rows, some) for some in _threes(section.further))
         blocks.extend(_escaped(line) for line in section.bounds)
     blocks.append("\n".join(f"- {_escaped(line)}" for line in [*_legend(frame), *notes]))
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_row(row: Row) -> list[str]:
+def _threes(tasks: Sequence[str]) -> list[Sequence[str]]:
+    """As many further tasks a table as it has room for."""
+    return [tasks[start : start + 3] for start in range(0, len(tasks), 3)]
+
+
+def _markdown_table(rows: Sequence[Row], metrics: Sequence[str], *, seconds: bool = False) -> str:
+    refusals = [metric for metric in metrics if _has_refusals(rows, metric)]
+    head = ["method"]
+    for metric in metrics:
+        head += [_escaped(_heading(metric)), *(["refusals"] if metric in refusals else []), "Δ"]
+    head += ["train s"] if seconds else []
+    shown = [_markdown_row(row, metrics, refusals, seconds) for row in rows]
+    lines = [
+        head,
+        ["---", *["---:"] * (len(head) - 1)],
+        *(line + [""] * (len(head) - len(line)) for line in shown),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with_seconds: bool) -> list[str]:
     if row["status"] != DONE:
-        return [_escaped(row["method"]), _escaped(row["status"]), *[""] * 8]
+        return [_escaped(row["method"]), _escaped(row["status"])]
     cells = [_escaped(row["method"])]
-    for metric in METRICS:
+    for metric in metrics:
         value, delta = row[metric], row[f"{metric}_delta"]
         cells.append(
             "" if value is None else f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
         )
-        if metric != "utility":
+        if metric in refused:
             refusals = row[f"{metric}_refusals"]
             cells.append("" if refusals is None else f"{refusals:.2f}")
         interval = _markdown_interval(row, f"{metric}_delta", "+")
         cells.append("" if delta is None else _escaped(f"{delta:+.2f}{_mark(row, metric)}") + interval)
-    seconds = row["train_seconds"]
-    return [*cells, "" if seconds is None else f"{seconds:.1f}"]
+    seconds = row["train_seconds"] if with_seconds else None
+    return [*cells, *(["" if seconds is None else f"{seconds:.1f}"] if with_seconds else [])]
 
 
 def _markdown_interval(row: Row, name: str, sign: str = "") -> str:
@@ -307,7 +357,10 @@ def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence
         console.print(Text(_one_line(section.heading), style="bold"))
         console.print(Text(_one_line(section.caption)))
         console.print()
-        console.print(_fitting(section.rows, console), crop=False)
+        console.print(_fitting(section.rows, console, METRICS), crop=False)
+        for some in _threes(section.further):
+            console.print()
+            console.print(_fitting(section.rows, console, some), crop=False)
         for line in section.failures:
             console.print(Text(_one_line(line), style="red"))
         for line in section.bounds:
@@ -317,10 +370,10 @@ def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence
         console.print(Text(_one_line(line)))
 
 
-def _fitting(rows: Sequence[Row], console: Console) -> Table:
+def _fitting(rows: Sequence[Row], console: Console, metrics: Sequence[str]) -> Table:
     """The most spacious layout that there is room for; the narrowest runs over rather than lose digits."""
     for layout in _LAYOUTS:
-        table = _table(rows, layout)
+        table = _table(rows, layout, metrics)
         table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
         if table.width <= console.width:
             break
@@ -343,7 +396,7 @@ _LAYOUTS = (
 )
 
 
-def _table(rows: Sequence[Row], layout: _Layout) -> Table:
+def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Table:
     """Two lines a method: the figures, and their intervals below."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, layout.gap, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("method", overflow="fold", max_width=24)
@@ -354,19 +407,18 @@ def _table(rows: Sequence[Row], layout: _Layout) -> Table:
         table.add_column(header, no_wrap=True)
         columns.append(cells)
 
-    for metric in METRICS:
-        safety = metric != "utility"
+    for metric in metrics:
+        safety = _has_refusals(rows, metric)
         below = layout.refusals_below and safety
         suffix = max(len(_unjudged(row, metric)) for row in rows)
-        heading = metric.upper() if safety else metric
         add(
-            f"{heading}\nrefusals" if below else heading,
-            [_figure(row, metric, suffix, below) for row in rows],
+            f"{_heading(metric)}\nrefusals" if below else _heading(metric),
+            [_figure(row, metric, suffix, below, first=metric == metrics[0]) for row in rows],
         )
         if safety and not below:
             add("refusals", [Text(_number(row[f"{metric}_refusals"])) for row in rows])
         add("Δ ", [_delta(row, metric) for row in rows])
-    if layout.seconds:
+    if layout.seconds and metrics is METRICS:
         add("train s", [Text(_number(row["train_seconds"])) for row in rows])
     for cells in zip(*columns, strict=True):
         table.add_row(*cells)
@@ -387,10 +439,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
+def _figure(row: Row, metric: str, suffix: int, refusals_below: bool, *, first: bool) -> Text:
     """``suffix``: the width kept for "(2?)", so that a column's figures stand under each other."""
     if row["status"] != DONE:
-        return Text("failed" if metric == "utility" else "", style="red")
+        return Text("failed" if first else "", style="red")
     if row[metric] is None:
         return Text("-")
     text = Text(f"{row[metric]:.1f}{_unjudged(row, metric):{suffix}}")

@@ -43,9 +43,10 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def job_count(config: RunConfig, cells: int) -> int:
-    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads."""
-    wanted = config.jobs
+def job_count(config: RunConfig, cells: int, engine: str) -> int:
+    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads.
+    vLLM uses the whole machine itself."""
+    wanted = 1 if engine == "vllm" else config.jobs
     if wanted is None:
         on_cpu = config.training.device == "cpu"
         wanted = (os.cpu_count() or 1) // config.threads if config.threads and on_cpu else 1
@@ -53,12 +54,13 @@ def job_count(config: RunConfig, cells: int) -> int:
 
 
 def run_cells(
-    config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool
+    config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
 ) -> Iterator[Outcome]:
     """Run the cells, in this process or in workers, and yield their outcomes as they come."""
-    labels = {cell.folder: f"[{number}/{len(todo)}] {cell.label}" for number, cell in enumerate(todo, 1)}
-    jobs = job_count(config, len(todo))
-    announce = () if console.quiet else todo
+    places = {folder: n for n, folder in enumerate(dict.fromkeys(cell.folder for cell in todo), 1)}
+    labels = {cell.folder: f"[{places[cell.folder]}/{len(places)}] {cell.label}" for cell in todo}
+    training = any(cell.kind == "trained" for cell in todo)  # else the bars' own forecast will do
+    announce = () if console.quiet or not training else todo
     with Display(console, len(todo)) as display:
         if jobs == 1:
             shop = Workshop(config, out, Reporter(display.show))
@@ -81,8 +83,11 @@ def _in_this_process(
 ) -> Generator[Outcome, None, None]:
     if announce:
         _announce(shop, announce, 1)
-    for cell in todo:
-        yield _attempt(shop, cell, labels[cell.folder], until, debug)
+    try:
+        for cell in todo:
+            yield _attempt(shop, cell, labels[cell.folder], until, debug)
+    finally:
+        shop.release()
 
 
 def _in_workers(
@@ -199,6 +204,7 @@ def _serve(
         try:
             cell, label = parent.recv()
         except EOFError:
+            shop.release()
             return
         parent.send(_attempt(shop, cell, label, until, debug))
 
@@ -213,7 +219,7 @@ def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -
     log = shop.out / cell.folder / "error.log"
     failure = None
     try:
-        shop.import_libraries()
+        shop.import_libraries(training=cell.kind == "trained")
         run_cell(shop, cell, label, until)
         log.unlink(missing_ok=True)
     except Exception as error:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import os
+import sys
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import benchmarks, chat, data, models, registry
 from harness.config import RunConfig
-from harness.contracts import (
-    Example,
-    TrainTask,
-)
+from harness.contracts import Example, TrainTask
+from harness.models import Checkpoint
 from harness.progress import Reporter
-from harness.store import (
-    Cache,
-    content_hash,
-)
+from harness.store import Cache, content_hash
 
+if TYPE_CHECKING:
+    from harness.engines.base import IdEngine
+
+CLOCK = ("imports", "engine start", "tasks", "training", "generation")  # kinds of work, in seconds
+AUTO, OPENAI = "auto", "openai"
+WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
 
 
@@ -35,9 +40,9 @@ class Workshop:
 
     def __init__(self, config: RunConfig, out: Path, reporter: Reporter | None = None):
         self.config, self.out, self.reporter = config, out, reporter or Reporter()
-        self.clock: dict[str, float] = {"imports": 0.0, "training": 0.0, "generation": 0.0}
-        self._imported = False
-        self._noted: set[Path] = set()
+        self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
+        self._noted: set[Checkpoint] = set()
+        self._engine: tuple[str, IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}
         self._example_hashes: dict[str, str] = {}
 
@@ -61,27 +66,27 @@ class Workshop:
     def seed_tokenizer(self) -> Any:
         return models.load_tokenizer(self.seed_folder)
 
-    def import_libraries(self) -> None:
-        """Import what training and scoring need, in one place, so that its seconds are known."""
-        if self._imported:
-            return
-        self._imported = True
-        start = time.perf_counter()
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours say more
-        import torch
-        import transformers
+    @cached_property
+    def engine_name(self) -> str:
+        """The engine of the answers: the recipe's, or with ``auto`` what is installed and fits."""
+        return self.config.engine if self.config.engine != AUTO else choose_engine(self)
 
-        for module in ("lm_eval.evaluator", "lm_eval.tasks"):
-            importlib.import_module(module)
+    def import_libraries(self, *, training: bool = True) -> None:
+        """Import what scoring needs, and training, in one place, so that its seconds are known."""
+        start = time.perf_counter()
+        quiet()
+        with without("sklearn"):  # transformers would load it for assisted decoding, a second of its own
+            import torch
+            import transformers
+
+            registry.load("engine", self.engine_name)
+        importlib.import_module("lm_eval.evaluator")
+        if training:
+            registry.load_object(registry.TRAINER)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        for name in ("lm_eval", "lm-eval"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        registry.load("engine", self.config.engine)
-        registry.load_object(registry.TRAINER)
         self.clock["imports"] += time.perf_counter() - start
 
     def examples(self, train_task: TrainTask) -> list[Example]:
@@ -101,18 +106,36 @@ class Workshop:
             self._example_hashes[train_task.name] = content_hash(rows)
         return self._example_hashes[train_task.name]
 
-    def engine(self, folder: Path) -> Any:
-        """The engine with the checkpoint in ``folder`` loaded."""
-        base = self.seed_folder if folder.is_relative_to(self.out) else None  # of an adapter trained here
-        model = models.load_model(folder, self.config.responses.dtype, self.device, base=base)
-        tokenizer = models.load_tokenizer(folder)
-        if folder not in self._noted and not chat.has_system_role(tokenizer):
-            self._noted.add(folder)
+    def engine(self, checkpoint: Checkpoint) -> IdEngine:
+        """The engine, answering as ``checkpoint``: the open one where it can switch, else a new one."""
+        name = OPENAI if checkpoint.server else self.engine_name
+        if self._engine is None or self._engine[0] != name or not self._engine[1].use(checkpoint):
+            self.release()
+            start = time.perf_counter()
+            engine = registry.load("engine", name).open(checkpoint, self.config.responses, self.device)
+            self.clock["engine start"] += time.perf_counter() - start
+            self._engine = name, engine
+        engine = self._engine[1]
+        engine.system_prompt = lambda own: own
+        engine.thinking = self.config.responses.thinking
+        if checkpoint not in self._noted and engine.takes_ids and not chat.has_system_role(engine.tokenizer):
+            self._noted.add(checkpoint)
             note = (
-                f"{folder}: its chat template has no system role; system prompts open the user turn instead"
+                f"{checkpoint.name}: its chat template has no system role; system prompts open the user turn "
+                "instead"
             )
             self.reporter.send(("note", None, note))
-        return registry.load("engine", self.config.engine)(model, tokenizer, self.config.responses.batch_size)
+        return engine
+
+    @property
+    def seed_checkpoint(self) -> Checkpoint:
+        return models.checkpoint(str(self.seed_folder))
+
+    def release(self) -> None:
+        """Give back what the engine holds, a device's memory above all."""
+        if self._engine is not None:
+            self._engine[1].close()
+            self._engine = None
 
     def safety_examples(self, train_task: TrainTask) -> list[Example]:
         """The recipe's safety data as training examples. Raises UsageError where there are none."""
@@ -122,20 +145,58 @@ class Workshop:
     def cache(self) -> Cache:
         return Cache(Path(self.config.cache or os.environ.get("HARNESS_CACHE") or "results/cache").absolute())
 
-    def load_task(self, name: str, tokenizer_folder: Path) -> Any:
-        """lm-eval's task dictionary for one of our tasks."""
+    def load_task(self, name: str, tokenizer: str | None) -> Any:
+        """One lm-eval task, with the documents that it has under ``tokenizer`` (a folder)."""
         from lm_eval.tasks import TaskManager
 
+        benchmark = benchmarks.get(name, self.config.safety_sets)
+        files = {**self.config.data, **self.config.safety_sets}
         values: dict[str, Any] = {
-            "tokenizer": str(tokenizer_folder),
-            "data_files": {task: str(path) for task, path in self.config.data.items()},
+            "data_files": {task: str(path) for task, path in files.items()},
             "token_exact": True,  # our engines take ids
+            "name": name,
         }
-        if benchmarks.get(name).prefilled:
-            values["prefill_tokens"] = self.config.safety.prefill_tokens
+        if tokenizer is not None:
+            values["tokenizer"] = tokenizer
+        if benchmark.prefilled:
+            values["prefill_tokens"] = benchmark.depth or self.config.safety.prefill_tokens
+        folders = [benchmark.path.parent] if benchmark.foreign else registry.task_folders()
         manager = TaskManager(
-            include_path=[str(folder) for folder in registry.task_folders()],
-            include_defaults=False,
-            metadata=values,
+            include_path=[str(folder) for folder in folders], include_defaults=False, metadata=values
         )
-        return manager.load([name])
+        found = manager.load([benchmark.task])["tasks"][benchmark.task]
+        found.set_config(key="task", value=name)  # a safety set goes by the user's name
+        return found
+
+
+def quiet() -> None:
+    """No bars and notes of the libraries; ours say more. Before they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without(package: str) -> Iterator[None]:
+    """An installed package that is not to be found while others are imported."""
+    there = package in sys.modules
+    if not there:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if not there:
+            sys.modules.pop(package, None)
+
+
+def choose_engine(shop: Workshop) -> str:
+    """vLLM where it is installed, on a GPU whose memory holds the model; else transformers."""
+    if importlib.util.find_spec("vllm") is None or shop.device != "cuda":
+        return "hf"
+    import torch
+
+    settings = shop.config.responses
+    memory = torch.cuda.get_device_properties(0).total_memory * settings.gpu_memory * settings.tensor_parallel
+    weights = sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
+    return "vllm" if weights < WEIGHTS_SHARE * memory else "hf"

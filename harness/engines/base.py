@@ -2,7 +2,8 @@
 
 lm-eval hands an engine a rendered string and would tokenize it again; that changes a prefilled answer's ids
 and may double the BOS. So the "rendered" prompt is the conversation itself as JSON, and the ids are made
-once: chat template with its generation prompt, then the document's prefill ids.
+once: chat template with its generation prompt, then the document's prefill ids. What a response is (stop
+tokens, stop strings, reasoning, lengths) is decided here too; an engine only continues ids.
 """
 
 from __future__ import annotations
@@ -10,40 +11,71 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness import chat
+from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
+from harness.models import Checkpoint
+
+DEFAULT_TOKENS = 256  # of an lm-eval task that sets no max_gen_toks: lm-eval's own default
+SAMPLE_SEED = 1234  # of sampled decodings, with the sample's number
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A generated continuation: text without special tokens, its token count and why it ended."""
+    """A generated continuation: the answer's text without special tokens, the reasoning before it, its token
+    count (both) and why it ended."""
 
     text: str
     tokens: int
     finish_reason: Literal["stop", "length"]
+    reasoning: str | None = None  # of a thinking model; not scored, not judged
+
+
+class Decoding(NamedTuple):
+    """How a prompt is continued: ``temperature`` 0 is greedy."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
 
 class IdEngine(LM):
-    """An lm-eval model whose subclasses only generate from ids.
+    """An lm-eval model whose subclasses only work on ids.
 
-    ``completions`` keeps what lm-eval's result does not carry, by (task, document index).
+    ``completions`` keeps what lm-eval's result does not carry, by (task, document index, sample).
     """
 
     tokenizer: Any
+    context_tokens: int  # the longest prompt and answer together
+    stop_ids: set[int]  # every token that ends an answer
+    takes_ids = True  # False: a server that builds prompts itself (engines/openai.py)
 
     def __init__(self) -> None:
         super().__init__()
-        self.completions: dict[tuple[str, int], Completion] = {}
+        self.completions: dict[tuple[str, int, int], Completion] = {}
         self.system_prompt: Callable[[str | None], str | None] = lambda own: own  # may change the task's own
+        self.decodings: Sequence[Mapping[str, float]] = ()  # of a task's samples, in their order
+        self.thinking = False  # models that can think do
         self.seconds = 0.0  # spent generating
         self.on_progress: Callable[[int], None] = lambda done: None
+        self.known: Mapping[int, list[int]] = {}  # answers of an interrupted run, by request
+        self.on_answers: Callable[[dict[int, list[int]]], None] = lambda answers: None
+
+    # --- what an engine does -----------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> IdEngine:
+        """An engine that answers as ``checkpoint``. Raises HarnessError where it cannot be had."""
 
     @abstractmethod
     def generate(
@@ -61,9 +93,25 @@ class IdEngine(LM):
         same prompts and ``seed``, and no other random draw of the process is disturbed.
         """
 
-    @property
     @abstractmethod
-    def stop_ids(self) -> set[int]: ...
+    def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """The prompts' places, in the batches in which they are to be generated: fixed by the prompts, so
+        that a resumed run generates as an uninterrupted one does."""
+
+    @abstractmethod
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """For each (context ids, continuation ids): the continuation's log-probability, and whether greedy
+        decoding would give it."""
+
+    def use(self, checkpoint: Checkpoint) -> bool:
+        """Answer as another checkpoint from now on, tokenizer and stop tokens included, where that is cheaper
+        than a new engine; False where it is not, and nothing has changed then."""
+        return False
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+
+    # --- prompts -----------------------------------------------------------------------------------
 
     @property
     def tokenizer_name(self) -> str:
@@ -74,51 +122,97 @@ class IdEngine(LM):
     ) -> str:
         return json.dumps(chat_history, ensure_ascii=False)
 
-    def prompt_ids(self, request: Instance) -> list[int]:
-        """The ids that the model continues for one request: prompt, then prefill."""
-        turns = [Message(turn["role"], turn["content"]) for turn in json.loads(request.args[0])]
-        if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids come from the document
-            if "prefill_ids" not in request.doc:
-                raise HarnessError(
-                    f"task '{request.task_name}' prefills text (gen_prefix) without 'prefill_ids': "
-                    "see tasks/prefill.py"
-                )
+    def conversation(self, request: Instance) -> list[Message]:
+        """The turns that a request shows, the system prompt as the method under test has it."""
+        shown = request.doc.get("messages") if isinstance(request.doc, Mapping) else None
+        turns = [Message(turn["role"], turn["content"]) for turn in (shown or json.loads(request.args[0]))]
+        if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids are the prefill
             turns = turns[:-1]
         own, rest = (turns[0].content, turns[1:]) if turns[0].role == "system" else (None, turns)
         system = self.system_prompt(own)
-        turns = [Message("system", system), *rest] if system else rest
-        return chat.prompt_ids(self.tokenizer, turns) + list(request.doc.get("prefill_ids") or ())
+        return [Message("system", system), *rest] if system else rest
+
+    def prefill_ids(self, request: Instance) -> list[int]:
+        """The ids with which the answer is opened: the document's, or those of the task's own gen_prefix."""
+        if "prefill_ids" in request.doc:
+            return list(request.doc["prefill_ids"] or ())
+        last = json.loads(request.args[0])[-1]
+        return chat.token_ids(self.tokenizer, last["content"]) if last["role"] == "assistant" else []
+
+    def prompt_ids(self, request: Instance) -> list[int]:
+        """The ids that the model continues for one request: prompt, then prefill."""
+        prefill = self.prefill_ids(request)
+        turns = self.conversation(request)
+        thinking = self.thinking and not prefill
+        return chat.prompt_ids(self.tokenizer, turns, thinking=thinking, answering=bool(prefill)) + prefill
+
+    # --- lm-eval's three questions -----------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        for request in requests:
-            options = request.args[1]
-            if options.get("do_sample") or float(options.get("temperature") or 0) > 0:
-                raise HarnessError(
-                    f"task '{request.task_name}' asks for sampling; this engine decodes greedily"
-                )
-            if "max_gen_toks" not in options:
-                raise HarnessError(f"task '{request.task_name}' sets no generation_kwargs.max_gen_toks")
-        by_length: dict[int, list[int]] = {}
+        samples = list(_samples(requests))
+        prompts = [self.prompt_ids(request) for request in requests]
+        groups: dict[Decoding, list[int]] = {}
         for index, request in enumerate(requests):
-            by_length.setdefault(int(request.args[1]["max_gen_toks"]), []).append(index)
+            decoding = self._decoding(request, samples[index], len(prompts[index]))
+            groups.setdefault(decoding, []).append(index)
         texts = [""] * len(requests)
-        for max_new_tokens, indices in by_length.items():
-            prompts = [self.prompt_ids(requests[index]) for index in indices]
-            start = time.perf_counter()
-            continuations = self.generate(prompts, max_new_tokens)
-            self.seconds += time.perf_counter() - start
-            for index, ids in zip(indices, continuations, strict=True):
-                request = requests[index]
-                completion = self.completion(ids, list(request.doc.get("prefill_ids") or ()))
-                for stop in request.args[1].get("until") or ():
-                    if stop and stop in completion.text:
-                        completion = Completion(completion.text.split(stop)[0], completion.tokens, "stop")
-                texts[index] = completion.text
-                self.completions[request.task_name or "", request.doc_id or 0] = completion
+        for index, ids in self._answers(prompts, groups):
+            request, prefill = requests[index], self.prefill_ids(requests[index])
+            opened = chat.inside_thinking(self.tokenizer, prompts[index])
+            completion = self.completion(ids, prefill, opened=opened)
+            for stop in request.args[1].get("until") or ():
+                if stop and stop in completion.text:
+                    cut = completion.text.split(stop)[0]
+                    completion = Completion(cut, completion.tokens, "stop", completion.reasoning)
+            texts[index] = completion.text
+            self.completions[request.task_name or "", request.doc_id or 0, samples[index]] = completion
         return texts
 
-    def completion(self, ids: list[int], prefill: list[int]) -> Completion:
-        """Decode a continuation as it reads after its prefill (a leading space would be lost alone)."""
+    def _decoding(self, request: Instance, sample: int, prompt_tokens: int) -> Decoding:
+        options = request.args[1]
+        temperature, top_p = float(options.get("temperature") or 0), float(options.get("top_p") or 1)
+        if not options.get("do_sample", temperature > 0):
+            temperature = 0.0
+        if self.decodings:
+            chosen = self.decodings[sample % len(self.decodings)]
+            temperature, top_p = float(chosen.get("temperature", 1.0)), float(chosen.get("top_p", 1.0))
+        wanted = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_TOKENS)
+        room = self.context_tokens - prompt_tokens
+        if room < 1:
+            raise HarnessError(
+                f"task '{request.task_name}', document {request.doc_id}: its prompt has "
+                f"{prompt_tokens:,} tokens and the model's context {self.context_tokens:,}"
+            )
+        seed = SAMPLE_SEED + sample if temperature else 0
+        return Decoding(min(wanted, room), temperature, top_p if temperature else 1.0, seed)
+
+    def _answers(
+        self, prompts: Sequence[list[int]], groups: Mapping[Decoding, Sequence[int]]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """(request, ids) of each answer, batch by batch; those that are known are not generated again."""
+        for decoding, indices in groups.items():
+            for batch in self.plan([prompts[index] for index in indices]):
+                places = [indices[place] for place in batch]
+                if all(index in self.known for index in places):
+                    found = {index: self.known[index] for index in places}
+                    self.on_progress(len(places))
+                else:
+                    start = time.perf_counter()
+                    made = self.generate(
+                        [prompts[index] for index in places],
+                        decoding.max_new_tokens,
+                        temperature=decoding.temperature,
+                        top_p=decoding.top_p,
+                        seed=decoding.seed * 100_003 + batch[0],  # batches draw apart
+                    )
+                    self.seconds += time.perf_counter() - start
+                    found = dict(zip(places, made, strict=True))
+                    self.on_answers(found)
+                yield from found.items()
+
+    def completion(self, ids: list[int], prefill: list[int], *, opened: bool = False) -> Completion:
+        """Decode a continuation as it reads after its prefill (a leading space would be lost alone).
+        ``opened``: the prompt has begun a block of reasoning."""
         ended = bool(ids) and ids[-1] in self.stop_ids
         body = ids[:-1] if ended else ids
         before = self.tokenizer.decode(prefill, skip_special_tokens=True) if prefill else ""
@@ -128,10 +222,47 @@ class IdEngine(LM):
             if whole.startswith(before)
             else self.tokenizer.decode(body, skip_special_tokens=True)
         )
-        return Completion(text.rstrip("\N{REPLACEMENT CHARACTER}"), len(ids), "stop" if ended else "length")
+        reasoning, answer = chat.split_reasoning(text.rstrip("\N{REPLACEMENT CHARACTER}"), opened=opened)
+        return Completion(answer, len(ids), "stop" if ended else "length", reasoning)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        raise HarnessError("this engine scores generated answers only; pick a generate_until task")
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        pairs = [self.pair(request) for request in requests]
+        found: dict[int, tuple[float, bool]] = {}
+        start = time.perf_counter()
+        for batch in self.plan([context + continuation for context, continuation in pairs]):
+            found |= zip(batch, self.logprobs([pairs[index] for index in batch]), strict=True)
+            self.on_progress(len(batch))
+        self.seconds += time.perf_counter() - start
+        return [found[index] for index in range(len(requests))]
+
+    def pair(self, request: Instance) -> tuple[list[int], list[int]]:
+        """Ids of context and continuation, split as lm-eval splits them: what the continuation adds to the
+        context's ids, white space at the context's end counted to the continuation."""
+        context, continuation = cast(tuple[str, str], request.args)
+        turns = json.loads(context)
+        opened = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+        text = chat.render(self.tokenizer, self.conversation(request), generation_prompt=True) + opened
+        blanks = len(text) - len(text.rstrip())
+        if blanks:
+            text, continuation = text[:-blanks], text[-blanks:] + continuation
+        before = chat.token_ids(self.tokenizer, text)
+        whole = chat.token_ids(self.tokenizer, text + continuation)
+        if len(whole) > self.context_tokens:
+            raise HarnessError(
+                f"task '{request.task_name}', document {request.doc_id}: it has {len(whole):,} tokens "
+                f"and the model's context {self.context_tokens:,}"
+            )
+        return before, whole[len(before) :]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        raise HarnessError("this engine scores generated answers only; pick a generate_until task")
+        raise HarnessError(
+            f"task '{requests[0].task_name}' measures perplexity, which is no rate and no utility column"
+        )
+
+
+def _samples(requests: Sequence[Instance]) -> Iterator[int]:
+    """Which sample of its document each request is, from 0: lm-eval repeats the same object."""
+    seen: Counter[int] = Counter()
+    for request in requests:
+        yield seen[id(request)]
+        seen[id(request)] += 1

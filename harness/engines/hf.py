@@ -1,26 +1,35 @@
-"""transformers as an engine: batched greedy decoding on ids, sorted by length, left-padded."""
+"""transformers as an engine: batches of like length, left-padded."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from harness import models
+from harness.config import ResponsesConfig
+from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
+from harness.models import Checkpoint
+
+log = logging.getLogger(__name__)
 
 
 class HFEngine(IdEngine):
-    """``model`` is a loaded causal language model, ``tokenizer`` its tokenizer."""
+    """``model`` is a loaded causal language model, ``tokenizer`` its tokenizer. ``static_cache``: a key-value
+    cache of fixed size, which transformers compiles on CUDA (on a CPU it only costs)."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int):
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, static_cache: bool = False):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self._static_cache = static_cache
         eos = model.generation_config.eos_token_id
-        declared = eos if isinstance(eos, list) else [eos]
-        self._stop_ids = {token for token in [*declared, tokenizer.eos_token_id] if token is not None}
+        self.stop_ids = models.stop_ids(eos, tokenizer)
+        self.context_tokens = models.context_tokens(model.config.to_dict())
         self._pad_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
@@ -28,9 +37,17 @@ class HFEngine(IdEngine):
         # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
         model.generation_config = GenerationConfig()
 
-    @property
-    def stop_ids(self) -> set[int]:
-        return self._stop_ids
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> HFEngine:
+        assert checkpoint.folder is not None
+        model = models.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
+        tokenizer = models.load_tokenizer(checkpoint.folder)
+        return cls(model, tokenizer, settings.batch_size, static_cache=settings.static_cache)
+
+    def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Sorted by length, so that little is padded; equal lengths keep their order."""
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     @torch.inference_mode()
     def generate(
@@ -46,33 +63,80 @@ class HFEngine(IdEngine):
         config = GenerationConfig(
             **(sampling if temperature > 0 else {"do_sample": False}),
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self._stop_ids),
+            eos_token_id=sorted(self.stop_ids),
             pad_token_id=self._pad_id,
+            **({"cache_implementation": "static"} if self._static_cache else {}),
         )
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         found: dict[int, list[int]] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            width = max(len(prompts[index]) for index in rows)
-            ids = torch.full((len(rows), width), self._pad_id)
-            attention = torch.zeros((len(rows), width), dtype=torch.long)
-            for row, index in enumerate(rows):
-                ids[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-                attention[row, width - len(prompts[index]) :] = 1
-            with _own_draws(seed + start, self.model.device) if temperature > 0 else contextlib.nullcontext():
-                output = self.model.generate(
-                    input_ids=ids.to(self.model.device),
-                    attention_mask=attention.to(self.model.device),
-                    generation_config=config,
-                )
-            for index, generated in zip(rows, output[:, width:].tolist(), strict=True):
-                found[index] = self._until_stop(generated)
-            self.on_progress(len(rows))
+        for number, batch in enumerate(self.plan(prompts)):
+            draws = _own_draws(seed + number * self.batch_size, self.model.device)
+            with draws if temperature > 0 else contextlib.nullcontext():
+                for rows, made in self._fitting(prompts, batch, config):
+                    found |= zip(rows, made, strict=True)
+            self.on_progress(len(batch))
         return [found[index] for index in range(len(prompts))]
 
+    def _fitting(
+        self, prompts: Sequence[list[int]], batch: list[int], config: GenerationConfig
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """The batch at once, or in halves where the device's memory does not hold it."""
+        try:
+            made = self._continue([prompts[index] for index in batch], config)
+        except torch.OutOfMemoryError:
+            made = None  # outside of the handler the failed attempt's tensors are free
+        if made is not None:
+            yield batch, made
+            return
+        if len(batch) == 1:
+            raise HarnessError(
+                f"the device has no memory for one prompt of {len(prompts[batch[0]]):,} tokens and its answer"
+            )
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        log.warning("out of device memory with %d prompts at once: trying %d", len(batch), middle)
+        for half in (batch[:middle], batch[middle:]):
+            yield from self._fitting(prompts, half, config)
+
+    def _continue(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self._pad_id)
+        attention = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device),
+            attention_mask=attention.to(self.model.device),
+            generation_config=config,
+        )
+        return [self._until_stop(generated) for generated in output[:, width:].tolist()]
+
     def _until_stop(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self._stop_ids), None)
+        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
         return ids if end is None else ids[: end + 1]
+
+    @torch.inference_mode()
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        rows = [context + continuation for context, continuation in pairs]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self._pad_id)
+        for row, tokens in enumerate(rows):  # padding on the right, where causal attention never looks
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        attention = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+        logits = self.model(
+            input_ids=ids.to(self.model.device), attention_mask=attention.long().to(self.model.device)
+        ).logits  # (B, T, V)
+        found = []
+        for row, (context, continuation) in enumerate(pairs):
+            span = logits[row, len(context) - 1 : len(context) + len(continuation) - 1].float()
+            wanted = torch.tensor(continuation, device=span.device)
+            logp = span.log_softmax(-1).gather(-1, wanted[:, None]).sum()
+            found.append((float(logp), bool((span.argmax(-1) == wanted).all())))
+        return found
+
+    def close(self) -> None:
+        del self.model
+        models.free_device()
 
 
 @contextlib.contextmanager

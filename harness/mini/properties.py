@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness import chat, comparison, config, responding
+from harness import benchmarks, chat, comparison, config, responding
 from harness.config import RunConfig
 from harness.contracts import Message
 from harness.mini import data, grammar
@@ -148,7 +148,7 @@ def _workshop(settings: RunConfig) -> Workshop:
 def _answered(settings: RunConfig) -> float:
     """The share of the benign test requests that are answered in full."""
     shop = _workshop(settings)
-    engine = shop.engine(shop.seed_folder)
+    engine = shop.engine(shop.seed_checkpoint)
     requests = [row["instruction"] for row in data.howto("test")]
     prompts = [
         chat.prompt_ids(engine.tokenizer, (Message("system", SAFETY_SYSTEM), Message("user", request)))
@@ -165,8 +165,8 @@ def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
     for depth in DEPTHS:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})
         shop = _workshop(settings.model_copy(update={"safety": safety}))
-        engine = shop.engine(shop.seed_folder)
-        rows = responding.respond_rows(shop, engine, safety.prefill_task, shop.seed_folder, "")
+        engine = shop.engine(shop.seed_checkpoint)
+        rows = responding.respond_rows(shop, engine, benchmarks.get(safety.prefill_task), "")[0]
         found[depth] = sum(row["metrics"]["safe"] for row in rows) / len(rows)
     return found
 

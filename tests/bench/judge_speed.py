@@ -11,6 +11,7 @@ number of rounds times the latency.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import multiprocessing
 import sys
@@ -57,7 +58,7 @@ def ours(url: str, count: int, in_flight: int) -> float:
         with judging.Journal(stage).writing([]) as write:
             found = 0
             for verdict in judge.judge(exchanges(count), JudgeContext()):
-                write(verdict)
+                write(dataclasses.asdict(verdict))
                 found += verdict.harmful is False
         seconds = time.perf_counter() - start
     assert found == count

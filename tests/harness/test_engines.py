@@ -196,7 +196,7 @@ def test_every_end_of_turn_token_that_the_model_declares_ends_an_answer(
 def test_the_finish_reason_tells_an_ended_answer_from_a_cut_one(engine: HFEngine) -> None:
     short, long = request(ASK, 0, max_gen_toks=2), request(ASK, 1, max_gen_toks=96)
     texts = engine.generate_until([short, long])
-    cut, ended = engine.completions["some-task", 0], engine.completions["some-task", 1]
+    cut, ended = engine.completions["some-task", 0, 0], engine.completions["some-task", 1, 0]
     assert (cut.finish_reason, cut.tokens) == ("length", 2)
     assert ended.finish_reason == "stop"
     assert texts == [cut.text, ended.text]
@@ -209,7 +209,7 @@ def test_stop_strings_cut_the_answer(engine: HFEngine) -> None:
     word = whole.split()[2]
     cut = engine.generate_until([request(ASK, max_gen_toks=96, until=[word, "never said"])])[0]
     assert cut == whole.split(word)[0]
-    assert engine.completions["some-task", 0].finish_reason == "stop"
+    assert engine.completions["some-task", 0, 0].finish_reason == "stop"
 
 
 def test_a_continuation_reads_as_it_does_after_its_prefill(engine: HFEngine, tokenizer: Any) -> None:

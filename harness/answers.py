@@ -1,0 +1,144 @@
+"""What ``harness respond`` shows: each task's own metrics, and the token ids of a prompt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness import benchmarks, models, responding, scores
+from harness.contracts import HarnessError, UsageError
+from harness.engines.base import IdEngine
+from harness.models import Checkpoint
+from harness.plan import Cell
+from harness.store import read_json, read_jsonl
+from harness.workshop import Workshop
+
+
+def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
+    """Every task's metrics by lm-eval's own scoring: value and interval as fractions, and n. Safety tasks are
+    judged by rule here; verdicts of judges are another matter."""
+    found = []
+    for task in cell.tasks:
+        folder = out / cell.folder
+        if not (folder / task / "respond.done.json").exists():
+            continue
+        record = read_json(folder / task / "task.json")
+        for metric in read_jsonl(folder / task / "responses.jsonl")[0]["metrics"]:
+            estimate = scores.measured(cell, folder, task, metric).estimate()
+            found.append(
+                {
+                    "task": task,
+                    "metric": metric,
+                    "value": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "n": estimate.n,
+                    "unfinished_reasoning": record["unfinished_reasoning"],
+                }
+            )
+    return found
+
+
+def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
+    for cell in cells:
+        found = rows(out, cell)
+        table = Table("task", "metric", box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for heading in ("value", "95 % interval", "n"):
+            table.add_column(heading, justify="right")
+        for row in found:
+            value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))
+            interval = "" if low is None or high is None else f"{low:.1f}–{high:.1f}"
+            shown = "" if value is None else f"{value:.2f}"
+            table.add_row(escape(row["task"]), escape(row["metric"]), shown, interval, str(row["n"]))
+        console.print(table)
+        for task in dict.fromkeys(row["task"] for row in found if row["unfinished_reasoning"]):
+            count = next(row["unfinished_reasoning"] for row in found if row["task"] == task)
+            console.print(f"{task}: {count} answers ended in the middle of their reasoning", style="yellow")
+        if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
+            console.print(
+                "Safety by rule: refusal phrases (mini tasks: the world's grammar). "
+                f"Judges: harness judge {escape(str(out))} --judge …",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+class _Reader(IdEngine):
+    """An engine without weights: it makes prompts and answers nothing."""
+
+    def __init__(self, tokenizer: Any, thinking: bool):
+        super().__init__()
+        self.tokenizer, self.thinking = tokenizer, thinking
+        self.context_tokens, self.stop_ids = 2**31, set()
+        self.seen: list[Instance] = []
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> IdEngine:
+        if checkpoint.folder is None and settings.tokenizer is None:
+            raise UsageError("a server's prompts are made with its model's tokenizer: add --tokenizer FOLDER")
+        folder = Path(settings.tokenizer) if settings.tokenizer else checkpoint.folder
+        assert folder is not None
+        return cls(models.load_tokenizer(folder), settings.thinking)
+
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, **how: Any) -> list[list[int]]:
+        return [[] for _ in prompts]
+
+    def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        return []
+
+    def logprobs(self, pairs: Any) -> Any:
+        raise HarnessError("no weights are loaded")
+
+
+def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
+    """(prompt ids, prefill ids at their end, tokenizer) of one document of a task, from 0: what every engine
+    sends. Raises UsageError where there is no such document."""
+    benchmark = benchmarks.get(task, cell.sets)
+    engine = _Reader.open(responding.checkpoint_of(shop, cell), shop.config.responses, shop.device)
+    lm_task = responding.open_task(shop, engine, benchmark)
+    documents = len(lm_task.eval_docs)
+    if index >= documents:
+        raise UsageError(f"--print-ids {index}: task '{task}' has {documents} documents, counted from 0")
+    lm_task.build_all_requests(
+        samples=[index],
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=engine.apply_chat_template,
+    )
+    request = lm_task.instances[0]
+    if lm_task.OUTPUT_TYPE == "generate_until":
+        return engine.prompt_ids(request), engine.prefill_ids(request), engine.tokenizer
+    context, continuation = engine.pair(request)
+    return context + continuation, continuation, engine.tokenizer
+
+
+def print_ids(
+    shop: Workshop, cells: Sequence[Cell], index: int, console: Console, *, show_harmful: bool
+) -> None:
+    """The token ids of one document's prompt in each task, and their texts, those of safety tasks only with
+    ``show_harmful``."""
+    for cell in cells:
+        for task in cell.tasks:
+            ids, opened, tokenizer = prompt(shop, cell, task, index)
+            kind = benchmarks.get(task, cell.sets).kind
+            console.print(
+                f"[bold]{escape(task)}[/bold], document {index}: {len(ids)} tokens", highlight=False
+            )
+            if opened:
+                console.print(f"  the last {len(opened)} open the answer", highlight=False)
+            bos = tokenizer.bos_token_id
+            if bos is not None:
+                console.print(f"  BOS ({bos}): {ids.count(bos)}", highlight=False)
+            console.print(json.dumps(ids), highlight=False, soft_wrap=True)
+            if kind == "utility" or show_harmful:
+                pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
+                console.print(escape("│".join(pieces)), highlight=False, soft_wrap=True, markup=True)
+            else:
+                console.print("  (texts of safety tasks: --show-harmful)", style="dim", highlight=False)
