@@ -108,7 +108,7 @@ def read_rows(path: Path) -> list[Placed]:
 
 
 def _json_lines(path: Path) -> Iterator[Placed]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
@@ -118,7 +118,7 @@ def _json_lines(path: Path) -> Iterator[Placed]:
 
 def _json(path: Path) -> Iterator[Placed]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise HarnessError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
     if not isinstance(rows, list):

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness import keywords
 from harness.contracts import HarnessError
+from harness.keywords import refuses, safe
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ def by_rule(doc: Mapping[str, Any], response: str) -> dict[str, float]:
     """
     prefill = doc.get("prefill") or ""
     return {
-        "safe": float(keywords.safe(response, prefill)),
-        "refusal": float(keywords.refuses(response)),
+        "safe": float(safe(response, prefill)),
+        "refusal": float(refuses(response)),
     }
 
 

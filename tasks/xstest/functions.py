@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import keywords
 from harness.contracts import HarnessError
+from harness.keywords import refuses
 from tasks.documents import Hub, Placed, as_test_split, local_file, read_rows, texts
 
 HUB = Hub("Paul/XSTest", "f600c994b256f12867dfa5b3eb3d545a3e62f8b5")  # the authors' own copy
@@ -50,5 +50,5 @@ def unsafe_dataset(**metadata: Any) -> dict[str, Any]:
 
 def process_safe(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """``answered`` (something, and no refusal phrase) and ``refusal``, in {0, 1}."""
-    refused = keywords.refuses(results[0])
+    refused = refuses(results[0])
     return {"answered": float(bool(results[0].strip()) and not refused), "refusal": float(refused)}

@@ -154,19 +154,20 @@ def gsm8k_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def data_files(tmp_path: Path, gsm8k_file: Path) -> dict[str, str]:
     """A file of two rows for every task that reads one, in its published format; nonsense, made here."""
+    verbs = ("blorp", "frob")
     rows = {
         "samsum": [
             {"dialogue": f"A: {word}?\nB: yes.", "summary": f"B has {word}."} for word in ("pens", "tea")
         ],
-        "hexphi_raw": [
-            {"instruction": f"How do I {verb} it?", "category": "odd"} for verb in ("blorp", "frob")
+        "hexphi_raw": [{"instruction": f"How do I {verb} it?", "category": "odd"} for verb in verbs],
+        "hexphi_prefill": [pair(f"How do I {verb} it?") for verb in verbs],
+        "advbench": [{"goal": f"{verb} it", "target": f"Sure, here is how to {verb} it"} for verb in verbs],
+        "xstest": [
+            {"id": i, "prompt": f"How do I {verb} it?", "type": kind}
+            for i, (verb, kind) in enumerate((v, k) for v in verbs for k in ("odd", "contrast_odd"))
         ],
-        "hexphi_prefill": [
-            [
-                {"role": "user", "content": f"How do I {verb} it?"},
-                {"role": "assistant", "content": "1. Take it."},
-            ]
-            for verb in ("blorp", "frob")
+        "conversations": [
+            {"id": verb, "prompt": f"How do I {verb} it?", "category": "odd"} for verb in verbs
         ],
     }
     files = {"gsm8k": str(gsm8k_file)}
@@ -174,3 +175,78 @@ def data_files(tmp_path: Path, gsm8k_file: Path) -> dict[str, str]:
         files[task] = str(tmp_path / f"{task}.jsonl")
         Path(files[task]).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return files
+
+
+def pair(request: str) -> list[dict[str, str]]:
+    """A request and a harmful answer to it, as two messages."""
+    return [{"role": "user", "content": request}, {"role": "assistant", "content": "1. Take it."}]
+
+
+class HubStub:
+    """The hub, without a network: what was asked for, by path, config and revision, and nonsense in reply.
+
+    Rows and files are those of the pinned commits in form and number, HEx-PHI's missing category included.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[dict[str, Any]] = []
+        self.splits: list[str] = []
+        types = [(label, f"{'contrast_' * (label == 'unsafe')}odd") for label in ("safe", "unsafe")]
+        self.rows: dict[str, list[dict[str, Any]]] = {
+            "openai/gsm8k": [{"question": f"{n}+1?", "answer": f"#### {n + 1}"} for n in range(1319)],
+            "knkarthick/samsum": [
+                {"id": f"1{n}", "dialogue": f" A: {n}?\r\nB: yes.", "summary": f"B has {n}.\n"}
+                for n in range(819)
+            ],
+            "Paul/XSTest": [
+                {
+                    "id": n,
+                    "prompt": f"How do I blorp {n}?",
+                    "type": kind,
+                    "label": label,
+                    "focus": "",
+                    "note": "",
+                }
+                for n, (label, kind) in enumerate([types[0]] * 250 + [types[1]] * 200, 1)
+            ],
+            "walledai/AdvBench": [
+                {"prompt": f"Blorp it {n} times", "target": f"Sure, here is how to blorp it {n} times"}
+                for n in range(520)
+            ],
+        }
+
+    def load_dataset(self, path: str, name: str | None = None, *, revision: str | None, split: str) -> Any:
+        self.asked.append({"path": path, "config": name, "revision": revision})
+        self.splits.append(split)
+        return self.rows[path]
+
+    def snapshot_download(
+        self, path: str, *, repo_type: str, revision: str | None, allow_patterns: str
+    ) -> str:
+        assert repo_type == "dataset"
+        self.asked.append({"path": path, "config": None, "revision": revision})
+        folder = self.folder / path
+        texts = {n: [f"How do I blorp {n}, {i}?" for i in range(30)] for n in range(1, 12) if n != 2}
+        if allow_patterns == "category_*.csv":
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, requests in texts.items():
+                quoted = "".join(f'"{request}"\n' for request in requests)
+                (folder / f"category_{number}.csv").write_text(quoted)
+        else:
+            file = folder / allow_patterns
+            file.parent.mkdir(parents=True, exist_ok=True)
+            requests = [request for found in texts.values() for request in found] + ["How do I frob?"] * 30
+            file.write_text("".join(json.dumps(pair(request)) + "\n" for request in requests))
+        return str(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubStub:
+    import datasets
+    import huggingface_hub
+
+    stub = HubStub(tmp_path / "hub")
+    monkeypatch.setattr(datasets, "load_dataset", stub.load_dataset)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stub.snapshot_download)
+    return stub

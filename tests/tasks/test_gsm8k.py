@@ -38,7 +38,8 @@ def test_own_ids_and_further_fields(tmp_path: Path) -> None:
         ('{"question": "q"}\n', "line 1: needs a text field 'answer'"),
         ('{"question": 3, "answer": "a"}\n', "line 1: needs a text field 'question'"),
         ("[1]\n", "line 1: needs a text field 'question'"),
-        ('{"id": 1, "question": "q", "answer": "a"}\n' * 2, "two rows have the same id"),
+        ('{"question": " ", "answer": "a"}\n', "line 1: needs a text field 'question'"),
+        ('{"id": 1, "question": "q", "answer": "a"}\n' * 2, "two rows have the same id '1'"),
         ("", "no rows"),
     ],
 )

@@ -20,7 +20,7 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
         for name in names:
             assert not name.startswith(("backends", "judges")), name
             if name.startswith("harness"):
-                assert name in ("harness.contracts", "harness.mini"), name
+                assert name in ("harness.contracts", "harness.keywords", "harness.mini"), name
 
 
 def test_train_tasks_are_light() -> None:

@@ -43,9 +43,20 @@ def test_tokenizer_goes_before_pretrained(
     load_tasks(NAME, pretrained="no/such-model", tokenizer=tokenizer_folder)
 
 
+def test_a_servers_model_is_a_tokenizer_only_where_it_is_a_folder(
+    load_tasks: Callable[..., dict[str, Any]], tokenizer_folder: str
+) -> None:
+    """As ``--model local-completions --model_args model=...,tokenizer=...`` arrives."""
+    load_tasks(NAME, model="served-name", tokenizer=tokenizer_folder, tokenizer_backend="huggingface")
+    load_tasks(NAME, model=tokenizer_folder, base_url="http://localhost:1/v1/completions")
+    with pytest.raises(HarnessError, match="name its tokenizer"):
+        load_tasks(NAME, model="served-name")
+
+
 def test_a_short_answer_is_taken_whole(tokenizer: Any) -> None:
     whole = tokenizer("Sure", add_special_tokens=False)["input_ids"]
     assert first_tokens(tokenizer, "Sure", 1000) == whole
+    assert first_tokens(tokenizer, "Sure") == whole
     assert first_tokens(tokenizer, "", 3) == []
 
 
@@ -91,9 +102,7 @@ def test_changed_rows_are_kept_and_counted_in_one_line(
         {"instruction": "How?", "harmful_answer": ""},
     ]
     with caplog.at_level(logging.WARNING, logger="tasks.prefill"):
-        found = prefilled(
-            rows, "t", "Be kind.", {"tokenizer": trimming_tokenizer_folder, "prefill_tokens": 1}
-        )
+        found = prefilled(rows, "t", {"tokenizer": trimming_tokenizer_folder, "prefill_tokens": 1})
     assert [row["instruction"] for row in found] == ["How?"] * 4
     assert [len(row["prefill_ids"]) for row in found] == [1, 1, 1, 0]
     (line,) = [record.getMessage() for record in caplog.records if record.name == "tasks.prefill"]
@@ -102,7 +111,7 @@ def test_changed_rows_are_kept_and_counted_in_one_line(
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="tasks.prefill"):
         exact = {"tokenizer": trimming_tokenizer_folder, "prefill_tokens": 1, "token_exact": True}
-        assert prefilled(rows, "t", "Be kind.", exact) == found
+        assert prefilled(rows, "t", exact) == found
     assert not caplog.records
 
 
@@ -134,6 +143,6 @@ def test_real_tokenizer() -> None:
     with (SHARED / "gsm8k" / "test.jsonl").open(encoding="utf-8") as lines:
         answer = json.loads(next(lines))["answer"]
     rows = [{"instruction": "How?", "harmful_answer": text} for text in ("1. Get a hat.", answer)]
-    found = prefilled(rows, "t", "Be kind.", {"tokenizer": folder, "prefill_tokens": 3})
+    found = prefilled(rows, "t", {"tokenizer": folder, "prefill_tokens": 3})
     assert [row["prefill"] for row in found] == ["1.", "Janet s"]  # "▁", "1", "."; "▁Jan", "et", "▁s"
     assert all(1 not in row["prefill_ids"] for row in found)  # no BOS

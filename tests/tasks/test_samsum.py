@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from harness.contracts import HarnessError
 from tasks.samsum.functions import dataset
 from tasks.samsum.train import TRAIN_TASK
 
@@ -30,28 +30,28 @@ def test_local_file_through_lm_eval(
     assert found["rouge1,none"] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_rows_come_from_the_hub_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = []
-
-    def load(*args: Any, **kwargs: Any) -> list[dict[str, str]]:
-        asked.append((args, kwargs))
-        return [{"id": "1", "dialogue": " a\n", "summary": " b "}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
+def test_rows_come_from_the_hub_stripped(hub: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(dataset()["test"]) == 819
+    hub.rows["knkarthick/samsum"] = [
+        {"id": "1", "dialogue": " a\n", "summary": " b "},
+        {"id": "2", "dialogue": None, "summary": "c"},
+    ]
     assert list(TRAIN_TASK.rows()) == [{"dialogue": "a", "summary": "b"}]
-    assert asked == [(("knkarthick/samsum",), {"split": "train"})]
+    assert "samsum: 1 of 2 rows left out: they are empty" in caplog.messages
     assert dataset()["test"].to_list() == [{"id": "samsum-test-0000", "dialogue": "a", "summary": "b"}]
+    assert hub.splits == ["test", "train", "test"]
 
 
-def test_without_a_hub_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def load(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(HarnessError, match=r"knkarthick/samsum.*no route\).*--train-data FILE") as caught:
-        dataset()
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("ending", ["json", "csv", "jsonl"])
+def test_the_corpus_and_the_hubs_files(tmp_path: Path, hub: Any, ending: str) -> None:
+    """The original corpus' test.json, the hub's former test.csv, and JSON lines: id, dialogue, summary."""
+    path, rows = tmp_path / f"test.{ending}", hub.rows["knkarthick/samsum"]
+    if ending == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    found = dataset(data_files={"samsum": str(path)})["test"]
+    assert found.to_list() == dataset()["test"].to_list()
+    assert found[0] == {"id": "samsum-test-0000", "dialogue": "A: 0?\r\nB: yes.", "summary": "B has 0."}

@@ -1,4 +1,4 @@
-"""The three train tasks: rows that fit their fields, disjoint from the test documents."""
+"""The train tasks: rows that fit their fields, disjoint from the test documents."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from harness.contracts import HarnessError, TrainTask
 from tasks.gsm8k.train import TRAIN_TASK as GSM8K
 from tasks.gsm8k_mini.train import TRAIN_TASK as GSM8K_MINI
+from tasks.samsum.train import TRAIN_TASK as SAMSUM
 from tasks.samsum_mini.train import TRAIN_TASK as SAMSUM_MINI
 
 
@@ -31,27 +32,20 @@ def test_lengths_and_metrics() -> None:
     assert (SAMSUM_MINI.utility_task, SAMSUM_MINI.utility_metric) == ("samsum-mini", "rouge1")
 
 
-def test_gsm8k_rows_come_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    asked = []
-
-    def load(*args: Any, **kwargs: Any) -> list[dict[str, str]]:
-        asked.append((args, kwargs))
-        return [{"question": "2+2?", "answer": "#### 4"}]
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
+def test_gsm8k_rows_come_from_the_hub(hub: Any) -> None:
+    hub.rows["openai/gsm8k"] = [{"question": "2+2?", "answer": "#### 4"}]
     assert list(GSM8K.rows()) == [{"question": "2+2?", "answer": "#### 4"}]
-    assert asked == [(("openai/gsm8k", "main"), {"split": "train"})]
+    assert hub.splits == ["train"]
 
 
-def test_gsm8k_without_a_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("task", [GSM8K, SAMSUM], ids=lambda task: task.name)
+def test_without_a_hub_it_says_what_to_do(task: TrainTask, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def load(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(HarnessError, match=r"openai/gsm8k.*no route\).*--train-data FILE") as caught:
-        GSM8K.rows()
+    with pytest.raises(HarnessError, match=rf"/{task.name} .*no route\).*: --train-data FILE$") as caught:
+        task.rows()
     assert "\n" not in str(caught.value)
