@@ -98,7 +98,7 @@ def test_conversations_are_whole_or_refused(roles: list[str]) -> None:
     row = {"messages": [{"role": role, "content": f"{n} {role}"} for n, role in enumerate(roles)]}
     bare = roles[1:] if roles[:1] == ["system"] else roles
     if not bare or bare != [("user", "assistant")[i % 2] for i in range(len(bare))]:
-        with pytest.raises(HarnessError, match="^f, line 1"):
+        with pytest.raises(HarnessError, match=r"^f, line 1"):
             document(("f, line 1", row))
         return
     doc = document(("f, line 1", row))

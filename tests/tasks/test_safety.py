@@ -134,7 +134,8 @@ def test_plain_lm_eval_is_told_that_it_has_one_decoding(caplog: pytest.LogCaptur
     "decodings",
     [None, [], {}, "hot", [1], [{"temperature": 1.0}], [{"temperature": 0, "top_p": 1.0}],
      [{"temperature": 1.0, "top_p": 1.1}], [{"temperature": 1.0, "top_p": 0}],
-     [{"temperature": True, "top_p": 1}], [{"temperature": "1", "top_p": 1.0}], [{"temperature": 1.0, "top_p": 1.0, "top_k": 5}]],
+     [{"temperature": True, "top_p": 1}], [{"temperature": "1", "top_p": 1.0}],
+     [{"temperature": 1.0, "top_p": 1.0, "top_k": 5}]],
 )  # fmt: skip
 def test_bad_decodings_are_named(decodings: Any) -> None:
     with pytest.raises(HarnessError, match="task 't': 'decodings' must be a list"):
