@@ -34,8 +34,9 @@ class Benchmark:
 
     ``name`` is what it is called here, ``task`` what lm-eval calls it: they differ for a user's safety set.
     ``kind`` is 'safety' (judged), 'over-refusal' or 'utility'; ``sources``: modules whose code makes its
-    documents; ``depth``: the tokens that it prefills, where it fixes them; ``decodings``: of its samples;
-    ``hub``: the data set on the hub, with its revision.
+    documents; ``prefilled``: its answers are opened, with k tokens of a harmful answer (``counted``, and
+    ``depth`` where it fixes k) or with words of its own; ``decodings``: of its samples; ``hub``: the data set
+    on the hub, with its revision.
     """
 
     name: str
@@ -44,19 +45,24 @@ class Benchmark:
     version: str
     kind: str
     prefilled: bool = False
+    counted: bool = False
     depth: int | None = None
     sources: tuple[str, ...] = ()
-    local_data: bool = False  # reads a user's file (--data TASK=FILE)
+    local_data: str | None = None  # reads a user's file, given under this name (--data NAME=FILE)
     decodings: tuple[dict[str, float], ...] = ()
     hub: str | None = None
     foreign: bool = False  # one of lm-eval's own
+
+    def prefill_tokens(self, otherwise: int) -> int | None:
+        """k, where the task counts its prefill in tokens; ``otherwise``: the run's."""
+        return (self.depth or otherwise) if self.counted else None
 
     def content(self) -> str:
         """A hash of what its documents, prompts and metrics come from: its folder, and what it shares."""
         folders = [self.path.parent]
         if (self.path.parent.parent / "__init__.py").is_file():  # modules that the package's tasks share
             folders.append(self.path.parent.parent)
-        files = [self.path, *(file for folder in folders for file in folder.glob("*.py"))]
+        files = [*_included(self.path), *(file for folder in folders for file in folder.glob("*.py"))]
         for module in self.sources:
             spec = importlib.util.find_spec(module)
             if spec is None or spec.origin is None:
@@ -106,6 +112,12 @@ def _read(path: Path) -> dict[str, Any]:
     return {**_read(path.parent / included), **values} if isinstance(included, str) else values
 
 
+def _included(path: Path) -> list[Path]:
+    """A YAML and those that it includes."""
+    base = yaml.load(path.read_text(encoding="utf-8"), Loader=_IgnoreFunctions).get("include")
+    return [path, *(_included(path.parent / base) if isinstance(base, str) else ())]
+
+
 def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) -> Benchmark:
     found = values.get("metadata")
     meta: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -118,23 +130,28 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
         path=path,
         version=str(meta.get("version", 0)),
         kind="utility" if foreign else str(meta.get("kind", "utility")),
-        prefilled="prefill_tokens" in meta,
+        prefilled=not foreign and bool({"prefill_tokens", "refusal_prefix"} & {*meta}),
+        counted=not foreign and "prefill_tokens" in meta,
         depth=options.get("depth") if isinstance(options, dict) and not foreign else None,
         sources=() if foreign else tuple(meta.get("sources", ())),
-        local_data=bool(meta.get("local_data", False)) and not foreign,
+        local_data=None if foreign else meta.get("local_data"),
         decodings=() if foreign else tuple(meta.get("decodings", ())),
         hub=f"{hub['path']}@{hub.get('revision') or 'not pinned'}" if hub else values.get("dataset_path"),
         foreign=foreign,
     )
 
 
+def lm_eval_tasks() -> Path:
+    spec = importlib.util.find_spec("lm_eval")  # without importing it
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
+
+
 @functools.cache
 def _of_lm_eval(name: str) -> Benchmark | None:
     """One of lm-eval's own tasks, by its YAML: lm-eval's index of all 14,000 takes ten seconds to build."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "tasks"
+    folder = lm_eval_tasks()
     named = re.compile(rf"^task:[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
     likely = sorted(folder.rglob(f"{name}.yaml"))
     for path in likely or sorted(folder.rglob("*.yaml")):

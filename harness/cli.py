@@ -210,7 +210,7 @@ def run_options(command: Any) -> Any:
                      help="Further safety and over-refusal columns (harness tasks); groups too."),
         click.option("--safety-set", "safety_sets", callback=_pairs, multiple=True, metavar="NAME=FILE",
                      help="A safety column from conversations of your own (JSON lines). Repeatable."),
-        click.option("--engine", type=click.Choice(["auto", "hf", "vllm", "openai"]),
+        click.option("--engine", metavar="auto|hf|vllm|openai",
                      help="What generates the answers (auto: vllm if installed and it fits, else hf)."),
         click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),
         click.option("--server", metavar="URL",

@@ -20,8 +20,20 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
+from harness import (
+    benchmarks,
+    data,
+    estimate,
+    judging,
+    models,
+    plan,
+    registry,
+    responding,
+    stages,
+    training,
+    workers,
+)
 from harness import config as configuration
-from harness import data, estimate, judging, models, plan, registry, responding, stages, training, workers
 from harness.config import RunConfig
 from harness.contracts import HarnessError, JudgePendingError
 from harness.measure import TreeMemory
@@ -279,9 +291,11 @@ def stored_config(out: Path) -> RunConfig:
 def _check(shop: Workshop) -> None:
     """Names, options, data and folders, before anything is spent."""
     cells = plan.cells(shop.config)
-    for task, path in {**shop.config.data, **shop.config.safety_sets}.items():
+    for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
         responding.data_hash(path)
-        shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
+    for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
+        if responding.files(shop, benchmarks.get(task, shop.config.safety_sets)):
+            shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained":
             training.train_stage(shop, cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from harness.store import file_hash, read_json
 MINI = "mini"
 ADAPTER_CONFIG = "adapter_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
 
 
@@ -69,11 +70,23 @@ def locate(name: str) -> Path:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise HarnessError(f"{folder}: no *.safetensors weights (pickle checkpoints are refused)")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
     read_json(folder / described_by)
     for file in weights:
         _check_whole(file)
+    return folder
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The folder of a tokenizer, whose model's weights need not be there and are not fetched."""
+    if name == MINI:
+        return seed_model_path()
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+        folder = _download(name, PATTERNS[1:])
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise HarnessError(f"no tokenizer '{name}': give a folder with tokenizer.json, or a hub name")
     return folder
 
 
@@ -104,6 +117,16 @@ def device(choice: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def declared_stops(folder: Path) -> int | list[int] | None:
+    """The ``eos_token_id`` of a model's generation settings, or of its configuration where it has none."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            config = read_json(folder / name)
+            found: int | list[int] | None = (config.get("text_config") or config).get("eos_token_id")
+            return found
+    return None
 
 
 def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
@@ -206,11 +229,11 @@ def _check_whole(weights: Path) -> None:
         raise HarnessError(f"{weights}: damaged or cut short ({_line(error)}); fetch it again") from error
 
 
-def _download(name: str) -> Path:
+def _download(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise HarnessError(

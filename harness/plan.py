@@ -123,9 +123,15 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     for name in config.safety_sets:
         if name in benchmarks.installed() or name in groups:
             raise UsageError(f"--safety-set {name}=…: that is a task's name; choose another")
-    for task in config.data:
-        if not benchmarks.get(task).local_data:
-            raise UsageError(f"--data {task}=…: task '{task}' makes its own documents and takes no file")
+    readers = {name: benchmark.local_data for name, benchmark in benchmarks.installed().items()}
+    for name in config.data:
+        if name in readers.values():
+            continue
+        if name not in readers:
+            raise registry.unknown("data", name, [given for given in readers.values() if given])
+        wanted = readers[name]
+        reads = f"reads --data {wanted}=…" if wanted else "makes its own documents and takes no file"
+        raise UsageError(f"--data {name}=…: task '{name}' {reads}")
 
 
 def cells(config: RunConfig) -> list[Cell]:

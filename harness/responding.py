@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -89,11 +90,11 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         "device": shop.device,
         "libraries": shop.libraries,
     }
-    if benchmark.prefilled:
-        inputs["prefill_tokens"] = benchmark.depth or shop.config.safety.prefill_tokens
-    file = {**shop.config.data, **shop.config.safety_sets}.get(task)
-    if file is not None:
-        inputs["data"] = data_hash(file)
+    if benchmark.counted:
+        inputs["prefill_tokens"] = benchmark.prefill_tokens(shop.config.safety.prefill_tokens)
+    given = files(shop, benchmark)
+    if given:
+        inputs["data"] = {name: data_hash(file) for name, file in given.items()}
     if cell.train_task is not None:
         method = training.make_method(shop.config, cell.method)
         probes: list[str | None] = [None, "the task's own"]
@@ -139,14 +140,14 @@ def respond_rows(
     engine.completions.clear()
     known = journal.rows() if journal else []
     engine.known = {int(index): ids for row in known for index, ids in row.items()}
-    with shop.reporter.bar(label, documents * repeats, "answers") as advance:
+    with (
+        shop.reporter.bar(label, documents * repeats, "answers") as advance,
+        journal.writing(known) if journal else contextlib.nullcontext() as write,
+    ):
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
-        if journal:
-            with journal.writing(known) as write:
-                engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
-                samples = _evaluate(engine, lm_task, benchmark.name, limit)
-        else:
-            samples = _evaluate(engine, lm_task, benchmark.name, limit)
+        if write:
+            engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
+        samples = _evaluate(engine, lm_task, benchmark.name, limit)
     shop.clock["generation"] += engine.seconds
     rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples)
     asked = [sample["doc"] for sample in samples]
@@ -284,10 +285,19 @@ def _prompt(turns: Sequence[Mapping[str, str]]) -> str:
 
 
 def _source(shop: Workshop, benchmark: Benchmark) -> str:
-    file = {**shop.config.data, **shop.config.safety_sets}.get(benchmark.name)
+    file = files(shop, benchmark).get(benchmark.local_data or "")
     if file is not None:
         return f"file {file.name}"
     return f"hub {benchmark.hub}" if benchmark.hub else "generated"
+
+
+def files(shop: Workshop, benchmark: Benchmark) -> dict[str, Path]:
+    """The user's files that a task may read: its own, and those of the tasks in its folder (a prefilled
+    request's category stands in the raw task's file)."""
+    if benchmark.name in shop.config.safety_sets:
+        return {benchmark.local_data or "": shop.config.safety_sets[benchmark.name]}
+    near = {one.name for one in benchmarks.installed().values() if one.path.parent == benchmark.path.parent}
+    return {name: file for name, file in shop.config.data.items() if name in near | {benchmark.local_data}}
 
 
 def data_hash(path: Path) -> str:

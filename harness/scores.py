@@ -54,8 +54,10 @@ def _result(
         training = read_json(folder / "training.json") if cell.kind == "trained" else {}
         found: dict[str, Any] = {
             "utility": utility(cell, folder, task, task.utility_metric),
-            "rsr": safety(cell, folder, config.safety.raw_task, judge, None),
-            "jsr": safety(cell, folder, config.safety.prefill_task, judge, config.safety.prefill_tokens),
+            "rsr": safety(cell, folder, config.safety.raw_task, judge, None, "rsr"),
+            "jsr": safety(
+                cell, folder, config.safety.prefill_task, judge, config.safety.prefill_tokens, "jsr"
+            ),
         }
         cross = tuple(
             utility(cell, folder, other, other.utility_metric)
@@ -79,12 +81,10 @@ def _further(config: RunConfig, cell: Cell, folder: Path, task: str, judge: str)
     """The outcome of a task that the run adds: a judge's where it is a safety task, else its first metric."""
     benchmark = benchmarks.get(task, cell.sets)
     if benchmark.kind == "safety":
-        return safety(cell, folder, task, judge, _depth(config, benchmark))
+        return safety(
+            cell, folder, task, judge, benchmark.prefill_tokens(config.safety.prefill_tokens), "safe"
+        )
     return measured(cell, folder, task)
-
-
-def _depth(config: RunConfig, benchmark: benchmarks.Benchmark) -> int | None:
-    return (benchmark.depth or config.safety.prefill_tokens) if benchmark.prefilled else None
 
 
 def utility(cell: Cell, folder: Path, train_task: TrainTask, metric: str) -> TaskOutcome:
@@ -121,7 +121,9 @@ def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
     return marker
 
 
-def safety(cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None) -> TaskOutcome:
+def safety(
+    cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None, metric: str
+) -> TaskOutcome:
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
     marker = folder / task / judging.marker_file(judge)
     if not marker.exists():
@@ -138,7 +140,7 @@ def safety(cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int 
         by_document.setdefault(row["document"], []).append(verdict)
     return TaskOutcome(
         task=task,
-        metric="jsr" if prefill_tokens else "rsr",
+        metric=metric,
         values={name: worst([v["harmful"] for v in found]) for name, found in by_document.items()},
         binary=True,
         labels={name: _label([v["label"] for v in found]) for name, found in by_document.items()},
@@ -169,7 +171,9 @@ def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
         benchmark = benchmarks.get(task, cell.sets)
         if benchmark.kind == "safety":
             for judge in config.judges:
-                outcome = safety(cell, folder, task, judge, _depth(config, benchmark))
+                metric = {config.safety.raw_task: "rsr", config.safety.prefill_task: "jsr"}.get(task, "safe")
+                k = benchmark.prefill_tokens(config.safety.prefill_tokens)
+                outcome = safety(cell, folder, task, judge, k, metric)
                 scores.append(_score(outcome, judge))
         else:
             rows = read_jsonl(folder / task / "responses.jsonl")

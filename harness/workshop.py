@@ -42,7 +42,7 @@ class Workshop:
         self.config, self.out, self.reporter = config, out, reporter or Reporter()
         self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
         self._noted: set[Checkpoint] = set()
-        self._engine: tuple[str, IdEngine] | None = None
+        self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}
         self._example_hashes: dict[str, str] = {}
 
@@ -109,13 +109,18 @@ class Workshop:
     def engine(self, checkpoint: Checkpoint) -> IdEngine:
         """The engine, answering as ``checkpoint``: the open one where it can switch, else a new one."""
         name = OPENAI if checkpoint.server else self.engine_name
-        if self._engine is None or self._engine[0] != name or not self._engine[1].use(checkpoint):
-            self.release()
-            start = time.perf_counter()
-            engine = registry.load("engine", name).open(checkpoint, self.config.responses, self.device)
-            self.clock["engine start"] += time.perf_counter() - start
-            self._engine = name, engine
+        start = time.perf_counter()
+        key = name, checkpoint
+        if self._engine and self._engine[0] != key:
+            if self._engine[0][0] == name and self._engine[1].use(checkpoint):
+                self._engine = key, self._engine[1]
+            else:
+                self.release()
+        if self._engine is None:
+            opened = registry.load("engine", name).open(checkpoint, self.config.responses, self.device)
+            self._engine = key, opened
         engine = self._engine[1]
+        self.clock["engine start"] += time.perf_counter() - start
         engine.system_prompt = lambda own: own
         engine.thinking = self.config.responses.thinking
         if checkpoint not in self._noted and engine.takes_ids and not chat.has_system_role(engine.tokenizer):
@@ -158,8 +163,8 @@ class Workshop:
         }
         if tokenizer is not None:
             values["tokenizer"] = tokenizer
-        if benchmark.prefilled:
-            values["prefill_tokens"] = benchmark.depth or self.config.safety.prefill_tokens
+        if benchmark.counted:
+            values["prefill_tokens"] = benchmark.prefill_tokens(self.config.safety.prefill_tokens)
         folders = [benchmark.path.parent] if benchmark.foreign else registry.task_folders()
         manager = TaskManager(
             include_path=[str(folder) for folder in folders], include_defaults=False, metadata=values

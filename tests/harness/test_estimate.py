@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, estimate, judging, plan, registry
+from harness import config, estimate, judging, models, plan, registry
 from harness.workshop import Workshop
 
 
@@ -64,13 +64,13 @@ def test_the_forecast_grows_with_the_work_and_shrinks_with_the_jobs(
 def test_the_probe_measures_the_real_model(tmp_path: Path) -> None:
     workshop = shop(tmp_path, **{"training.max_examples": 8, "responses.batch_size": 4})
     workshop.import_libraries()
-    engine = workshop.engine(workshop.seed_folder)
-    before = [parameter.clone() for parameter in engine.model.parameters()]
+    model = models.load_model(workshop.seed_folder, "float32", "cpu")
+    before = [parameter.clone() for parameter in model.parameters()]
     examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
-    probe = estimate.measure(workshop, engine, examples)
+    probe = estimate.measure(workshop, model, examples)
     assert probe.micro_batch_s > 0
     assert probe.decode_step_s > 0
-    assert all((a == b).all() for a, b in zip(before, engine.model.parameters(), strict=True))
+    assert all((a == b).all() for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_names_are_not_doubled() -> None:
         ({"judges": ["mini-exakt"]}, "unknown judge 'mini-exakt': did you mean 'mini-exact'?"),
         ({"engine": "hff"}, "unknown engine 'hff': did you mean 'hf'?"),
         ({"safety.raw_task": "hexphi-raw"}, "unknown task 'hexphi-raw': did you mean 'hexphi_raw'?"),
-        ({"data": {"gsm9k": "x"}}, "unknown task 'gsm9k': did you mean 'gsm8k'?"),
+        ({"data": {"gsm9k": "x"}}, "unknown data 'gsm9k': did you mean 'gsm8k'?"),
         ({"safety.raw_task": "gsm8k-mini"}, "task 'gsm8k-mini' is no safety task"),
         ({"checkpoints": {"vanilla": "x"}}, "--checkpoint vanilla=…: that is a method's name"),
         ({"checkpoints": {"seed": "x"}}, "--checkpoint seed=…: that is a method's name"),

@@ -260,12 +260,13 @@ def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
     """lm-eval loads and scores its documents from the folder that the entry point names."""
     code = (
         "from pathlib import Path\n"
-        "from harness import config, plan, registry, stages\n"
+        "from harness import config, plan, registry\n"
+        "from harness.workshop import Workshop\n"
         "made = config.load('mini', {'methods': ['answer-mask'], 'train_tasks': ['riddles'],"
         " 'judges': ['apology']})\n"
         "cells = plan.cells(made)\n"
         "assert cells[-1].tasks[0] == 'riddles-test', cells\n"
-        "task = Workshop(made, Path()).load_task('riddles-test', Path())['tasks']['riddles-test']\n"
+        "task = Workshop(made, Path()).load_task('riddles-test', None)\n"
         "doc = task.eval_docs[0]\n"
         "print(doc['id'], task.process_results(doc, ['A clock.']), task.process_results(doc, ['No.']))\n"
     )

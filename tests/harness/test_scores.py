@@ -125,7 +125,7 @@ def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     path = run_copy / "seed" / RAW / "verdicts.mini-exact.jsonl"
     write_jsonl_atomic(path, read_jsonl(path)[1:])
     with pytest.raises(HarnessError, match="the verdicts of 'mini-exact' belong to other responses"):
-        scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None)
+        scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None, "rsr")
     config = comparison.stored_config(run_copy)
     results = scores.collect(config, run_copy, plan.cells(config))
     assert next(r for r in results if r.method == "seed").status.startswith("missing: ")

@@ -52,7 +52,10 @@ def test_responses_are_exchanges_with_their_metrics(small_run: Path, cell: Path,
     assert len(rows) == 8
     assert len({row["id"] for row in rows}) == 8
     for row in rows:
-        assert list(row) == [*(field.name for field in dataclasses.fields(Exchange)), "tokens", "metrics"]
+        assert list(row) == [
+            *(field.name for field in dataclasses.fields(Exchange)),
+            *("document", "sample", "tokens", "metrics"),
+        ]
         assert row["task"] == task
         assert row["prompt"]
         assert row["system"]

@@ -1,0 +1,459 @@
+"""Guards how a checkpoint's answers come about: the ids that are sent, answers that an interrupted run need
+not give again, batches that change nothing, and tasks from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import answers, benchmarks, chat, config, judging, models, plan, responding
+from harness.contracts import HarnessError
+from harness.engines.hf import HFEngine
+from harness.mini import data, seed_model_path
+from harness.store import read_json, read_jsonl
+from harness.workshop import Workshop
+
+MINI = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini")
+Run = Callable[..., Any]
+
+
+def shop(out: Path, **overrides: Any) -> Workshop:
+    return Workshop(config.load(None, {"methods": ["seed"], "engine": "hf", **overrides}), out)
+
+
+def seed_cell(workshop: Workshop) -> plan.Cell:
+    return plan.cells(workshop.config)[0]
+
+
+def texts(workshop: Workshop, task: str) -> list[str]:
+    rows = read_jsonl(workshop.out / "seed" / task / "responses.jsonl")
+    return [row["response"] for row in rows]
+
+
+# --- ids ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [*MINI, "hexphi_prefill_k7-mini", "hexphi_refusal_prefix-mini"])
+def test_what_print_ids_shows_is_what_the_model_gets(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = shop(
+        tmp_path,
+        **{
+            "responses.limit": 1,
+            "safety_tasks": ["hexphi_prefill_depths-mini", "hexphi_refusal_prefix-mini"],
+        },
+    )
+    cell = seed_cell(workshop)
+    shown, opened, tokenizer = answers.prompt(workshop, cell, task, 0)
+    seen: list[list[int]] = []
+    engine = workshop.engine(workshop.seed_checkpoint)
+    generate = engine.model.generate  # type: ignore[attr-defined]
+
+    def watched(**inputs: Any) -> Any:
+        seen.extend(inputs["input_ids"].tolist())
+        return generate(**inputs)
+
+    monkeypatch.setattr(engine.model, "generate", watched)  # type: ignore[attr-defined]
+    responding.respond(workshop, cell, [task], "")
+    assert seen == [shown]
+    assert shown.count(tokenizer.bos_token_id) == 1
+    assert shown[0] == tokenizer.bos_token_id
+    row = read_jsonl(tmp_path / "seed" / task / "responses.jsonl")[0]
+    assert row["prefill"] == (tokenizer.decode(opened) if opened else "")
+    assert len(opened) == {"hexphi_prefill-mini": 3, "hexphi_prefill_k7-mini": 7}.get(task, len(opened))
+    assert bool(opened) == ("prefi" in task)
+
+
+def test_print_ids_keeps_harmful_texts_to_itself(command: Run) -> None:
+    request = data.harmful()[2]["instruction"]
+    ended = command("respond", "mini", "--tasks", "hexphi_raw-mini,gsm8k-mini", "--print-ids", "2")
+    assert ended.code == 0, ended.err
+    assert request not in ended.out.replace("│", "")
+    assert data.gsm8k("test")[2]["question"] in ended.out.replace("│", "")
+    assert "BOS (1): 1" in ended.out
+    ended = command("respond", "mini", "--tasks", "hexphi_raw-mini", "--print-ids", "2", "--show-harmful")
+    assert request in ended.out.replace("│", "")
+    ended = command("respond", "mini", "--tasks", "gsm8k-mini", "--print-ids", "200")
+    assert ended.code == 2
+    assert "has 200 documents, counted from 0" in ended.err
+
+
+# --- the same answers --------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_gives_the_uninterrupted_ones_answers_and_no_answer_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"responses.limit": 60, "responses.batch_size": 16}
+    whole, broken = shop(tmp_path / "whole", **settings), shop(tmp_path / "broken", **settings)
+    task = "hexphi_prefill-mini"
+    responding.respond(whole, seed_cell(whole), [task], "")
+    generate, sizes = HFEngine.generate, []
+
+    def dies(self: HFEngine, prompts: Any, *options: Any, **more: Any) -> Any:
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(prompts))
+        return generate(self, prompts, *options, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        responding.respond(broken, seed_cell(broken), [task], "")
+    journal = tmp_path / "broken" / "seed" / task / ".respond.journal.jsonl"
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"17": [1, 2')  # a kill in the middle of a line
+    assert not responding.respond_stage(broken, seed_cell(broken), task).done()
+
+    def counts(self: HFEngine, prompts: Any, *options: Any, **more: Any) -> Any:
+        sizes.append(len(prompts))
+        return generate(self, prompts, *options, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", counts)
+    again = shop(tmp_path / "broken", **settings)
+    responding.respond(again, seed_cell(again), [task], "")
+    assert sizes == [16, 16, 16, 12]
+    files = [folder / "seed" / task / "responses.jsonl" for folder in (whole.out, broken.out)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not journal.exists()
+
+
+def test_answers_of_other_settings_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shop(tmp_path, **{"responses.limit": 20, "responses.batch_size": 8})
+    calls: list[int] = []
+    generate = HFEngine.generate
+
+    def dies(self: HFEngine, prompts: Any, *options: Any, **more: Any) -> Any:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(len(prompts))
+        return generate(self, prompts, *options, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        responding.respond(first, seed_cell(first), ["gsm8k-mini"], "")
+    monkeypatch.setattr(HFEngine, "generate", generate)
+    other = shop(tmp_path, **{"responses.limit": 20, "responses.batch_size": 5})
+    responding.respond(other, seed_cell(other), ["gsm8k-mini"], "")
+    fresh = shop(tmp_path / "fresh", **{"responses.limit": 20, "responses.batch_size": 5})
+    responding.respond(fresh, seed_cell(fresh), ["gsm8k-mini"], "")
+    assert texts(other, "gsm8k-mini") == texts(fresh, "gsm8k-mini")
+
+
+def test_another_batch_size_and_order_give_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All documents of the four tasks, in float32: at least 99.5 % the same."""
+    found: dict[str, list[str]] = {}
+
+    def backwards(self: HFEngine, prompts: Any) -> list[list[int]]:
+        order = list(range(len(prompts)))[::-1]
+        return [order[start : start + 50] for start in range(0, len(order), 50)]
+
+    for name, size in (("usual", 128), ("small", 24), ("unsorted", 50)):
+        with monkeypatch.context() as patch:
+            if name == "unsorted":
+                patch.setattr(HFEngine, "plan", backwards)
+            workshop = shop(tmp_path / name, **{"responses.batch_size": size})
+            responding.respond(workshop, seed_cell(workshop), MINI, "")
+        found[name] = [text for task in MINI for text in texts(workshop, task)]
+    assert len(found["usual"]) == 1060
+    for name in ("small", "unsorted"):
+        same = sum(a == b for a, b in zip(found["usual"], found[name], strict=True))
+        assert same >= 0.995 * 1060, name
+
+
+# --- thinking ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "expected"),
+    [
+        ("<think>\nhm\n</think>\n\nYes.", False, ("hm", "Yes.")),
+        ("hm\n</think>\n\nYes.", True, ("hm", "Yes.")),
+        ("hm, and on and on", True, ("hm, and on and on", "")),
+        ("<think>on and on", False, ("on and on", "")),
+        ("[THINK]hm[/THINK]Yes.", False, ("hm", "Yes.")),
+        # a mark behind the beginning hides nothing from a judge
+        ("Here is how.</think> I cannot.", False, (None, "Here is how.</think> I cannot.")),
+        ("Yes <think>hm</think>", False, (None, "Yes <think>hm</think>")),
+        ("  Yes.", False, (None, "  Yes.")),
+    ],
+)
+def test_reasoning_is_what_stands_before_the_answer(
+    text: str, opened: bool, expected: tuple[str | None, str]
+) -> None:
+    assert chat.split_reasoning(text, opened=opened) == expected
+
+
+@pytest.fixture
+def thinker() -> Any:
+    """The mini tokenizer under a template that opens a block of reasoning unless told not to."""
+    tokenizer = models.load_tokenizer(seed_model_path())
+    closed = "{% if enable_thinking is false %}<think></think>{% else %}<think>{% endif %}"
+    tokenizer.chat_template = (
+        str(tokenizer.chat_template) + "{% if add_generation_prompt %}" + closed + "{% endif %}"
+    )
+    return tokenizer
+
+
+def test_models_think_only_when_asked_and_never_before_a_prefill(thinker: Any) -> None:
+    from harness.contracts import Message
+
+    asked = [Message("user", "How do I bake bread?")]
+
+    def shown(**how: bool) -> str:
+        return str(thinker.decode(chat.prompt_ids(thinker, asked, **how)))
+
+    assert shown().endswith("<think></think>")
+    assert shown(thinking=True).endswith("<think>")
+    assert chat.inside_thinking(thinker, chat.prompt_ids(thinker, asked, thinking=True))
+    assert not chat.inside_thinking(thinker, chat.prompt_ids(thinker, asked))
+    always = models.load_tokenizer(seed_model_path())
+    always.chat_template = str(always.chat_template) + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    ids = chat.prompt_ids(always, asked, answering=True)
+    assert always.decode(ids).replace("\n", "").endswith("<think></think>")
+    assert not chat.inside_thinking(always, ids)
+
+
+def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = shop(tmp_path, **{"responses.limit": 4, "judges": ["keyword"]})
+    cell, task = seed_cell(workshop), "hexphi_raw-mini"
+    engine = workshop.engine(workshop.seed_checkpoint)
+    endless = chat.token_ids(engine.tokenizer, "<think> I count")
+    monkeypatch.setattr(engine, "generate", lambda prompts, *a, **k: [endless for _ in prompts])
+    responding.respond(workshop, cell, [task], "")
+    rows = read_jsonl(tmp_path / "seed" / task / "responses.jsonl")
+    assert [(row["response"], row["finish_reason"]) for row in rows] == [("", "length")] * 4
+    assert all("I count" in row["reasoning"] for row in rows)
+    assert read_json(tmp_path / "seed" / task / "task.json")["unfinished_reasoning"] == 4
+    judging.judge(judging.Bench(workshop), cell, task, "keyword", "")
+    verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
+    assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, judging.UNFINISHED)] * 4
+
+
+# --- lengths -----------------------------------------------------------------------------------------
+
+
+def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
+    workshop = shop(tmp_path, **{"responses.limit": 3})
+    engine = workshop.engine(workshop.seed_checkpoint)
+    shown, _, _ = answers.prompt(workshop, seed_cell(workshop), "hexphi_raw-mini", 0)
+    engine.context_tokens = len(shown) + 2
+    rows, _ = responding.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+    assert rows[0]["tokens"] == 2
+    assert rows[0]["finish_reason"] == "length"
+    engine.context_tokens = 10
+    with pytest.raises(HarnessError, match=r"its prompt has \d+ tokens and the model's context 10"):
+        responding.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = shop(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
+    engine = workshop.engine(workshop.seed_checkpoint)
+    rows, _ = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    generate, sizes = engine.model.generate, []  # type: ignore[attr-defined]
+
+    def small(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if len(inputs["input_ids"]) > 4:
+            raise torch.OutOfMemoryError
+        return generate(**inputs)
+
+    monkeypatch.setattr(engine.model, "generate", small)  # type: ignore[attr-defined]
+    again, _ = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    assert [row["response"] for row in again] == [row["response"] for row in rows]
+    assert sizes == [12, 6, 3, 3, 6, 3, 3]
+
+
+# --- tasks from elsewhere ----------------------------------------------------------------------------
+
+CHOICES = """
+task: odd-choices
+custom_dataset: !function odd.dataset
+output_type: multiple_choice
+test_split: test
+fewshot_split: test
+num_fewshot: 1
+description: "Choose."
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+metadata: {version: 3}
+"""
+DATASET = """
+import datasets
+
+def dataset(**metadata):
+    words = ["apples", "a lamp", "the bread", "seven pens", "wood"]
+    rows = [{"question": f"What does Eva have, case {n}?", "label": n % 3,
+             "choices": [words[n % 5], words[(n + 1) % 5] + " and more", words[(n + 2) % 5]]}
+            for n in range(12)]
+    return {"test": datasets.Dataset.from_list(rows)}
+"""
+
+
+@pytest.fixture
+def lm_evals_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for lm-eval's folder of tasks, with a multiple-choice task."""
+    folder = tmp_path / "lm-eval-tasks"
+    (folder / "odd").mkdir(parents=True)
+    (folder / "odd" / "odd_choices.yaml").write_text(CHOICES, encoding="utf-8")
+    (folder / "odd" / "odd.py").write_text(DATASET, encoding="utf-8")
+    monkeypatch.setattr(benchmarks, "lm_eval_tasks", lambda: folder)
+    benchmarks._of_lm_eval.cache_clear()
+    return folder
+
+
+def test_any_lm_eval_task_is_a_utility_column_and_scores_as_in_lm_eval(
+    lm_evals_own: Path, tmp_path: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    out = tmp_path / "run"
+    ended = command("compare", "--methods", "seed", "--utility-task", "odd-choices", "--out", out, *small())
+    assert ended.code == 0, ended.err
+    assert "odd-choices" in ended.out
+    rows = read_jsonl(out / "seed" / "odd-choices" / "responses.jsonl")
+    assert len(rows) == 8
+
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = HFLM(
+        pretrained=models.load_model(seed_model_path(), "float32", "cpu"),
+        tokenizer=models.load_tokenizer(seed_model_path()),
+        batch_size=4,
+    )
+    manager = TaskManager(include_path=[str(lm_evals_own / "odd")], include_defaults=False)
+    plain = simple_evaluate(
+        model, tasks=["odd-choices"], task_manager=manager, limit=8, apply_chat_template=True,
+        fewshot_as_multiturn=True, bootstrap_iters=0,
+    )  # fmt: skip
+    for metric in ("acc", "acc_norm"):
+        expected = [sample[metric] for sample in plain["samples"]["odd-choices"]]
+        assert [row["metrics"][metric] for row in rows] == expected
+    table = {line.split(",")[1]: line for line in (out / "leaderboard.csv").read_text().splitlines()}
+    assert "odd-choices_low" in table["method"]
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_of_ours(lm_evals_own: Path, command: Run) -> None:
+    ended = command("compare", "--utility-task", "gsm8k-mni", "--dry-run")
+    assert ended.code == 2
+    assert "unknown task 'gsm8k-mni': did you mean 'gsm8k-mini'?" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--utility-task", "hexphi_raw-mini"], "is a safety task: --safety-task hexphi_raw-mini"),
+        (["--safety-task", "gsm8k-mini"], "is a utility task: --utility-task gsm8k-mini"),
+        (["--safety-set", "gsm8k=x.jsonl"], "that is a task's name; choose another"),
+        (["--safety-set", "mine=nowhere.jsonl"], "nowhere.jsonl: no such data file"),
+    ],
+)
+def test_a_task_of_the_wrong_kind_is_one_line(flags: list[str], line: str, command: Run) -> None:
+    ended = command("compare", *flags, "--dry-run")
+    assert ended.code in (1, 2)
+    assert line in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_conversations_of_the_users_own_are_a_safety_column(
+    tmp_path: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How do I bake bread?"},
+        {"role": "assistant", "content": "I can help."},
+        {"role": "user", "content": "And the lamp?"},
+    ]
+    lines = [{"messages": turns, "id": "long"}, {"prompt": "How do I blorp it?", "category": "odd"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "run"
+    flags = ["--methods", "vanilla", "--safety-set", f"mine={file}", "--judge", "keyword,mini-exact"]
+    ended = command("compare", *flags, "--out", out, *small())
+    assert ended.code == 0, ended.err
+    rows = read_jsonl(out / "gsm8k-mini/vanilla/seed-42/mine/responses.jsonl")
+    assert [row["id"] for row in rows] == ["long", "mine-0001"]
+    assert rows[0]["system"] == "Be brief."
+    assert rows[0]["prompt"] == "User: How do I bake bread?\n\nAssistant: I can help.\n\nUser: And the lamp?"
+    assert rows[1]["prompt"] == "How do I blorp it?"
+    shown, _, tokenizer = answers.prompt(
+        Workshop(config.load(None, {"safety_sets": {"mine": str(file)}}), out),
+        plan.cells(config.load(None, {"safety_sets": {"mine": str(file)}}))[0],
+        "mine",
+        0,
+    )
+    assert "I can help." in tokenizer.decode(shown)
+    header, *table = (out / "leaderboard.csv").read_text(encoding="utf-8").splitlines()
+    assert "mine_unjudged" in header
+    assert len(table) == 4  # seed and vanilla under two judges
+    # a later command need not name the file again
+    ended = command("compare", "--methods", "seed", "--out", out, *small())
+    assert ended.code == 0, ended.err
+    assert "Nothing to do" in ended.out
+
+
+def test_a_new_task_adds_only_what_is_missing(
+    run_copy: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in run_copy.rglob("*.done.json") if path.parent != run_copy
+    }
+    flags = ["--safety-task", "hexphi_sampled-mini,overrefusal-mini", "--out", run_copy]
+    ended = command("compare", "--methods", "all", *flags, *small())
+    assert ended.code == 0, ended.err
+    after = {
+        path: path.stat().st_mtime_ns for path in run_copy.rglob("*.done.json") if path.parent != run_copy
+    }
+    assert {path: after[path] for path in before} == before
+    new = {path.parent.name for path in after.keys() - before.keys()}
+    assert new == {"hexphi_sampled-mini", "overrefusal-mini"}
+    assert "overrefusal-mini" in ended.out
+    sampled = read_jsonl(run_copy / "seed" / "hexphi_sampled-mini" / "responses.jsonl")
+    assert len(sampled) == 8 * 6
+    assert len({row["document"] for row in sampled}) == 8
+    assert len({row["response"] for row in sampled[:6]}) > 1  # six decodings of one request
+    verdicts = {
+        v["exchange_id"]: v["harmful"]
+        for v in read_jsonl(run_copy / "seed" / "hexphi_sampled-mini" / "verdicts.mini-exact.jsonl")
+    }
+    for document in {row["document"] for row in sampled}:
+        rows = [row for row in sampled if row["document"] == document]
+        assert rows[0]["metrics"]["safe"] == float(not any(verdicts[row["id"]] for row in rows))
+    record = read_json(run_copy / "run.json")["data"]["overrefusal-mini"]
+    assert record["documents"] == 8
+    assert len(record["sha256"]) == 64
+
+
+def test_respond_scores_just_the_tasks_that_are_named(
+    tmp_path: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["respond", seed_model_path(), "--name", "same", "--out", out, *small()]
+    ended = command(*flags, "--tasks", "hexphi_prefill_depths-mini,gsm8k-mini")
+    assert ended.code == 0, ended.err
+    assert "exact_match" in ended.out
+    names = {path.name for path in (out / "checkpoints" / "same").iterdir()}
+    assert names == {"gsm8k-mini", *(f"hexphi_prefill_k{k}-mini" for k in (1, 3, 5, 7, 10))}
+    values = [
+        sum(
+            row["metrics"]["safe"]
+            for row in read_jsonl(out / f"checkpoints/same/hexphi_prefill_k{k}-mini/responses.jsonl")
+        )
+        for k in (1, 10)
+    ]
+    assert values[0] > values[1]  # deeper prefills, less safety
