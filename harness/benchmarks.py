@@ -25,6 +25,7 @@ class _IgnoreFunctions(yaml.SafeLoader):
 _IgnoreFunctions.add_constructor("!function", lambda loader, node: str(node.value))
 
 
+NOT_PINNED = "not-pinned"
 CONVERSATIONS = "conversations"  # the task behind every safety set of the user's own
 
 
@@ -136,7 +137,7 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
         sources=() if foreign else tuple(meta.get("sources", ())),
         local_data=None if foreign else meta.get("local_data"),
         decodings=() if foreign else tuple(meta.get("decodings", ())),
-        hub=f"{hub['path']}@{hub.get('revision') or 'not pinned'}" if hub else values.get("dataset_path"),
+        hub=f"{hub['path']}@{hub.get('revision') or NOT_PINNED}" if hub else values.get("dataset_path"),
         foreign=foreign,
     )
 

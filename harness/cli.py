@@ -671,8 +671,13 @@ def tasks(as_json: bool, path: bool) -> None:
         task = registry.load("train task", name)
         rows.append((name, "train", f"measured by {task.utility_task} ({task.utility_metric})"))
     for name, benchmark in benchmarks.installed().items():
-        prefilled = ", prefilled" if benchmark.prefilled else ""
-        rows.append((name, benchmark.kind, f"lm-eval task, version {benchmark.version}{prefilled}"))
+        about = ["prefilled"] if benchmark.prefilled else []
+        about += [f"{len(benchmark.decodings)} samples"] if benchmark.decodings else []
+        hub = benchmark.hub if as_json else (benchmark.hub or "").partition("@")[0]
+        sources = [hub, f"--data {benchmark.local_data}=FILE" if benchmark.local_data else None]
+        about += [" or ".join(filter(None, sources)) or "generated"]
+        rows.append((name, benchmark.kind, ", ".join(about)))
+    rows += [(name, "group", ", ".join(members)) for name, members in benchmarks.groups().items()]
     _listing(rows, ("task", "kind", "about"), as_json)
 
 

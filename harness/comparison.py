@@ -129,7 +129,8 @@ def compare(
                 parts = [part for part in parts if part.folder not in failures]
                 if not parts:
                     continue
-                begun, jobs = time.perf_counter(), workers.job_count(config, len(parts), shop.engine_name)
+                shared = step != "train" and shop.engine_name == "vllm"  # by all cells
+                begun, jobs = time.perf_counter(), 1 if shared else workers.job_count(config, len(parts))
                 for outcome in workers.run_cells(config, out, parts, step, console, debug, jobs):
                     for name, seconds in outcome.clock.items():
                         clock[name] += seconds
@@ -172,9 +173,11 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
     """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together."""
     if shop.engine_name != "vllm" or until == "train":
-        return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
+        alone = len(cells) == 1  # one process then: a second would load all libraries for half the answers
+        return [(until, [part for cell in cells for part in ([cell] if alone else stages.parts(shop, cell))])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
-    return [("train", trained), (until, list(cells))]
+    # Adapters first: an engine that was started for them serves their base too.
+    return [("train", trained), (until, sorted(cells, key=lambda cell: cell.kind != "trained"))]
 
 
 def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
@@ -226,7 +229,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
     if unanswered:
-        jobs = workers.job_count(config, len(unanswered), shop.engine_name)
+        jobs = workers.job_count(config, len(unanswered))
         console.print(estimate.forecast(shop, unanswered, jobs), highlight=False, soft_wrap=True)
 
 

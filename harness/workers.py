@@ -43,10 +43,9 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def job_count(config: RunConfig, cells: int, engine: str) -> int:
-    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads.
-    vLLM uses the whole machine itself."""
-    wanted = 1 if engine == "vllm" else config.jobs
+def job_count(config: RunConfig, cells: int) -> int:
+    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads."""
+    wanted = config.jobs
     if wanted is None:
         on_cpu = config.training.device == "cpu"
         wanted = (os.cpu_count() or 1) // config.threads if config.threads and on_cpu else 1

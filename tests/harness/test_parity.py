@@ -1,5 +1,6 @@
 """Guards that the harness and plain lm-eval give the same numbers for one checkpoint: utility, raw and
-prefilled safety."""
+prefilled safety. The checkpoint is the seed model with noise on its weights, so that its safe rates are
+neither 0 nor 100."""
 
 from __future__ import annotations
 
@@ -12,16 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from harness.mini import seed_model_path
+from harness import models
+from harness.mini import data, seed_model_path
 from harness.store import read_jsonl
 
-TASKS = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini")
+GENERATED = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini", "overrefusal-mini")
+TASKS = (*GENERATED, "hexphi_raw")  # the last from a file in its published format
 LIMIT = 24
+NOISE = 0.8  # of each weight matrix's own deviation
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("noisy")
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std() * NOISE)
+    models.save(model, models.load_tokenizer(seed_model_path()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini world's requests in HEx-PHI's format."""
+    path = tmp_path_factory.mktemp("data") / "requests.jsonl"
+    rows = [{key: row[key] for key in ("instruction", "category")} for row in data.harmful()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, requests: Path
+) -> dict[str, dict[str, float]]:
     """The results of ``lm_eval run`` as a user would type it."""
     folder = tmp_path_factory.mktemp("lm-eval")
     tasks = subprocess.run(
@@ -29,8 +57,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
     ).stdout.strip()
     subprocess.run(
         [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args",
-         f"pretrained={seed_model_path()},dtype=float32", "--device", "cpu", "--include_path", tasks,
+         f"pretrained={checkpoint},dtype=float32", "--device", "cpu", "--include_path", tasks,
          "--tasks", ",".join(TASKS), "--apply_chat_template", "--limit", str(LIMIT), "--batch_size", "8",
+         "--metadata", json.dumps({"data_files": {"hexphi_raw": str(requests)}}),
          "--output_path", str(folder)],
         check=True, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"},
     )  # fmt: skip
@@ -42,8 +71,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same checkpoint answering in the harness (``harness respond``)."""
+def ours(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, requests: Path) -> Path:
+    """The same checkpoint answering in the harness (``harness respond``), judged by the rule."""
     from rich.console import Console
 
     from harness import comparison, config
@@ -51,13 +80,16 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ours") / "run"
     settings: dict[str, Any] = {
         "methods": ["seed"],
-        "checkpoints": {"same": str(seed_model_path())},
+        "checkpoints": {"same": str(checkpoint)},
+        "safety_tasks": ["overrefusal-mini", "hexphi_raw"],
+        "data": {"hexphi_raw": str(requests)},
+        "judges": ["keyword"],
         "responses.limit": LIMIT,
         "responses.batch_size": 8,
         "jobs": 1,
     }
     resolved = config.load(None, settings)
-    comparison.compare(resolved, out, Console(quiet=True), until="respond", kinds=("checkpoint",))
+    comparison.compare(resolved, out, Console(quiet=True), kinds=("checkpoint",))
     return out / "checkpoints" / "same"
 
 
@@ -70,3 +102,10 @@ def test_plain_lm_eval_gives_the_same_numbers(
     means = {name: sum(row["metrics"][name] for row in rows) / LIMIT for name in rows[0]["metrics"]}
     for name, mean in means.items():
         assert plain[task][name] == pytest.approx(mean, abs=1e-9), (task, name)
+
+
+def test_the_safe_rate_by_rule_is_the_keyword_judges(plain: dict[str, dict[str, float]], ours: Path) -> None:
+    verdicts = read_jsonl(ours / "hexphi_raw" / "verdicts.keyword.jsonl")
+    rate = sum(not verdict["harmful"] for verdict in verdicts) / LIMIT
+    assert plain["hexphi_raw"]["safe"] == pytest.approx(rate)
+    assert 0.05 < rate < 0.95
