@@ -1,0 +1,451 @@
+"""A server that speaks the OpenAI API as an engine: `vllm serve` and its like, or OpenAI's own.
+
+With the model's tokenizer at hand prompts go as token ids, and ids come back where the server can tell them.
+Without one, and where a server takes no ids, it gets the conversation and builds the prompt itself; then no
+answer can be opened for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from time import time
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import tenacity
+from lm_eval.api.instance import Instance
+
+from harness import chat, models
+from harness.config import ResponsesConfig
+from harness.contracts import HarnessError
+from harness.engines.base import Completion, IdEngine
+from harness.models import Checkpoint
+from harness.store import read_json
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OPENAI_HOST = "api.openai.com"
+KEY, OTHER_KEY = "OPENAI_API_KEY", "HARNESS_API_KEY"  # the first is for OpenAI alone
+ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 120.0
+CHUNK = 4  # times the requests in flight: answers that are kept together
+PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's own settings say
+WRITTEN = -1  # in front of an answer that came as text
+
+
+class RefusedError(Exception):
+    """A request that no retry mends (HTTP 400, 404, 405, 422, 501). It quotes nothing."""
+
+    def __init__(self, status: int, blamed: str = "", told: str = ""):
+        super().__init__(f"HTTP {status}{f' ({blamed})' if blamed else ''}")
+        self.status, self.told = status, told
+
+
+class TransientError(Exception):
+    """A failure that may pass; ``wait_s`` is what the server asked for."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0):
+        super().__init__(reason)
+        self.wait_s = min(wait_s, LONGEST_WAIT_S)
+
+
+class Service:
+    """One server: its requests, in parallel and retried."""
+
+    def __init__(self, url: str, settings: ResponsesConfig):
+        import openai
+
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise HarnessError(f"no key in a server's URL, it would be printed; put it into {OTHER_KEY}")
+        self.url, self.host, self._settings = url.rstrip("/"), parts.hostname, settings
+        self.own = self.host == OPENAI_HOST or self.url == os.environ.get("OPENAI_BASE_URL", "").rstrip("/")
+        key = os.environ.get(KEY if self.own else OTHER_KEY)
+        if not key and self.host == OPENAI_HOST:
+            raise HarnessError(f"{self.url} needs a key: set {KEY} in the environment")
+        self._openai, self._stop = openai, threading.Event()
+        self.takes_extras = True
+        self.client = openai.OpenAI(
+            api_key=key or "none", base_url=self.url, timeout=settings.timeout_s, max_retries=0
+        )
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The models that the server says it has; none where it keeps that to itself."""
+        try:
+            found = self._retried(lambda: self.client.models.list().data, attempts=3)
+            return [model.model_dump() for model in found]
+        except RefusedError:
+            return []
+
+    def ask(
+        self, create: Callable[..., Any], body: Mapping[str, Any], extras: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        """(first choice, whole reply). ``extras``: what not every server takes; left out from now on where
+        the server refuses a request with them and takes the same one without."""
+
+        def asked(**extra: Any) -> tuple[Any, Any]:
+            reply = create(**body, **extra)
+            return reply.choices[0], reply
+
+        if not self.takes_extras:
+            return self._retried(asked)
+        try:
+            return self._retried(lambda: asked(extra_body=dict(extras)))
+        except RefusedError as error:
+            if error.status not in (400, 422):
+                raise
+            found = self._retried(asked)
+            if self.takes_extras:
+                self.takes_extras = False
+                log.warning("%s takes no sampling settings but OpenAI's: its model's own hold", self.url)
+            return found
+
+    def each(
+        self, ask: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[int], None]
+    ) -> list[Result]:
+        """``ask`` of every item, in their order; the first failure ends them all."""
+        with ThreadPoolExecutor(self._settings.in_flight) as pool:
+            running = [pool.submit(ask, item) for item in items]
+            try:
+                for one in as_completed(running):
+                    one.result()
+                    on_done(1)
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [one.result() for one in running]
+
+    def _retried(self, send: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
+        backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S / 2)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return (error.wait_s if isinstance(error, TransientError) else 0.0) + backoff(state)
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_when_event_set(self._stop),
+            wait=wait,
+            sleep=tenacity.sleep_using_event(self._stop),
+            retry=tenacity.retry_if_exception_type(TransientError),
+            reraise=True,
+        )
+        try:
+            found: Result = retrying(self._once, send)
+            return found
+        except TransientError as error:
+            raise HarnessError(
+                f"{self.url}: {error}, {attempts} times; is the server up, the URL right (many end in /v1)?"
+            ) from None
+
+    def _once(self, send: Callable[[], Result]) -> Result:
+        openai = self._openai
+        try:
+            return send()
+        except openai.APITimeoutError:
+            raise TransientError(f"no reply within {self._settings.timeout_s:g} s") from None
+        except openai.APIConnectionError:
+            raise TransientError("no connection") from None
+        except openai.APIStatusError as error:
+            raise self._status(error) from None
+        except (openai.APIError, ValueError, TypeError, AttributeError, IndexError):
+            raise TransientError("no reply of the OpenAI API") from None
+
+    def _status(self, error: Any) -> Exception:
+        """What an HTTP status means. Never the server's text: it may quote a request or the key."""
+        status = int(error.status_code)
+        if status in (401, 403):
+            key = KEY if self.own else OTHER_KEY
+            return HarnessError(
+                f"{self.url} answers {status}: the key in {key} is wrong, missing or not enough"
+            )
+        if status == 429 and error.code == "insufficient_quota":
+            return HarnessError(f"{self.url} answers 429: the account has no credit left")
+        if status in (408, 409, 429) or (status >= 500 and status != 501):
+            return TransientError(f"HTTP {status}", _retry_after_s(error.response.headers))
+        blamed = ", ".join(str(part) for part in (error.code, error.param) if _is_name(part))
+        return RefusedError(status, blamed, f"{error.param} {error.code} {error.message}".lower())
+
+
+class OpenAIEngine(IdEngine):
+    """``model`` is the name under which the server has the checkpoint."""
+
+    def __init__(self, service: Service, model: str, settings: ResponsesConfig, tokenizer: Any):
+        super().__init__()
+        self._service, self._model, self._settings = service, model, settings
+        self.tokenizer = tokenizer
+        self.stop_ids: set[int] = set()
+        self.context_tokens = 2**31
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> OpenAIEngine:
+        url = checkpoint.server.base_url if checkpoint.server else settings.server
+        if not url:
+            raise HarnessError("engine openai: which server? --server http://HOST:PORT/v1")
+        service = Service(url, settings)
+        listed = service.listed()
+        entry = _entry(checkpoint, listed, service)
+        folder = _tokenizer(checkpoint, settings, entry)
+        if folder is not None:
+            engine = cls(service, str(entry["id"]), settings, models.load_tokenizer(folder))
+            engine.stop_ids = models.stop_ids(models.declared_stops(folder), engine.tokenizer)
+            engine.context_tokens = int(entry.get("max_model_len") or _context_tokens(folder))
+            if engine._takes_ids():
+                return engine
+            log.warning("%s takes no token ids for '%s': it builds the prompts", url, engine._model)
+        return ChatEngine(service, str(entry["id"]), settings, Characters(str(entry["id"])))
+
+    def close(self) -> None:
+        self._service.client.close()
+
+    def _takes_ids(self) -> bool:
+        """Whether a prompt of ids arrives as it was sent. Raises HarnessError where the tokenizer is another
+        model's, as the server's echo tells."""
+        ids = chat.token_ids(self.tokenizer, PROBE)
+        body = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": 0}
+        try:
+            choice, reply = self._service.ask(
+                self._service.client.completions.create, body, {**self._extras(), "echo": True}
+            )
+        except RefusedError:
+            return False
+        read = getattr(reply.usage, "prompt_tokens", None)
+        if read not in (None, len(ids)):
+            log.warning("%s reads %s tokens where %s were sent", self._service.url, read, len(ids))
+            return False
+        expected, echo = self.tokenizer.decode(ids, skip_special_tokens=True), str(choice.text or "")
+        if len(echo.strip()) >= len(PROBE) // 3 and expected.strip() not in echo:
+            raise HarnessError(
+                f"'{self.tokenizer_name}' is not the tokenizer of '{self._model}' on {self._service.url}"
+            )
+        return True
+
+    def _extras(self) -> dict[str, Any]:
+        stops = sorted(self.stop_ids)
+        return {
+            **NEUTRAL, "stop_token_ids": stops, "add_special_tokens": False, "return_token_ids": True,
+        }  # fmt: skip
+
+    def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        places, size = range(len(prompts)), CHUNK * self._settings.in_flight
+        return [list(places[start : start + size]) for start in range(0, len(prompts), size)]
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Ids, as the contract has it; an answer that came as text alone is written as ``written`` does."""
+
+        def one(place: int) -> list[int]:
+            drawn = {"top_p": top_p, "seed": seed + place} if temperature else {}
+            sampling = {"temperature": temperature, **drawn}
+            try:
+                return self._continue(prompts[place], max_new_tokens, sampling)
+            except RefusedError as error:
+                raise self._refused(error) from None
+
+        return self._service.each(one, range(len(prompts)), lambda answers: self.on_progress(answers))
+
+    def _continue(self, prompt: list[int], max_new_tokens: int, sampling: dict[str, Any]) -> list[int]:
+        body = {"model": self._model, "prompt": prompt, "max_tokens": max_new_tokens, **sampling}
+        choice, reply = self._service.ask(self._service.client.completions.create, body, self._extras())
+        if getattr(choice, "prompt_token_ids", None) not in (None, prompt):
+            raise HarnessError(f"{self._service.url} has changed a prompt's token ids")
+        ids = getattr(choice, "token_ids", None)
+        ended = choice.finish_reason != "length"
+        if ids is None:
+            return written(choice.text, getattr(reply.usage, "completion_tokens", None), ended=ended)
+        if ended and (not ids or ids[-1] not in self.stop_ids):  # by a stop token that we don't know of
+            known = ids[:-1] if ids and getattr(choice, "stop_reason", None) == ids[-1] else ids
+            return [*known, min(self.stop_ids)]
+        return list(ids)
+
+    def completion(self, ids: list[int], prefill: list[int], *, opened: bool = False) -> Completion:
+        if not ids or ids[0] != WRITTEN:
+            return super().completion(ids, prefill, opened=opened)
+        _, tokens, ended, *characters = ids
+        reasoning, answer = chat.split_reasoning("".join(map(chr, characters)), opened=opened)
+        return Completion(answer, tokens, "stop" if ended else "length", reasoning)
+
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        def one(pair: tuple[list[int], list[int]]) -> tuple[float, bool]:
+            context, continuation = pair
+            whole = context + continuation
+            body = {
+                "model": self._model, "prompt": whole, "max_tokens": 1, "temperature": 0,
+                "echo": True, "logprobs": 1,
+            }  # fmt: skip
+            try:
+                choice, _ = self._service.ask(
+                    self._service.client.completions.create, body, {"add_special_tokens": False}
+                )
+            except RefusedError as error:
+                raise self._no_logprobs(str(error)) from None
+            found = getattr(choice.logprobs, "token_logprobs", None) or []
+            best = getattr(choice.logprobs, "top_logprobs", None) or []
+            if min(len(found), len(best)) < len(whole):
+                raise self._no_logprobs("its reply holds none of the prompt")
+            span = range(len(context), len(whole))
+            greedy = all(found[place] >= max(best[place].values()) for place in span)
+            return sum(found[place] for place in span), greedy
+
+        return self._service.each(one, pairs, lambda answers: None)
+
+    def _no_logprobs(self, why: str) -> HarnessError:
+        return HarnessError(
+            f"{self._service.url} gives no log-probabilities of a prompt ({why}), and multiple-choice tasks "
+            "need them: --engine hf or vllm"
+        )
+
+    def _refused(self, error: RefusedError) -> HarnessError:
+        if error.status == 404:
+            return HarnessError(f"{self._service.url} has no model '{self._model}', or its URL is wrong")
+        return HarnessError(f"{self._service.url} refuses a request for '{self._model}': {error}")
+
+
+class ChatEngine(OpenAIEngine):
+    """A server that builds the prompts. Here a prompt is the conversation, character by character."""
+
+    takes_ids = False
+
+    def __init__(self, service: Service, model: str, settings: ResponsesConfig, tokenizer: Characters):
+        super().__init__(service, model, settings, tokenizer)
+        self._limit = "max_tokens"
+        self._takes_temperature = True
+
+    def prompt_ids(self, request: Instance) -> list[int]:
+        if self.prefill_ids(request):
+            raise HarnessError(
+                f"task '{request.task_name}' opens answers with exact tokens, and {self._service.url} builds "
+                "the prompts: give its model's tokenizer (--tokenizer FOLDER), if it takes token ids"
+            )
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.conversation(request)]
+        return chat.token_ids(self.tokenizer, json.dumps(turns, ensure_ascii=False))
+
+    def _extras(self) -> dict[str, Any]:
+        return {**NEUTRAL, "chat_template_kwargs": {"enable_thinking": self.thinking}}
+
+    def _continue(self, prompt: list[int], max_new_tokens: int, sampling: dict[str, Any]) -> list[int]:
+        create = self._service.client.chat.completions.create
+        while True:
+            limit, takes_temperature = self._limit, self._takes_temperature
+            body = {"model": self._model, "messages": json.loads(self.tokenizer.decode(prompt))}
+            body |= {limit: max_new_tokens, **(sampling if takes_temperature else {})}
+            try:
+                choice, reply = self._service.ask(create, body, self._extras())
+            except RefusedError as error:  # models that reason take neither
+                if limit == "max_tokens" and "max_tokens" in error.told:
+                    self._limit = "max_completion_tokens"
+                elif takes_temperature and re.search("temperature|top_p", error.told):
+                    self._takes_temperature = False
+                    log.warning("'%s' takes no temperature: its answers are sampled as it likes", self._model)
+                else:
+                    raise
+                continue
+            said = choice.message
+            text = str(said.content or getattr(said, "refusal", None) or "")
+            thought = getattr(said, "reasoning", None) or getattr(said, "reasoning_content", None)
+            if thought:
+                start, end = chat.THINKING[0]
+                text = f"{start}{thought}{end}\n\n{text}" if text else f"{start}{thought}"
+            tokens = getattr(reply.usage, "completion_tokens", None)
+            return written(text, tokens, ended=choice.finish_reason != "length")
+
+    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        raise self._no_logprobs("it takes no token ids")
+
+    def _pair(self, request: Instance) -> tuple[list[int], list[int]]:
+        raise self._no_logprobs("it takes no token ids")
+
+
+class Characters:
+    """In place of a tokenizer, where only the server has one: a text's characters as numbers."""
+
+    def __init__(self, name: str):
+        self.name_or_path = name
+
+    def __call__(self, text: str, **options: Any) -> dict[Literal["input_ids"], list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        return "".join(map(chr, ids))
+
+
+def written(text: str, tokens: int | None, *, ended: bool) -> list[int]:
+    """An answer that came as text, as numbers, so that it is kept as others are: to tokenize it would change
+    it where it continues a prefill. ``tokens``: how many the server counted."""
+    count = len(text.split()) if tokens is None else tokens
+    return [WRITTEN, count, int(ended), *map(ord, text)]
+
+
+def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Service) -> dict[str, Any]:
+    """What the server lists of the checkpoint's model, its ``id`` at least."""
+    shown = ", ".join(str(entry["id"]) for entry in listed[:8]) or "nothing"
+    if checkpoint.server:
+        wanted = checkpoint.server.model
+        found = next((entry for entry in listed if entry["id"] == wanted), None)
+        if found is None and listed and service.host in ("localhost", "127.0.0.1", "::1"):
+            raise HarnessError(f"{service.url} has no model '{wanted}'; it has {shown}")
+        return found or {"id": wanted}
+    folder = checkpoint.folder
+    assert folder is not None
+    names = {folder.name, *re.findall(r"models--(.+?)--(.+?)/snapshots", str(folder.resolve()))}
+    named = {"/".join(name) if isinstance(name, tuple) else name for name in names}
+    for entry in listed:
+        for name in (str(entry.get("root") or ""), str(entry["id"])):
+            place = Path(name).expanduser()
+            if name and (name in named or (place.is_dir() and place.resolve() == folder.resolve())):
+                return entry
+    raise HarnessError(f"{service.url} does not serve {folder}; it has {shown}")
+
+
+def _tokenizer(checkpoint: Checkpoint, settings: ResponsesConfig, entry: dict[str, Any]) -> Path | None:
+    """The folder of the model's tokenizer, where there is one on this machine."""
+    if settings.tokenizer:
+        return models.tokenizer_folder(settings.tokenizer)
+    if checkpoint.folder:
+        return checkpoint.folder
+    for name in (entry.get("root"), entry["id"], entry.get("parent")):
+        if name and name != models.MINI and models.is_here(str(name)):
+            try:
+                return models.tokenizer_folder(str(name))
+            except HarnessError:
+                continue
+    return None
+
+
+def _context_tokens(folder: Path) -> int:
+    config = folder / "config.json"
+    return models.context_tokens(read_json(config) if config.is_file() else {})
+
+
+def _is_name(part: Any) -> bool:
+    return isinstance(part, str) and re.fullmatch(r"[\w.\[\]-]{1,60}", part) is not None
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds, or a date; 0 where there is none that can be read."""
+    value = headers.get("retry-after", "")
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except (TypeError, ValueError):
+        return 0.0
