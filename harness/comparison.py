@@ -173,8 +173,7 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
     """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together."""
     if shop.engine_name != "vllm" or until == "train":
-        alone = len(cells) == 1  # one process then: a second would load all libraries for half the answers
-        return [(until, [part for cell in cells for part in ([cell] if alone else stages.parts(shop, cell))])]
+        return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
     return [("train", trained), (until, sorted(cells, key=lambda cell: cell.kind != "trained"))]

@@ -78,6 +78,7 @@ class Workshop:
         with without("sklearn"):  # transformers would load it for assisted decoding, a second of its own
             import torch
             import transformers
+            from transformers import AutoModelForCausalLM  # noqa: F401 (what brings it in)
 
             registry.load("engine", self.engine_name)
         importlib.import_module("lm_eval.evaluator")
