@@ -153,13 +153,14 @@ class Service:
         try:
             return send()
         except openai.APITimeoutError:
-            raise TransientError(f"no reply within {self._settings.timeout_s:g} s") from None
+            failure: Exception = TransientError(f"no reply within {self._settings.timeout_s:g} s")
         except openai.APIConnectionError:
-            raise TransientError("no connection") from None
+            failure = TransientError("no connection")
         except openai.APIStatusError as error:
-            raise self._status(error) from None
+            failure = self._status(error)
         except (openai.APIError, ValueError, TypeError, AttributeError, IndexError):
-            raise TransientError("no reply of the OpenAI API") from None
+            failure = TransientError("no reply of the OpenAI API")
+        raise failure  # out here it carries no other error along, which may quote what was sent
 
     def _status(self, error: Any) -> Exception:
         """What an HTTP status means. Never the server's text: it may quote a request or the key."""
@@ -369,7 +370,7 @@ class ChatEngine(OpenAIEngine):
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         raise self._no_logprobs("it takes no token ids")
 
-    def _pair(self, request: Instance) -> tuple[list[int], list[int]]:
+    def pair(self, request: Instance) -> tuple[list[int], list[int]]:
         raise self._no_logprobs("it takes no token ids")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -351,3 +352,20 @@ def test_a_start_that_fails_ends_with_its_cause_and_the_mend() -> None:
     assert "\n" not in line
     assert "1000000" in line
     assert "--set responses.max_context=TOKENS" in line
+
+
+def test_a_process_of_vllm_ends_with_its_command() -> None:
+    code = (
+        "import time; from pathlib import Path; from harness.engines.replica import Replica; "
+        f"one = Replica(Path({str(seed_model_path())!r}), 'cpu', dtype='float32'); "
+        "print(one._process.pid, flush=True); time.sleep(600)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    started = psutil.Process(int(command.stdout.readline()))
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 60
+    while started.is_running() and started.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

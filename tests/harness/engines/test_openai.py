@@ -1,0 +1,386 @@
+"""Guards the engine of servers: exact ids there and back, what happens where a server takes less, retries,
+and errors in one line that quote neither key nor prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import completions_server
+import pytest
+from completions_server import CompletionsServer
+from lm_eval.api.instance import Instance
+
+from harness import chat, models
+from harness.config import ResponsesConfig
+from harness.contracts import HarnessError, Message
+from harness.engines import openai
+from harness.engines.openai import ChatEngine, OpenAIEngine
+from harness.mini import seed_model_path
+from harness.models import Checkpoint, Server
+
+ASK = [("system", "Be brief."), ("user", "How do I bake bread?")]
+Open = Callable[..., OpenAIEngine]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return models.load_tokenizer(seed_model_path())
+
+
+@pytest.fixture
+def server(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionsServer]:
+    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.01)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HARNESS_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with completions_server.running(tokenizer) as server:
+        yield server
+
+
+@pytest.fixture
+def opened(server: CompletionsServer) -> Iterator[Open]:
+    """``opened(tokenizer=None)``: an engine for the server's model, the mini tokenizer by default."""
+    engines: list[OpenAIEngine] = []
+
+    def open_(model: str = "served", **settings: Any) -> OpenAIEngine:
+        given = ResponsesConfig(**{"tokenizer": "mini", "in_flight": 4, **settings})
+        engines.append(OpenAIEngine.open(Checkpoint(None, server=Server(model, server.url)), given, "cpu"))
+        server.bodies.clear()  # the probe's
+        server.headers.clear()
+        return engines[-1]
+
+    yield open_
+    for engine in engines:
+        engine.close()
+
+
+def request(turns: list[tuple[str, str]] = ASK, index: int = 0, doc: Any = None, **options: Any) -> Instance:
+    history = [{"role": role, "content": content} for role, content in turns]
+    options = {"max_gen_toks": 24, "until": [], "do_sample": False, **options}
+    return Instance("generate_until", doc=doc or {}, arguments=(json.dumps(history), options), idx=0,
+                    metadata=("some-task", index, 1))  # fmt: skip
+
+
+# --- ids -------------------------------------------------------------------------------------------
+
+
+def test_ids_arrive_as_they_are_with_one_bos(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
+    engine = opened()
+    odd = [5, 5, 7]  # what no text would be tokenized to
+    engine.generate_until([request(), request(index=1, doc={"prefill_ids": odd})])
+    prompt = chat.prompt_ids(tokenizer, [Message(role, text) for role, text in ASK])  # type: ignore[arg-type]
+    sent = sorted((body["prompt"] for body in server.asked("completions")), key=len)
+    assert sent == [prompt, prompt + odd]
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    for body in server.asked("completions"):
+        assert body["add_special_tokens"] is False
+        assert body["return_token_ids"] is True
+        assert body["stop_token_ids"] == sorted(engine.stop_ids) == [tokenizer.eos_token_id]
+        assert (body["temperature"], body["top_k"], body["repetition_penalty"]) == (0, -1, 1)
+        assert body["max_tokens"] == 24
+
+
+@pytest.mark.parametrize("extras", ["taken", "ignored", "refused"])
+def test_answers_are_the_servers_ids_or_its_exact_text(
+    server: CompletionsServer, opened: Open, tokenizer: Any, extras: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.extras = extras
+    ids = chat.token_ids(tokenizer, "first cut the wood , then mix the glue")
+    prefill, rest = ids[:3], ids[3:]
+    answers = [
+        ([*rest, tokenizer.eos_token_id], "stop"),
+        (rest[:2], "length"),
+        ([tokenizer.eos_token_id], "stop"),
+    ]
+    engine = opened()
+    for answer, text in zip(answers, (rest, rest[:2], []), strict=True):
+        server.answer = lambda prompt, answer=answer: answer
+        found = engine.generate_until([request(doc={"prefill_ids": prefill})])
+        completion = engine.completions["some-task", 0, 0]
+        assert completion.finish_reason == answer[1]
+        assert completion.tokens == len(answer[0])
+        assert found == [completion.text]
+        # ids read on after their prefill; a text is as the server gives it
+        expected = tokenizer.decode(prefill + text)[len(tokenizer.decode(prefill)) :]
+        assert completion.text == (expected if extras == "taken" else tokenizer.decode(text))
+        if extras == "taken":
+            assert engine.generate([prefill], 24) == [answer[0]]
+    known = sum("takes no sampling settings" in line for line in caplog.messages)
+    assert known == (extras == "refused")
+    refused = [body for body in server.asked("completions") if "top_k" in body]
+    assert bool(refused) == (extras != "refused")  # found out by the probe, and not tried again
+
+
+def test_a_stop_token_that_only_the_server_knows_ends_an_answer(
+    server: CompletionsServer, opened: Open, tokenizer: Any
+) -> None:
+    ids = chat.token_ids(tokenizer, "mix the glue")
+    server.answer = lambda prompt: (ids, "stop")
+    engine = opened()
+    assert engine.generate([[1, 5]], 9) == [[*ids, tokenizer.eos_token_id]]
+    engine.generate_until([request()])
+    assert engine.completions["some-task", 0, 0].finish_reason == "stop"
+
+
+def test_answers_keep_the_order_and_come_in_parallel(
+    server: CompletionsServer, opened: Open, tokenizer: Any
+) -> None:
+    def answer(prompt: list[int]) -> tuple[list[int], str]:
+        time.sleep(0.02 * (prompt[-1] % 3))
+        return [prompt[-1]], "length"
+
+    server.answer = answer
+    engine, done = opened(), list[int]()
+    engine.on_progress = done.append
+    prompts = [[1, number] for number in range(10, 40)]
+    assert engine.generate(prompts, 1) == [[number] for number in range(10, 40)]
+    assert sum(done) == len(prompts)
+    assert server.most_in_flight == 4
+    assert engine.plan(prompts) == [list(range(16)), list(range(16, 30))]
+    assert engine.generate([], 1) == []
+
+
+def test_sampling_draws_each_prompt_apart_and_repeats(server: CompletionsServer, opened: Open) -> None:
+    engine = opened()
+    for _ in range(2):
+        engine.generate([[1, 2], [1, 2]], 4, temperature=0.7, top_p=0.9, seed=40)
+        drawn = server.asked("completions")
+        assert sorted(body["seed"] for body in drawn) == [40, 41]
+        assert {(body["temperature"], body["top_p"]) for body in drawn} == {(0.7, 0.9)}
+        server.bodies.clear()
+
+
+def test_log_probabilities_come_from_the_echo(server: CompletionsServer, opened: Open) -> None:
+    engine = opened()
+    pairs = [([1, 3, 5], [4, 6]), ([1, 3], [4, 7, 8])]
+    assert engine.logprobs(pairs) == [(-2.0, True), (-4.0, False)]
+    server.answer = lambda prompt: ([2], "stop")
+    server.refused = {"echo"}
+    with pytest.raises(HarnessError, match="no log-probabilities of a prompt"):
+        engine.logprobs(pairs)
+
+
+# --- which model, which tokenizer ------------------------------------------------------------------
+
+
+def test_the_context_is_what_the_server_says_or_the_models(server: CompletionsServer, opened: Open) -> None:
+    assert opened().context_tokens == 512
+    with pytest.raises(HarnessError, match="its prompt has"):
+        opened().generate_until([request([("user", "bread " * 600)])])
+    server.models = [{"id": "served"}]
+    assert opened().context_tokens == 4096
+
+
+def test_a_folders_model_is_found_by_its_path(
+    server: CompletionsServer, tokenizer: Any, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(seed_model_path())
+    link = tmp_path / "link"
+    link.symlink_to(seed_model_path())
+    for entry in ({"id": "mine", "root": str(link)}, {"id": str(seed_model_path())}):
+        server.models = [{"id": "other", "root": "/elsewhere"}, entry]
+        engine = OpenAIEngine.open(checkpoint, ResponsesConfig(server=server.url), "cpu")
+        assert engine.takes_ids  # with the folder's own tokenizer
+        engine.generate([[1, 5]], 2)
+        assert server.bodies[-1][1]["model"] == entry["id"]
+        engine.close()
+    server.models = [{"id": "other", "root": "/elsewhere"}, {"id": "third"}]
+    with pytest.raises(HarnessError, match=r"does not serve .*; it has other, third"):
+        OpenAIEngine.open(checkpoint, ResponsesConfig(server=server.url), "cpu")
+    with pytest.raises(HarnessError, match=r"which server.*--server"):
+        OpenAIEngine.open(checkpoint, ResponsesConfig(), "cpu")
+
+
+def test_a_tokenizer_needs_no_weights(server: CompletionsServer, opened: Open, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(seed_model_path() / name, tmp_path)
+    assert opened(tokenizer=str(tmp_path)).takes_ids
+    server.models = [{"id": "served", "root": str(tmp_path)}]
+    assert opened(tokenizer=None).takes_ids  # the server's own, as it lies on this machine
+    with pytest.raises(HarnessError, match="no tokenizer"):
+        opened(tokenizer=str(tmp_path / "nothing"))
+
+
+def test_another_models_tokenizer_is_noticed(server: CompletionsServer, opened: Open, tmp_path: Path) -> None:
+    shutil.copytree(seed_model_path(), tmp_path / "shifted")
+    file = tmp_path / "shifted" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.get)
+    shifted = [*names[:20], *reversed(names[20:])]
+    content["model"]["vocab"] = {name: number for number, name in enumerate(shifted)}
+    file.write_text(json.dumps(content))
+    with pytest.raises(HarnessError, match="is not the tokenizer of 'served'"):
+        opened(tokenizer=str(tmp_path / "shifted"))
+
+
+# --- chats -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["no tokenizer", "no ids", "changed ids", "no completions"])
+def test_a_server_that_takes_no_ids_gets_the_conversation(
+    server: CompletionsServer, opened: Open, tokenizer: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.takes_ids, server.completes = why != "no ids", why != "no completions"
+    server.added_ids = int(why == "changed ids")
+    server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
+    with caplog.at_level(logging.WARNING):
+        engine = opened(tokenizer=None if why == "no tokenizer" else "mini")
+    assert isinstance(engine, ChatEngine)
+    assert not engine.takes_ids
+    assert sum("it builds the prompts" in line for line in caplog.messages) == (why != "no tokenizer")
+    engine.system_prompt = lambda own: f"{own} Be safe."
+    asked = [
+        request(),
+        request([("user", "Grüße, 水?"), ("assistant", "Hi."), ("user", 'a "b" \\n')], index=1),
+    ]
+    assert engine.generate_until(asked) == ["mix the glue"] * 2
+    assert engine.completions["some-task", 0, 0].tokens == len(server.answer(None)[0])
+    sent = [body["messages"] for body in server.asked("chat/completions")]
+    expected = [
+        [{"role": "system", "content": "Be brief. Be safe."}, {"role": "user", "content": ASK[1][1]}],
+        [
+            {"role": "system", "content": "None Be safe."},
+            {"role": "user", "content": "Grüße, 水?"},
+            {"role": "assistant", "content": "Hi."},
+            {"role": "user", "content": 'a "b" \\n'},
+        ],
+    ]
+    assert sorted(sent, key=len) == expected
+    assert server.asked("chat/completions")[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_a_chat_opens_no_answers(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(tokenizer=None)
+    for asked in (request(doc={"prefill_ids": [5]}), request([*ASK, ("assistant", "Sure, first")])):
+        with pytest.raises(HarnessError, match=r"opens answers with exact tokens.*--tokenizer"):
+            engine.generate_until([asked])
+    with pytest.raises(HarnessError, match="no log-probabilities"):
+        engine.loglikelihood([request()])
+    assert not server.bodies
+
+
+def test_what_a_chat_model_reasons_is_kept_apart(
+    server: CompletionsServer, opened: Open, tokenizer: Any
+) -> None:
+    engine = opened(tokenizer=None)
+    server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
+    server.message = {"reasoning_content": "let me think"}
+    assert engine.generate_until([request()]) == ["mix the glue"]
+    assert engine.completions["some-task", 0, 0].reasoning == "let me think"
+    server.message = {"reasoning": "let me", "content": None}
+    server.answer = lambda asked: ([5, 6], "length")
+    assert engine.generate_until([request()]) == [""]
+    assert engine.completions["some-task", 0, 0].reasoning == "let me"
+    server.message = {"content": None, "refusal": "No."}
+    assert engine.generate_until([request()]) == ["No."]
+
+
+def test_models_that_take_neither_temperature_nor_the_old_limit(
+    server: CompletionsServer, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.extras, server.refused = "refused", {"max_tokens", "temperature"}
+    engine = opened(tokenizer=None)
+    engine.generate_until([request()])
+    assert engine.generate_until([request()]) == [""]
+    last = server.asked("chat/completions")[-1]
+    assert set(last) == {"model", "messages", "max_completion_tokens"}
+    assert any("takes no temperature" in line for line in caplog.messages)
+
+
+def test_kept_answers_are_read_again(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
+    server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
+    engine, kept = opened(tokenizer=None), dict[int, list[int]]()
+    engine.on_answers = kept.update
+    first = engine.generate_until([request()])
+    engine.known = {int(index): ids for index, ids in json.loads(json.dumps(kept)).items()}
+    server.bodies.clear()
+    assert engine.generate_until([request()]) == first
+    assert not server.bodies
+
+
+# --- failures --------------------------------------------------------------------------------------
+
+
+def test_failures_that_pass_are_tried_again(server: CompletionsServer, opened: Open) -> None:
+    engine = opened()
+    server.faults = [(429, {"Retry-After": "0.3"}), (500, {}), (503, {"Retry-After": "soon"})]
+    start = time.monotonic()
+    assert engine.generate([[1, 5]], 4) == [[2]]
+    assert time.monotonic() - start >= 0.3
+    assert len(server.bodies) == 4
+
+
+def test_a_server_that_stays_down_ends_in_one_line(
+    server: CompletionsServer, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    server.faults = [(503, {})] * 100
+    with pytest.raises(HarnessError, match=r"HTTP 503, 8 times; is the server up") as told:
+        engine.generate([[1, 5]] * 20, 4)
+    assert "secret" not in str(told.value)
+    assert len(server.bodies) < 8 * 8  # the others are not asked any more
+    with pytest.raises(HarnessError, match="no connection, 3 times"):
+        OpenAIEngine.open(
+            Checkpoint(None, server=Server("served", "http://127.0.0.1:9/v1")), ResponsesConfig(), "cpu"
+        )
+
+
+def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(timeout_s=0.1)
+    server.latency_s = 0.4
+    with pytest.raises(HarnessError, match=r"no reply within 0\.1 s"):
+        engine.generate([[1, 5]], 4)
+
+
+def test_a_wrong_model_is_one_line_with_what_there_is(server: CompletionsServer, opened: Open) -> None:
+    with pytest.raises(HarnessError, match="has no model 'absent'; it has served"):
+        opened("absent")
+    engine = opened()
+    server.models = [{"id": "another"}]
+    with pytest.raises(HarnessError, match="has no model 'served', or its URL is wrong"):
+        engine.generate([[1, 5]], 4)
+    assert len(server.bodies) == 1  # no retry mends it
+
+
+def test_what_a_server_refuses_is_told_without_its_words(server: CompletionsServer, opened: Open) -> None:
+    engine = opened()
+    server.faults = [(400, {})] * 9
+    with pytest.raises(HarnessError, match=r"refuses a request for 'served': HTTP 400$"):
+        engine.generate([[1, 5]], 4)
+
+
+def test_keys_go_where_they_belong_and_are_never_shown(
+    server: CompletionsServer, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def sent() -> set[str]:
+        opened().generate([[1, 5]], 2)
+        return {headers["authorization"] for headers in server.headers}
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    assert sent() == {"Bearer none"}
+    monkeypatch.setenv("HARNESS_API_KEY", "sk-mine")
+    assert sent() == {"Bearer sk-mine"}
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/")
+    assert sent() == {"Bearer sk-openai"}
+    server.key = "sk-right"
+    with pytest.raises(HarnessError, match=r"answers 401: the key in OPENAI_API_KEY is wrong") as told:
+        opened()
+    assert "sk-" not in f"{told.value}{told.value.__context__}{caplog.text}"
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(HarnessError, match="no key in a server's URL") as told:
+        OpenAIEngine.open(
+            Checkpoint(None, server=Server("served", "http://user:sk-url@localhost/v1")),
+            ResponsesConfig(), "cpu",
+        )  # fmt: skip
+    assert "sk-url" not in str(told.value)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(HarnessError, match="needs a key: set OPENAI_API_KEY"):
+        OpenAIEngine.open(
+            Checkpoint(None, server=Server("gpt-x", "https://api.openai.com/v1")), ResponsesConfig(), "cpu"
+        )
