@@ -27,7 +27,7 @@ bench: .venv/bench.done
 	$(BIN)/python tests/bench/train_speed.py --dataset samsum
 	$(BIN)/python tests/bench/constrained_cost.py
 	$(BIN)/python tests/bench/judge_speed.py
-	$(BIN)/python tests/bench/respond_speed.py
+	$(BIN)/python tests/bench/respond_speed.py --checkpoints 6
 	$(BIN)/python tests/bench/respond_speed.py --size 110m --limit 24
 
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.

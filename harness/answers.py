@@ -83,7 +83,8 @@ class _Reader(IdEngine):
     def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> IdEngine:
         if checkpoint.folder is None and settings.tokenizer is None:
             raise UsageError("a server's prompts are made with its model's tokenizer: add --tokenizer FOLDER")
-        folder = Path(settings.tokenizer) if settings.tokenizer else checkpoint.folder
+        named = settings.tokenizer
+        folder = models.tokenizer_folder(named) if named else checkpoint.folder
         assert folder is not None
         return cls(models.load_tokenizer(folder), settings.thinking)
 

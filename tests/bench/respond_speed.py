@@ -102,6 +102,23 @@ def ours(options: argparse.Namespace, folder: Path, engine: str, *, jobs: int | 
     return seconds, timing["generation"]
 
 
+def ours_many(options: argparse.Namespace, folder: Path) -> float:
+    """Seconds of one ``harness compare`` that answers and scores so many checkpoints."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "harness.cli", "compare", "--methods", "seed", "--engine", "hf"]
+        command += ["--model", str(folder), "--cross-tasks", "--out", f"{out}/run"]
+        for number in range(1, options.checkpoints):
+            command += ["--checkpoint", f"c{number}={folder}"]
+        for setting in (
+            f"responses.batch_size={options.batch_size}",
+            f"responses.dtype={options.dtype}",
+            f"training.device={options.device}",
+            *([f"responses.limit={options.limit}"] if options.limit else []),
+        ):
+            command += ["--set", setting]
+        return _run(command)
+
+
 def plain(options: argparse.Namespace, folder: Path, batch_size: int) -> tuple[float, float]:
     """``lm_eval run`` as a user types it; generation timed around lm-eval's own model."""
     with tempfile.TemporaryDirectory() as out:
@@ -206,6 +223,7 @@ def main() -> None:
     parser.add_argument("--plain-batches", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoints", type=int, default=1, help="a run of so many, too")
     parser.add_argument("--vllm", action="store_true", help="ours with vLLM too (it must be installed)")
     options = parser.parse_args()
 
@@ -230,6 +248,7 @@ def main() -> None:
             found[size] = plain(options, folder, size)
             line(f"lm-eval hf, batch {size}", *found[size])
         best, best_generation = min(found.values()), min(seconds for _, seconds in found.values())
+        many = ours_many(options, folder) if options.checkpoints > 1 else 0.0
         reference, reference_generation = habit(options, folder)
         line("a process a task, batch 16", reference, reference_generation)
     for name, seconds, decoding in (
@@ -237,6 +256,10 @@ def main() -> None:
         ("the reference's habit", reference, reference_generation),
     ):
         print(f"{name} / ours: {seconds / whole:.2f}x whole, {decoding / generation:.2f}x generation")
+    if options.checkpoints > 1:
+        n = options.checkpoints
+        print(f"a run of {n} checkpoints, ours: {many:.1f} s; {n} times the others' figures for one / ours:")
+        print(f"  lm-eval {n * best[0] / many:.2f}x, the reference's habit {n * reference / many:.2f}x")
     print(f"ours, answers a second: {documents / whole:.1f} whole, {documents / generation:.1f} generation")
 
 
