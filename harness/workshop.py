@@ -75,7 +75,8 @@ class Workshop:
         """Import what scoring needs, and training, in one place, so that its seconds are known."""
         start = time.perf_counter()
         quiet()
-        with without("sklearn"):  # transformers would load it for assisted decoding, a second of its own
+        with without("sklearn", "scipy"):  # both load them, seconds each, for what nobody here calls
+            import nltk  # noqa: F401 (ROUGE's stemmer)
             import torch
             import transformers
             from transformers import AutoModelForCausalLM  # noqa: F401 (what brings it in)
@@ -184,15 +185,15 @@ def quiet() -> None:
 
 
 @contextlib.contextmanager
-def without(package: str) -> Iterator[None]:
-    """An installed package that is not to be found while others are imported."""
-    there = package in sys.modules
-    if not there:
+def without(*packages: str) -> Iterator[None]:
+    """Installed packages that are not to be found while others are imported."""
+    hidden = [package for package in packages if package not in sys.modules]
+    for package in hidden:
         sys.modules[package] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        if not there:
+        for package in hidden:
             sys.modules.pop(package, None)
 
 

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import vllm_server
 from lm_eval.api.instance import Instance
 
 from harness import benchmarks, chat, models, responding
@@ -35,7 +32,6 @@ pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
 
 MINI = Checkpoint(seed_model_path())
 TASKS = {"gsm8k-mini": 200, "samsum-mini": 200, "hexphi_raw-mini": 330, "hexphi_prefill-mini": 330}
-START_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +49,8 @@ def engine() -> Iterator[VLLMEngine]:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's server with the mini model, as a user starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "vllm.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(seed_model_path()),
-               "--served-model-name", "mini", "--dtype", "float32", "--enforce-eager",
-               "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    try:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                told = log.read_text(errors="replace")[-2_000:]
-                assert server.poll() is None, told
-                assert time.monotonic() < deadline, told
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
+    with vllm_server.running(tmp_path_factory.mktemp("server") / "vllm.log") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm_server
 
 from harness import judge_models, judging
 from harness.mini import seed_model_path
@@ -23,41 +17,15 @@ from judges import rubric
 
 pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
 Run = Callable[..., Any]
-START_S = 400
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`vllm serve` with the mini model, whose replies only a schema makes readable."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """A server with the mini model, whose replies only a schema makes readable."""
     log = tmp_path_factory.mktemp("server") / "vllm.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(seed_model_path()),
-               "--served-model-name", "mini", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1",
-               "--port", str(port), "--max-model-len", "4096",
-               "--structured-outputs-config", json.dumps(judge_models.NO_BLANKS)]  # fmt: skip
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    try:
-        _wait(f"http://127.0.0.1:{port}/v1/models", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            assert server.poll() is None, log.read_text(errors="replace")[-2_000:]
-            time.sleep(1)
-    pytest.fail(f"vLLM did not start in {START_S} s: {log.read_text(errors='replace')[-2_000:]}")
+    held = ("--structured-outputs-config", json.dumps(judge_models.NO_BLANKS))
+    with vllm_server.running(log, "--max-model-len", "4096", *held) as url:
+        yield url
 
 
 def test_a_served_model_judges_a_run(
