@@ -109,14 +109,17 @@ def forecast(shop: Workshop, todo: Sequence[plan.Cell], jobs: int) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > PROBE_PARAMETERS and shop.device == "cpu":
         return f"Estimated time: not probed ({parameters / 1e9:.1f} B parameters on a CPU)"
-    seconds = _seconds(shop, model, todo)
+    absent: set[str] = set()
+    seconds = _seconds(shop, model, todo, absent)
     side_by_side = f", {jobs} jobs side by side" if jobs > 1 else ""
     probed = shop.engine_name == "hf"
     what = "" if probed else f" for training; how fast {shop.engine_name} answers is not probed"
+    what += f" without {', '.join(sorted(absent))} (not here yet)" if absent else ""
     return f"Estimated time: about {duration(seconds / jobs)}{what} (by a short probe{side_by_side})"
 
 
-def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell]) -> float:
+def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell], absent: set[str]) -> float:
+    """``absent`` gets the tasks whose documents cannot be had now."""
     training = [cell for cell in todo if cell.kind == "trained"]
     some = shop.examples(
         registry.load("train task", (training or list(todo))[0].train_task or shop.config.train_tasks[0])
@@ -135,7 +138,13 @@ def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell]) -> float:
             elif prepares_with == "seed_logp":
                 seconds += FORWARD_SHARE * probe.micro_batch_s * examples / settings.micro_batch_size
         for name in cell.tasks if shop.engine_name == "hf" else ():
-            lm_task = shop.load_task(name, str(shop.seed_folder))
+            if name in absent:
+                continue
+            try:
+                lm_task = shop.load_task(name, str(shop.seed_folder))
+            except Exception:  # of the hub, and not fetched; the run itself says what is wrong
+                absent.add(name)
+                continue
             documents = min(len(lm_task.eval_docs), shop.config.responses.limit or len(lm_task.eval_docs))
             answers = documents * int(lm_task.get_config("repeats") or 1)
             tokens = (lm_task.get_config("generation_kwargs") or {}).get("max_gen_toks", 1)

@@ -34,7 +34,7 @@ FILES = ("responses.jsonl", "task.json")
 SETTINGS = {
     "hf": ("batch_size", "static_cache"),
     "vllm": ("tensor_parallel", "max_context"),
-    "openai": ("server",),
+    "openai": ("server", "tokenizer"),
 }
 ALWAYS = ("dtype", "limit", "thinking")
 
@@ -140,13 +140,10 @@ def respond_rows(
     engine.completions.clear()
     known = journal.rows() if journal else []
     engine.known = {int(index): ids for row in known for index, ids in row.items()}
-    with (
-        shop.reporter.bar(label, documents * repeats, "answers") as advance,
-        journal.writing(known) if journal else contextlib.nullcontext() as write,
-    ):
+    kept = journal.writing(known) if journal else contextlib.nullcontext(lambda row: None)
+    with shop.reporter.bar(label, documents * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
-        if write:
-            engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
+        engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
         samples = _evaluate(engine, lm_task, benchmark.name, limit)
     shop.clock["generation"] += engine.seconds
     rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples)
