@@ -203,7 +203,11 @@ def choose_engine(shop: Workshop) -> str:
         return "hf"
     import torch
 
+    if not torch.cuda.is_available():  # a plan for another machine
+        return "hf"
     settings = shop.config.responses
     memory = torch.cuda.get_device_properties(0).total_memory * settings.gpu_memory * settings.tensor_parallel
+    if not models.is_here(shop.config.model):  # a plan alone: nothing is fetched for it
+        return "vllm"
     weights = sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
     return "vllm" if weights < WEIGHTS_SHARE * memory else "hf"

@@ -457,3 +457,37 @@ def test_respond_scores_just_the_tasks_that_are_named(
         for k in (1, 10)
     ]
     assert values[0] > values[1]  # deeper prefills, less safety
+
+
+# --- the engine that is chosen -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("installed", "available", "memory", "expected"),
+    [
+        (True, True, 80e9, "vllm"),
+        (True, True, 1e6, "hf"),
+        (True, False, 80e9, "hf"),
+        (False, True, 80e9, "hf"),
+    ],
+)
+def test_auto_takes_vllm_where_it_is_installed_and_a_gpu_holds_the_model(
+    installed: bool,
+    available: bool,
+    memory: float,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    from harness import workshop as module
+
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=memory)
+    )
+    made = shop(tmp_path, engine="auto", **{"training.device": "cuda"})
+    assert made.engine_name == expected
+    assert shop(tmp_path, engine="auto", **{"training.device": "cpu"}).engine_name == "hf"
