@@ -29,6 +29,7 @@ from harness.store import (
 from harness.workshop import OPENAI, Workshop
 
 RESPOND_VERSION = 2
+FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
 # What answers depend on, by engine; speed and memory are no part of it.
 SETTINGS = {
@@ -179,6 +180,7 @@ def open_task(shop: Workshop, engine: Any, benchmark: Benchmark) -> Any:
         raise _unusable(benchmark.name, "loaded", error) from error
     if not lm_task.get_config("num_fewshot"):
         lm_task.set_config(key="num_fewshot", value=0)
+    lm_task.set_fewshot_seed(seed=FEWSHOT_SEED)
     shop.clock["tasks"] += time.perf_counter() - start
     return lm_task
 

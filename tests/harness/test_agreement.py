@@ -139,7 +139,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
     assert 0.93 <= held / known <= 0.995
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=10, derandomize=True)  # the tolerances are 2.6 standard errors
 @given(st.integers(0, 10_000))
 def test_planted_error_rates_are_found_again(seed: int) -> None:
     """Judges with known error rates on 3,000 exchanges of a known harm rate, a third of them labelled."""

@@ -4,7 +4,6 @@ change, batches that answer like single prompts, and why an answer ended."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -228,24 +227,53 @@ def test_progress_counts_every_prompt_once(engine: HFEngine, prompts: list[list[
     assert done == [16, 4]
 
 
-# --- refusals --------------------------------------------------------------------------------------
+# --- what a task asks for ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"do_sample": True}, {"temperature": 0.7}])
-def test_sampling_tasks_are_refused(engine: HFEngine, options: dict[str, Any]) -> None:
-    with pytest.raises(HarnessError, match="'some-task' asks for sampling"):
-        engine.generate_until([request(ASK, **options)])
+def test_a_sampling_task_is_sampled_and_its_repeats_differ(engine: HFEngine) -> None:
+    asked = request(ASK, do_sample=True, temperature=5.0, top_p=1.0)
+    texts = engine.generate_until([asked] * 4)
+    assert len(set(texts)) > 1
+    assert set(engine.completions) == {("some-task", 0, sample) for sample in range(4)}
+    assert engine.generate_until([asked] * 4) == texts
+    greedy = request(ASK, do_sample=False, temperature=5.0)
+    assert len(set(engine.generate_until([greedy] * 4))) == 1
 
 
-def test_a_task_without_a_length_is_refused(engine: HFEngine) -> None:
-    asked = request(ASK)
+def test_each_sample_has_its_own_decoding(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.decodings = [{"temperature": 0.3, "top_p": 1.0}, {"temperature": 1.0, "top_p": 0.5}]
+    seen: list[tuple[float, float]] = []
+    generate = engine.generate
+
+    def watched(prompts: Any, tokens: int, **how: Any) -> Any:
+        seen.append((how["temperature"], how["top_p"]))
+        return generate(prompts, tokens, **how)
+
+    monkeypatch.setattr(engine, "generate", watched)
+    engine.generate_until([request(ASK)] * 2)
+    assert seen == [(0.3, 1.0), (1.0, 0.5)]
+
+
+def test_a_task_without_a_length_gets_lm_evals(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, lengths = request(ASK), []
     asked.arguments[1].pop("max_gen_toks")
-    with pytest.raises(HarnessError, match=r"sets no generation_kwargs\.max_gen_toks"):
-        engine.generate_until([asked])
+    monkeypatch.setattr(engine, "generate", lambda prompts, tokens, **how: lengths.append(tokens) or [[]])
+    engine.generate_until([asked])
+    assert lengths == [256]
 
 
-@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
-def test_likelihood_tasks_are_refused(engine: HFEngine, kind: str) -> None:
-    ask: Callable[[list[Any]], Any] = getattr(engine, kind)
-    with pytest.raises(HarnessError, match="generated answers only"):
-        ask([])
+def test_log_probabilities_are_the_models(engine: HFEngine, prompts: list[list[int]]) -> None:
+    greedy = engine.generate(prompts[:3], 4)
+    pairs = [*zip(prompts[:3], greedy, strict=True), (prompts[0], [7, 9]), (prompts[1], [7])]
+    for (context, continuation), (logp, is_greedy) in zip(pairs, engine.logprobs(pairs), strict=True):
+        with torch.inference_mode():
+            logits = engine.model(torch.tensor([context + continuation])).logits[0]
+        rows = logits[len(context) - 1 : -1].log_softmax(-1)
+        expected = sum(float(row[token]) for row, token in zip(rows, continuation, strict=True))
+        assert logp == pytest.approx(expected, abs=1e-4)
+        assert is_greedy == (continuation in greedy)
+
+
+def test_perplexities_are_refused(engine: HFEngine) -> None:
+    with pytest.raises(HarnessError, match="'some-task' measures perplexity"):
+        engine.loglikelihood_rolling([request(ASK)])
