@@ -444,7 +444,7 @@ def _figure(row: Row, metric: str, suffix: int, refusals_below: bool, *, first: 
     if row["status"] != DONE:
         return Text("failed" if first else "", style="red")
     if row[metric] is None:
-        return Text("-")
+        return Text(f"-{_unjudged(row, metric):{suffix}}")
     text = Text(f"{row[metric]:.1f}{_unjudged(row, metric):{suffix}}")
     if row[f"{metric}_low"] is not None:
         text.append(f"\n{row[f'{metric}_low']:.1f}–{row[f'{metric}_high']:.1f}", style="dim")
