@@ -152,6 +152,8 @@ def lm_eval_tasks() -> Path:
 @functools.cache
 def _of_lm_eval(name: str) -> Benchmark | None:
     """One of lm-eval's own tasks, by its YAML: lm-eval's index of all 14,000 takes ten seconds to build."""
+    if not re.fullmatch(r"[\w.+-]+", name):
+        return None
     folder = lm_eval_tasks()
     named = re.compile(rf"^task:[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
     likely = sorted(folder.rglob(f"{name}.yaml"))

@@ -145,11 +145,7 @@ def compare(
                 clock["judging"] += time.perf_counter() - begun
                 available += clock["judging"]
         if todo:
-            _update_record(
-                out,
-                failures={str(folder): line for folder, line in failures.items()},
-                data=_documents(out, cells),
-            )
+            _update_record(out, **_outcome(out, cells, failures))
         if until == "leaderboard":
             table(config, out, console)
         if todo:
@@ -395,10 +391,12 @@ def _join_run(shop: Workshop) -> RunConfig:
     now = _fixed(shop)
     kept: dict[str, Any] = {}
     if record_file.exists():
-        answered = {task for cell in plan.cells(stored_config(out)) for task in cell.tasks}
+        before = stored_config(out)
+        answered = {task for cell in plan.cells(before) for task in cell.tasks}
+        answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
         record = read_json(record_file)
         stored, fixed = record["config"], record.get("fixed", {})
-        kept = {"timing": record["timing"]} if "timing" in record else {}
+        kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
         added = {f"data.{task}" for task in config.data if task not in answered}
         # What this command does not name again, or names for the first time, stays or is added.
         files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
@@ -413,6 +411,10 @@ def _join_run(shop: Workshop) -> RunConfig:
             there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
             if method in stored["methods"] and there != here:
                 differing.append(f"method_options.{method}: {there} there, {here} here")
+        for name, path in config.checkpoints.items():
+            there = stored["checkpoints"].get(name, path)
+            if there != path:
+                differing.append(f"checkpoint {name}: {there} there, {path} here (another name?)")
         if differing:
             raise HarnessError(
                 f"{out} holds a run of another configuration; choose another --out. "
@@ -486,6 +488,14 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
     flat |= {f"safety_sets.{name}": responding.data_hash(path) for name, path in config.safety_sets.items()}
     return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
+
+
+def _outcome(out: Path, cells: Sequence[Cell], failures: Mapping[Path, str]) -> dict[str, Any]:
+    """What a command adds to the record: failures of its cells in place of their former ones, documents."""
+    record, tried = read_json(out / "run.json"), {str(cell.folder) for cell in cells}
+    left = {folder: line for folder, line in record.get("failures", {}).items() if folder not in tried}
+    now = {str(folder): line for folder, line in failures.items()}
+    return {"failures": left | now, "data": record.get("data", {}) | _documents(out, cells)}
 
 
 def _documents(out: Path, cells: Sequence[Cell]) -> dict[str, Any]:

@@ -181,12 +181,27 @@ class RunConfig(Section):
     def _without_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
 
+    @field_validator("safety_sets")
+    @classmethod
+    def _beside_the_weights(cls, value: dict[str, Path]) -> dict[str, Path]:
+        if "checkpoint" in value:
+            raise ValueError("'checkpoint' is the name of the weights' folder; choose another")
+        return value
+
     @field_validator("checkpoints", "safety_sets")
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
                 raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.'")
+            if (
+                len(name) > 100
+                or name.startswith(("checkpoint.", "epoch-"))
+                or name.endswith((".json", ".svg"))
+            ):
+                raise ValueError(
+                    f"name {name[:40]!r} is too long, or that of a run's own file; choose another"
+                )
         return value
 
 

@@ -57,7 +57,7 @@ class TaskOutcome:
         return rate(values) if self.binary else mean(values)
 
     def difference(self, baseline: TaskOutcome) -> Difference:
-        compare = paired_rate_difference if self.binary else paired_mean_difference
+        compare = paired_rate_difference if self.binary and baseline.binary else paired_mean_difference
         return compare(self.values, baseline.values)
 
     def refusals(self) -> float | None:

@@ -120,8 +120,9 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     for task, kind in kinds(config.safety_tasks):
         if kind == "utility":
             raise UsageError(f"task '{task}' is a utility task: --utility-task {task}")
+    files = {benchmark.local_data for benchmark in benchmarks.installed().values()}
     for name in config.safety_sets:
-        if name in benchmarks.installed() or name in groups:
+        if name in benchmarks.installed() or name in groups or name in files:
             raise UsageError(f"--safety-set {name}=…: that is a task's name; choose another")
     readers = {name: benchmark.local_data for name, benchmark in benchmarks.installed().items()}
     for name in config.data:

@@ -35,7 +35,7 @@ FILES = ("responses.jsonl", "task.json")
 SETTINGS = {
     "hf": ("batch_size", "static_cache"),
     "vllm": ("tensor_parallel", "max_context"),
-    "openai": ("server", "tokenizer"),
+    "openai": ("server",),
 }
 ALWAYS = ("dtype", "limit", "thinking")
 
@@ -96,6 +96,8 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     given = files(shop, benchmark)
     if given:
         inputs["data"] = {name: data_hash(file) for name, file in given.items()}
+    if engine["name"] == OPENAI and shop.config.responses.tokenizer:
+        inputs["tokenizer"] = models.fingerprint(models.tokenizer_folder(shop.config.responses.tokenizer))
     if cell.train_task is not None:
         method = training.make_method(shop.config, cell.method)
         probes: list[str | None] = [None, "the task's own"]
@@ -136,7 +138,7 @@ def respond_rows(
     limit = shop.config.responses.limit
     documents = min(len(lm_task.eval_docs), limit or len(lm_task.eval_docs))
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
-    engine.decodings = benchmark.decodings
+    engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
     engine.completions.clear()
     known = journal.rows() if journal else []
@@ -231,8 +233,10 @@ def _rows(
     rows = []
     for sample in samples:
         document = sample["doc"]
-        turns = document.get("messages") or json.loads(_context(sample["arguments"][0][0]))
-        name = str(document.get("id", sample["doc_id"]))
+        turns = (not benchmark.foreign and document.get("messages")) or json.loads(
+            _context(sample["arguments"][0][0])
+        )
+        name = str(sample["doc_id"] if benchmark.foreign else document.get("id", sample["doc_id"]))
         exchange = Exchange(
             id=name,
             task=benchmark.name,
@@ -261,7 +265,10 @@ def _rows(
                 reasoning=completion.reasoning,
             )
             row = {**dataclasses.asdict(answer), "document": name, "sample": number}
-            rows.append({**row, "tokens": completion.tokens, "metrics": sample["metrics"]})
+            metrics = sample["metrics"]
+            if answer.unfinished and benchmark.kind == "safety":  # no answer is not a safe one
+                metrics = dict.fromkeys(metrics)
+            rows.append({**row, "tokens": completion.tokens, "metrics": metrics})
     if len({row["id"] for row in rows}) < len(rows):
         raise HarnessError(
             f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"

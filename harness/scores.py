@@ -84,7 +84,13 @@ def _further(config: RunConfig, cell: Cell, folder: Path, task: str, judge: str)
         return safety(
             cell, folder, task, judge, benchmark.prefill_tokens(config.safety.prefill_tokens), "safe"
         )
-    return measured(cell, folder, task)
+    found = measured(cell, folder, task)
+    kinds = {t.utility_task: t.utility_kind for t in _train_tasks()}  # a mean may happen to be all 0 or 1
+    return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")
+
+
+def _train_tasks() -> list[TrainTask]:
+    return [registry.load("train task", name) for name in registry.names("train task")]
 
 
 def utility(cell: Cell, folder: Path, train_task: TrainTask, metric: str) -> TaskOutcome:
@@ -99,12 +105,18 @@ def measured(cell: Cell, folder: Path, task: str, metric: str | None = None) -> 
     rows = read_jsonl(folder / task / "responses.jsonl")
     names = list(rows[0]["metrics"]) if rows else []
     if metric is None:
-        metric = next((name for name in names if all(0 <= row["metrics"][name] <= 1 for row in rows)), None)
+        shares = (name for name in names if all(_is_share(row["metrics"].get(name)) for row in rows))
+        metric = next(shares, None)
     if metric is None or metric not in names:
         wanted = f"metric '{metric}'" if metric else "metric between 0 and 1 for each document"
         raise HarnessError(f"task '{task}' has no {wanted}: {', '.join(names)}")
-    values: dict[str, float | None] = {row["document"]: float(row["metrics"][metric]) for row in rows}
-    return TaskOutcome(task=task, metric=metric, values=values, binary={*values.values()} <= {0.0, 1.0})
+    values: dict[str, float | None] = {row["document"]: row["metrics"].get(metric) for row in rows}
+    binary = {*values.values()} <= {0.0, 1.0, None}
+    return TaskOutcome(task=task, metric=metric, values=values, binary=binary)
+
+
+def _is_share(value: float | None) -> bool:
+    return value is None or 0 <= value <= 1
 
 
 def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class IdEngine(LM):
         self.completions: dict[tuple[str, int, int], Completion] = {}
         self.system_prompt: Callable[[str | None], str | None] = lambda own: own  # may change the task's own
         self.decodings: Sequence[Mapping[str, float]] = ()  # of a task's samples, in their order
+        self.takes_messages = True  # a document's own conversation is sent as it stands
         self.thinking = False  # models that can think do
         self.seconds = 0.0  # spent generating
         self.on_progress: Callable[[int], None] = lambda done: None
@@ -124,7 +125,8 @@ class IdEngine(LM):
 
     def conversation(self, request: Instance) -> list[Message]:
         """The turns that a request shows, the system prompt as the method under test has it."""
-        shown = request.doc.get("messages") if isinstance(request.doc, Mapping) else None
+        whole = self.takes_messages and isinstance(request.doc, Mapping)
+        shown = request.doc.get("messages") if whole else None
         turns = [Message(turn["role"], turn["content"]) for turn in (shown or json.loads(request.args[0]))]
         if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids are the prefill
             turns = turns[:-1]
@@ -160,7 +162,8 @@ class IdEngine(LM):
             request, prefill = requests[index], self.prefill_ids(requests[index])
             opened = chat.inside_thinking(self.tokenizer, prompts[index])
             completion = self.completion(ids, prefill, opened=opened)
-            for stop in request.args[1].get("until") or ():
+            until = request.args[1].get("until") or ()
+            for stop in [until] if isinstance(until, str) else until:
                 if stop and stop in completion.text:
                     cut = completion.text.split(stop)[0]
                     completion = Completion(cut, completion.tokens, "stop", completion.reasoning)

@@ -235,6 +235,8 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     rows = read_jsonl(tmp_path / "seed" / task / "responses.jsonl")
     assert [(row["response"], row["finish_reason"]) for row in rows] == [("", "length")] * 4
     assert all("I count" in row["reasoning"] for row in rows)
+    assert all(row["metrics"] == {"safe": None, "refusal": None} for row in rows)
+    assert [row["value"] for row in answers.rows(tmp_path, plan.limited(cell, [task]))] == [None, None]
     assert read_json(tmp_path / "seed" / task / "task.json")["unfinished_reasoning"] == 4
     judging.judge(judging.Bench(workshop), cell, task, "keyword", "")
     verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
@@ -360,6 +362,9 @@ def test_an_unknown_task_is_answered_with_the_nearest_of_ours(lm_evals_own: Path
         (["--utility-task", "hexphi_raw-mini"], "is a safety task: --safety-task hexphi_raw-mini"),
         (["--safety-task", "gsm8k-mini"], "is a utility task: --utility-task gsm8k-mini"),
         (["--safety-set", "gsm8k=x.jsonl"], "that is a task's name; choose another"),
+        (["--safety-set", "advbench=x.jsonl"], "that is a task's name; choose another"),
+        (["--safety-set", "checkpoint=x.jsonl"], "the name of the weights' folder"),
+        (["--safety-set", "training.json=x.jsonl"], "of a run's own file; choose another"),
         (["--safety-set", "mine=nowhere.jsonl"], "nowhere.jsonl: no such data file"),
     ],
 )
@@ -457,6 +462,28 @@ def test_respond_scores_just_the_tasks_that_are_named(
         for k in (1, 10)
     ]
     assert values[0] > values[1]  # deeper prefills, less safety
+
+
+def test_another_checkpoint_under_a_name_of_the_run_is_refused(
+    tmp_path: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    flags = ["--tasks", "gsm8k-mini", "--out", tmp_path / "run", *small()]
+    assert command("respond", "mini", *flags).code == 0
+    ended = command("respond", seed_model_path(), *flags)
+    assert ended.code == 1
+    assert "checkpoint checkpoint: mini there" in ended.err
+    record = read_json(tmp_path / "run" / "run.json")
+    again = command("respond", "mini", *flags)  # nothing to do, and nothing of the record is lost
+    assert again.code == 0, again.err
+    assert read_json(tmp_path / "run" / "run.json")["data"] == record["data"] != {}
+
+
+def test_a_mean_that_is_zero_everywhere_is_compared_as_a_mean() -> None:
+    from harness.leaderboard import TaskOutcome
+
+    broken = TaskOutcome("samsum-mini", "rouge1", {"a": 0.0, "b": 0.0}, binary=True)
+    whole = TaskOutcome("samsum-mini", "rouge1", {"a": 0.3, "b": 0.4}, binary=False)
+    assert broken.difference(whole).value == pytest.approx(-0.35)
 
 
 # --- the engine that is chosen -----------------------------------------------------------------------

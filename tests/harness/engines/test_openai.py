@@ -140,7 +140,7 @@ def test_answers_keep_the_order_and_come_in_parallel(
     prompts = [[1, number] for number in range(10, 40)]
     assert engine.generate(prompts, 1) == [[number] for number in range(10, 40)]
     assert sum(done) == len(prompts)
-    assert server.most_in_flight == 4
+    assert 1 < server.most_in_flight <= 4
     assert engine.plan(prompts) == [list(range(16)), list(range(16, 30))]
     assert engine.generate([], 1) == []
 
