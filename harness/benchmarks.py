@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,28 +77,31 @@ class Benchmark:
 def installed() -> dict[str, Benchmark]:
     """All lm-eval tasks of our folders, by name. Raises HarnessError for a YAML that cannot be read."""
     found: dict[str, Benchmark] = {}
-    for folder in registry.task_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            values = _read(path)
-            if not isinstance(values.get("task"), str):
-                continue  # a group, or a base that others include
-            benchmark = _benchmark(path, values)
-            if benchmark.name in found:
-                other = found[benchmark.name].path
-                raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
-            found[benchmark.name] = benchmark
+    for path, values in _yamls():
+        if not isinstance(values.get("task"), str):
+            continue  # a group, or a base that others include
+        benchmark = _benchmark(path, values)
+        if benchmark.name in found:
+            other = found[benchmark.name].path
+            raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
+        found[benchmark.name] = benchmark
     return found
 
 
+@functools.cache
 def groups() -> dict[str, list[str]]:
     """Our groups of tasks, by name."""
-    found: dict[str, list[str]] = {}
+    return {
+        values["group"]: [str(task) for task in values.get("task", ())]
+        for _, values in _yamls()
+        if isinstance(values.get("group"), str)
+    }
+
+
+def _yamls() -> Iterator[tuple[Path, dict[str, Any]]]:
     for folder in registry.task_folders():
         for path in sorted(folder.rglob("*.yaml")):
-            values = _read(path)
-            if isinstance(values.get("group"), str):
-                found[values["group"]] = [str(task) for task in values.get("task", ())]
-    return found
+            yield path, _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,26 +123,32 @@ def _included(path: Path) -> list[Path]:
 
 
 def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) -> Benchmark:
-    found = values.get("metadata")
-    meta: dict[str, Any] = found if isinstance(found, dict) else {}
-    options = values.get("dataset_kwargs")
-    hub = meta.get("hub") or {}
+    """What a task's YAML says; lm-eval's own (``foreign``) may mean anything by our keys, but for version."""
+    metadata = _section(values, "metadata")
+    meta = {} if foreign else metadata
+    options = {} if foreign else _section(values, "dataset_kwargs")
+    hub = meta.get("hub")
     name = str(values["task"])
     return Benchmark(
         name=name,
         task=name,
         path=path,
-        version=str(meta.get("version", 0)),
-        kind="utility" if foreign else str(meta.get("kind", "utility")),
-        prefilled=not foreign and bool({"prefill_tokens", "refusal_prefix"} & {*meta}),
-        counted=not foreign and "prefill_tokens" in meta,
-        depth=options.get("depth") if isinstance(options, dict) and not foreign else None,
-        sources=() if foreign else tuple(meta.get("sources", ())),
-        local_data=None if foreign else meta.get("local_data"),
-        decodings=() if foreign else tuple(meta.get("decodings", ())),
+        version=str(metadata.get("version", 0)),
+        kind=str(meta.get("kind", "utility")),
+        prefilled=bool({"prefill_tokens", "refusal_prefix"} & {*meta}),
+        counted="prefill_tokens" in meta,
+        depth=options.get("depth"),
+        sources=tuple(meta.get("sources", ())),
+        local_data=meta.get("local_data"),
+        decodings=tuple(meta.get("decodings", ())),
         hub=f"{hub['path']}@{hub.get('revision') or NOT_PINNED}" if hub else values.get("dataset_path"),
         foreign=foreign,
     )
+
+
+def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def lm_eval_tasks() -> Path:
