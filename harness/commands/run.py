@@ -1,0 +1,176 @@
+"""The walk and its parts: compare, train, respond, judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands.options import (
+    SETTINGS,
+    Sectioned,
+    console,
+    example,
+    judging_flags,
+    judging_options,
+    names,
+    out_folder,
+    pairs,
+    resolve,
+    run_options,
+)
+from harness.contracts import UsageError
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example(
+        "harness compare --methods all",
+        "harness compare --methods vanilla,lookahead-true --train-tasks gsm8k-mini --seeds 1,2",
+    ),
+)
+@click.argument("recipe", required=False)
+@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
+              help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
+@click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
+@click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
+@judging_options
+@click.option("--dry-run", is_flag=True, help="Print the configuration, the plan and the time; do nothing.")
+@run_options
+@click.pass_context
+def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
+    """Fine-tune with each method, score every checkpoint, print the leaderboard.
+
+    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world). A run that was
+    interrupted goes on where it stopped; what is done is not done again.
+    """
+    from harness import comparison
+
+    config = resolve(recipe, **flags)
+    comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example("harness train lookahead-true --train-tasks gsm8k-mini --out results/runs/one"),
+)
+@click.argument("method")
+@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
+@run_options
+@click.pass_context
+def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
+    """Fine-tune with one METHOD into a run folder, without scoring."""
+    from harness import comparison
+
+    if method == "seed":
+        raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
+    config = resolve(recipe, methods=[method], **flags)
+    folder = out_folder(config, out)
+    comparison.compare(config, folder, console(), debug=ctx.obj["debug"], until="train", kinds=("trained",))
+    for path in sorted(folder.glob(f"*/{method}/seed-*/checkpoint")):
+        click.echo(path)
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example(
+        "harness respond ./my-checkpoint --name mine --tasks gsm8k-mini,hexphi_raw-mini --out runs/mine",
+        "harness respond openai:my-model@http://localhost:8000/v1 --tasks advbench_raw",
+        "harness respond mini --tasks hexphi_prefill-mini --print-ids 0",
+    ),
+)
+@click.argument("checkpoint")
+@click.option("--tasks", callback=names, metavar="A,B",
+              help="Tasks and groups to answer: ours, or lm-eval's (default: the recipe's).")  # fmt: skip
+@click.option("--print-ids", type=click.IntRange(min=0), metavar="INDEX",
+              help="Only print the token ids of each task's document INDEX, from 0.")  # fmt: skip
+@click.option("--show-harmful", is_flag=True, help="With --print-ids: the texts of safety tasks too.")
+@click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
+@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
+@run_options
+@click.pass_context
+def respond(
+    ctx: click.Context,
+    /,
+    checkpoint: str,
+    name: str,
+    recipe: str | None,
+    out: Path | None,
+    tasks: list[str] | None,
+    print_ids: int | None,
+    show_harmful: bool,
+    **flags: Any,
+) -> None:
+    """Let a CHECKPOINT answer utility and safety tasks, and print their scores.
+
+    CHECKPOINT is a folder (a PEFT adapter's too), a hub name, 'mini', or a model on a server:
+    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge and compare go on with the
+    same run folder.
+    """
+    from harness import benchmarks, comparison, plan
+
+    groups = benchmarks.groups()
+    for task in tasks or ():
+        kinds = {benchmarks.get(one, flags["safety_sets"]).kind for one in groups.get(task, [task])}
+        if task not in flags["safety_sets"]:
+            key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
+            flags[key] = [*(flags[key] or ()), task]
+    config = resolve(recipe, methods=["seed"], checkpoints={name: checkpoint}, **flags)
+    folder = out_folder(config, out)
+    only = [*(tasks or ()), *(flags["safety_sets"] if tasks else ())]
+    if print_ids is None:
+        comparison.compare(
+            config,
+            folder,
+            console(),
+            debug=ctx.obj["debug"],
+            until="respond",
+            kinds=("checkpoint",),
+            only=only,
+        )
+        config = comparison.stored_config(folder)
+    cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
+    from harness.workshop import Workshop, quiet
+
+    quiet()
+    from harness import answers
+
+    if print_ids is None:
+        answers.show(folder, cells, console())
+    else:
+        answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example(
+        "harness judge results/runs/mini --judge keyword",
+        "harness judge results/runs/mini --judge openai:gpt-4o --max-cost 5 --dry-run",
+        "harness judge RUN --judge openai:my-model@http://localhost:8000/v1,llama-guard-3,keyword,vote",
+    ),
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--judge", "judges", callback=names, required=True, metavar="A,B", help="Judges (harness judges)."
+)
+@judging_options
+@click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")
+@click.option("--dry-run", is_flag=True, help="Print what there is to judge and its price; do nothing.")
+@SETTINGS
+def judge(
+    run: Path, judges: list[str], retry_unjudged: bool, dry_run: bool, settings: tuple[str, ...], **flags: Any
+) -> None:
+    """Judge a RUN's stored responses; nothing is generated again.
+
+    An interrupted judging goes on where it stopped, and what was judged before is not paid again. Exit
+    code 4: a batch is submitted, and the same command collects it later.
+    """
+    from harness import comparison, config
+
+    overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
+    foreign = [key for key in overrides if key.partition(".")[0] not in ("judging", "safety")]
+    if foreign:
+        raise UsageError(f"--set {foreign[0]}: judging changes only keys of 'judging' and 'safety'")
+    comparison.judge_again(run, judges, console(), overrides, retry_unjudged=retry_unjudged, dry_run=dry_run)
