@@ -18,6 +18,7 @@ from harness.commands import (
     listings,
     mini,
     run,
+    sweep,
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
@@ -44,7 +45,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
-    *(analyze.analyze, agreement.agreement, folder.clean, data.data),
+    *(sweep.sweep, analyze.analyze, agreement.agreement, folder.clean, data.data),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
