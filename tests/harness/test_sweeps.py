@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import comparison, config, plan, sweeps
+from harness import comparison, config, models, plan, sweeps
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.store import read_json, read_jsonl
@@ -223,7 +223,8 @@ def test_prefixes_of_the_users_own_on_a_run_that_is_there(swept_copy: Path, comm
     }
     record = read_json(swept_copy / "analysis/sweep-prefix.json")
     (point,) = record["points"]
-    assert (point["value"], point["tokens"]) == ("It is so. ", 4)
+    tokens = models.load_tokenizer(models.locate("mini")).tokenize("It is so. ")
+    assert (point["value"], point["tokens"]) == ("It is so. ", len(tokens))
     assert '"It is so. "' in ended.out
     stored = comparison.stored_config(swept_copy)
     assert stored.row("lookahead-virtual-it-is-so").options == {"prefix": "It is so. "}
