@@ -7,6 +7,7 @@ recipe can ``extends: ANOTHER`` and hold only what differs.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,6 +217,14 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     """
     where, values = _read(recipe or "mini")
     for key, value in (overrides or {}).items():
+        put(values, key, value)
+    return validated(values, where)
+
+
+def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:
+    """A configuration with ``overrides`` (keys may be dotted) laid over it. Raises UsageError."""
+    values = config.model_dump(mode="json")
+    for key, value in overrides.items():
         put(values, key, value)
     return validated(values, where)
 
