@@ -44,7 +44,7 @@ ALWAYS = ("dtype", "limit", "thinking")
 def check(shop: Workshop, cells: Sequence[Cell]) -> None:
     """The engine of the answers, before anything is spent. Raises HarnessError where it cannot work."""
     names = {engine_name(shop, cell) for cell in cells}
-    ours = any(checkpoint_of(shop, cell).server is None for cell in cells)
+    ours = not all(_on_server(shop, cell) for cell in cells)
     if OPENAI in names and ours and not shop.config.responses.server:
         raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
     if shop.config.responses.server:
@@ -90,8 +90,12 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
 
 def engine_name(shop: Workshop, cell: Cell) -> str:
     """The engine of a cell's answers."""
-    on_server = cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(models.SERVER)
-    return OPENAI if on_server else shop.engine_name
+    return OPENAI if _on_server(shop, cell) else shop.engine_name
+
+
+def _on_server(shop: Workshop, cell: Cell) -> bool:
+    """Whether a cell is a model of the user's that a server answers as."""
+    return cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(models.SERVER)
 
 
 def _engine(shop: Workshop, cell: Cell) -> dict[str, str]:

@@ -229,7 +229,7 @@ def test_an_unforeseen_error_is_one_line_that_names_debug(
 
 def test_a_foreign_package_with_our_names_is_named(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"judges": ["safetune-harness", "judges"], "harness": ["safetune-harness"]}
-    monkeypatch.setattr(cli.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(registry.metadata, "packages_distributions", lambda: owners)
     ended = command("judges")
     assert ended.code == 1
     assert ended.err.startswith("Error: the package 'judges' also installs 'judges'")
