@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import benchmarks, models, plan, responding, training
+from harness.analysis import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.models import Checkpoint
@@ -28,7 +29,6 @@ from harness.store import Stage, read_json, read_jsonl, write_jsonl_atomic
 from harness.workshop import Workshop
 
 VERSION = 1
-FOLDER = "analysis"  # of a run, beside its cells
 FILE = "divergences.jsonl"
 ENGINE = "hf"  # what gives whole distributions
 Answers = Literal["harmful", "seed"]
@@ -145,7 +145,7 @@ def divergences(
         seed = reference.rows(batch)
         if seed.shape != tuned.shape:
             raise HarnessError(
-                f"it predicts {tuned.shape[1]:,} tokens and the seed model {seed.shape[1]:,}: no KL between them"
+                f"it predicts {tuned.shape[1]:,} tokens, the seed model {seed.shape[1]:,}: no KL between them"
             )
         values = per_token(seed.to(tuned.device), tuned).cpu()
         for one, part in zip(batch, values.split([len(one.answer) for one in batch]), strict=True):
@@ -183,7 +183,7 @@ def cells(config: RunConfig) -> list[Cell]:
 
 
 def workshop(config: RunConfig, out: Path, settings: Settings) -> Workshop:
-    """A workshop in which a harmful answer's first ``tokens`` are the prefill, and models answer by ENGINE."""
+    """A workshop whose prefills are ``tokens`` long, so that a prefilled task gives the harmful answers."""
     update: dict[str, Any] = {
         "engine": ENGINE,
         "safety": config.safety.model_copy(update={"prefill_tokens": settings.tokens}),
@@ -213,7 +213,9 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "weights": _weights(shop, cell),
         "system_prompts": [_system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content()},
-        "data": {name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()},
+        "data": {
+            name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()
+        },
         "limit": config.responses.limit,
         "device": shop.device,
         "libraries": shop.libraries,
@@ -348,7 +350,9 @@ def _answers(
         from harness import chat
 
         folder = shop.out / plan.SEED / shop.config.safety.raw_task
-        stored = {row["document"]: row["response"] for row in reversed(read_jsonl(folder / "responses.jsonl"))}
+        stored = {
+            row["document"]: row["response"] for row in reversed(read_jsonl(folder / "responses.jsonl"))
+        }
         found = {name: chat.token_ids(engine.tokenizer, stored.get(name, "")) for name in requests}
     answers = {name: ids[: settings.tokens] for name, ids in found.items() if ids}
     if not answers:

@@ -25,8 +25,9 @@ from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
 from harness import comparison, divergence, figures, plan, scores
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, safety_tasks
 from harness.config import RunConfig
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import HarnessError
 from harness.divergence import Settings
 from harness.plan import Cell
 from harness.progress import Display, Reporter
@@ -36,7 +37,6 @@ from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
 VERSION = 1
 FIRST = (2, 4, 6, 8)  # the paper's
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # positions in a terminal; the files have all
-METRICS = ("rsr", "jsr")
 FEWEST = 4  # checkpoints that a correlation's interval takes
 MEAN = "mean"  # the seed column of a row over several seeds
 
@@ -44,7 +44,12 @@ Row = dict[str, Any]
 
 
 def kl(
-    out: Path, settings: Settings, console: Console, *, judge: str | None = None, batch_size: int | None = None
+    out: Path,
+    settings: Settings,
+    console: Console,
+    *,
+    judge: str | None = None,
+    batch_size: int | None = None,
 ) -> Row:
     """Measure what is not measured yet in the run ``out``, write ``analysis/kl.{json,csv,svg,pdf,png}`` and
     ``analysis/kl-safety.*``, and return the record that kl.json holds.
@@ -68,36 +73,30 @@ def kl(
         if not found:
             raise HarnessError(next(iter(missing.values())))
         rates = {cell: _rates(config, out, cell, judge) for cell in found}
+        seed_rates = _rates(config, out, plan.cells(config)[0], judge)
         inputs = {
             "version": VERSION,
             "cells": {str(cell.folder): one.identity for cell, one in found.items()},
             "rates": {str(cell.folder): given for cell, given in rates.items()},
-            "seed": _rates(config, out, plan.cells(config)[0], judge),
+            "seed": seed_rates,
             "missing": {str(cell.folder): reason for cell, reason in missing.items()},
             "judge": judge,
         }
         name = settings.name
         outputs = [f"{name}.json", f"{name}.csv"]
         outputs += [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in figures.FORMATS]
-        whole = Stage(out / divergence.FOLDER, name, inputs, outputs)
+        whole = Stage(out / FOLDER, name, inputs, outputs)
         if not whole.done():
             record = _record(config, settings, judge, found, rates, missing)
-            whole.run(lambda scratch: _write(scratch, name, record, inputs["seed"]))
-        result: Row = read_json(out / divergence.FOLDER / f"{name}.json")
+            whole.run(lambda scratch: _write(scratch, name, record, seed_rates))
+        result: Row = read_json(out / FOLDER / f"{name}.json")
     return result
-
-
-def chosen_judge(config: RunConfig, name: str | None) -> str:
-    """A run's judge by name, its first without one. Raises UsageError for another."""
-    if name is None or name in config.judges:
-        return name or config.judges[0]
-    raise UsageError(f"judge '{name}' has not judged this run; its judges: {', '.join(config.judges)}")
 
 
 def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, float | None]:
     """A cell's safe rates in percent, None where they are not there."""
     found: dict[str, float | None] = {}
-    for metric, task in zip(METRICS, (config.safety.raw_task, config.safety.prefill_task), strict=True):
+    for metric, task in safety_tasks(config).items():
         try:
             value = scores.safety(cell, out / cell.folder, task, judge, None, metric).estimate().value
         except HarnessError:
@@ -187,7 +186,7 @@ def means(rows: Sequence[Row]) -> list[Row]:
             "n": max(row["n"] for row in group),
             "positions": _over(group, "positions", "position"),
             "first": _over(group, "first", "tokens"),
-            **{metric: _plain([row[metric] for row in group]) for metric in METRICS},
+            **{metric: _plain([row[metric] for row in group]) for metric in SAFE_RATES},
         }
         for (task, method), group in groups.items()
     ]
@@ -222,11 +221,9 @@ def correlations(rows: Sequence[Row]) -> list[Row]:
     if len(tasks) > 1:
         groups += [(task, [row for row in rows if row["train_task"] == task]) for task in tasks]
     found = []
-    for (task, group), metric in itertools.product(groups, METRICS):
+    for (task, group), metric in itertools.product(groups, SAFE_RATES):
         for place, first in enumerate(rows[0]["first"] if rows else ()):
-            pairs = [
-                (row["first"][place]["value"], row[metric]) for row in group if row[metric] is not None
-            ]
+            pairs = [(row["first"][place]["value"], row[metric]) for row in group if row[metric] is not None]
             found.append(
                 {"train_task": task, "metric": metric, "tokens": first["tokens"], **correlate(pairs)}
             )
@@ -328,8 +325,8 @@ def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: S
     styles = _styles(record)
     widths = [one["tokens"] for one in record["rows"][0]["first"]] if record["rows"] else []
     tasks = list(dict.fromkeys(row["train_task"] for row in record["rows"]))
-    figure, axes = _panels(len(METRICS), max(1, len(widths)), (2 + 2.4 * max(1, len(widths)), 5.2))
-    for (line, metric), (column, tokens) in itertools.product(enumerate(METRICS), enumerate(widths)):
+    figure, axes = _panels(len(SAFE_RATES), max(1, len(widths)), (2 + 2.4 * max(1, len(widths)), 5.2))
+    for (line, metric), (column, tokens) in itertools.product(enumerate(SAFE_RATES), enumerate(widths)):
         one = axes[line][column]
         if seed_rates[metric] is not None:
             one.plot(0, seed_rates[metric], "*", color="0.35", markersize=9, label="seed")
@@ -340,7 +337,7 @@ def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: S
             look |= {"fillstyle": ("full", "none", "left", "right")[tasks.index(row["train_task"]) % 4]}
             one.plot(row["first"][column]["value"], row[metric], **look, label=row["method"])
         one.set_ylim(-4, 104)
-        if line == len(METRICS) - 1:
+        if line == len(SAFE_RATES) - 1:
             one.set_xlabel(f"mean KL, first {tokens} tokens")
         if column == 0:
             one.set_ylabel(f"{metric.upper()} (%)")
@@ -391,7 +388,7 @@ def show(record: Row, out: Path, console: Console) -> None:
         say(note)
     name = Settings(record["answers"]).name
     files = [f"{name}.json", f"{name}.csv", f"{name}.svg", f"{name}-safety.svg"]
-    say("Files: " + ", ".join(str(out / divergence.FOLDER / file) for file in files))
+    say("Files: " + ", ".join(str(out / FOLDER / file) for file in files))
 
 
 def _table(*headings: str) -> Table:
@@ -411,7 +408,7 @@ def _means_table(record: Row, rows: Sequence[Row]) -> Table:
         ends = ("lowest", "highest") if len(row["seeds"]) > 1 else ("low", "high")
         below = [_range(one[ends[0]], one[ends[1]]) for one in spread]
         values = [_nats(one["value"]) for one in row["first"]]
-        rates = ["-" if row[name] is None else f"{row[name]:.1f}" for name in METRICS]
+        rates = ["-" if row[name] is None else f"{row[name]:.1f}" for name in SAFE_RATES]
         table.add_row(Text(row["method"]), *values, str(row["n"]), *rates)
         table.add_row("", *(Text(text, style="dim") for text in below))
     return table

@@ -44,7 +44,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
     type=click.Choice(["harmful", "seed"]),
     default="harmful",
     show_default=True,
-    help="Both models read the harmful answers behind the prefilled task, or the seed model's own to the raw.",
+    help="What both models read: the prefilled task's harmful answers, or the seed model's own.",
 )
 @click.option("--tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Of each answer.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Prompts at once.")
@@ -84,7 +84,9 @@ def analyze_kl(
 
 @analyze.command(
     "categories",
-    epilog=example("harness analyze categories results/runs/mini", "harness analyze categories RUN --metric jsr"),
+    epilog=example(
+        "harness analyze categories results/runs/mini", "harness analyze categories RUN --metric jsr"
+    ),
 )
 @RUN
 @JUDGE
