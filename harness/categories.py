@@ -308,7 +308,7 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
     """Categories by methods, some methods at a time where they are many."""
     methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
     for start in range(0, len(methods), BLOCK):
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         table.add_column("category", overflow="fold", min_width=14)
         table.add_column("n", justify="right", no_wrap=True)
         block = methods[start : start + BLOCK]

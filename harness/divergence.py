@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from harness import benchmarks, models, plan, responding, training
@@ -25,11 +26,13 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.models import Checkpoint
 from harness.plan import Cell
-from harness.store import Stage, read_json, read_jsonl, write_jsonl_atomic
+from harness.statistics import mean
+from harness.store import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from harness.workshop import Workshop
 
 VERSION = 1
-FILE = "divergences.jsonl"
+FILES = ("divergences.jsonl", "summary.json")
+FIRST = (2, 4, 6, 8)  # tokens over which the paper takes the mean
 ENGINE = "hf"  # what gives whole distributions
 Answers = Literal["harmful", "seed"]
 
@@ -174,6 +177,26 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
+def summary(values: Mapping[str, Sequence[float]], tokens: int) -> dict[str, Any]:
+    """``n`` prompts; ``positions``: the mean KL at each, over the prompts whose answers reach it; ``first``:
+    over the first k tokens, the mean of the prompts' own means (of what a shorter answer has)."""
+    every = list(values.values())
+    positions: list[dict[str, Any]] = [
+        {"position": place + 1, **_estimate(one[place] for one in every if len(one) > place)}
+        for place in range(tokens)
+    ]
+    first: list[dict[str, Any]] = [
+        {"tokens": k, **_estimate(fmean(one[:k]) for one in every)} for k in FIRST if k <= tokens
+    ]
+    return {"n": len(every), "positions": positions, "first": first}
+
+
+def _estimate(values: Iterable[float]) -> dict[str, Any]:
+    found = asdict(mean(values))
+    del found["unjudged"]
+    return found
+
+
 # --- a run's checkpoints ---------------------------------------------------------------------------
 
 
@@ -223,7 +246,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     if settings.answers == "seed":
         marker = shop.out / plan.SEED / benchmark.name / "respond.done.json"
         inputs["answers"] = read_json(marker)["outputs"]
-    return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, [FILE])
+    return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
 
 
 def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
@@ -307,7 +330,8 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
                 pad = engine.tokenizer.pad_token_id or 0
                 with shop.reporter.bar(cell.label, len(mine), "answers") as advance:
                     values = divergences(engine.model, pad, mine, reference, size, advance)
-            write_jsonl_atomic(folder / FILE, [{"id": name, "kl": kl} for name, kl in values.items()])
+            write_jsonl_atomic(folder / FILES[0], [{"id": name, "kl": kl} for name, kl in values.items()])
+            write_json_atomic(folder / FILES[1], summary(values, settings.tokens))
 
         yield ask
     finally:
@@ -369,4 +393,10 @@ def _forced(engine: Any, request: Any, name: str, answer: list[int]) -> Forced:
 
 def read(one: Stage) -> dict[str, list[float]]:
     """A checkpoint's divergences in nats: document's id -> KL at each answer token."""
-    return {row["id"]: row["kl"] for row in read_jsonl(one.folder / FILE)}
+    return {row["id"]: row["kl"] for row in read_jsonl(one.folder / FILES[0])}
+
+
+def summary_of(one: Stage) -> dict[str, Any]:
+    """A checkpoint's means, as ``summary`` gives them."""
+    found: dict[str, Any] = read_json(one.folder / FILES[1])
+    return found

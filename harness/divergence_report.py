@@ -11,7 +11,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -31,11 +31,10 @@ from harness.contracts import HarnessError
 from harness.divergence import Settings
 from harness.plan import Cell
 from harness.progress import Display, Reporter
-from harness.statistics import ALPHA, mean
+from harness.statistics import ALPHA
 from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
 
 VERSION = 1
-FIRST = (2, 4, 6, 8)  # the paper's
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # positions in a terminal; the files have all
 FEWEST = 4  # checkpoints that a correlation's interval takes
 MEAN = "mean"  # the seed column of a row over several seeds
@@ -119,7 +118,7 @@ def _record(
     rows = [
         {
             **_named(cell),
-            **summary(divergence.read(one), settings.tokens),
+            **divergence.summary_of(one),
             **rates[cell],
         }
         for cell, one in found.items()
@@ -151,26 +150,6 @@ def _record(
 def _named(cell: Cell) -> Row:
     """``train_task`` and ``seed`` are None for a checkpoint of the user's own."""
     return {"train_task": cell.train_task, "method": cell.method, "seed": cell.seed}
-
-
-def summary(values: Mapping[str, Sequence[float]], tokens: int) -> Row:
-    """``n`` prompts; ``positions``: the mean KL at each, over the prompts whose answers reach it; ``first``:
-    over the first k tokens, the mean of the prompts' own means (of what a shorter answer has)."""
-    every = list(values.values())
-    positions: list[Row] = [
-        {"position": place + 1, **_estimate(one[place] for one in every if len(one) > place)}
-        for place in range(tokens)
-    ]
-    first: list[Row] = [
-        {"tokens": k, **_estimate(fmean(one[:k]) for one in every)} for k in FIRST if k <= tokens
-    ]
-    return {"n": len(every), "positions": positions, "first": first}
-
-
-def _estimate(values: Iterable[float]) -> Row:
-    found = asdict(mean(values))
-    del found["unjudged"]
-    return found
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
