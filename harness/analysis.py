@@ -25,6 +25,7 @@ from harness.store import read_json
 
 FOLDER = "analysis"  # of a run, for what analyses write
 SAFE_RATES = ("rsr", "jsr")
+WIDTH = 100  # columns that tables are made for
 BASELINE = "vanilla"
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
@@ -184,6 +185,13 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> 
     for row in rows:
         table.add_row(Text(_clean(row["method"], console)), *(show(row) for _, show in columns))
     table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+    console.print(table, crop=False)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Made for WIDTH columns: on fewer it runs over rather than lose digits."""
+    natural = console.measure(table, options=console.options.update_width(1_000)).maximum
+    table.width = min(natural, max(WIDTH, console.width))
     console.print(table, crop=False)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import comparison, figures, plan, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, safety_tasks
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import TaskOutcome
@@ -35,7 +35,7 @@ COLUMNS = (
     *("delta", "delta_low", "delta_high", "delta_p"),
 )
 BLOCK = 9  # methods beside each other in a terminal
-FOLDED = 14  # a category's name, longer than this, is folded behind a slash
+FOLDED = 14  # a longer category is folded behind a slash where there are many methods
 
 Row = dict[str, Any]
 Outcomes = dict[tuple[str, str, int, str], TaskOutcome]  # by train task, method, seed, metric
@@ -286,11 +286,12 @@ def show(record: Row, out: Path, console: Console) -> None:
         say(f"\n{metric.upper()} by category (%), trained on {task}\n", "bold")
         grid = _grid(record, task, metric)
         for table in _tables(grid):
-            console.print(table, crop=False)
+            print_table(table, console)
         for line in _changes(grid):
             say(line)
-    for gap in record["missing"]:
-        say(f"{gap['cell']} is missing: {gap['reason']}", "red")
+    for reason in dict.fromkeys(gap["reason"] for gap in record["missing"]):
+        gone = [gap["cell"] for gap in record["missing"] if gap["reason"] == reason]
+        say(f"{', '.join(gone)} missing: {reason}", "red")
     say("")
     several = any(len(row["seeds"]) > 1 for row in record["table"])
     tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
@@ -317,7 +318,8 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
         for category, cells in grid.items():
             counts = sorted({row["n"] for row in cells.values()})
             n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-            name = category if len(category) <= FOLDED else "/\n".join(category.rsplit("/", 1))
+            tight = len(block) > 6 and len(category) > FOLDED
+            name = "/\n".join(category.rsplit("/", 1)) if tight else category
             table.add_row(Text(name), n, *(_entry(cells.get(method)) for method in block))
         yield table
 

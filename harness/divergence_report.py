@@ -25,7 +25,7 @@ from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
 from harness import comparison, divergence, figures, plan, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, safety_tasks
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.divergence import Settings
@@ -129,9 +129,9 @@ def _record(
         f"Requests: {divergence.asked_task(config, settings.answers)}; each model is asked as it is scored "
         "(PTST: under its safety prompt).",
         f"Weights {settings.dtype}, divergence float32. Intervals: 95 %, BCa bootstrap over the prompts.",
-        f"Safe rates: percent, by {judge}. Correlations are over the tuned checkpoints, without the seed",
-        "model (KL 0); 95 % by Fisher's z, as if the checkpoints were independent, which methods and seeds "
-        "of one run are not.",
+        f"Safe rates: percent, by {judge}.",
+        "Correlations: over the tuned checkpoints, without the seed model (KL 0). Intervals (Fisher's z) take",
+        "the checkpoints for independent, which the methods and seeds of one run are not.",
     ]
     return {
         "model": config.model,
@@ -350,16 +350,16 @@ def show(record: Row, out: Path, console: Console) -> None:
     for task in dict.fromkeys(row["train_task"] for row in record["rows"]):
         say(f"\ntrained on {task}\n" if task else "\ncheckpoints\n", "bold")
         mine = [row for row in record["means"] if row["train_task"] == task]
-        console.print(_means_table(record, mine), crop=False)
+        print_table(_means_table(record, mine), console)
         say("\nby answer token\n")
-        console.print(_positions_table(mine), crop=False)
+        print_table(_positions_table(mine), console)
     say("\ncorrelation of the mean KL over the first k tokens with the safe rates\n", "bold")
-    console.print(_correlations_table(record["correlations"]), crop=False)
+    print_table(_correlations_table(record["correlations"]), console)
     for reason in dict.fromkeys(one["reason"] for one in record["correlations"] if one["reason"]):
         say(f"-: {reason}")
-    for gap in record["missing"]:
-        named = " ".join(str(gap[name]) for name in ("train_task", "method", "seed") if gap[name] is not None)
-        say(f"{named} is missing: {gap['reason']}", "red")
+    for reason in dict.fromkeys(gap["reason"] for gap in record["missing"]):
+        gone = [_place(gap) for gap in record["missing"] if gap["reason"] == reason]
+        say(f"{', '.join(gone)} missing: {reason}", "red")
     say("")
     if any(len(row["seeds"]) > 1 for row in record["means"]):
         say("Means over the seeds; below them the lowest and the highest seed's.")
@@ -368,6 +368,10 @@ def show(record: Row, out: Path, console: Console) -> None:
     name = Settings(record["answers"]).name
     files = [f"{name}.json", f"{name}.csv", f"{name}.svg", f"{name}-safety.svg"]
     say("Files: " + ", ".join(str(out / FOLDER / file) for file in files))
+
+
+def _place(row: Row) -> str:
+    return " ".join(str(row[name]) for name in ("train_task", "method", "seed") if row[name] is not None)
 
 
 def _table(*headings: str) -> Table:
@@ -385,11 +389,12 @@ def _means_table(record: Row, rows: Sequence[Row]) -> Table:
     for row in rows:
         spread = row["first"] if len(row["seeds"]) > 1 else own[row["train_task"], row["method"]]["first"]
         ends = ("lowest", "highest") if len(row["seeds"]) > 1 else ("low", "high")
-        below = [_range(one[ends[0]], one[ends[1]]) for one in spread]
-        values = [_nats(one["value"]) for one in row["first"]]
+        cells = [
+            Text(_nats(one["value"])).append(f"\n{_range(apart[ends[0]], apart[ends[1]])}", style="dim")
+            for one, apart in zip(row["first"], spread, strict=True)
+        ]
         rates = ["-" if row[name] is None else f"{row[name]:.1f}" for name in SAFE_RATES]
-        table.add_row(Text(row["method"]), *values, str(row["n"]), *rates)
-        table.add_row("", *(Text(text, style="dim") for text in below))
+        table.add_row(Text(row["method"]), *cells, str(row["n"]), *rates)
     return table
 
 
