@@ -130,8 +130,8 @@ def _record(
         "(PTST: under its safety prompt).",
         f"Weights {settings.dtype}, divergence float32. Intervals: 95 %, BCa bootstrap over the prompts.",
         f"Safe rates: percent, by {judge}.",
-        "Correlations: over the tuned checkpoints, without the seed model (KL 0). Intervals (Fisher's z) take",
-        "the checkpoints for independent, which the methods and seeds of one run are not.",
+        "Correlations: over the tuned checkpoints, without the seed model (KL 0). Intervals (Fisher's z)",
+        "take the checkpoints for independent, which the methods and seeds of one run are not.",
     ]
     return {
         "model": config.model,
