@@ -19,11 +19,11 @@ from rich.markup import escape
 
 from harness import benchmarks, comparison, plan, registry, sweep_points, sweep_report, tables, training
 from harness import config as configuration
+from harness.analysis import FOLDER
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.sweep_points import BUDGET, Place
 
-FOLDER = "analysis"
 PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
     "Let's solve this problem. ",
     "Let's deal with this situation.",
