@@ -29,12 +29,9 @@ def numbers(kind: Callable[[str], Any], what: str) -> Callable[..., list[Any] | 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> list[Any] | None:
         parts = names(ctx, param, value)
         try:
-            found = [kind(part) for part in parts] if parts is not None else None
+            return [kind(part) for part in parts] if parts is not None else None
         except ValueError:
-            found = []
-        if found == []:
-            raise click.BadParameter(f"'{value}' is not a list of {what}")
-        return found
+            raise click.BadParameter(f"'{value}' is not a list of {what}") from None
 
     return read
 

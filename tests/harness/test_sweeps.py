@@ -123,7 +123,7 @@ def test_a_variant_of_the_users_own_is_no_point_of_a_sweep_unless_it_is_one() ->
     ("arguments", "says"),
     [
         (["preview-length", "--values", "1,two"], "'1,two' is not a list of whole numbers, as in 1,2,4"),
-        (["preview-length", "--values", ","], "',' is not a list of whole numbers"),
+        (["preview-length", "--values", ","], "Invalid value for '--values': no name in it"),
         (["preview-length", "--values", "0"], "preview_tokens must be at least 1, not 0"),
         (
             ["preview-length", "--methods", "vanilla"],
