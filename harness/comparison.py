@@ -29,6 +29,7 @@ from harness import (
     plan,
     registry,
     responding,
+    splits,
     stages,
     training,
     workers,
@@ -331,7 +332,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
-        notes = [*judging.notes(config, out, cells), *([config.note] if config.note else [])]
+        notes = judging.notes(config, out, cells)
+        notes = [*notes, *filter(None, [splits.note(config.responses), config.note])]
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
@@ -396,6 +398,7 @@ def _join_run(shop: Workshop) -> RunConfig:
         answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
         record = read_json(record_file)
         stored, fixed = record["config"], record.get("fixed", {})
+        fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
         added = {f"data.{task}" for task in config.data if task not in answered}
         # What this command does not name again, or names for the first time, stays or is added.
@@ -472,6 +475,9 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     values["training"] = {k: v for k, v in values["training"].items() if k not in training.NO_EFFECT}
     answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
     values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
+    values["responses"]["part"] = config.responses.part
+    if config.responses.part != "all":
+        values["responses"]["validation_share"] = config.responses.validation_share
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
