@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import platform
@@ -35,7 +36,7 @@ from harness import (
     workers,
 )
 from harness import config as configuration
-from harness.config import RunConfig
+from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError, JudgePendingError
 from harness.measure import TreeMemory
 from harness.plan import Cell
@@ -58,6 +59,7 @@ GROWING = (
     "safety_tasks",
     "safety_sets",
     "method_options",
+    "variants",
     "cross_tasks",
     "jobs",
     "judging",
@@ -389,7 +391,7 @@ def _join_run(shop: Workshop) -> RunConfig:
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
     config, out = shop.config, shop.out
     record_file = out / "run.json"
-    chosen = (plan.SEED, *plan.methods(config))
+    chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
     now = _fixed(shop)
     kept: dict[str, Any] = {}
     if record_file.exists():
@@ -410,10 +412,12 @@ def _join_run(shop: Workshop) -> RunConfig:
             for key in sorted({*now, *fixed} - added)
             if fixed.get(key) != now.get(key)
         ]
+        trained = {*stored["methods"], *(variant.method for variant in before.variants.values())}
         for method in sorted({*chosen, *config.method_options}):
             there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
-            if method in stored["methods"] and there != here:
+            if method in trained and there != here:
                 differing.append(f"method_options.{method}: {there} there, {here} here")
+        differing += _changed_variants(before, config)
         for name, path in config.checkpoints.items():
             there = stored["checkpoints"].get(name, path)
             if there != path:
@@ -435,6 +439,7 @@ def _join_run(shop: Workshop) -> RunConfig:
                 "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
                 "data": {**_paths(stored["data"]), **config.data},
                 "method_options": {**stored["method_options"], **config.method_options},
+                "variants": {**before.variants, **config.variants},
                 "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
             }
         )
@@ -459,6 +464,22 @@ def _join_run(shop: Workshop) -> RunConfig:
     return config
 
 
+def _changed_variants(before: RunConfig, config: RunConfig) -> list[str]:
+    """What differs in variants of one name: another variant needs another name."""
+    differing = []
+    for name in before.variants.keys() & config.variants.keys():
+        there, here = (dataclasses.asdict(one.row(name)) for one in (before, config))
+        for row in (there, here):
+            training = row.pop("training").model_dump(mode="json", exclude={*OF_THE_RUN})
+            row |= {f"training.{key}": value for key, value in training.items()}
+        differing += [
+            f"variants.{name}.{key}: {value} there, {here[key]} here (another name?)"
+            for key, value in there.items()
+            if value != here[key]
+        ]
+    return sorted(differing)
+
+
 def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys([*there, *here]))
 
@@ -472,7 +493,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     config = shop.config
     by_content = {"model", "train_data", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "cache"})
-    values["training"] = {k: v for k, v in values["training"].items() if k not in training.NO_EFFECT}
+    values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
     answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
     values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
     values["responses"]["part"] = config.responses.part

@@ -7,14 +7,18 @@ recipe can ``extends: ANOTHER`` and hold only what differs.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.contracts import JudgedScope, UsageError
+
+NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
+OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
 
 
 class Section(BaseModel):
@@ -83,6 +87,23 @@ class TrainingConfig(Section):
         return self
 
 
+class VariantConfig(Section):
+    """A row of its own: a method under other options, or trained otherwise, than the recipe says."""
+
+    method: str
+    options: dict[str, Any] = {}  # laid over the recipe's method_options of the method
+    training: dict[str, Any] = {}  # laid over the recipe's section training; not OF_THE_RUN
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a trained row of the leaderboard is: a method, its options, and how it is trained."""
+
+    method: str
+    options: dict[str, Any]
+    training: TrainingConfig
+
+
 class ResponsesConfig(Section):
     """How checkpoints answer. Decoding, lengths and stop rules belong to the tasks."""
 
@@ -135,6 +156,7 @@ class RunConfig(Section):
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
     methods: tuple[str, ...] = ("all",)
     method_options: dict[str, dict[str, Any]] = {}
+    variants: dict[str, VariantConfig] = {}  # further rows: methods with other options or training
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     train_data: str | None = None  # a file (JSONL, JSON, Parquet) or hub data set for the tasks' own rows
     columns: dict[str, str] = {}  # train_data's columns: {prompt: question, answer: response}
@@ -190,7 +212,7 @@ class RunConfig(Section):
             raise ValueError("'checkpoint' is the name of the weights' folder; choose another")
         return value
 
-    @field_validator("checkpoints", "safety_sets")
+    @field_validator("checkpoints", "safety_sets", "variants")
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
@@ -205,6 +227,30 @@ class RunConfig(Section):
                     f"name {name[:40]!r} is too long, or that of a run's own file; choose another"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _variants_can_be_trained(self) -> RunConfig:
+        for name, variant in self.variants.items():
+            for key in variant.training:
+                if key in OF_THE_RUN:
+                    raise ValueError(
+                        f"variants.{name}.training.{key}: all rows share it; set training.{key} for the run"
+                    )
+            try:
+                self.row(name)
+            except ValidationError as error:
+                where = ("variants", name, "training")
+                raise ValueError(_first_problem(error, TrainingConfig, where)) from None
+        return self
+
+    def row(self, name: str) -> Row:
+        """What stands behind the name of a trained row: a variant's or a method's."""
+        variant = self.variants.get(name, VariantConfig(method=name))
+        training = self.training
+        if variant.training:
+            training = TrainingConfig.model_validate(_merged(training.model_dump(), variant.training))
+        options = self.method_options.get(variant.method, {}) | variant.options
+        return Row(variant.method, options, training)
 
 
 def recipe_names() -> list[str]:
@@ -297,15 +343,17 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _first_problem(error: ValidationError) -> str:
-    """pydantic's first finding as one line, with the nearest known key for an unknown one."""
+def _first_problem(error: ValidationError, section: Any = RunConfig, within: tuple[str, ...] = ()) -> str:
+    """pydantic's first finding in a section as one line, with the nearest known key for an unknown one."""
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    place = [str(part) for part in problem["loc"]]
+    path = [*within, *place]
     if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(path)}: {problem['msg'].removeprefix('Value error, ')}"
-    section: Any = RunConfig
-    for part in path[:-1]:
-        section = section.model_fields[part].annotation
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{'.'.join(path)}: {message}" if path else message
+    for part in place[:-1]:
+        named = not hasattr(section, "model_fields")  # a section for each name, as in variants
+        section = get_args(section)[1] if named else section.model_fields[part].annotation
     known = list(section.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     suggestion = ".".join([*path[:-1], *near])

@@ -44,7 +44,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     alone = dataclasses.replace(task, rows=lambda: [{"messages": messages}])  # the method prepares no other
     own = config.model_copy(update={"train_data": None, "columns": {}, "mix": {}})
     tokenizer, (original, *_), (example, *_) = prepared(own, method, alone)
-    max_length = config.training.max_length or task.max_length
+    max_length = config.row(method).training.max_length or task.max_length
     encoded = chat.truncate(chat.encode(tokenizer, example), max_length)
     if encoded is None:
         raise HarnessError(f"--index {index}: its prompt fills max_length {max_length}; it is not trained on")

@@ -30,12 +30,9 @@ def write(
 ) -> None:
     """``epochs.csv``, long: scores.csv's columns and ``epoch``; and a figure for each train task."""
     frames = []
-    for epoch in range(1, config.training.epochs + 1):
-        found = []
-        for cell in cells:
-            if cell.kind == "trained":
-                parts = {part.epoch: part for part in plan.epochs(config, cell)}
-                found.append(parts.get(epoch, cell))
+    ways = [[*plan.epochs(config, cell), cell] for cell in cells if cell.kind == "trained"]
+    for epoch in range(1, max(map(len, ways), default=0) + 1):
+        found = [way[epoch - 1] for way in ways if epoch <= len(way)]
         results = scores.collect(config, out, found, failures)
         frames.append(leaderboard.long_scores(results).assign(epoch=epoch))
     frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]
@@ -73,8 +70,9 @@ def render(config: RunConfig, out: Path, console: Console) -> None:
             padding=(0, 2, 0, 0),
         )
         table.add_column("method")
-        for epoch in range(1, config.training.epochs + 1):
+        ways = _ways(frame, config, train_task)
+        for epoch in range(1, max(map(len, ways.values()), default=0) + 1):
             table.add_column(f"epoch {epoch}", justify="right")
-        for method, way in _ways(frame, config, train_task).items():
+        for method, way in ways.items():
             table.add_row(method, *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
         console.print(table)

@@ -49,8 +49,9 @@ def show(
     for (name, tasks), members in groups.items():
         if members[0].kind == "trained":
             methods = ", ".join(dict.fromkeys(cell.method for cell in members))
-            epochs = config.training.epochs
-            work = f"{_rows(shop, name)} x {epochs} epoch{'s' * (epochs > 1)}"
+            epochs = sorted({config.row(cell.method).training.epochs for cell in members})
+            times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+            work = f"{_rows(shop, name)} x {times} epoch{'s' * (epochs[-1] > 1)}"
             label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
         else:
             work, label = "-", name
@@ -79,19 +80,21 @@ def _rows(shop: Workshop, train_task: str) -> str:
 def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
     """One line with the device memory of a training, by formula; None where nothing is trained."""
     config, tasks = shop.config, {cell.train_task for cell in cells if cell.train_task}
+    rows = {cell.method: config.row(cell.method).training for cell in cells if cell.train_task}
     folder = shop.seed_folder if models.is_here(config.model) else None
     architecture = memory.find(config.model, folder)
     if not tasks or architecture is None:
         return None
-    lengths = [registry.load("train task", task).max_length for task in tasks]
-    expected = memory.training_bytes(
-        architecture, config.training, config.training.max_length or max(lengths)
+    longest = max(registry.load("train task", task).max_length for task in tasks)
+    expected, training = max(
+        ((memory.training_bytes(architecture, row, row.max_length or longest), row) for row in rows.values()),
+        key=lambda found: found[0],
     )
-    devices = config.training.num_processes
-    shared = f"{devices} devices ({config.training.distributed})" if devices > 1 else "one device"
+    devices = training.num_processes
+    shared = f"{devices} devices ({training.distributed})" if devices > 1 else "one device"
     return (
         f"Expected memory to train on {shared}: at most about {expected / 1e9:.0f} GB each "
-        f"({architecture.parameters / 1e9:.1f} B parameters, {config.training.tuning} tuning; by formula)"
+        f"({architecture.parameters / 1e9:.1f} B parameters, {training.tuning} tuning; by formula)"
     )
 
 
@@ -125,18 +128,19 @@ def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell], absent: set[
         registry.load("train task", (training or list(todo))[0].train_task or shop.config.train_tasks[0])
     )
     probe = measure(shop, model, some)
-    settings = shop.config.training
+    micro_batch_size = shop.config.training.micro_batch_size
     seconds = 0.0
     for cell in todo:
         if cell.kind == "trained":
+            row = shop.config.row(cell.method)
             examples = len(shop.examples(registry.load("train task", cell.train_task or "")))
-            seconds += probe.micro_batch_s * examples * settings.epochs / settings.micro_batch_size
-            prepares_with = registry.load("method", cell.method).prepares_with
+            seconds += probe.micro_batch_s * examples * row.training.epochs / micro_batch_size
+            prepares_with = registry.load("method", row.method).prepares_with
             if prepares_with == "rewrites":
                 task = registry.load("train task", cell.train_task or "")
                 seconds += _decode(shop, probe, examples, task.rewrite.max_tokens)
             elif prepares_with == "seed_logp":
-                seconds += FORWARD_SHARE * probe.micro_batch_s * examples / settings.micro_batch_size
+                seconds += FORWARD_SHARE * probe.micro_batch_s * examples / micro_batch_size
         for name in cell.tasks if shop.engine_name == "hf" else ():
             if name in absent:
                 continue

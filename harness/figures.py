@@ -1,4 +1,5 @@
-"""Figures of a run, as SVG that is the same for the same values."""
+"""How figures look: colours, marks and lines that all can tell apart, grey included; SVG, PDF and PNG that
+are the same for the same values. And the two figures that training draws."""
 
 from __future__ import annotations
 
@@ -17,39 +18,26 @@ COLOURS = (
     "#999933",
 )  # Okabe-Ito
 MARKERS = "osD^vPX*"
+LINES = ("-", "--", "-.", ":")
+FORMATS = ("svg", "pdf", "png")
 
 
-def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
-    """The training loss, mean over the answer tokens of each global batch, by optimizer step."""
-    figure, axes = _figure(title, "optimizer step", "loss a token (nats)")
-    axes.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], linewidth=1)
-    _save(figure, path)
+def style(number: int) -> dict[str, Any]:
+    """How the series of that number is drawn: colour, mark and line, each telling it from its neighbours."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+        "linewidth": 1.2,
+        "markersize": 5,
+    }
 
 
-def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
-    """Each method's way through (utility, prefilled safe rate), in percent, epoch by epoch: methods are to
-    be compared where their utility is the same."""
-    figure, axes = _figure(title, "utility (%)", "prefilled safe rate, JSR (%)")
-    for number, (method, way) in enumerate(points.items()):
-        axes.plot(
-            [utility for utility, _ in way],
-            [jsr for _, jsr in way],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            linewidth=1,
-            label=method,
-        )
-        for epoch, place in enumerate(way, 1):
-            axes.annotate(str(epoch), place, textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes.legend(fontsize=7, frameon=False)
-    _save(figure, path)
-
-
-def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
+def canvas(title: str, x: str, y: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Any, Any]:
+    """An empty figure and its axes; ``size`` in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
@@ -59,8 +47,37 @@ def _figure(title: str, x: str, y: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, *paths: Path) -> None:
+    """Write a figure to each path in its suffix's format (FORMATS), the same bytes for the same values."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "safetune-harness", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "safetune-harness", "svg.fonttype": "none"}):
+            figure.savefig(path, format=kind, metadata=undated[kind], dpi=200)
+
+
+def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
+    """The training loss, mean over the answer tokens of each global batch, by optimizer step."""
+    figure, axes = canvas(title, "optimizer step", "loss a token (nats)")
+    axes.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], linewidth=1)
+    save(figure, path)
+
+
+def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
+    """Each method's way through (utility, prefilled safe rate), in percent, epoch by epoch: methods are to
+    be compared where their utility is the same."""
+    figure, axes = canvas(title, "utility (%)", "prefilled safe rate, JSR (%)")
+    for number, (method, way) in enumerate(points.items()):
+        axes.plot(
+            [utility for utility, _ in way],
+            [jsr for _, jsr in way],
+            **style(number),
+            label=method,
+        )
+        for epoch, place in enumerate(way, 1):
+            axes.annotate(str(epoch), place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.legend(fontsize=7, frameon=False)
+    save(figure, path)

@@ -42,27 +42,33 @@ def epochs(config: RunConfig, cell: Cell) -> list[Cell]:
         return []
     return [
         replace(cell, kind="epoch", folder=cell.folder / f"epoch-{epoch}", epoch=epoch)
-        for epoch in range(1, config.training.epochs)
+        for epoch in range(1, config.row(cell.method).training.epochs)
     ]
 
 
 def methods(config: RunConfig) -> list[str]:
-    """The trained methods of a run; ``all`` stands for every one that is installed. Checks the names."""
+    """The trained rows of a run: its methods, where ``all`` stands for every one that is installed, then its
+    variants. Checks the names."""
     known = registry.names("method")
+    for name, variant in config.variants.items():
+        if name in (*known, SEED, "all"):
+            raise UsageError(f"variants.{name}: that is a method's name; choose another")
+        if variant.method not in known:
+            raise registry.unknown(f"method of variants.{name},", variant.method, known)
     chosen: list[str] = []
     for name in config.methods:
         if name == "all":
             chosen += known
-        elif name == SEED:
+        elif name == SEED or name in config.variants:
             continue  # always there
         elif name in known:
             chosen.append(name)
         else:
-            raise registry.unknown("method", name, [*known, SEED, "all"])
+            raise registry.unknown("method", name, [*known, *config.variants, SEED, "all"])
     for name in config.method_options:
         if name not in known:
             raise registry.unknown("method", name, known)
-    return list(dict.fromkeys(chosen))
+    return list(dict.fromkeys([*chosen, *config.variants]))
 
 
 def check_judges(judges: Sequence[str]) -> None:
@@ -145,7 +151,7 @@ def cells(config: RunConfig) -> list[Cell]:
     engines = [*registry.names("engine"), "auto"]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
-    taken = {SEED, *registry.names("method")} & set(config.checkpoints)
+    taken = {SEED, *registry.names("method"), *config.variants} & set(config.checkpoints)
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 

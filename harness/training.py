@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import chat, figures, models, registry
-from harness.config import RunConfig
+from harness.config import NO_EFFECT, RunConfig
 from harness.contracts import (
     Encoded,
     Example,
@@ -33,24 +33,24 @@ from harness.store import (
 from harness.workshop import Workshop
 
 TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
-NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 
 
 def make_method(config: RunConfig, name: str) -> Method:
-    """The method with the recipe's options. Raises UsageError for an option that it does not have."""
-    method_class = registry.load("method", name)
-    options = config.method_options.get(name, {})
+    """The method of a row with its options. Raises UsageError for an option that the method lacks."""
+    row = config.row(name)
+    method_class = registry.load("method", row.method)
     known = [field.name for field in dataclasses.fields(method_class) if field.init]
-    for option in options:
+    for option in row.options:
         if option not in known:
             raise registry.unknown(f"option of {name}", option, known)
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        method: Method = TypeAdapter(method_class).validate_python(options)
+        method: Method = TypeAdapter(method_class).validate_python(row.options)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(["method_options", name, *map(str, problem["loc"])])
+        section = ["variants", name, "options"] if name in config.variants else ["method_options", name]
+        where = ".".join([*section, *map(str, problem["loc"])])
         raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
     return method
 
@@ -59,6 +59,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     """The training of a cell, with all that its result depends on."""
     assert cell.train_task is not None
     task: TrainTask = registry.load("train task", cell.train_task)
+    row = shop.config.row(cell.method)
     method = make_method(shop.config, cell.method)
     options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
     inputs = {
@@ -72,9 +73,8 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
             task.rewrite.opening,
             task.rewrite.max_tokens,
         ],
-        "method": {"name": cell.method, "version": method.version, "options": options},
-        "training": shop.config.training.model_dump(mode="json", exclude=set(NO_EFFECT))
-        | {"device": shop.device},
+        "method": {"name": row.method, "version": method.version, "options": options},
+        "training": row.training.model_dump(mode="json", exclude=set(NO_EFFECT)) | {"device": shop.device},
         "snapshots": shop.config.eval_every_epoch,
         "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
         "seed": cell.seed,
@@ -82,7 +82,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     }
     if method.needs_safety_data:
         inputs["safety_examples"] = content_hash([dataclasses.asdict(e) for e in shop.safety_examples(task)])
-    epochs = range(1, shop.config.training.epochs) if shop.config.eval_every_epoch else ()
+    epochs = range(1, row.training.epochs) if shop.config.eval_every_epoch else ()
     snapshots = [f"epoch-{epoch}" for epoch in epochs]
     folder = cell.folder.parent if cell.kind == "epoch" else cell.folder
     outputs = ["checkpoint", "training.json", "loss.svg", *snapshots]
@@ -97,8 +97,9 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
     assert cell.train_task is not None
     assert cell.seed is not None
     task: TrainTask = registry.load("train task", cell.train_task)
+    row = shop.config.row(cell.method)
     method = make_method(shop.config, cell.method)
-    settings = shop.config.training.model_copy(update={"device": shop.device})
+    settings = row.training.model_copy(update={"device": shop.device})
     stage = train_stage(shop, cell)
     folder = job_folder(stage)
 
@@ -118,8 +119,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             folder=folder,
             seed_model=shop.seed_folder,
             identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
-            method=cell.method,
-            options=shop.config.method_options.get(cell.method, {}),
+            method=row.method,
+            options=row.options,
             settings=settings,
             seed=cell.seed or 0,
             examples=encoded,
@@ -139,7 +140,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
         made = record.pop("preparation", nothing)
-        result["method"] = {"name": cell.method, **record, **result["method"]}
+        result["method"] = {"name": row.method, **record, **result["method"]}
         preparation_flops = result["forward_flops_per_token"] * (
             made["prompt_tokens"] + made["generated_tokens"]
         )

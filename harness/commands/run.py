@@ -67,6 +67,8 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     if method == "seed":
         raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
     config = resolve(recipe, methods=[method], **flags)
+    own = {name: variant for name, variant in config.variants.items() if name == method}
+    config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
     comparison.compare(config, folder, console(), debug=ctx.obj["debug"], until="train", kinds=("trained",))
     for path in sorted(folder.glob(f"*/{method}/seed-*/checkpoint")):

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from harness import comparison, models
+from harness import comparison, models, plan
 from harness.contracts import Example, HarnessError, Method, PrepareContext
-from harness.store import read_json
+from harness.store import read_json, write_json_atomic
 from harness.workshop import Workshop
 
 QUICK = {"methods": ["vanilla"], "training.max_examples": 16, "responses.limit": 3}
@@ -129,6 +129,32 @@ def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run)
     assert comparison.stored_config(quick_copy).methods == ("seed", "vanilla", "lookahead-true")
 
 
+def test_variants_extend_a_run_as_rows_of_their_own(quick_copy: Path, run_quick: Run) -> None:
+    before = markers(quick_copy)
+    frame = run_quick(quick_copy, variants={"m2": M2}).set_index("method")
+    assert list(frame.index) == ["seed", "vanilla", "m2"]
+    assert {name: time for name, time in markers(quick_copy).items() if name in before} == before
+    cells = (quick_copy / f"gsm8k-mini/{row}/seed-42" for row in ("vanilla", "m2"))
+    plain, variant = (read_json(cell / "training.json") for cell in cells)
+    assert (plain["method"]["name"], variant["method"]["name"]) == ("vanilla", "lookahead-true")
+    assert variant["train_tokens"] > 2 * plain["train_tokens"]  # twice the epochs, and the preview
+    assert frame.loc["m2", ["utility_delta", "rsr_delta", "jsr_delta"]].notna().all()
+    stored = comparison.stored_config(quick_copy)
+    assert (stored.methods, [*stored.variants]) == (("seed", "vanilla"), ["m2"])
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_stored_variant_stays_and_another_comes_beside_it(quick_copy: Path) -> None:
+    from harness import config
+
+    stored = comparison.stored_config(with_variant(quick_copy)).model_dump(mode="json")
+    m3 = {"m3": {"method": "lookahead-true", "options": {"preview_tokens": 3}}}
+    wanted = config.RunConfig.model_validate({**stored, "variants": m3})
+    joined = comparison._join_run(Workshop(wanted, quick_copy))
+    assert plan.methods(joined) == ["vanilla", "m2", "m3"]
+    assert joined.row("m2").options == {"preview_tokens": 2}
+
+
 def test_seeds_extend_a_run_and_give_mean_rows(quick_copy: Path, run_quick: Run) -> None:
     before = markers(quick_copy)
     frame = run_quick(quick_copy, seeds=[7])
@@ -231,6 +257,46 @@ def test_another_model_or_other_data_is_refused(
         assert (ended.code, ended.err.count("\n")) == (1, 1)
         assert says in ended.err
         assert snapshot(run_copy) == before
+
+
+M2 = {"method": "lookahead-true", "options": {"preview_tokens": 2}, "training": {"epochs": 2}}
+
+
+def with_variant(folder: Path) -> Path:
+    """As if the run had had the variant from the beginning."""
+    record = read_json(folder / "run.json")
+    record["config"]["variants"] = {"m2": M2}
+    write_json_atomic(folder / "run.json", record)
+    return folder
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method": "vanilla", "options": {}}, "variants.m2.method: lookahead-true there, vanilla here"),
+        ({"options": {}}, "variants.m2.options: {'preview_tokens': 2} there, {} here"),
+        ({"training": {"epochs": 3}}, "variants.m2.training.epochs: 2 there, 3 here"),
+        ({"training": {}}, "variants.m2.training.epochs: 2 there, 1 here"),
+    ],
+)
+def test_another_variant_of_the_same_name_is_refused(
+    quick_copy: Path, run_quick: Run, snapshot: Run, change: dict[str, Any], says: str
+) -> None:
+    before = snapshot(with_variant(quick_copy))
+    with pytest.raises(HarnessError, match="What differs: ") as refused:
+        run_quick(quick_copy, variants={"m2": M2 | change})
+    assert says in str(refused.value)
+    assert snapshot(quick_copy) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_options_of_a_stored_variants_method_are_refused(quick_copy: Path, run_quick: Run) -> None:
+    with_variant(quick_copy)
+    with pytest.raises(
+        HarnessError, match=r"method_options\.lookahead-true: {} there, {'connector': ' x '} here"
+    ):
+        run_quick(quick_copy, method_options={"lookahead-true": {"connector": " x "}})
 
 
 def test_options_of_a_stored_method_are_refused_whichever_methods_are_asked_for(

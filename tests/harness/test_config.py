@@ -162,3 +162,58 @@ def test_a_recipe_file_is_named_after_itself(tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     assert "did you mean 'mini'?" in complaint("mine")
     assert "neither a file nor a packaged recipe" in complaint(str(tmp_path))
+
+
+# --- variants --------------------------------------------------------------------------------------
+
+M2 = {"method": "lookahead-true", "options": {"preview_tokens": 2}, "training": {"epochs": 2}}
+
+
+def test_a_variant_is_laid_over_the_recipe() -> None:
+    loaded = config.load(
+        None,
+        {
+            "variants": {"m2": M2 | {"training": {"learning_rate": "1e-3", "lora": {"r": 4}}}},
+            "method_options": {"lookahead-true": {"connector": " It is ", "preview_tokens": 8}},
+        },
+    )
+    row, plain = loaded.row("m2"), loaded.row("lookahead-true")
+    assert row.method == plain.method == "lookahead-true"
+    assert row.options == {"connector": " It is ", "preview_tokens": 2}
+    assert plain.options == {"connector": " It is ", "preview_tokens": 8}
+    assert (row.training.learning_rate, row.training.lora.r) == (1e-3, 4)
+    assert (row.training.epochs, row.training.lora.alpha) == (3, 32)
+    assert plain.training == loaded.training
+    assert RunConfig.model_validate(loaded.model_dump(mode="json")) == loaded
+
+
+def test_a_variant_is_set_key_by_key() -> None:
+    flags = ("variants.m2.method=lookahead-true", "variants.m2.options.preview_tokens=2")
+    loaded = config.load(None, dict(config.parse_setting(flag) for flag in flags))
+    assert loaded.row("m2").options == {"preview_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ({"options": {}}, "variants.m2.method: Field required"),
+        (M2 | {"option": {}}, "unknown key 'variants.m2.option': did you mean 'variants.m2.options'?"),
+        (
+            M2 | {"training": {"epoch": 2}},
+            "unknown key 'variants.m2.training.epoch': did you mean 'variants.m2.training.epochs'?",
+        ),
+        (M2 | {"training": {"epochs": 0}}, "variants.m2.training.epochs: Input should be greater"),
+        (M2 | {"training": {"lora": {"rr": 1}}}, "unknown key 'variants.m2.training.lora.rr': "),
+        (M2 | {"training": {"merge": True}}, "variants.m2.training: merge is for tuning lora or qlora"),
+        (M2 | {"training": {"max_examples": 5}}, "variants.m2.training.max_examples: all rows share it"),
+        (M2 | {"training": {"device": "cuda"}}, "variants.m2.training.device: all rows share it"),
+        (M2 | {"training": {"save_steps": 5}}, "variants.m2.training.save_steps: all rows share it"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_named_with_its_key(variant: dict[str, Any], says: str) -> None:
+    assert says in complaint(variants={"m2": variant})
+
+
+@pytest.mark.parametrize("name", ["../x", "x/y", "", ".hidden", "a b", "epoch-1"])
+def test_a_variants_name_cannot_leave_the_run_folder(name: str) -> None:
+    assert "variants" in complaint(variants={name: M2})

@@ -41,6 +41,27 @@ def test_one_epoch_is_no_epochs(tmp_path: Path) -> None:
     assert "8 x 1 epoch " in text
 
 
+def test_variants_of_other_epochs_are_in_the_plan(tmp_path: Path) -> None:
+    variants = {"long": {"method": "sdft", "training": {"epochs": 5}}}
+    budget = {"training.epochs": 2, "training.max_examples": 8}
+    text = "\n".join(shown(shop(tmp_path, methods=["vanilla"], variants=variants, **budget), 100))
+    assert "8 x 2 to 5 epochs" in text
+    assert "vanilla, long" in text
+
+
+def test_the_memory_is_that_of_the_row_that_takes_most(tmp_path: Path) -> None:
+    def gigabytes(**variants: Any) -> str | None:
+        options = {"training.max_examples": 8, "training.tuning": "lora"}
+        workshop = shop(tmp_path, methods=["vanilla"], variants=variants, **options)
+        return estimate.expected_memory(workshop, plan.cells(workshop.config))
+
+    small = {"method": "vanilla", "training": {"lora": {"r": 1}}}
+    full = {"method": "vanilla", "training": {"tuning": "full"}}
+    assert gigabytes() == gigabytes(small=small)
+    assert "lora tuning" in str(gigabytes())
+    assert "full tuning" in str(gigabytes(small=small, full=full))
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "1.5 min"), (600, "10.0 min")]
 )
@@ -59,6 +80,12 @@ def test_the_forecast_grows_with_the_work_and_shrinks_with_the_jobs(
     assert estimate.forecast(workshop, todo, 1) == "Estimated time: about 80 s (by a short probe)"
     assert "about 40 s (by a short probe, 2 jobs side by side)" in estimate.forecast(workshop, todo, 2)
     assert estimate.forecast(workshop, todo[:1], 1).startswith("Estimated time: about 0 s")
+    longer = {"longer": {"method": "vanilla", "training": {"epochs": 4}}}
+    workshop = shop(tmp_path, methods=["vanilla"], variants=longer, **size, **length)
+    assert "about 2.0 min" not in estimate.forecast(workshop, todo, 1)
+    assert estimate.forecast(workshop, plan.cells(workshop.config)[2:3], 1).startswith(
+        "Estimated time: about 80 s"
+    )
 
 
 def test_the_probe_measures_the_real_model(tmp_path: Path) -> None:

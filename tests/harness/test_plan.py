@@ -69,6 +69,22 @@ def test_names_are_not_doubled() -> None:
     assert len(set(folders)) == len(folders)
 
 
+def test_a_variant_is_a_row_beside_the_methods() -> None:
+    variants = {"m2": {"method": "lookahead-true", "training": {"epochs": 2}}}
+    found = cells(methods=["vanilla"], train_tasks=["gsm8k-mini"], variants=variants, eval_every_epoch=True)
+    assert [str(cell.folder) for cell in found] == [
+        "seed",
+        "gsm8k-mini/vanilla/seed-42",
+        "gsm8k-mini/m2/seed-42",
+    ]
+    assert (found[2].kind, found[2].method, found[2].tasks) == ("trained", "m2", found[1].tasks)
+    resolved = config.load(None, {"variants": variants, "eval_every_epoch": True})
+    assert [len(plan.epochs(resolved, cell)) for cell in found] == [0, 2, 1]
+    named = config.load(None, {"variants": variants, "methods": ["m2", "vanilla"]})
+    assert plan.methods(named) == ["vanilla", "m2"]
+    assert plan.methods(config.load(None, {"variants": variants, "methods": ["seed"]})) == ["m2"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -81,6 +97,16 @@ def test_names_are_not_doubled() -> None:
         ({"safety.raw_task": "hexphi-raw"}, "unknown task 'hexphi-raw': did you mean 'hexphi_raw'?"),
         ({"data": {"gsm9k": "x"}}, "unknown data 'gsm9k': did you mean 'gsm8k'?"),
         ({"safety.raw_task": "gsm8k-mini"}, "task 'gsm8k-mini' is no safety task"),
+        ({"variants": {"sdft": {"method": "vanilla"}}}, "variants.sdft: that is a method's name"),
+        ({"variants": {"seed": {"method": "vanilla"}}}, "variants.seed: that is a method's name"),
+        (
+            {"variants": {"m2": {"method": "vanila"}}},
+            "unknown method of variants.m2, 'vanila': did you mean 'vanilla'?",
+        ),
+        (
+            {"variants": {"mine": {"method": "vanilla"}}, "checkpoints": {"mine": "x"}},
+            "--checkpoint mine=…: that is a method's name",
+        ),
         ({"checkpoints": {"vanilla": "x"}}, "--checkpoint vanilla=…: that is a method's name"),
         ({"checkpoints": {"seed": "x"}}, "--checkpoint seed=…: that is a method's name"),
     ],

@@ -210,6 +210,57 @@ def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
         )
 
 
+def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Path) -> None:
+    variants = {
+        "same": {"method": "lookahead-true"},
+        "m2": {"method": "lookahead-true", "options": {"preview_tokens": 2}, "training": {"epochs": 2}},
+    }
+    workshop = shop(tmp_path, methods=["lookahead-true"], variants=variants, eval_every_epoch=True)
+    _, plain, same, m2 = plan.cells(workshop.config)
+    stage = training.train_stage(workshop, plain)
+    # Runs of before variants stay valid: what a plain training depends on has no new key.
+    assert list(stage.inputs) == [
+        *("version", "seed_model", "examples", "train_task", "rewrite", "method", "training"),
+        *("snapshots", "generation", "seed", "libraries"),
+    ]
+    assert stage.inputs["method"]["name"] == "lookahead-true"
+    assert training.train_stage(workshop, same).identity == stage.identity
+    other = training.train_stage(workshop, m2)
+    assert other.inputs["method"]["options"]["preview_tokens"] == 2
+    assert {key for key in stage.inputs if stage.inputs[key] != other.inputs[key]} == {"method", "training"}
+    assert (other.inputs["training"]["epochs"], stage.inputs["training"]["epochs"]) == (2, 3)
+    assert other.outputs == ["checkpoint", "training.json", "loss.svg", "epoch-1"]
+    assert stage.outputs[3:] == ["epoch-1", "epoch-2"]
+    one, two = (training.train_stage(shop(tmp_path), vanilla(shop(tmp_path, variants=v))) for v in ({}, {}))
+    assert one.identity == two.identity
+
+
+def test_a_variant_answers_under_its_methods_system_prompt(small_run: Path) -> None:
+    from harness import comparison
+
+    stored = comparison.stored_config(small_run)
+    named = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
+    values = stored.model_dump(mode="json") | {"variants": named}
+    workshop = Workshop(config.validated(values, "here"), small_run)
+    quiet = training.make_method(workshop.config, "quiet")
+    assert "It is wrong." in str(quiet.inference_system_prompt(None))
+    ptst = training.make_method(workshop.config, "ptst")
+    assert quiet.inference_system_prompt(None) != ptst.inference_system_prompt(None)
+
+
+def test_a_bad_option_of_a_variant_is_named_with_its_key(tmp_path: Path) -> None:
+    def make(**options: Any) -> None:
+        variants = {"m0": {"method": "lookahead-true", "options": options}}
+        training.make_method(shop(tmp_path, variants=variants).config, "m0")
+
+    with pytest.raises(
+        UsageError, match="unknown option of m0 'preview_token': did you mean 'preview_tokens"
+    ):
+        make(preview_token=1)
+    with pytest.raises(UsageError, match=r"variants\.m0\.options.*preview_tokens"):
+        make(preview_tokens="many")
+
+
 def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) -> None:
     @dataclass
     class Twice(Method):
