@@ -231,21 +231,16 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
     assert (other.inputs["training"]["epochs"], stage.inputs["training"]["epochs"]) == (2, 3)
     assert other.outputs == ["checkpoint", "training.json", "loss.svg", "epoch-1"]
     assert stage.outputs[3:] == ["epoch-1", "epoch-2"]
-    one, two = (training.train_stage(shop(tmp_path), vanilla(shop(tmp_path, variants=v))) for v in ({}, {}))
-    assert one.identity == two.identity
 
 
-def test_a_variant_answers_under_its_methods_system_prompt(small_run: Path) -> None:
-    from harness import comparison
-
-    stored = comparison.stored_config(small_run)
-    named = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
-    values = stored.model_dump(mode="json") | {"variants": named}
-    workshop = Workshop(config.validated(values, "here"), small_run)
-    quiet = training.make_method(workshop.config, "quiet")
-    assert "It is wrong." in str(quiet.inference_system_prompt(None))
-    ptst = training.make_method(workshop.config, "ptst")
-    assert quiet.inference_system_prompt(None) != ptst.inference_system_prompt(None)
+def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> None:
+    variants = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
+    made = shop(tmp_path, variants=variants).config
+    own, plain = (
+        training.make_method(made, name).inference_system_prompt(None) for name in ("quiet", "ptst")
+    )
+    assert "It is wrong." in str(own)
+    assert own != plain
 
 
 def test_a_bad_option_of_a_variant_is_named_with_its_key(tmp_path: Path) -> None:
