@@ -16,6 +16,7 @@ from harness.commands import (
     folder,
     leaderboard,
     listings,
+    matched,
     mini,
     run,
 )
@@ -48,6 +49,7 @@ for command in (
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
+analyze.analyze.add_command(matched.matched)
 
 
 def check_import_names() -> None:
