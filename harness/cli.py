@@ -19,6 +19,7 @@ from harness.commands import (
     matched,
     mini,
     run,
+    tune,
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
@@ -45,7 +46,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
-    *(analyze.analyze, agreement.agreement, folder.clean, data.data),
+    *(tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
