@@ -19,6 +19,7 @@ from harness.commands import (
     matched,
     mini,
     run,
+    sweep,
     tune,
 )
 from harness.commands.options import Commands
@@ -46,7 +47,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
-    *(tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
+    *(sweep.sweep, tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)

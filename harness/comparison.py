@@ -246,10 +246,7 @@ def judge_again(
     could not go on, JudgePendingError where one has handed its work on.
     """
     stored = stored_config(out)
-    values = stored.model_dump(mode="json")
-    for key, value in (overrides or {}).items():
-        configuration.put(values, key, value)
-    config = configuration.validated(values, f"{out / 'run.json'}")
+    config = configuration.changed(stored, dict(overrides or {}), f"{out / 'run.json'}")
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
     plan.check_judges(config.judges)
     cells = plan.cells(config)

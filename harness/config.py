@@ -276,6 +276,14 @@ def validated(values: dict[str, Any], where: str) -> RunConfig:
         raise UsageError(f"{where}: {_first_problem(error)}") from None
 
 
+def changed(config: RunConfig, overrides: dict[str, Any], where: str) -> RunConfig:
+    """A configuration with ``overrides`` laid over it. Raises UsageError with ``where``."""
+    values = config.model_dump(mode="json")
+    for key, value in overrides.items():
+        put(values, key, value)
+    return validated(values, where)
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
     """``key=value`` of ``--set``; the value is YAML."""
     key, equals, value = text.partition("=")

@@ -25,14 +25,19 @@ def outputs(config: RunConfig) -> list[str]:
     return [FILE, *(f"epochs-{task}.svg" for task in config.train_tasks)] if config.eval_every_epoch else []
 
 
+def ends(config: RunConfig, cells: Sequence[plan.Cell]) -> list[tuple[int, list[plan.Cell]]]:
+    """Each epoch from 1, with the cells of what is trained, as they are at its end."""
+    ways = [[*plan.epochs(config, cell), cell] for cell in cells if cell.kind == "trained"]
+    longest = max(map(len, ways), default=0)
+    return [(epoch, [way[epoch - 1] for way in ways if epoch <= len(way)]) for epoch in range(1, longest + 1)]
+
+
 def write(
     config: RunConfig, out: Path, cells: Sequence[plan.Cell], failures: Mapping[Path, str], folder: Path
 ) -> None:
     """``epochs.csv``, long: scores.csv's columns and ``epoch``; and a figure for each train task."""
     frames = []
-    ways = [[*plan.epochs(config, cell), cell] for cell in cells if cell.kind == "trained"]
-    for epoch in range(1, max(map(len, ways), default=0) + 1):
-        found = [way[epoch - 1] for way in ways if epoch <= len(way)]
+    for epoch, found in ends(config, cells):
         results = scores.collect(config, out, found, failures)
         frames.append(leaderboard.long_scores(results).assign(epoch=epoch))
     frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]

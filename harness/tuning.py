@@ -34,6 +34,7 @@ from harness.contracts import HarnessError, UsageError
 from harness.plan import SEED, Cell
 from harness.progress import Display
 from harness.store import content_hash, files_below
+from harness.sweeps import PREFIXES
 from harness.tables import BASELINE, DONE, MEAN
 from harness.workshop import Workshop
 
@@ -42,11 +43,6 @@ Row = dict[str, Any]
 KEYS = {"lookahead-true": "preview_tokens", "lookahead-virtual": "prefix"}  # what is tuned of each method
 METHODS = tuple(KEYS)
 MAX_PREVIEW = 16  # tokens
-PREFIXES = (
-    "Let's solve this problem. ",
-    "Let's deal with this situation.",
-    "dadjalsasdfghkjzmnb",
-)
 ROUND = 4  # settings proposed together, so that jobs have work; fixed, so that jobs change no proposal
 PATIENCE = 25  # proposals of known settings in a row, after which a search ends
 TRIALS, FINAL, STUDY = "trials", "final", "study.log"  # in the tuning's folder
@@ -272,7 +268,7 @@ def _run_trials(search: Search, settings: dict[str, Setting]) -> None:
 
 def _compare(config: RunConfig, folder: Path, debug: bool) -> dict[str, Row]:
     """The leaderboard's rows of a comparison, by name; a failed one says so in its status."""
-    config = configuration.validated(config.model_dump(mode="json"), "tune")
+    config = configuration.changed(config, {}, "tune")
     try:
         comparison.compare(config, folder, Console(quiet=True), debug=debug)
     except comparison.CellsFailedError as error:

@@ -206,8 +206,10 @@ def run_options(command: Any) -> Any:
     return apply(command, options)
 
 
-def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
-    """Recipe, then ``--set``, then flags that were given."""
+def resolve(
+    recipe: str | None, settings: tuple[str, ...], run: Path | None = None, **flags: Any
+) -> RunConfig:
+    """Recipe, or what a ``run`` folder was made with, then ``--set``, then flags that were given."""
     from harness import config
 
     overrides = dict(config.parse_setting(text) for text in settings)
@@ -217,7 +219,11 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
         for key, value in flags.items()
         if value not in (None, {}, False)
     }
-    return config.load(recipe, overrides)
+    if run is None:
+        return config.load(recipe, overrides)
+    from harness.comparison import stored_config
+
+    return config.changed(stored_config(run), overrides, str(run / "run.json"))
 
 
 def out_folder(config: RunConfig, out: Path | None) -> Path:

@@ -1,0 +1,189 @@
+"""What a sweep found, as files, figures and tables.
+
+Points are those of ``sweep_points.collect``; one whose metric is None is left out of a figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import figures, tables
+from harness.store import write_json_atomic, write_text_atomic
+from harness.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
+
+NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
+LINES = {"seed": ":", "vanilla": "--"}  # of the references
+COUNTS = ("_n", "_unjudged", "_k", "tokens", "epoch")  # how columns of whole numbers end
+LABEL = 24  # letters of a text below an axis
+
+
+def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """``sweep.{json,csv}`` (of a budget: ``budget``), and figures for each train task by the first judge."""
+    stem = BUDGET if record["sweep"] == BUDGET else "sweep"
+    frame = pd.DataFrame([*record["points"], *record["references"]])
+    counts = [name for name in map(str, frame.columns) if name.endswith(COUNTS)]
+    frame = frame.astype(dict.fromkeys(counts, "Int64"))
+    files = [folder / f"{stem}.json", folder / f"{stem}.csv"]
+    write_json_atomic(files[0], dict(record))
+    write_text_atomic(files[1], frame.to_csv(index=False, lineterminator="\n"))
+    for task in dict.fromkeys(point["train_task"] for point in record["points"]):
+        for kind, figure in _figures(record, task).items():
+            paths = [folder / f"{stem}-{task}{kind}.{suffix}" for suffix in figures.FORMATS]
+            figures.save(figure, *paths)
+            files += paths
+    return files
+
+
+def _figures(record: Mapping[str, Any], train_task: str) -> dict[str, Any]:
+    """A train task's figures, by how their files' names go on."""
+    judge = record["judges"][0]
+    where = f"trained on {train_task}, judged by {judge}"
+    points, references = (shown(record[part], train_task, judge) for part in ("points", "references"))
+    if record["sweep"] == DEPTHS:
+        return {"": by_depth(points, record["axis"], where)}
+    if record["sweep"] == BUDGET:
+        return {f"-{rate}": by_utility(points, references, rate, where) for rate in ("rsr", "jsr")}
+    return {"": by_value(points, references, record["axis"], where)}
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def by_value(points: Sequence[Point], references: Sequence[Point], axis: str, where: str) -> Any:
+    """Utility, RSR and JSR of each value; the seed model and vanilla as horizontal lines."""
+    figure, axes = figures.canvas(f"By {axis}: {where}", axis, "%")
+    values = list(dict.fromkeys(point["value"] for point in points))
+    named = any(isinstance(value, str) for value in values)
+    place = {value: number if named else value for number, value in enumerate(values)}
+    axes.set_xticks([place[value] for value in values], [_short(str(value)) for value in values])
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    for number, (metric, name) in enumerate(NAMES.items()):
+        for other, method in enumerate(methods):
+            mine = [point for point in points if point["method"] == method]
+            look = figures.style(number) | {"marker": figures.style(number + 3 * other)["marker"]}
+            label = f"{name}, {method}" if len(methods) > 1 else name
+            _curve(axes, mine, [place[point["value"]] for point in mine], metric, look, label)
+        for reference in references:
+            if reference[metric] is not None:
+                look = {"color": figures.style(number)["color"], "linestyle": LINES[reference["row"]]}
+                axes.axhline(reference[metric], linewidth=0.8, **look)
+    for reference in references:
+        axes.plot([], [], color="grey", linestyle=LINES[reference["row"]], label=reference["row"])
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def by_depth(points: Sequence[Point], axis: str, where: str) -> Any:
+    """JSR over k, one curve a row."""
+    figure, axes = figures.canvas(f"Depth of the attack: {where}", axis, "prefilled safe rate, JSR (%)")
+    axes.set_xticks(sorted({point["value"] for point in points}))
+    for number, row in enumerate(dict.fromkeys(point["row"] for point in points)):
+        mine = [point for point in points if point["row"] == row]
+        _curve(axes, mine, [point["value"] for point in mine], "jsr", figures.style(number), row)
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str, where: str) -> Any:
+    """A safe rate against utility, one curve a method through all its learning rates and epochs."""
+    figure, axes = figures.canvas(f"Safety at each utility: {where}", "utility (%)", f"{NAMES[safety]} (%)")
+    done = [point for point in [*references, *points] if point["utility"] is not None]
+    for number, method in enumerate(dict.fromkeys(point["method"] for point in done)):
+        mine = sorted((p for p in done if p["method"] == method), key=lambda point: point["utility"])
+        _curve(axes, mine, [point["utility"] for point in mine], safety, figures.style(number), method)
+    axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _curve(
+    axes: Any, points: Sequence[Point], xs: Sequence[float], metric: str, look: dict[str, Any], label: str
+) -> None:
+    """A curve with interval bars."""
+    known = [(x, point) for x, point in zip(xs, points, strict=True) if point[metric] is not None]
+    reach = [[_reach(point, metric, end) for _, point in known] for end in ("low", "high")]
+    values = [point[metric] for _, point in known]
+    axes.errorbar([x for x, _ in known], values, yerr=reach, capsize=2, elinewidth=0.8, label=label, **look)
+
+
+def _reach(point: Point, metric: str, end: str) -> float:
+    """How far the interval reaches from the value: nowhere where there is none."""
+    limit = point[f"{metric}_{end}"]
+    return 0.0 if limit is None else abs(limit - point[metric])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
+
+
+# --- terminal --------------------------------------------------------------------------------------
+
+
+def show(record: Mapping[str, Any], console: Console) -> None:
+    """Print a table for each train task and judge."""
+    everything = [*record["references"], *record["points"]]
+    for task in dict.fromkeys(point["train_task"] for point in record["points"]):
+        for judge in record["judges"]:
+            points = shown(everything, task, judge)
+            title = f"\n{record['sweep']}: {record['axis']}; trained on {task}, judged by {judge}\n"
+            console.print(Text(title, style="bold"))
+            console.print(_depth_table(points) if record["sweep"] == DEPTHS else _table(points))
+            for line in dict.fromkeys(
+                f"{p['row']} {p['status']}" for p in points if p["status"] != tables.DONE
+            ):
+                console.print(Text(line, style="red"))
+    means = any(point["seed"] == tables.MEAN for point in everything)
+    lines = ["Means over the seeds." if means else "Percentages with 95 % intervals.", *record["notes"]]
+    console.print(Text("\n" + "\n".join(lines)))
+
+
+def _table(points: Sequence[Point]) -> Table:
+    known = {name for point in points for name in point}
+    coordinates = [name for name in ("value", "tokens", "learning_rate", "epoch") if name in known]
+    table = _grid("row", *coordinates, "utility", "RSR", "JSR")
+    for point in points:
+        table.add_row(
+            Text(point["row"]),
+            *(Text(_coordinate(point.get(name))) for name in coordinates),
+            *(Text(_figure(point, metric)) for metric in METRICS),
+        )
+    return table
+
+
+def _depth_table(points: Sequence[Point]) -> Table:
+    depths = list(dict.fromkeys(point["value"] for point in points))
+    table = _grid("row", *(f"JSR, k = {depth}" for depth in depths))
+    for row in dict.fromkeys(point["row"] for point in points):
+        by_depth = {point["value"]: point for point in points if point["row"] == row}
+        table.add_row(Text(row), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
+    return table
+
+
+def _grid(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")
+    return table
+
+
+def _coordinate(value: Any) -> str:
+    """As it is told apart: a text in quotes, so that its blanks are seen."""
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"
+
+
+def _figure(point: Point, metric: str) -> str:
+    value, low, high = (point[f"{metric}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if low is None else f"{value:.1f} ({low:.1f}-{high:.1f})"

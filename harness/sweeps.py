@@ -1,0 +1,179 @@
+"""``harness sweep``: one thing varied, all else as in the recipe, in one run.
+
+Preview lengths and prefixes are the LookAhead Tuning paper's Figures 4 and 5; depths of the prefilling attack
+and budgets (learning rates, scored after every epoch) go beyond it. A sweep is a comparison whose variants
+hold the values: it is resumed, extended and judged as any other run. What it found is in ``RUN/analysis``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from harness import benchmarks, comparison, plan, registry, sweep_points, sweep_report, tables, training
+from harness import config as configuration
+from harness.config import RunConfig
+from harness.contracts import UsageError
+from harness.sweep_points import BUDGET, DEPTHS, Place
+
+FOLDER = "analysis"
+PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
+    "Let's solve this problem. ",
+    "Let's deal with this situation.",
+    "dadjalsasdfghkjzmnb",
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is varied: a ``key`` of a variant's ``options`` or ``training``.
+
+    ``method``: whose, unless told otherwise (None: all of the run's); ``values``: unless told otherwise;
+    ``axis``: what they are; ``suffix``: of a row's name, from a value.
+    """
+
+    section: Literal["options", "training"]
+    key: str
+    method: str | None
+    values: tuple[Any, ...]
+    axis: str
+    suffix: Callable[[Any], str]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:30].rstrip("-") or "text"
+
+
+SWEEPS = {
+    "preview-length": Sweep(
+        section="options",
+        key="preview_tokens",
+        method="lookahead-true",
+        values=(1, 2, 4, 6, 8, 12),
+        axis="previewed answer tokens, m",
+        suffix="m{}".format,
+    ),
+    "prefix": Sweep("options", "prefix", "lookahead-virtual", PREFIXES, "prefix", _slug),
+    BUDGET: Sweep("training", "learning_rate", None, (), "learning rate and epoch", "lr{:g}".format),
+}
+
+
+# --- the comparison --------------------------------------------------------------------------------
+
+
+def run(
+    name: str,
+    config: RunConfig,
+    out: Path,
+    console: Console,
+    *,
+    methods: Sequence[str] | None = None,
+    values: Sequence[Any] | None = None,
+    dry_run: bool = False,
+    debug: bool = False,
+) -> None:
+    """Do what is not done yet of the sweep ``name`` into ``out``; then write and print what it shows.
+
+    Raises UsageError for methods or values that cannot be swept; else what ``comparison.compare`` raises,
+    with the points that there are written before.
+    """
+    places: dict[str, Place] = {}
+    if name == DEPTHS:
+        config = _with_depths(config, methods)
+    else:
+        config, places = spread(SWEEPS[name], config, methods, values)
+    failed: comparison.CellsFailedError | None = None
+    try:
+        comparison.compare(config, out, console, dry_run=dry_run, debug=debug)
+    except comparison.CellsFailedError as error:
+        failed = error
+    if not dry_run:
+        axis = SWEEPS[name].axis if name in SWEEPS else "tokens of the prefill, k"
+        record = sweep_points.collect(name, axis, out, places)
+        files = sweep_report.write(record, out / FOLDER)
+        sweep_report.show(record, console)
+        names = ", ".join(str(path) for path in files)
+        console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
+    if failed:
+        raise failed
+
+
+def spread(
+    sweep: Sweep, config: RunConfig, methods: Sequence[str] | None, values: Sequence[Any] | None
+) -> tuple[RunConfig, dict[str, Place]]:
+    """The run's configuration with a row for each method and value, and which row is which. The value that a
+    method has anyway is the method's own row: it is not trained twice."""
+    chosen = methods or ([sweep.method] if sweep.method else _own_methods(config))
+    _check_methods(sweep, chosen)
+    variants: dict[str, Any] = {name: v.model_dump(mode="json") for name, v in config.variants.items()}
+    found: dict[str, Place] = {}
+    for method in chosen:
+        for value in dict.fromkeys(values or sweep.values):
+            row = _free(f"{method}-{sweep.suffix(value)}", found)
+            found[row] = Place(method, value)
+            variants[row] = {"method": method, sweep.section: {sweep.key: value}}
+    base = config.model_dump(mode="json") | {"methods": [plan.SEED]}
+    config = configuration.validated(base | {"variants": variants}, f"sweep of {sweep.key}")
+    same = {row for row, place in found.items() if _is_plain(config, row, place.method)}
+    places = {place.method if row in same else row: place for row, place in found.items()}
+    plain = [place.method for row, place in found.items() if row in same]
+    baseline = [] if sweep.section == "training" else [tables.BASELINE]
+    update = {
+        "methods": tuple(dict.fromkeys([plan.SEED, *baseline, *plain])),
+        "variants": {name: variant for name, variant in config.variants.items() if name not in same},
+    }
+    return config.model_copy(update=update), places
+
+
+def _own_methods(config: RunConfig) -> list[str]:
+    return [name for name in plan.methods(config) if name not in config.variants]
+
+
+def _check_methods(sweep: Sweep, methods: Iterable[str]) -> None:
+    known = registry.names("method")
+    for method in methods:
+        if method not in known:
+            raise registry.unknown("method", method, known)
+        if sweep.section == "options" and not _has_option(method, sweep.key):
+            have = ", ".join(name for name in known if _has_option(name, sweep.key))
+            raise UsageError(f"--methods {method}: it has no option '{sweep.key}'; those that have: {have}")
+
+
+def _has_option(method: str, option: str) -> bool:
+    fields = dataclasses.fields(registry.load("method", method))
+    return any(field.name == option and field.init for field in fields)
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """The name, numbered where another value has it already."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
+
+
+def _is_plain(config: RunConfig, row: str, method: str) -> bool:
+    """Whether a row is the method as the recipe has it. Raises UsageError for a value that cannot be."""
+    same_training = config.row(row).training == config.row(method).training
+    return training.make_method(config, row) == training.make_method(config, method) and same_training
+
+
+def _with_depths(config: RunConfig, methods: Sequence[str] | None) -> RunConfig:
+    """The run, with its prefilled task at every depth that there is one for."""
+    prefilled = benchmarks.get(config.safety.prefill_task)
+    for group, members in benchmarks.groups().items():
+        depths = [benchmarks.get(member) for member in members]
+        if all(task.depth and task.path.parent == prefilled.path.parent for task in depths):
+            tasks = tuple(dict.fromkeys([*config.safety_tasks, group]))
+            return config.model_copy(
+                update={"safety_tasks": tasks, "methods": tuple(methods or config.methods)}
+            )
+    raise UsageError(f"task '{prefilled.name}' has no group of depths beside it (harness tasks)")
