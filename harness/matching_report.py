@@ -12,6 +12,7 @@ from rich.text import Text
 
 from harness import figures
 from harness.store import write_json_atomic, write_text_atomic
+from harness.tables import print_whole
 
 Row = dict[str, Any]
 FOLDER = "analysis"  # below the run's
@@ -84,7 +85,7 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
 def show(record: Row, console: Console) -> None:
     """A table a train task, and what has to be said of it."""
     for task in record["train_tasks"]:
-        console.print(_table(record, task))
+        print_whole(_table(record, task), console)
         start = task["seed_model"]
         _say(console, f"Seed model: utility {start['utility']:.1f}, safety {start['safety']:.1f}.")
         if task["utility"] is not None:

@@ -36,7 +36,7 @@ from harness.progress import Display
 from harness.store import content_hash, files_below
 from harness.sweeps import PREFIXES
 from harness.tables import BASELINE, DONE, MEAN
-from harness.workshop import Workshop
+from harness.workshop import Workshop, quiet
 
 Objective = Literal["jsr", "rsr"]
 Row = dict[str, Any]
@@ -157,7 +157,7 @@ def row_name(method: str, value: int | str) -> str:
     """``lookahead-true-m4``; of a prefix its first letters and a hash, since two may begin alike."""
     if isinstance(value, int):
         return f"{method}-m{value}"
-    slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:24].rstrip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:12].rstrip("-")
     return "-".join(filter(None, [method, slug, hashlib.sha256(value.encode()).hexdigest()[:6]]))
 
 
@@ -244,6 +244,7 @@ def _part(config: RunConfig, part: str) -> RunConfig:
 
 
 def _optuna() -> Any:
+    quiet()  # before Optuna loads tqdm
     try:
         import optuna
     except ImportError:

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness import figures, tuning
 from harness.plan import SEED
 from harness.store import read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, METRICS
+from harness.tables import ALPHA, BASELINE, COLUMNS, METRICS, print_whole
 from harness.tuning import Floor, Row, Search
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
@@ -113,7 +113,7 @@ def draw(record: Row, paths: Iterable[Path]) -> None:
 
 def show(record: Row, out: Path, console: Console) -> None:
     """The trials, the choice, and what it is worth on the final documents."""
-    console.print(_trials(record))
+    print_whole(_trials(record), console)
     shares = [f"{task} {n['validation']} and {n['final']}" for task, n in record["documents"].items()]
     _say(console, f"Documents (validation and final): {', '.join(shares)}.")
     if record["chosen"] is None:
@@ -122,7 +122,7 @@ def show(record: Row, out: Path, console: Console) -> None:
     else:
         for line in _choice(record):
             _say(console, line, "bold")
-        console.print(_final(record))
+        print_whole(_final(record), console)
         _say(
             console, "Percent with 95 % intervals. Δ: points against vanilla on the same documents, which no"
         )

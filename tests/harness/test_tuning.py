@@ -261,10 +261,13 @@ def test_a_tuning_from_end_to_end(
     again = command(*flags(tuned, small, "--utility-drop", 100))
     assert again.code == 0, again.err
     after = snapshot(tuned)
-    assert {name for name in before if before[name] != after.get(name)} <= {
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed <= {
         "trials/run.json",
         "final/run.json",
-    }
+        "study.log",
+    }  # the commands, and that it was opened
+    assert read_json(tuned / "tune.json") == record
 
 
 def test_a_floor_that_none_holds(
