@@ -14,8 +14,9 @@ from rich.text import Text
 from harness import figures, tuning
 from harness.plan import SEED
 from harness.store import read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, METRICS, print_whole
-from harness.tuning import Floor, Row, Search
+from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, print_whole
+from harness.tuning import Floor
+from harness.tuning_search import KEYS, TRIALS, Row, Search
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
 
@@ -32,7 +33,7 @@ def record(
     """What ``tune.json`` holds: JSON values, percentages named as in leaderboard.csv."""
     config, near = search.config, None if chosen else tuning.nearest(settings, floor)
     tried = [
-        {"row": row["row"], "method": row["method"], tuning.KEYS[row["method"]]: row["value"]}
+        {"row": row["row"], "method": row["method"], KEYS[row["method"]]: row["value"]}
         | {"trial": row["trial"], "front": row["row"] in front}
         | _figures(row)
         for row in settings
@@ -48,11 +49,11 @@ def record(
             "proposals": "every setting" if search.exhaustive else "optuna.samplers.TPESampler",
             "seed": search.seed,
             "wanted": search.wanted,
-            "failed": sorted(name for name, row in search.rows.items() if row["status"] != "done"),
+            "failed": {name: row["status"] for name, row in search.rows.items() if row["status"] != DONE},
         },
         "floor": {"utility": round(limit, 2), "drop": floor.drop, "confident": floor.confident},
         "validation_share": config.responses.validation_share,
-        "documents": _documents(search.out / tuning.TRIALS / SEED),
+        "documents": _documents(search.out / TRIALS / SEED),
         "references": {name: _figures(search.rows[name]) for name in (SEED, BASELINE)},
         "trials": tried,
         "pareto": list(dict.fromkeys(front)),
@@ -75,7 +76,7 @@ def write(record: Row, out: Path) -> None:
     """``tune.json``, ``pareto.csv`` (the trials of the front, by utility) and ``pareto.{svg,pdf,png}``."""
     write_json_atomic(out / "tune.json", record)
     front = sorted((row for row in record["trials"] if row["front"]), key=lambda row: row["utility"])
-    names = ["row", "method", *tuning.KEYS.values(), "chosen", *FIGURES]
+    names = ["row", "method", *KEYS.values(), "chosen", *FIGURES]
     rows = [
         {name: row.get(name) for name in names} | {"chosen": row["row"] == record["chosen"]} for row in front
     ]
@@ -116,6 +117,8 @@ def show(record: Row, out: Path, console: Console) -> None:
     print_whole(_trials(record), console)
     shares = [f"{task} {n['validation']} and {n['final']}" for task, n in record["documents"].items()]
     _say(console, f"Documents (validation and final): {', '.join(shares)}.")
+    for name, status in record["search"]["failed"].items():
+        _say(console, f"{name}: {status} (the same command tries it again)", "red")
     if record["chosen"] is None:
         for line in _not_held(record):
             _say(console, line, "red")
@@ -171,7 +174,7 @@ def _not_held(record: Row) -> list[str]:
 def _named(record: Row, name: str) -> str:
     """A row and its setting, a prefix in quotes."""
     row = next(row for row in record["trials"] if row["row"] == name)
-    key = tuning.KEYS[row["method"]]
+    key = KEYS[row["method"]]
     return f"{name} ({key.replace('_', ' ')} {json.dumps(row[key], ensure_ascii=False)})"
 
 

@@ -81,14 +81,14 @@ def tune(
     trials for all settings all are tried, else Optuna proposes. The same command goes on after a kill;
     another floor on the same folder trains nothing anew. Exit code 3: no setting holds the floor.
     """
-    from harness import tuning, tuning_report
+    from harness import tuning, tuning_report, tuning_search
     from harness.comparison import RUNS
 
     if train_task:
         flags["train_tasks"] = [train_task]
     config = resolve(recipe, **flags)
     floor = tuning.Floor(utility_floor, utility_drop, confident)
-    space = tuning.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
+    space = tuning_search.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
     folder = out if out is not None else RUNS / f"{config.name}-tune"
     from rich.console import Console
 

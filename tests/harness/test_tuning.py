@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import config, tuning
+from harness import config, tuning, tuning_search
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, read_jsonl
-from harness.tuning import Floor, Row, Search
+from harness.tuning import Floor
+from harness.tuning_search import Row, Search
 
 pytest.importorskip("optuna")
 QUIET = Console(quiet=True)
@@ -25,21 +26,21 @@ QUIET = Console(quiet=True)
 
 
 def test_the_space() -> None:
-    whole = tuning.space(None, 16, ["Well, "])
+    whole = tuning_search.space(None, 16, ["Well, "])
     assert len(whole) == 16 + 3 + 1
     assert whole.params()[0] == {"method": "lookahead-true", "preview_tokens": 1}
     assert whole.params()[-1] == {"method": "lookahead-virtual", "prefix": "Well, "}
-    assert len(tuning.space(["lookahead-true"], 4, [])) == 4
+    assert len(tuning_search.space(["lookahead-true"], 4, [])) == 4
     with pytest.raises(UsageError, match="tune knows the options of"):
-        tuning.space(["sdft"], 4, [])
+        tuning_search.space(["sdft"], 4, [])
 
 
 def test_rows_have_a_name_of_their_own() -> None:
-    names = [tuning.row_name("lookahead-virtual", text) for text in ("Let us ", "Let us", "答")]
+    names = [tuning_search.row_name("lookahead-virtual", text) for text in ("Let us ", "Let us", "答")]
     assert len(set(names)) == 3
     assert names[0].startswith("lookahead-virtual-let-us-")
     config.load("mini", {"variants": {name: {"method": "lookahead-virtual"} for name in names}})
-    assert tuning.row_name("lookahead-true", 4) == "lookahead-true-m4"
+    assert tuning_search.row_name("lookahead-true", 4) == "lookahead-true-m4"
 
 
 def test_a_methods_own_setting_is_its_plain_row(tmp_path: Path) -> None:
@@ -53,10 +54,12 @@ def test_a_methods_own_setting_is_its_plain_row(tmp_path: Path) -> None:
 # --- the search, without trainings -----------------------------------------------------------------
 
 
-def made_search(out: Path, trials: int = 20, space: tuning.Space | None = None, **overrides: Any) -> Search:
+def made_search(
+    out: Path, trials: int = 20, space: tuning_search.Space | None = None, **overrides: Any
+) -> Search:
     out.mkdir(exist_ok=True)
     settings = config.load("mini", {"train_tasks": ["gsm8k-mini"], **overrides})
-    return Search(settings, out, space or tuning.space(None, 16, []), "jsr", trials, 0, QUIET)
+    return Search(settings, out, space or tuning_search.space(None, 16, []), "jsr", trials, 0, QUIET)
 
 
 def figures(row: str) -> Row:
@@ -88,7 +91,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.extend(row for row in settings if row not in search.rows)
         search.rows |= {row: figures(row) for row in settings}
 
-    monkeypatch.setattr(tuning, "_run_trials", run)
+    monkeypatch.setattr(tuning_search, "run_trials", run)
     return done
 
 
@@ -96,7 +99,7 @@ def searched(search: Search) -> list[Row]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return tuning._settings(search, tuning._search(search, optuna), optuna)
+    return tuning_search.settings(search, tuning_search.run(search, optuna), optuna)
 
 
 def test_with_trials_for_all_settings_all_are_tried_once(tmp_path: Path, trainings: list[str]) -> None:
@@ -117,18 +120,18 @@ def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path, trainings: lis
     expected = [*trainings]
     trainings.clear()
     search = made_search(tmp_path / "killed", trials=11)
-    run = tuning._run_trials
+    run = tuning_search.run_trials
 
     def one_round(search: Search, settings: dict[str, Any]) -> None:
         run(search, settings)
         trainings.append("KILL")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "_run_trials", one_round)
+        patch.setattr(tuning_search, "run_trials", one_round)
         with pytest.raises(KilledError):  # in the second round: its settings were asked for and never told
             searched(search)
     trainings.remove("KILL")
-    assert len(trainings) == tuning.ROUND
+    assert len(trainings) == tuning_search.ROUND
     search = made_search(tmp_path / "killed", trials=11)
     search.rows = {row: figures(row) for row in trainings}  # as the trials' run has them
     again = searched(search)
@@ -149,7 +152,7 @@ def test_more_trials_extend_a_search(tmp_path: Path, trainings: list[str]) -> No
 def test_a_failed_setting_is_none_of_the_choice_until_it_is_done(
     tmp_path: Path, trainings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = tuning.space(["lookahead-true"], 3, [])
+    space = tuning_search.space(["lookahead-true"], 3, [])
     whole = figures
     failed = {"lookahead-true-m2"}
     monkeypatch.setitem(
