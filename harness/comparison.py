@@ -37,7 +37,7 @@ from harness import (
 )
 from harness import config as configuration
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
-from harness.contracts import HarnessError, JudgePendingError
+from harness.contracts import Budget, HarnessError, JudgePendingError
 from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
@@ -94,11 +94,12 @@ def compare(
     until: Step = "leaderboard",
     kinds: Collection[str] = ("seed", "checkpoint", "trained"),
     only: Collection[str] = (),
+    budget: Budget | None = None,
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
     ``until`` stops after that step, ``kinds`` limits the cells and ``only`` their tasks: the subcommands are
-    parts of this walk.
+    parts of this walk. ``budget``: of the judges, where one command makes several comparisons.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     config = _with_stored_engine(config, out)
@@ -111,6 +112,7 @@ def compare(
         config = _join_run(shop)
         shop = Workshop(config, out)
         bench = judging.Bench(shop)
+        bench.budget = budget or bench.budget
         cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
         start = time.perf_counter()
         failures: dict[Path, str] = {}

@@ -102,6 +102,8 @@ def tune(
         final = _final(search, base, chosen) if chosen else {}
         record = tuning_report.record(search, settings, front, floor, limit, chosen, final)
         tuning_report.write(record, out)
+        if search.budget.spent_usd:
+            console.print(f"Spent on judges: {search.budget.spent_usd:,.4f} USD", highlight=False)
     return record
 
 
@@ -174,7 +176,7 @@ def _final(search: Search, base: RunConfig, chosen: Row) -> dict[str, Row]:
     comparison.compare(config, folder, quiet, debug=search.debug, until="respond", kinds=(SEED,))
     trials = search.config.model_copy(update={"variants": variants})
     _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), plan.cells(config))
-    found = tuning_search.compare_quietly(config, folder, search.debug)
+    found = tuning_search.compare_quietly(search, config, folder)
     if found[name]["status"] != DONE:
         raise HarnessError(f"{name} on the final documents: {found[name]['status']}")
     return {row: found[row] for row in (SEED, *rows)}

@@ -21,7 +21,7 @@ from rich.text import Text
 from harness import comparison, tables, training
 from harness import config as configuration
 from harness.config import RunConfig, VariantConfig
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import Budget, HarnessError, UsageError
 from harness.progress import Display
 from harness.store import content_hash
 from harness.sweeps import PREFIXES
@@ -97,6 +97,10 @@ class Search:
     console: Console
     debug: bool = False
     rows: dict[str, Row] = field(default_factory=dict)  # leaderboard rows of the trials' run
+    budget: Budget = field(init=False)  # of the judges, in this command
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.config.judging.max_cost)
 
     @property
     def train_task(self) -> str:
@@ -149,14 +153,14 @@ def run_trials(search: Search, settings: dict[str, Setting]) -> None:
         if row not in KEYS
     }
     config = search.config.model_copy(update={"variants": variants})
-    search.rows = compare_quietly(config, search.out / TRIALS, search.debug)
+    search.rows = compare_quietly(search, config, search.out / TRIALS)
 
 
-def compare_quietly(config: RunConfig, folder: Path, debug: bool) -> dict[str, Row]:
+def compare_quietly(search: Search, config: RunConfig, folder: Path) -> dict[str, Row]:
     """The leaderboard's rows of a comparison, by name; a failed one says so in its status."""
     config = configuration.changed(config, {}, "tune")
     try:
-        comparison.compare(config, folder, Console(quiet=True), debug=debug)
+        comparison.compare(config, folder, Console(quiet=True), debug=search.debug, budget=search.budget)
     except comparison.CellsFailedError as error:
         if not (folder / "leaderboard.json").is_file():
             raise HarnessError(str(error)) from error

@@ -288,7 +288,9 @@ def test_a_floor_that_none_holds(
     assert json.loads(shown.out)["nearest"] == record["nearest"]
 
 
-def test_bad_input_is_one_line(tmp_path: Path, small_run: Path, command: Callable[..., Any]) -> None:
+def test_bad_input_is_one_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
     for arguments, code, line in (
         (["--utility-floor", 40], 2, "tune works on one train task and there are 2"),
         (["--train-task", "gsm8k-mini"], 2, "name the floor"),
@@ -307,7 +309,11 @@ def test_bad_input_is_one_line(tmp_path: Path, small_run: Path, command: Callabl
             2,
             "tune's own",
         ),
-        (["--train-task", "gsm8k-mini", "--utility-floor", 40, "--out", small_run], 2, "is a run's folder"),
+        (
+            ["--train-task", "gsm8k-mini", "--utility-floor", 40, "--out", tmp_path / "run"],
+            2,
+            "is a run's folder",
+        ),
     ):
         ended = command(
             "tune", *(["--out", tmp_path / "out"] if "--out" not in arguments else []), *arguments
