@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from harness import registry
-from harness.contracts import HarnessError
+from harness.contracts import HarnessError, UsageError
 from harness.store import file_hash
 
 
@@ -172,6 +172,12 @@ def _of_lm_eval(name: str) -> Benchmark | None:
     return None
 
 
+def _is_group_of_lm_eval(name: str) -> bool:
+    named = re.compile(rf"^(group|tag):[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
+    paths = lm_eval_tasks().rglob("*.yaml")
+    return any(named.search(path.read_text(encoding="utf-8", errors="replace")) for path in paths)
+
+
 def get(name: str, sets: Collection[str] = ()) -> Benchmark:
     """The task of a name: a user's safety set, one of ours, or one of lm-eval's. Raises UsageError with the
     nearest name."""
@@ -180,6 +186,8 @@ def get(name: str, sets: Collection[str] = ()) -> Benchmark:
     if name in installed():
         return installed()[name]
     found = _of_lm_eval(name)
+    if found is None and _is_group_of_lm_eval(name):
+        raise UsageError(f"'{name}' is a group of lm-eval's; name its tasks (lm_eval ls groups)")
     if found is None:
         raise registry.unknown("task", name, [*installed(), *groups()])
     return found

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import NoReturn
 
 import click
 
-from harness import __version__
+from harness import __version__, registry
 from harness.commands import (
     agreement,
     analyze,
     data,
+    doctor,
     folder,
     leaderboard,
     listings,
@@ -24,9 +24,6 @@ from harness.commands import (
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
-
-DISTRIBUTION = "safetune-harness"
-IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +45,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
     *(sweep.sweep, tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
+    doctor.doctor,
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
@@ -55,15 +53,11 @@ analyze.analyze.add_command(matched.matched)
 
 
 def check_import_names() -> None:
-    """PyPI has foreign packages with our import names; installing one breaks ours."""
-    owners = metadata.packages_distributions()
-    for name in IMPORT_NAMES:
-        foreign = [owner for owner in owners.get(name, ()) if owner.lower() != DISTRIBUTION]
-        if foreign:
-            raise HarnessError(
-                f"the package '{foreign[0]}' also installs '{name}': "
-                f"use an environment of its own for {DISTRIBUTION}"
-            )
+    for name, owner in registry.foreign_packages():
+        raise HarnessError(
+            f"the package '{owner}' also installs '{name}': "
+            f"use an environment of its own for {registry.DISTRIBUTION}"
+        )
 
 
 def main() -> NoReturn:

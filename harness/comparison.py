@@ -43,7 +43,7 @@ from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step
 from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
-from harness.workshop import AUTO, CLOCK, Workshop
+from harness.workshop import AUTO, CLOCK, Workshop, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +104,7 @@ def compare(
     """
     config = _with_stored_engine(config, out)
     shop = Workshop(config, out)
+    quiet()
     if dry_run:
         _dry_run(shop, until, console)
         return
@@ -119,6 +120,8 @@ def compare(
         judged = judging.Judged()
         clock: dict[str, float] = defaultdict(float)
         unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+        if until != "train":
+            responding.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
         todo = _todo(bench, cells, unanswered, until)
         if todo:
             for line in bench.check([*config.judges]) if until == "leaderboard" else ():
@@ -126,7 +129,10 @@ def compare(
             estimate.show(bench, cells, todo, console)
         else:
             console.print(
-                f"Nothing to do: all {len(cells)} cells of {escape(str(out))} are done.", highlight=False
+                f"Nothing to do: all {len(cells)} cell{'s' * (len(cells) != 1)} of {escape(str(out))} "
+                f"{'are' if len(cells) != 1 else 'is'} done.",
+                highlight=False,
+                soft_wrap=True,
             )
         with TreeMemory() as memory:
             available = time.perf_counter() - start
@@ -157,7 +163,8 @@ def compare(
             _cost(out, clock, available, memory, console)
     if failures:
         raise CellsFailedError(
-            f"{len(failures)} of {len(cells)} cells failed; the others are done. "
+            f"{len(failures)} of {len(cells)} cell{'s' * (len(cells) > 1)} failed"
+            f"{'; the others are done' * (len(cells) > len(failures))}. "
             "The same command tries the failed ones again."
         )
     _complete(judged)
@@ -248,7 +255,7 @@ def judge_again(
     could not go on, JudgePendingError where one has handed its work on.
     """
     stored = stored_config(out)
-    config = configuration.changed(stored, dict(overrides or {}), f"{out / 'run.json'}")
+    config = configuration.changed(stored, overrides or {}, f"{out / 'run.json'}")
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
     plan.check_judges(config.judges)
     cells = plan.cells(config)
@@ -300,6 +307,7 @@ def _check(shop: Workshop) -> None:
         if cell.kind == "trained":
             training.train_stage(shop, cell)
         responding.checkpoint_of(shop, cell)
+    responding.check(shop, cells)
     for name in shop.config.judges:
         registry.make_judge(name, judging.settings(shop.config))
 
@@ -402,12 +410,16 @@ def _join_run(shop: Workshop) -> RunConfig:
         fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
         added = {f"data.{task}" for task in config.data if task not in answered}
+        elsewhere = _answered_elsewhere(record)
         # What this command does not name again, or names for the first time, stays or is added.
         files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
-        added |= {key for key in files if (key in now) != (key in fixed)}
+        added |= {key for key in files if (key in now) != (key in fixed) and key not in elsewhere}
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
+        if fixed.get("engine") != now["engine"]:  # its settings differ because it does
+            added |= {f"responses.{name}" for names in responding.SETTINGS.values() for name in names}
+        there_now = {**elsewhere, **fixed}
         differing = [
-            f"{key}: {_short(fixed.get(key))} there, {_short(now.get(key))} here"
+            f"{key}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
             for key in sorted({*now, *fixed} - added)
             if fixed.get(key) != now.get(key)
         ]
@@ -477,6 +489,16 @@ def _changed_variants(before: RunConfig, config: RunConfig) -> list[str]:
             if value != here[key]
         ]
     return sorted(differing)
+
+
+def _answered_elsewhere(record: Mapping[str, Any]) -> dict[str, str]:
+    """The tasks that were answered from the hub: a file given for one now would mix two sets of documents."""
+    found = {}
+    for task, asked in record.get("data", {}).items():
+        benchmark = benchmarks.installed().get(task)
+        if benchmark and benchmark.local_data and asked["source"].startswith("hub "):
+            found[f"data.{benchmark.local_data}"] = asked["source"]
+    return found
 
 
 def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ recipe can ``extends: ANOTHER`` and hold only what differs.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -268,20 +269,20 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     return validated(values, where)
 
 
+def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:
+    """A configuration with ``overrides`` (keys may be dotted) laid over it. Raises UsageError."""
+    values = config.model_dump(mode="json")
+    for key, value in overrides.items():
+        put(values, key, value)
+    return validated(values, where)
+
+
 def validated(values: dict[str, Any], where: str) -> RunConfig:
     """Raises UsageError with ``where`` and pydantic's first finding."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{where}: {_first_problem(error)}") from None
-
-
-def changed(config: RunConfig, overrides: dict[str, Any], where: str) -> RunConfig:
-    """A configuration with ``overrides`` laid over it. Raises UsageError with ``where``."""
-    values = config.model_dump(mode="json")
-    for key, value in overrides.items():
-        put(values, key, value)
-    return validated(values, where)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import benchmarks, chat, judging, memory, models, plan, registry, splits
+from harness import benchmarks, chat, judging, memory, models, plan, registry, responding, splits
 from harness.contracts import Example, HarnessError
 from harness.workshop import Workshop
 
@@ -59,7 +59,7 @@ def show(
     console.print(table)
     console.print(
         f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
-        f"model {config.model}, engine {shop.engine_name}",
+        f"model {config.model}, {_engines(shop, cells)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -68,6 +68,11 @@ def show(
     needed = expected_memory(shop, todo)
     if needed and shop.config.model != models.MINI:
         console.print(needed, highlight=False, soft_wrap=True)
+
+
+def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> str:
+    names = dict.fromkeys(responding.engine_name(shop, cell) for cell in cells)
+    return f"engine{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def _rows(shop: Workshop, train_task: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
@@ -16,6 +17,7 @@ MINI = "mini"
 ADAPTER_CONFIG = "adapter_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
+SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
 
 
@@ -45,14 +47,29 @@ def checkpoint(name: str, base: Path | None = None) -> Checkpoint:
     """The checkpoint behind a folder, a hub name, or ``openai:MODEL@BASE_URL``. ``base``: of an adapter,
     where it is not where the adapter says."""
     if name.startswith(SERVER):
-        model, at, url = name.removeprefix(SERVER).rpartition("@")
-        if not (at and model and url.startswith(("http://", "https://"))):
+        model, at, url = name.removeprefix(SERVER).partition("@http")
+        if not (at and model):
             raise UsageError(f"'{name}': a server's model is given as {SERVER}MODEL@BASE_URL")
-        return Checkpoint(None, server=Server(model, url.rstrip("/")))
+        return Checkpoint(None, server=Server(model, base_url(f"http{url}")))
     folder = locate(name)
     if base is None and is_adapter(folder):
         base = locate(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
     return Checkpoint(folder, base if is_adapter(folder) else None)
+
+
+def base_url(text: str) -> str:
+    """A server's base URL without a slash at its end. Raises UsageError for anything else, a URL with a key
+    in it included: it would be printed."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"'{text}' is no server's base URL, such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise UsageError(f"no key in a server's URL, it would be printed; put it into {SERVER_KEY}")
+    return text.rstrip("/")
 
 
 def locate(name: str) -> Path:

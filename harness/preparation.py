@@ -7,11 +7,9 @@ method either way, as measured when it was made: a leaderboard compares methods,
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -19,7 +17,7 @@ from filelock import FileLock
 from harness import chat
 from harness.contracts import Example, Message, Method, PrepareContext, TrainTask
 from harness.measure import cost
-from harness.store import content_hash, write_jsonl_atomic
+from harness.store import Journal, content_hash, read_jsonl, write_jsonl_atomic
 
 if TYPE_CHECKING:
     from harness.plan import Cell
@@ -111,17 +109,17 @@ def continuations(
     }
     stage = shop.cache.entry(KIND, inputs, [FILE])
     stage.folder.mkdir(parents=True, exist_ok=True)
-    partial = stage.folder / "partial.jsonl"
+    journal = Journal(stage)
     with FileLock(stage.folder / ".lock"):
         found = stage.done()
         if not found:
-            rows = _finished(partial)
+            rows = journal.rows()
             with cost() as making:
-                _make(shop, prompts, opened, rows, max_tokens, decoding, partial, label)
+                _make(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
             peak = {"peak_memory_bytes": making.peak_memory_bytes}
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
-        partial.unlink(missing_ok=True)
-    return _finished(stage.folder / FILE), found
+        journal.remove()
+    return read_jsonl(stage.folder / FILE), found
 
 
 def _make(
@@ -131,19 +129,15 @@ def _make(
     rows: list[dict[str, Any]],
     max_tokens: int,
     decoding: dict[str, Any],
-    partial: Path,
+    journal: Journal,
     label: str,
 ) -> None:
-    """Generate the batches that ``rows`` lack, and append each to ``rows`` and to the file as it is done."""
+    """Generate the batches that ``rows`` lack, and append each to ``rows`` and the journal as it is done."""
     shop.import_libraries()
     engine = shop.engine(shop.seed_checkpoint)
     engine.on_progress = lambda done: None
     batches = engine.plan(prompts)
-    write_jsonl_atomic(partial, rows)  # without a torn last line
-    with (
-        shop.reporter.bar(label, len(prompts), "answers") as advance,
-        partial.open("a", encoding="utf-8") as file,
-    ):
+    with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))
         for batch in batches[len(rows) :]:
             start = time.perf_counter()
@@ -164,21 +158,6 @@ def _make(
                 "seconds": seconds,
             }
             rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            write(row)
             advance(len(batch))
     shop.release()  # the training that follows wants the device's memory
-
-
-def _finished(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of batches; a crash may have torn the last one."""
-    rows: list[dict[str, Any]] = []
-    if not file.exists():
-        return rows
-    # splitlines would also end a line at U+2028, which a text may hold
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows

@@ -50,6 +50,9 @@ ENGINES = {
 }
 TRAINER = "backends.trainer:train"
 
+DISTRIBUTION = "safetune-harness"
+IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
+
 _RESERVED = ("seed", "all")
 _GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
 _PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -126,6 +129,18 @@ def load_object(target: str) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise HarnessError(f"plugin '{target}' cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+def foreign_packages() -> list[tuple[str, str]]:
+    """(import name, distribution) of other packages that install under one of our four names: PyPI has such,
+    and installing or removing one breaks ours."""
+    owners = metadata.packages_distributions()
+    return [
+        (name, owner)
+        for name in IMPORT_NAMES
+        for owner in owners.get(name, ())
+        if owner.lower() != DISTRIBUTION
+    ]
 
 
 def task_folders() -> list[Path]:

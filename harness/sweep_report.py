@@ -27,8 +27,8 @@ LABEL = 24  # letters of a text below an axis
 
 
 def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
-    """``sweep.{json,csv}`` (of a budget: ``budget``), and figures for each train task by the first judge."""
-    stem = BUDGET if record["sweep"] == BUDGET else "sweep"
+    """``sweep-<name>.{json,csv}`` (a budget's: ``budget``), and figures a train task, by the first judge."""
+    stem = BUDGET if record["sweep"] == BUDGET else f"sweep-{record['sweep']}"
     frame = pd.DataFrame([*record["points"], *record["references"]])
     counts = [name for name in map(str, frame.columns) if name.endswith(COUNTS)]
     frame = frame.astype(dict.fromkeys(counts, "Int64"))
@@ -133,57 +133,65 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     for task in dict.fromkeys(point["train_task"] for point in record["points"]):
         for judge in record["judges"]:
             points = shown(everything, task, judge)
-            title = f"\n{record['sweep']}: {record['axis']}; trained on {task}, judged by {judge}\n"
-            console.print(Text(title, style="bold"))
-            console.print(_depth_table(points) if record["sweep"] == DEPTHS else _table(points))
+            title = f"\nsweep {record['sweep']}: trained on {task}, judged by {judge}\n"
+            console.print(Text(title, style="bold"), soft_wrap=True)
+            console.print(
+                _depth_table(points) if record["sweep"] == DEPTHS else _table(record["axis"], points)
+            )
             for line in dict.fromkeys(
                 f"{p['row']} {p['status']}" for p in points if p["status"] != tables.DONE
             ):
-                console.print(Text(line, style="red"))
+                console.print(Text(line, style="red"), soft_wrap=True)
     means = any(point["seed"] == tables.MEAN for point in everything)
-    lines = ["Means over the seeds." if means else "Percentages with 95 % intervals.", *record["notes"]]
-    console.print(Text("\n" + "\n".join(lines)))
+    console.print(Text("\nMeans over the seeds." if means else "\nPercentages with 95 % intervals."))
+    for note in record["notes"]:
+        console.print(Text(note), soft_wrap=True)
 
 
-def _table(points: Sequence[Point]) -> Table:
+def _table(axis: str, points: Sequence[Point]) -> Table:
+    """A row a point. Texts stand in quotes, so that their blanks are seen."""
     known = {name for point in points for name in point}
     coordinates = [name for name in ("value", "tokens", "learning_rate", "epoch") if name in known]
-    table = _grid("row", *coordinates, "utility", "RSR", "JSR")
+    several = "value" not in known or len({point["method"] for point in points if "value" in point}) > 1
+    names = ["method"] * several + [
+        axis if name == "value" else name.replace("_", " ") for name in coordinates
+    ]
+    table = _grid(*names, "utility", "RSR", "JSR", left=several + 1)
     for point in points:
-        table.add_row(
-            Text(point["row"]),
-            *(Text(_coordinate(point.get(name))) for name in coordinates),
-            *(Text(_figure(point, metric)) for metric in METRICS),
-        )
+        where = [_coordinate(point.get(name)) for name in coordinates]
+        where = [point["method"], *where] if several else where
+        where[0] = where[0] or point["row"]  # a reference has no value
+        table.add_row(*map(Text, where), *(Text(_figure(point, metric)) for metric in METRICS))
     return table
 
 
 def _depth_table(points: Sequence[Point]) -> Table:
     depths = list(dict.fromkeys(point["value"] for point in points))
-    table = _grid("row", *(f"JSR, k = {depth}" for depth in depths))
+    table = _grid("JSR", *(f"k = {depth}" for depth in depths), left=1)
     for row in dict.fromkeys(point["row"] for point in points):
         by_depth = {point["value"]: point for point in points if point["row"] == row}
         table.add_row(Text(row), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
     return table
 
 
-def _grid(first: str, *others: str) -> Table:
+def _grid(*headings: str, left: int) -> Table:
+    """``left``: how many columns are not figures."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column(first, overflow="fold")
-    for heading in others:
-        table.add_column(heading.replace("_", " "), justify="right", overflow="fold")
+    for number, heading in enumerate(headings):
+        name = number < left
+        table.add_column(heading, justify="left" if name else "right", overflow="fold", no_wrap=not name)
     return table
 
 
 def _coordinate(value: Any) -> str:
-    """As it is told apart: a text in quotes, so that its blanks are seen."""
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"
 
 
 def _figure(point: Point, metric: str) -> str:
+    """The value, and below it the interval."""
     value, low, high = (point[f"{metric}{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "-"
-    return f"{value:.1f}" if low is None else f"{value:.1f} ({low:.1f}-{high:.1f})"
+    return f"{value:.1f}" if low is None else f"{value:.1f}\n{low:.1f}-{high:.1f}"

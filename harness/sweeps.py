@@ -21,7 +21,7 @@ from harness import benchmarks, comparison, plan, registry, sweep_points, sweep_
 from harness import config as configuration
 from harness.config import RunConfig
 from harness.contracts import UsageError
-from harness.sweep_points import BUDGET, DEPTHS, Place
+from harness.sweep_points import BUDGET, Place
 
 FOLDER = "analysis"
 PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
@@ -84,19 +84,22 @@ def run(
     Raises UsageError for methods or values that cannot be swept; else what ``comparison.compare`` raises,
     with the points that there are written before.
     """
-    places: dict[str, Place] = {}
-    if name == DEPTHS:
-        config = _with_depths(config, methods)
+    sweep = SWEEPS.get(name)
+    chosen = list(methods or ())
+    if sweep:
+        chosen = chosen or ([sweep.method] if sweep.method else _own_methods(config))
+        config = spread(sweep, config, chosen, values or sweep.values)
     else:
-        config, places = spread(SWEEPS[name], config, methods, values)
+        config = _with_depths(config, chosen)
     failed: comparison.CellsFailedError | None = None
     try:
         comparison.compare(config, out, console, dry_run=dry_run, debug=debug)
     except comparison.CellsFailedError as error:
         failed = error
     if not dry_run:
-        axis = SWEEPS[name].axis if name in SWEEPS else "tokens of the prefill, k"
-        record = sweep_points.collect(name, axis, out, places)
+        found = places(sweep, comparison.stored_config(out), chosen) if sweep else {}
+        axis = sweep.axis if sweep else "tokens of the prefill, k"
+        record = sweep_points.collect(name, axis, out, found)
         files = sweep_report.write(record, out / FOLDER)
         sweep_report.show(record, console)
         names = ", ".join(str(path) for path in files)
@@ -105,31 +108,49 @@ def run(
         raise failed
 
 
-def spread(
-    sweep: Sweep, config: RunConfig, methods: Sequence[str] | None, values: Sequence[Any] | None
-) -> tuple[RunConfig, dict[str, Place]]:
-    """The run's configuration with a row for each method and value, and which row is which. The value that a
-    method has anyway is the method's own row: it is not trained twice."""
-    chosen = methods or ([sweep.method] if sweep.method else _own_methods(config))
-    _check_methods(sweep, chosen)
+def spread(sweep: Sweep, config: RunConfig, methods: Sequence[str], values: Sequence[Any]) -> RunConfig:
+    """The configuration with a row for each method and value. The value that a method has anyway is the
+    method's own row: it is not trained twice. Raises UsageError for a method or value that cannot be."""
+    _check_methods(sweep, methods)
     variants: dict[str, Any] = {name: v.model_dump(mode="json") for name, v in config.variants.items()}
-    found: dict[str, Place] = {}
-    for method in chosen:
-        for value in dict.fromkeys(values or sweep.values):
-            row = _free(f"{method}-{sweep.suffix(value)}", found)
-            found[row] = Place(method, value)
+    added: dict[str, str] = {}  # row -> method
+    for method in methods:
+        for value in dict.fromkeys(values):
+            row = _free(f"{method}-{sweep.suffix(value)}", added)
+            added[row] = method
             variants[row] = {"method": method, sweep.section: {sweep.key: value}}
     base = config.model_dump(mode="json") | {"methods": [plan.SEED]}
     config = configuration.validated(base | {"variants": variants}, f"sweep of {sweep.key}")
-    same = {row for row, place in found.items() if _is_plain(config, row, place.method)}
-    places = {place.method if row in same else row: place for row, place in found.items()}
-    plain = [place.method for row, place in found.items() if row in same]
+    plain = {row: method for row, method in added.items() if _is_plain(config, row, method)}
     baseline = [] if sweep.section == "training" else [tables.BASELINE]
     update = {
-        "methods": tuple(dict.fromkeys([plan.SEED, *baseline, *plain])),
-        "variants": {name: variant for name, variant in config.variants.items() if name not in same},
+        "methods": tuple(dict.fromkeys([plan.SEED, *baseline, *plain.values()])),
+        "variants": {name: variant for name, variant in config.variants.items() if name not in plain},
     }
-    return config.model_copy(update=update), places
+    return config.model_copy(update=update)
+
+
+def places(sweep: Sweep, config: RunConfig, methods: Iterable[str]) -> dict[str, Place]:
+    """Which rows of a run are points of the sweep, those of earlier commands too: variants that differ in its
+    key alone, and own rows of their methods and of ``methods``. Numbers in their order."""
+    varied = {}
+    for name, variant in config.variants.items():
+        changes = getattr(variant, sweep.section)
+        if {*variant.options, *variant.training} == {*changes} == {sweep.key}:
+            varied[name] = Place(variant.method, _value(sweep, config, name))
+    swept = {*methods, *(place.method for place in varied.values())}
+    own = {name: Place(name, _value(sweep, config, name)) for name in _own_methods(config) if name in swept}
+    found = {**own, **varied}
+    if any(isinstance(place.value, str) for place in found.values()):
+        return found
+    order = list(dict.fromkeys(place.method for place in found.values()))
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[1].method), item[1].value)))
+
+
+def _value(sweep: Sweep, config: RunConfig, row: str) -> Any:
+    """What a row has under the key that is swept."""
+    of = config.row(row).training if sweep.section == "training" else training.make_method(config, row)
+    return getattr(of, sweep.key)
 
 
 def _own_methods(config: RunConfig) -> list[str]:
@@ -166,7 +187,7 @@ def _is_plain(config: RunConfig, row: str, method: str) -> bool:
     return training.make_method(config, row) == training.make_method(config, method) and same_training
 
 
-def _with_depths(config: RunConfig, methods: Sequence[str] | None) -> RunConfig:
+def _with_depths(config: RunConfig, methods: Sequence[str]) -> RunConfig:
     """The run, with its prefilled task at every depth that there is one for."""
     prefilled = benchmarks.get(config.safety.prefill_task)
     for group, members in benchmarks.groups().items():

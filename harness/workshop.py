@@ -134,7 +134,7 @@ class Workshop:
             self.reporter.send(("note", None, note))
         return engine
 
-    @property
+    @cached_property
     def seed_checkpoint(self) -> Checkpoint:
         return models.checkpoint(str(self.seed_folder))
 

@@ -72,7 +72,12 @@ def example(*lines: str) -> str:
 
 
 def names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    return [name.strip() for name in value.split(",") if name.strip()] if value is not None else None
+    if value is None:
+        return None
+    found = [name.strip() for name in value.split(",") if name.strip()]
+    if not found:
+        raise click.BadParameter("no name in it")
+    return found
 
 
 def seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
@@ -157,30 +162,11 @@ def judging_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value not in (None, {})}
 
 
-def run_options(command: Any) -> Any:
-    """The options that shape a run's configuration; each overrides the recipe."""
+def answering_options(command: Any) -> Any:
+    """What a checkpoint answers, and with which engine; each overrides the recipe."""
     options = [
-        click.option("--train-tasks", callback=names, metavar="A,B", help="Train tasks (harness tasks)."),
-        click.option("--train-data", metavar="DATA",
-                     help="Train on this instead of the train task's own rows: a JSONL, JSON or Parquet "
-                     "file, or a hub data set (owner/name, owner/name:config@split)."),
-        COLUMNS,
-        MIX,
-        SAFETY_DATA,
         click.option("--data", callback=pairs, multiple=True, metavar="TASK=FILE",
                      help="A local file for an evaluation task, in its published format. Repeatable."),
-        click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
-        click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
-                     help="Train all weights, or adapters (qlora: on 4-bit weights)."),
-        click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
-        click.option("--num-processes", type=click.IntRange(min=1), metavar="N",
-                     help="Devices that share each training."),
-        click.option("--distributed", type=click.Choice(["ddp", "zero2", "zero3", "fsdp2"]),
-                     help="How they share it."),
-        click.option("--launcher", metavar="CMD",
-                     help="What starts the processes, instead of torchrun on this machine."),
-        click.option("--report-to", callback=names, metavar="A,B",
-                     help="Log trainings to tensorboard, wandb, mlflow or trackio."),
         click.option("--utility-task", "utility_tasks", callback=names, metavar="A,B",
                      help="Further utility columns: our tasks (harness tasks), or any of lm-eval's."),
         click.option("--safety-task", "safety_tasks", callback=names, metavar="A,B",
@@ -197,8 +183,6 @@ def run_options(command: Any) -> Any:
                      help="vllm: devices that hold one model."),
         click.option("--data-parallel", type=click.IntRange(min=1), metavar="N",
                      help="vllm: copies of the model that share the prompts."),
-        click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
-        click.option("--seeds", callback=seeds, metavar="1,2,3", help="Training seeds."),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
                      help="Run folder (default: results/runs/<recipe name>)."),
         SETTINGS,
@@ -206,10 +190,37 @@ def run_options(command: Any) -> Any:
     return apply(command, options)
 
 
-def resolve(
-    recipe: str | None, settings: tuple[str, ...], run: Path | None = None, **flags: Any
-) -> RunConfig:
-    """Recipe, or what a ``run`` folder was made with, then ``--set``, then flags that were given."""
+def run_options(command: Any) -> Any:
+    """The options that shape a run's configuration; each overrides the recipe."""
+    options = [
+        click.option("--train-tasks", callback=names, metavar="A,B", help="Train tasks (harness tasks)."),
+        click.option("--train-data", metavar="DATA",
+                     help="Train on this instead of the train task's own rows: a JSONL, JSON or Parquet "
+                     "file, or a hub data set (owner/name, owner/name:config@split)."),
+        COLUMNS,
+        MIX,
+        SAFETY_DATA,
+        click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
+        click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
+                     help="Train all weights, or adapters (qlora: on 4-bit weights)."),
+        click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
+        click.option("--num-processes", type=click.IntRange(min=1), metavar="N",
+                     help="Devices that share each training."),
+        click.option("--distributed", type=click.Choice(["ddp", "zero2", "zero3", "fsdp2"]),
+                     help="How they share it."),
+        click.option("--launcher", metavar="CMD",
+                     help="What starts the processes, instead of torchrun on this machine."),
+        click.option("--report-to", callback=names, metavar="A,B",
+                     help="Log trainings to tensorboard, wandb, mlflow or trackio."),
+        click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
+        click.option("--seeds", callback=seeds, metavar="1,2,3", help="Training seeds."),
+        answering_options,
+    ]  # fmt: skip
+    return apply(command, options)
+
+
+def resolve(recipe: str | RunConfig | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
+    """Recipe (or the configuration of a run that is there), then ``--set``, then flags that were given."""
     from harness import config
 
     overrides = dict(config.parse_setting(text) for text in settings)
@@ -219,11 +230,9 @@ def resolve(
         for key, value in flags.items()
         if value not in (None, {}, False)
     }
-    if run is None:
-        return config.load(recipe, overrides)
-    from harness.comparison import stored_config
-
-    return config.changed(stored_config(run), overrides, str(run / "run.json"))
+    if isinstance(recipe, config.RunConfig):
+        return config.changed(recipe, overrides, "the run's configuration")
+    return config.load(recipe, overrides)
 
 
 def out_folder(config: RunConfig, out: Path | None) -> Path:

@@ -10,6 +10,7 @@ import click
 from harness.commands.options import (
     SETTINGS,
     Sectioned,
+    answering_options,
     console,
     example,
     judging_flags,
@@ -91,7 +92,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
 @click.option("--show-harmful", is_flag=True, help="With --print-ids: the texts of safety tasks too.")
 @click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
 @click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
-@run_options
+@answering_options
 @click.pass_context
 def respond(
     ctx: click.Context,
@@ -114,14 +115,17 @@ def respond(
     from harness import benchmarks, comparison, plan
 
     groups = benchmarks.groups()
+    given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
+    only = [*tasks, *given] if tasks else []
     for task in tasks or ():
         kinds = {benchmarks.get(one, flags["safety_sets"]).kind for one in groups.get(task, [task])}
         if task not in flags["safety_sets"]:
             key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
             flags[key] = [*(flags[key] or ()), task]
-    config = resolve(recipe, methods=["seed"], checkpoints={name: checkpoint}, **flags)
+    joined = recipe is None and out is not None and (out / "run.json").is_file()
+    base = comparison.stored_config(out) if joined and out else recipe
+    config = resolve(base, methods=["seed"], checkpoints={name: checkpoint}, **flags)
     folder = out_folder(config, out)
-    only = [*(tasks or ()), *(flags["safety_sets"] if tasks else ())]
     if print_ids is None:
         comparison.compare(
             config,

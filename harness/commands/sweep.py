@@ -161,11 +161,11 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import sweeps
+    from harness import comparison, sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")
-    config = resolve(recipe, run=existing, **flags)
+    config = resolve(comparison.stored_config(existing) if existing else recipe, **flags)
     named = config.model_copy(update={"name": f"{config.name}-sweep-{name}"})
     folder = existing if existing and out is None else out_folder(named, out)
     sweeps.run(

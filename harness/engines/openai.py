@@ -13,8 +13,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from email.utils import parsedate_to_datetime
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from time import time
 from typing import Any, Literal, TypeVar
@@ -25,7 +25,7 @@ from lm_eval.api.instance import Instance
 
 from harness import chat, models
 from harness.config import ResponsesConfig
-from harness.contracts import HarnessError
+from harness.contracts import HarnessError, UsageError
 from harness.engines.base import Completion, IdEngine
 from harness.models import Checkpoint
 from harness.store import read_json
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 OPENAI_HOST = "api.openai.com"
-KEY, OTHER_KEY = "OPENAI_API_KEY", "HARNESS_API_KEY"  # the first is for OpenAI alone
+KEY, OTHER_KEY = "OPENAI_API_KEY", models.SERVER_KEY  # the first is for OpenAI alone
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 120.0
 CHUNK = 4  # times the requests in flight: answers that are kept together
 PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
@@ -65,10 +65,8 @@ class Service:
     def __init__(self, url: str, settings: ResponsesConfig):
         import openai
 
-        parts = urlsplit(url)
-        if parts.username or parts.password or parts.query:
-            raise HarnessError(f"no key in a server's URL, it would be printed; put it into {OTHER_KEY}")
-        self.url, self.host, self._settings = url.rstrip("/"), parts.hostname, settings
+        self.url, self._settings = models.base_url(url), settings
+        self.host = urlsplit(self.url).hostname
         self.own = self.host == OPENAI_HOST or self.url == os.environ.get("OPENAI_BASE_URL", "").rstrip("/")
         key = os.environ.get(KEY if self.own else OTHER_KEY)
         if not key and self.host == OPENAI_HOST:
@@ -114,17 +112,21 @@ class Service:
         self, ask: Callable[[Item], Result], items: Sequence[Item], on_done: Callable[[int], None]
     ) -> list[Result]:
         """``ask`` of every item, in their order; the first failure ends them all."""
-        with ThreadPoolExecutor(self._settings.in_flight) as pool:
-            running = [pool.submit(ask, item) for item in items]
-            try:
-                for one in as_completed(running):
-                    one.result()
-                    on_done(1)
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return [one.result() for one in running]
+        self._stop = threading.Event()
+        found: dict[int, Result] = {}
+
+        def numbered(place: int) -> tuple[int, Result]:
+            return place, ask(items[place])
+
+        pool = ThreadPool(self._settings.in_flight)  # daemons: Ctrl-C waits for no server's reply
+        try:
+            for place, result in pool.imap_unordered(numbered, range(len(items))):
+                found[place] = result
+                on_done(1)
+        finally:
+            self._stop.set()
+            pool.terminate()
+        return [found[place] for place in range(len(items))]
 
     def _retried(self, send: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
         backoff = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S / 2)
@@ -192,7 +194,7 @@ class OpenAIEngine(IdEngine):
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> OpenAIEngine:
         url = checkpoint.server.base_url if checkpoint.server else settings.server
         if not url:
-            raise HarnessError("engine openai: which server? --server http://HOST:PORT/v1")
+            raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
         service = Service(url, settings)
         listed = service.listed()
         entry = _entry(checkpoint, listed, service)

@@ -52,6 +52,8 @@ def document(row: Placed) -> dict[str, Any]:
         messages = _messages(place, values["messages"])
     else:
         messages = [{"role": "user", "content": texts(row, request=REQUEST)["request"]}]
+    if messages[0]["role"] == "system" and values.get("system"):
+        raise HarnessError(f"{place}: a system prompt in 'messages' and another in 'system'; keep one")
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not messages or messages[0]["role"] != "system":
         system = texts(row, system="system")["system"] if values.get("system") else SYSTEM_PROMPT

@@ -25,6 +25,8 @@ def prompts(metadata: Mapping[str, Any], label: str) -> list[dict[str, str]]:
         document = {"id": f"xstest-{number:03d}", **texts(row, category="type", instruction="prompt")}
         if _label(row) == label:
             found.append(document)
+    if not found:
+        raise HarnessError(f"xstest: no row of {path or HUB.path} is '{label}', so there is nothing to ask")
     return found
 
 

@@ -244,7 +244,7 @@ def main() -> None:
         if options.vllm:
             line("ours, vllm", *ours(options, folder, "vllm", jobs=None))
         found = {}
-        for size in options.plain_batches:
+        for size in dict.fromkeys(min(size, options.limit or size) for size in options.plain_batches):
             found[size] = plain(options, folder, size)
             line(f"lm-eval hf, batch {size}", *found[size])
         best, best_generation = min(found.values()), min(seconds for _, seconds in found.values())

@@ -67,7 +67,7 @@ def test_the_whole_shows_examples_and_every_command(command: Command) -> None:
         (["zzzz"], "No such command 'zzzz'"),
         (["compare", "--metods", "all"], "--methods"),
         (["compare", "--methods", "vanila"], "unknown method 'vanila': did you mean 'vanilla'?"),
-        (["compare", "--methods", ""], "methods: must not be empty"),
+        (["compare", "--methods", ""], "'--methods': no name in it"),
         (["compare", "--train-tasks", "gsm8k-min"], "did you mean 'gsm8k-mini'?"),
         (["compare", "--judge", "keywort"], "did you mean 'keyword'?"),
         (["compare", "--engine", "hff"], "did you mean 'hf'?"),
@@ -161,6 +161,46 @@ def test_missing_files_and_folders_are_one_line(command: Command, tmp_path: Path
     assert tmp_path.is_dir()
 
 
+def test_what_cannot_work_is_said_before_anything_is_spent(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness import responding
+
+    installed = responding.importlib.util.find_spec
+    monkeypatch.setattr(
+        responding.importlib.util, "find_spec", lambda name: None if name == "vllm" else installed(name)
+    )
+    out = tmp_path / "out"
+    start = ["compare", "--methods", "vanilla", "--train-tasks", "gsm8k-mini", "--out", out]
+    for dry in ([], ["--dry-run"]):
+        for flags, code, says in (
+            (["--engine", "openai"], 2, "which server? --server"),
+            (["--engine", "openai", "--server", "localhost:8000"], 2, "is no server's base URL"),
+            (["--engine", "vllm"], 1, "vLLM is not installed"),
+            (["--checkpoint", "mine=openai:model@http://:80"], 2, "'http://:80' is no server's base URL"),
+            (["--checkpoint", "mine=openai:model@http://me:secret@host/v1"], 2, "no key in a server's URL"),
+            (["--utility-task", " , "], 2, "no name in it"),
+            (["--utility-task", "mmlu"], 2, "'mmlu' is a group of lm-eval's"),
+        ):
+            ended = command(*start, *flags, *dry)
+            assert ended.code == code, (flags, ended)
+            assert says in ended.err
+            assert "secret" not in ended.err
+            assert not out.exists()
+
+
+def test_data_that_cannot_be_fetched_stops_a_run_before_it_trains(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start = ["compare", "--methods", "vanilla", "--train-tasks", "gsm8k-mini", "--out", out]
+    for task in ("xstest_safe", "hellaswag"):
+        flag = "--safety-task" if task == "xstest_safe" else "--utility-task"
+        ended = command(*start, flag, task)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert task.partition("_")[0] in ended.err
+        assert "cannot be" in ended.err
+        assert not list(out.glob("gsm8k-mini"))
+
+
 def test_an_unknown_judge_of_a_run_is_wrong_usage(command: Command, small_run: Path) -> None:
     ended = command("judge", small_run, "--judge", "keywort")
     assert (ended.code, ended.err) == (2, "Error: unknown judge 'keywort': did you mean 'keyword'?\n")
@@ -189,7 +229,7 @@ def test_an_unforeseen_error_is_one_line_that_names_debug(
 
 def test_a_foreign_package_with_our_names_is_named(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     owners = {"judges": ["safetune-harness", "judges"], "harness": ["safetune-harness"]}
-    monkeypatch.setattr(cli.metadata, "packages_distributions", lambda: owners)
+    monkeypatch.setattr(registry.metadata, "packages_distributions", lambda: owners)
     ended = command("judges")
     assert ended.code == 1
     assert ended.err.startswith("Error: the package 'judges' also installs 'judges'")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import config, plan, preparation, registry, training
+from harness.store import read_jsonl
 from harness.workshop import Workshop
 
 
@@ -68,7 +69,7 @@ def test_a_killed_distillation_goes_on_where_it_stopped(
         patch.setattr(HFEngine, "generate", counted)
         with pytest.raises(KilledError):
             distil(shop())
-    (partial,) = (tmp_path / "cache" / "generated").glob("*/partial.jsonl")
+    (partial,) = (tmp_path / "cache" / "generated").glob("*/.generated.journal.jsonl")
     with partial.open("a") as file:
         file.write('{"texts": {"3": "to')  # a line that the kill tore
     batches.clear()
@@ -123,7 +124,7 @@ def test_line_separators_in_a_text_tear_no_row(
         method = training.make_method(workshop.config, "sdft")
         examples, _ = preparation.prepare(workshop, task, method, cell, "")
         assert {example.answer for example in examples} == {odd.text}
-    rows = preparation._finished(next((tmp_path / "cache" / "generated").glob("*/continuations.jsonl")))
+    rows = read_jsonl(next((tmp_path / "cache" / "generated").glob("*/continuations.jsonl")))
     assert [len(row["texts"]) for row in rows] == [4, 4, 4]
 
 

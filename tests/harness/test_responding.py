@@ -4,6 +4,7 @@ not give again, batches that change nothing, and tasks from elsewhere."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from harness import answers, benchmarks, chat, config, judging, models, plan, re
 from harness.contracts import HarnessError
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
-from harness.store import read_json, read_jsonl
+from harness.store import read_json, read_jsonl, write_json_atomic
 from harness.workshop import Workshop
 
 MINI = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini")
@@ -462,6 +463,38 @@ def test_respond_scores_just_the_tasks_that_are_named(
         for k in (1, 10)
     ]
     assert values[0] > values[1]  # deeper prefills, less safety
+
+
+def test_respond_joins_a_run_as_it_is_and_counts_every_task_that_is_named(
+    small_run: Path, tmp_path: Path, command: Run
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    flags = ["--name", "mine", "--tasks", "gsm8k-mini", "--safety-task", "overrefusal-mini"]
+    ended = command("respond", "mini", *flags, "--out", tmp_path / "run")  # no flags of the run's repeated
+    assert ended.code == 0, ended.err
+    names = {path.name for path in (tmp_path / "run" / "checkpoints" / "mine").iterdir()}
+    assert names == {"gsm8k-mini", "overrefusal-mini"}
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_file_for_a_task_that_the_hub_has_answered_is_refused(
+    small_run: Path, tmp_path: Path, command: Run, small: Callable[..., list[str]]
+) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    record = read_json(tmp_path / "run" / "run.json")
+    record["data"]["gsm8k"] = {
+        "source": "hub openai/gsm8k@main",
+        "version": "1",
+        "documents": 8,
+        "sha256": "0",
+    }
+    write_json_atomic(tmp_path / "run" / "run.json", record)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "How many?", "answer": "#### 1"}\n', encoding="utf-8")
+    flags = ["--methods", "all", "--out", tmp_path / "run", *small(), "--data", f"gsm8k={rows}"]
+    ended = command("compare", *flags)
+    assert ended.code == 1
+    assert "data.gsm8k: hub openai/gsm8k@main there" in ended.err
 
 
 def test_another_checkpoint_under_a_name_of_the_run_is_refused(

@@ -34,12 +34,13 @@ def test_own_ids_and_further_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"question": "q", "answer": "a"}\n{"question": \n', "line 2: not JSON"),
+        ('{"question": "q", "answer": "#### 1"}\n{"question": \n', "line 2: not JSON"),
         ('{"question": "q"}\n', "line 1: needs a text field 'answer'"),
         ('{"question": 3, "answer": "a"}\n', "line 1: needs a text field 'question'"),
         ("[1]\n", "line 1: needs a text field 'question'"),
         ('{"question": " ", "answer": "a"}\n', "line 1: needs a text field 'question'"),
-        ('{"id": 1, "question": "q", "answer": "a"}\n' * 2, "two rows have the same id '1'"),
+        ('{"question": "q", "answer": "1"}\n', "line 1: 'answer' needs its last line '#### NUMBER'"),
+        ('{"id": 1, "question": "q", "answer": "#### 1"}\n' * 2, "two rows have the same id '1'"),
         ("", "no rows"),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -341,6 +343,22 @@ def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, 
     server.latency_s = 0.4
     with pytest.raises(HarnessError, match=r"no reply within 0\.1 s"):
         engine.generate([[1, 5]], 4)
+
+
+def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(timeout_s=60)
+    server.latency_s = 30
+    started = time.monotonic()
+
+    def interrupt() -> None:
+        while not server.bodies and time.monotonic() < started + 20:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([[1, 2, 3]] * 6, 4)
+    assert time.monotonic() - started < 25
 
 
 def test_a_wrong_model_is_one_line_with_what_there_is(server: CompletionsServer, opened: Open) -> None:

@@ -1,0 +1,44 @@
+"""``harness doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands.options import Sectioned, console, example, names, out_folder, resolve, run_options
+from harness.contracts import HarnessError
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example("harness doctor", "harness doctor llama2-7b-paper --judge openai:gpt-4o --json"),
+)
+@click.argument("recipe", required=False)
+@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@run_options
+def doctor(recipe: str | None, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Look whether this machine can run a RECIPE: packages, device, memory, disk, keys, data, servers.
+
+    Nothing is trained, fetched or paid, and no key is shown. Exit code 1 where something fails.
+    """
+    import dataclasses
+    import json
+
+    from harness.workshop import quiet
+
+    quiet()
+    from harness import doctor as examination
+
+    config = resolve(recipe, **flags)
+    findings = examination.examine(config, out_folder(config, out))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        examination.show(findings, console())
+    failed = [finding.about for finding in findings if finding.status == "fail"]
+    if failed:
+        raise HarnessError(f"this machine is not ready: {', '.join(failed)}")

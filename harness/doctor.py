@@ -1,0 +1,308 @@
+"""``harness doctor``: whether this machine can do what a recipe asks, each finding with its mend.
+
+It reads and asks; it trains nothing, downloads nothing and never shows a key.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import benchmarks, judging, memory, models, plan, registry, responding
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.workshop import OPENAI, Workshop
+
+REACH_S = 10.0  # how long a server or the hub may take to answer
+SPARE_BYTES = 2 * 2**30  # free disk beyond what the checkpoints take
+STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
+HOST_SHARE = 2.5  # of the weights: what loading and a training's start hold in memory
+STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, how it is, and, unless it passes, what to do about it."""
+
+    status: Literal["pass", "warn", "fail"]
+    about: str
+    found: str
+    mend: str = ""
+
+
+def examine(config: RunConfig, out: Path) -> list[Finding]:
+    """Everything that a run of ``config`` into ``out`` needs. A check that itself breaks is a finding."""
+    shop = Workshop(config, out)
+    checks: tuple[Callable[[Workshop], Iterator[Finding]], ...] = (
+        _packages,
+        _names,
+        _plan,
+        _device,
+        _memory,
+        _disk,
+        _model,
+        _data,
+        _engine,
+        _judges,
+    )
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check(shop)
+        except HarnessError as error:
+            found.append(Finding("fail", check.__name__.strip("_"), str(error)))
+        except Exception as error:
+            what = f"could not be looked at ({type(error).__name__})"
+            found.append(Finding("warn", check.__name__.strip("_"), what, "harness --debug doctor shows why"))
+    return found
+
+
+# --- the installation ------------------------------------------------------------------------------
+
+
+def _packages(shop: Workshop) -> Iterator[Finding]:
+    yield Finding("pass", "python", f"{platform.python_version()} ({sys.executable})")
+    wrong = []
+    for text in metadata.requires(registry.DISTRIBUTION) or ():
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            wrong.append(f"{wanted.name} {version}, needs {wanted.specifier}")
+    mend = "install again into an environment of its own: pip install -c constraints.txt -e ."
+    if wrong:
+        yield Finding("fail", "packages", "; ".join(wrong), mend)
+    else:
+        shown = ", ".join(f"{name} {version}" for name, version in shop.libraries.items())
+        yield Finding("pass", "packages", shown)
+
+
+def _names(shop: Workshop) -> Iterator[Finding]:
+    foreign = registry.foreign_packages()
+    for name, owner in foreign:
+        mend = f"an environment of its own for {registry.DISTRIBUTION}, or: pip uninstall {owner}"
+        yield Finding("fail", "import names", f"the package '{owner}' also installs '{name}'", mend)
+    if not foreign:
+        yield Finding("pass", "import names", f"{', '.join(registry.IMPORT_NAMES)} are ours alone")
+
+
+# --- the recipe on this machine ----------------------------------------------------------------------
+
+
+def _plan(shop: Workshop) -> Iterator[Finding]:
+    cells = plan.cells(shop.config)
+    yield Finding("pass", "recipe", f"{shop.config.name}: {len(cells)} checkpoints to score")
+
+
+def _device(shop: Workshop) -> Iterator[Finding]:
+    import torch
+
+    wanted, count = shop.config.training.device, torch.cuda.device_count()
+    names = ", ".join(
+        f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 1e9:.0f} GB)"
+        for i in range(count)
+    )
+    cores = f"{os.cpu_count()} CPU cores, torch {torch.__version__}"
+    if wanted == "cuda" and not count:
+        mend = "a CUDA build of torch and its driver (nvidia-smi), or --set training.device=cpu"
+        yield Finding("fail", "device", f"the recipe wants CUDA and torch sees none ({cores})", mend)
+        return
+    needed = shop.config.training.num_processes
+    if count and needed > count:
+        mend = f"--num-processes {count}, or --launcher for several machines"
+        yield Finding("fail", "device", f"the recipe wants {needed} devices; here: {names}", mend)
+        return
+    if count and shop.config.training.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        yield Finding("fail", "bfloat16", f"{names}: no bfloat16", "--set training.dtype=float32")
+    yield Finding("pass", "device", names or cores)
+
+
+def _memory(shop: Workshop) -> Iterator[Finding]:
+    import psutil
+    import torch
+
+    config = shop.config
+    here = models.is_here(config.model)
+    known = memory.find(config.model, shop.seed_folder if here else None)
+    if known is None:
+        yield Finding(
+            "warn", "memory", f"the size of {config.model} is not known yet", "fetch the model first"
+        )
+        return
+    lengths = [registry.load("train task", task).max_length for task in config.train_tasks]
+    needed = memory.training_bytes(known, config.training, config.training.max_length or max(lengths))
+    on_device = shop.device == "cuda" and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_device else psutil.virtual_memory().available
+    line = f"training takes at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
+    if needed > free:
+        mend = (
+            "a smaller training.micro_batch_size, gradient_checkpointing, --tuning lora, or --num-processes"
+        )
+        yield Finding("fail" if needed > 1.2 * free else "warn", "memory", line, mend)
+    else:
+        yield Finding("pass", "memory", line)
+    host = HOST_SHARE * 4 * known.parameters
+    if on_device and host > psutil.virtual_memory().available:
+        yield Finding("warn", "host memory", f"about {host / 1e9:.0f} GB to load and save", "free some")
+
+
+def _disk(shop: Workshop) -> Iterator[Finding]:
+    place = shop.out.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        yield Finding("fail", "run folder", f"{place} cannot be written", "another --out")
+        return
+    known = memory.find(shop.config.model, shop.seed_folder if models.is_here(shop.config.model) else None)
+    free = shutil.disk_usage(place).free
+    if known is None:
+        yield Finding("pass", "disk", f"{free / 1e9:.0f} GB free at {place}")
+        return
+    needed = checkpoint_bytes(shop, known)
+    cells = sum(cell.kind == "trained" for cell in plan.cells(shop.config))
+    state = STATE_SHARE * 4 * known.parameters
+    whole = cells * needed + state + SPARE_BYTES
+    line = f"{cells} checkpoints take about {whole / 1e9:.1f} GB, {free / 1e9:.0f} GB are free at {place}"
+    if whole > free:
+        yield Finding("fail", "disk", line, "another --out, or harness clean on old runs")
+    else:
+        yield Finding("pass", "disk", line)
+
+
+def checkpoint_bytes(shop: Workshop, known: memory.Architecture) -> float:
+    """What one trained checkpoint takes on disk."""
+    training = shop.config.training
+    width = 2 if training.dtype == "bfloat16" else 4
+    if training.tuning != "full" and not training.merge:
+        return 4.0 * known.adapter_parameters(training.lora.r)
+    return float(width * known.parameters)
+
+
+# --- what comes from elsewhere -----------------------------------------------------------------------
+
+
+def _model(shop: Workshop) -> Iterator[Finding]:
+    for name in (shop.config.model, *shop.config.checkpoints.values()):
+        if name.startswith(models.SERVER) or models.is_here(name):
+            continue
+        yield _on_hub(name, "model")
+    if models.is_here(shop.config.model):
+        yield Finding(
+            "pass", "model", f"{shop.config.model} is here and whole: {models.locate(shop.config.model)}"
+        )
+
+
+def _data(shop: Workshop) -> Iterator[Finding]:
+    """Local files are read (by line); data sets of the hub are asked for."""
+    tasks = dict.fromkeys(task for cell in plan.cells(shop.config) for task in cell.tasks)
+    asked: dict[str, Finding] = {}
+    for task in tasks:
+        benchmark = benchmarks.get(task, shop.config.safety_sets)
+        if responding.files(shop, benchmark) and models.is_here(shop.config.model):
+            shop.load_task(task, str(shop.seed_folder))
+        elif benchmark.hub:
+            path = benchmark.hub.partition("@")[0]
+            asked.setdefault(path, _on_hub(path, "dataset", benchmark.local_data))
+    yield from asked.values()
+    if not any(finding.status != "pass" for finding in asked.values()):
+        yield Finding("pass", "evaluation data", f"{len(tasks)} tasks have theirs, or can fetch it")
+
+
+def _on_hub(name: str, kind: Literal["model", "dataset"], local: str | None = None) -> Finding:
+    """Whether the hub gives it to this user."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    page = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
+    own = f"--data {local}=FILE" if local else "a local folder for --model" if kind == "model" else ""
+    or_own = f", or {own}" if own else ""
+    try:
+        HfApi().auth_check(name, repo_type=kind)
+    except GatedRepoError:
+        mend = f"accept its licence at {page}, then hf auth login{or_own}"
+        return Finding("fail", f"{kind} {name}", "gated, and not open to you", mend)
+    except RepositoryNotFoundError:
+        mend = f"look whether the name is right, and hf auth login if it is private{or_own}"
+        return Finding("fail", f"{kind} {name}", "not on the hub, or not for you", mend)
+    except Exception as error:
+        mend = f"look at the network (HF_HUB_OFFLINE?){or_own}"
+        return Finding("warn", f"{kind} {name}", f"the hub could not be asked ({type(error).__name__})", mend)
+    return Finding("pass", f"{kind} {name}", "the hub gives it to you")
+
+
+def _engine(shop: Workshop) -> Iterator[Finding]:
+    cells = plan.cells(shop.config)
+    responding.check(shop, cells)
+    names = dict.fromkeys(responding.engine_name(shop, cell) for cell in cells)
+    if OPENAI not in names:
+        yield Finding("pass", "engine", ", ".join(names))
+        return
+    servers = {shop.config.responses.server} if shop.engine_name == OPENAI else set()
+    for name in shop.config.checkpoints.values():
+        server = models.checkpoint(name).server if name.startswith(models.SERVER) else None
+        servers |= {server.base_url} if server else set()
+    for url in sorted(filter(None, servers)):
+        yield _reached(url)
+
+
+def _reached(url: str) -> Finding:
+    import httpx
+
+    try:
+        status = httpx.get(f"{url}/models", timeout=REACH_S).status_code
+    except httpx.HTTPError as error:
+        what = f"no answer ({type(error).__name__})"
+        return Finding("fail", f"server {url}", what, "start it; is the URL right (many end in /v1)?")
+    if status >= 500:
+        return Finding("fail", f"server {url}", f"answers {status}", "look at its log")
+    return Finding("pass", f"server {url}", f"answers {status}" if status != 200 else "answers")
+
+
+def _judges(shop: Workshop) -> Iterator[Finding]:
+    """Each judge's own check: its key (never shown), its server, its weights."""
+    for name in shop.config.judges:
+        try:
+            line = registry.make_judge(name, judging.settings(shop.config)).check()
+        except HarnessError as error:
+            yield Finding("fail", f"judge {name}", str(error), "or another --judge")
+            continue
+        yield Finding("pass", f"judge {name}", line or "ready")
+
+
+# --- what is shown -----------------------------------------------------------------------------------
+
+
+def show(findings: list[Finding], console: Console) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", max_width=34)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        text = Text(_line(finding.found))
+        if finding.mend:
+            text.append(f"\n→ {_line(finding.mend)}", style="bold")
+        table.add_row(Text(finding.status, style=STYLES[finding.status]), Text(_line(finding.about)), text)
+    console.print(table)
+    counts = {status: sum(f.status == status for f in findings) for status in STYLES}
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+
+
+def _line(text: Any) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in " ".join(str(text).split()))

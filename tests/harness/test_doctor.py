@@ -1,0 +1,114 @@
+"""Guards ``harness doctor``: what would stop a run is found, named and mended, and no key is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import completions_server
+import pytest
+
+from harness import config, doctor, models, registry
+from harness.mini import seed_model_path
+
+Run = Callable[..., Any]
+
+
+def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+    return {finding.about: finding for finding in findings}
+
+
+def examined(out: Path, **overrides: Any) -> dict[str, doctor.Finding]:
+    return by_name(doctor.examine(config.load(None, overrides), out))
+
+
+def test_the_mini_recipe_passes(command: Run, tmp_path: Path) -> None:
+    ended = command("doctor", "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
+    findings = json.loads(ended.out)
+    assert {finding["status"] for finding in findings} == {"pass"}
+    assert {"packages", "import names", "device", "memory", "disk", "model", "engine"} <= {
+        finding["about"] for finding in findings
+    }
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_missing_fails_with_its_mend(command: Run, tmp_path: Path) -> None:
+    ended = command("doctor", "llama2-7b-paper", "--judge", "openai:gpt-4o", "--out", tmp_path, "--json")
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    found = {finding["about"]: finding for finding in json.loads(ended.out)}
+    assert found["judge openai:gpt-4o"]["status"] == "fail"
+    assert "OPENAI_API_KEY" in found["judge openai:gpt-4o"]["found"]
+    assert found["dataset LLM-Tuning-Safety/HEx-PHI"]["status"] == "warn"  # offline here
+    assert "--data hexphi_raw=FILE" in found["dataset LLM-Tuning-Safety/HEx-PHI"]["mend"]
+    assert found["model meta-llama/Llama-2-7b-chat-hf"]["status"] == "warn"
+
+
+def test_a_key_is_never_shown(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "planted-key-0123")
+    monkeypatch.setenv("HF_TOKEN", "planted-token-0123")
+    for flags in ([], ["--json"]):
+        ended = command("doctor", "--judge", "openai:gpt-4o", "--out", tmp_path, *flags)
+        assert "planted" not in ended.out + ended.err
+
+
+def test_memory_and_disk_are_held_against_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    import psutil
+
+    class Little:
+        available = free = 1_000_000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Little)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Little)
+    found = examined(tmp_path)
+    assert found["memory"].status == "fail"
+    assert "--tuning lora" in found["memory"].mend
+    assert found["disk"].status == "fail"
+    assert "harness clean" in found["disk"].mend
+
+
+def test_a_checkpoints_size_is_what_training_writes(small_run: Path) -> None:
+    from harness import memory
+    from harness.workshop import Workshop
+
+    shop = Workshop(config.load(None, {}), small_run)
+    known = memory.find("mini", seed_model_path())
+    assert known is not None
+    (weights,) = (small_run / "gsm8k-mini/vanilla/seed-42/checkpoint").glob("*.safetensors")
+    assert doctor.checkpoint_bytes(shop, known) == pytest.approx(weights.stat().st_size, rel=0.05)
+
+
+def test_foreign_packages_and_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"judges": ["judges"], "harness": ["safetune-harness"]}
+    monkeypatch.setattr(registry.metadata, "packages_distributions", lambda: owners)
+    real = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.1" if name == "pandas" else real(name))
+    found = examined(tmp_path)
+    assert found["import names"].status == "fail"
+    assert "pip uninstall judges" in found["import names"].mend
+    assert found["packages"].status == "fail"
+    assert "pandas 0.1, needs" in found["packages"].found
+
+
+def test_servers_are_asked(tmp_path: Path) -> None:
+    with completions_server.running(models.load_tokenizer(seed_model_path())) as server:
+        up = examined(tmp_path, engine="openai", **{"responses.server": server.url})
+        assert up[f"server {server.url}"].status == "pass"
+    down = examined(tmp_path, engine="openai", **{"responses.server": "http://127.0.0.1:9/v1"})
+    assert down["server http://127.0.0.1:9/v1"].status == "fail"
+    assert "start it" in down["server http://127.0.0.1:9/v1"].mend
+
+
+def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(shop: Any) -> Any:
+        raise RuntimeError("text")
+
+    monkeypatch.setattr(doctor, "_disk", broken)
+    found = examined(tmp_path)
+    assert found["broken"].status == "warn"
+    assert found["engine"].status == "pass"
