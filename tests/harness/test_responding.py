@@ -476,7 +476,6 @@ def test_respond_joins_a_run_as_it_is_and_counts_every_task_that_is_named(
     assert names == {"gsm8k-mini", "overrefusal-mini"}
 
 
-@pytest.mark.usefixtures("no_model")
 def test_a_file_for_a_task_that_the_hub_has_answered_is_refused(
     small_run: Path, tmp_path: Path, command: Run, small: Callable[..., list[str]]
 ) -> None:
