@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,14 @@ def test_bad_input_is_one_line(tmp_path: Path, command: Callable[..., Any]) -> N
         )
         assert (ended.code, line in ended.err) == (code, True), ended.err
         assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_without_optuna_a_line_says_how_to_get_it(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    ended = command("tune", "--train-task", "gsm8k-mini", "--utility-floor", 40, "--out", tmp_path / "out")
+    assert (ended.code, ended.err) == (
+        1,
+        "Error: harness tune needs Optuna: pip install 'safetune-harness[tune]'\n",
+    )
