@@ -286,6 +286,12 @@ def _task(
     else:
         notes.append(f"{BASELINE} is not in this run: no differences from it")
     methods = [_method(name, ones, target, seed_utility, baseline) for name, ones in by_method.items()]
+    early = [row["method"] for row in methods if any(map(_before_all_epochs, row["trainings"]))]
+    if early:
+        notes.append(
+            f"{', '.join(early)}: reached before the first epoch that was scored, on the straight line from "
+            "the seed model; a lower learning rate would show what is there"
+        )
     return {
         "train_task": train_task,
         "utility_task": task.utility_task,
@@ -367,6 +373,11 @@ def _training(one: Resampled, target: float | None) -> Row:
             for epoch, u, s in points
         ],
     }
+
+
+def _before_all_epochs(training: Row) -> bool:
+    """Whether the utility is reached between the seed model and the first epoch that was scored."""
+    return training["epoch"] is not None and training["epoch"] < training["points"][1]["epoch"]
 
 
 def _epoch(epochs: Sequence[int], place: float) -> float:

@@ -95,7 +95,7 @@ def show(record: Row, console: Console) -> None:
     seeds = record["seeds"]
     _say(
         console,
-        f"Percent; 95 % intervals: bootstrap over documents{' and seeds' if len(seeds) > 1 else ''}, ",
+        f"Percent; 95 % intervals: bootstrap over documents{' and seeds' if len(seeds) > 1 else ''},",
     )
     _say(
         console, "paired over methods. Safety is read where a training first reaches the utility, between two"

@@ -196,6 +196,8 @@ def test_a_whole_record(
     assert dull["safety"] is None
     assert task["notes"] == [
         "vanilla, learning rate 1: left out",
+        "vanilla, good: reached before the first epoch that was scored, on the straight line from the seed "
+        "model; a lower learning rate would show what is there",
         "dull never gets above the seed model: its highest utility is 20.0",
     ]
     assert good["curve"][0] == pytest.approx([20.0, 100.0])
