@@ -1,11 +1,12 @@
 """What a sweep found, as files, figures and tables.
 
-Points are those of ``sweep_points.collect``; one whose metric is None is left out of a figure.
+Points are those of ``sweep_points.collect``; one whose metric is None is a gap in a figure.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _figures(record: Mapping[str, Any], train_task: str) -> dict[str, Any]:
 
 def by_value(points: Sequence[Point], references: Sequence[Point], axis: str, where: str) -> Any:
     """Utility, RSR and JSR of each value; the seed model and vanilla as horizontal lines."""
-    figure, axes = figures.canvas(f"By {axis}: {where}", axis, "%")
+    figure, axes = figures.canvas(f"Utility and safety: {where}", axis, "%")
     values = list(dict.fromkeys(point["value"] for point in points))
     named = any(isinstance(value, str) for value in values)
     place = {value: number if named else value for number, value in enumerate(values)}
@@ -99,7 +100,8 @@ def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str
     done = [point for point in [*references, *points] if point["utility"] is not None]
     for number, method in enumerate(dict.fromkeys(point["method"] for point in done)):
         mine = sorted((p for p in done if p["method"] == method), key=lambda point: point["utility"])
-        _curve(axes, mine, [point["utility"] for point in mine], safety, figures.style(number), method)
+        look = figures.style(number) | {"xerr": _bars(mine, "utility")}
+        _curve(axes, mine, [point["utility"] for point in mine], safety, look, method)
     axes.legend(fontsize=7, frameon=False)
     return figure
 
@@ -107,15 +109,18 @@ def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str
 def _curve(
     axes: Any, points: Sequence[Point], xs: Sequence[float], metric: str, look: dict[str, Any], label: str
 ) -> None:
-    """A curve with interval bars."""
-    known = [(x, point) for x, point in zip(xs, points, strict=True) if point[metric] is not None]
-    reach = [[_reach(point, metric, end) for _, point in known] for end in ("low", "high")]
-    values = [point[metric] for _, point in known]
-    axes.errorbar([x for x, _ in known], values, yerr=reach, capsize=2, elinewidth=0.8, label=label, **look)
+    """A curve with interval bars. A point without a value is a gap."""
+    values = [math.nan if point[metric] is None else point[metric] for point in points]
+    bars = {"yerr": _bars(points, metric), "capsize": 2, "elinewidth": 0.8}
+    axes.errorbar(xs, values, label=label, **bars, **look)
+
+
+def _bars(points: Sequence[Point], metric: str) -> list[list[float]]:
+    """How far the intervals reach below and above the values: nowhere where there is none."""
+    return [[_reach(point, metric, end) for point in points] for end in ("low", "high")]
 
 
 def _reach(point: Point, metric: str, end: str) -> float:
-    """How far the interval reaches from the value: nowhere where there is none."""
     limit = point[f"{metric}_{end}"]
     return 0.0 if limit is None else abs(limit - point[metric])
 

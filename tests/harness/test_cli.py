@@ -318,6 +318,16 @@ def test_train_respond_judge_and_score_are_parts_of_the_same_walk(
     assert rows["mine", "keyword"]["rsr_n"] == "2"
 
 
+def test_a_variant_is_trained_by_its_name_and_alone(command: Command, small: Command, tmp_path: Path) -> None:
+    variants = [f"variants.{name}.method=lookahead-true" for name in ("m2", "other")]
+    settings = [*variants, "variants.m2.options.preview_tokens=2", "training.max_examples=8"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    ended = command("train", "m2", "--out", tmp_path / "run", *small(), *flags)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == str(tmp_path / "run/gsm8k-mini/m2/seed-42/checkpoint")
+    assert [path.name for path in (tmp_path / "run/gsm8k-mini").iterdir()] == ["m2"]
+
+
 def test_clean_frees_epochs_and_unfinished_trainings_too(command: Command, run_copy: Path) -> None:
     cell = run_copy / "gsm8k-mini/vanilla/seed-42"
     for folder in (cell / "epoch-1/checkpoint", cell / ".training/state/checkpoint-4"):

@@ -98,6 +98,16 @@ def test_lookahead_true(tokenizer: Any, colour: bool) -> None:
         )
 
 
+def test_a_variant_is_shown_as_its_method_under_its_options() -> None:
+    options = {"preview_tokens": 2}
+    variants = {"m2": {"method": "lookahead-true", "options": options}}
+    text = shown("m2", variants=variants)
+    assert text == shown("lookahead-true", method_options={"lookahead-true": options})
+    assert counts(text)["preview"] < counts(shown("lookahead-true"))["preview"]
+    cut = {"cut": {"method": "vanilla", "training": {"max_length": 64}}}
+    assert sum(counts(shown("cut", variants=cut)).values()) == 64
+
+
 def test_lookahead_virtual(tokenizer: Any) -> None:
     text = shown("lookahead-virtual")
     preview = f" The answer begins with: {PREFIX}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,23 @@ def record(name: str, points: list[Point], references: list[Point] | None = None
 
 def curves(figure: Any) -> dict[str, list[tuple[float, float]]]:
     (axes,) = figure.axes
-    return {c.get_label(): list(map(tuple, c.lines[0].get_xydata())) for c in axes.containers}
-
-
-def bars(figure: Any) -> dict[str, list[tuple[float, float]]]:
-    (axes,) = figure.axes
     return {
-        c.get_label(): [(float(s[0][1]), float(s[1][1])) for s in c.lines[2][0].get_segments()]
-        for c in axes.containers
+        curve.get_label(): [(x, y) for x, y in curve.lines[0].get_xydata().tolist() if not math.isnan(y)]
+        for curve in axes.containers
+    }
+
+
+def bars(figure: Any, direction: int = -1) -> dict[str, list[tuple[float, float]]]:
+    """Where each curve's interval bars begin and end: upright ones, or (0) level ones."""
+    (axes,) = figure.axes
+    along = 0 if direction == 0 else 1
+    return {
+        curve.get_label(): [
+            (float(segment[0][along]), float(segment[1][along]))
+            for segment in curve.lines[2][direction].get_segments()
+            if len(segment)  # a gap has none
+        ]
+        for curve in axes.containers
     }
 
 
@@ -122,6 +132,8 @@ def test_a_budget_is_a_curve_a_method_by_utility() -> None:
         "vanilla": [(20.0, 45.0), (25.0, 41.0), (30.0, 40.0)],
         "sdft": [(15.0, 70.0)],
     }
+    assert bars(figure)["vanilla"] == [(43.0, 46.0), (39.0, 42.0), (38.0, 41.0)]
+    assert bars(figure, 0)["vanilla"] == [(18.0, 21.0), (23.0, 26.0), (28.0, 31.0)]
     assert curves(sweep_report.by_utility(points, [], "rsr", "here"))["sdft"] == [(15.0, 99.0)]
 
 
