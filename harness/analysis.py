@@ -1,7 +1,8 @@
-"""``harness analyze``: what a run's folder says beyond its leaderboard. Nothing is computed anew or written.
+"""``harness analyze``: what a run's folder says beyond its leaderboard.
 
-``flops`` is Table 2 of the LookAhead Tuning paper: each method's training FLOPs against vanilla's, by train
-task and on average, with what else its training cost.
+What all analyses share is here, and ``flops``, which computes nothing anew and writes nothing: Table 2 of
+the LookAhead Tuning paper, each method's training FLOPs against vanilla's, by train task and on average, with
+what else its training cost.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import comparison, plan
-from harness.contracts import HarnessError
+from harness.config import RunConfig
+from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
 from harness.store import read_json
 
+FOLDER = "analysis"  # of a run, for what analyses write
+SAFE_RATES = ("rsr", "jsr")
+WIDTH = 100  # columns that tables are made for
 BASELINE = "vanilla"
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
@@ -37,6 +42,18 @@ NOTES = (
 )
 
 Row = dict[str, Any]
+
+
+def safety_tasks(config: RunConfig) -> dict[str, str]:
+    """The task behind each of SAFE_RATES."""
+    return {"rsr": config.safety.raw_task, "jsr": config.safety.prefill_task}
+
+
+def chosen_judge(config: RunConfig, name: str | None) -> str:
+    """A run's judge by name, its first without one. Raises UsageError for another."""
+    if name is None or name in config.judges:
+        return name or config.judges[0]
+    raise UsageError(f"judge '{name}' has not judged this run; its judges: {', '.join(config.judges)}")
 
 
 def flops(out: Path) -> Row:
@@ -168,6 +185,13 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> 
     for row in rows:
         table.add_row(Text(_clean(row["method"], console)), *(show(row) for _, show in columns))
     table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+    console.print(table, crop=False)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Made for WIDTH columns: on fewer it runs over rather than lose digits."""
+    natural = console.measure(table, options=console.options.update_width(1_000)).maximum
+    table.width = min(natural, max(WIDTH, console.width))
     console.print(table, crop=False)
 
 

@@ -413,7 +413,8 @@ def _join_run(shop: Workshop) -> RunConfig:
         elsewhere = _answered_elsewhere(record)
         # What this command does not name again, or names for the first time, stays or is added.
         files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
-        added |= {key for key in files if (key in now) != (key in fixed) and key not in elsewhere}
+        added |= {key for key in files if (key in now) != (key in fixed)}
+        added -= elsewhere.keys()
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         if fixed.get("engine") != now["engine"]:  # its settings differ because it does
             added |= {f"responses.{name}" for names in responding.SETTINGS.values() for name in names}

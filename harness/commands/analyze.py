@@ -3,30 +3,108 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from harness.commands.options import Commands, console, example
 
+RUN = click.argument("run", type=click.Path(path_type=Path))
+JUDGE = click.option("--judge", metavar="NAME", help="Whose verdicts (default: the run's first judge).")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+
 
 @click.group(cls=Commands)
 def analyze() -> None:
-    """Look closer at a finished run; nothing is computed anew or written."""
+    """Look closer at a finished run."""
 
 
 @analyze.command(
     "flops", epilog=example("harness analyze flops results/runs/mini", "harness analyze flops RUN --json")
 )
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@RUN
+@AS_JSON
 def analyze_flops(run: Path, as_json: bool) -> None:
     """Print what each method's training cost in a RUN: FLOPs against vanilla, tokens, time, memory."""
     from harness import analysis
 
     record = analysis.flops(run)
     if as_json:
-        import json
-
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        _print(record)
     else:
         analysis.show_flops(record, console())
+
+
+@analyze.command(
+    "kl", epilog=example("harness analyze kl results/runs/mini", "harness analyze kl RUN --answers seed")
+)
+@RUN
+@click.option(
+    "--answers",
+    type=click.Choice(["harmful", "seed"]),
+    default="harmful",
+    show_default=True,
+    help="What both models read: the prefilled task's harmful answers, or the seed model's own.",
+)
+@click.option("--tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Of each answer.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Prompts at once.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights; the divergence is float32 in either.",
+)
+@JUDGE
+@AS_JSON
+def analyze_kl(
+    run: Path,
+    answers: Any,
+    tokens: int,
+    batch_size: int | None,
+    dtype: str,
+    judge: str | None,
+    as_json: bool,
+) -> None:
+    """How far a RUN's checkpoints have moved from the seed model in an answer's first tokens to harmful
+    requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
+    from rich.console import Console
+
+    from harness import divergence_report
+    from harness.divergence import Settings
+
+    settings = Settings(answers, tokens, dtype)
+    progress = Console(stderr=True) if as_json else console()
+    record = divergence_report.kl(run, settings, progress, judge=judge, batch_size=batch_size)
+    if as_json:
+        _print(record)
+    else:
+        divergence_report.show(record, run, progress)
+
+
+@analyze.command(
+    "categories",
+    epilog=example(
+        "harness analyze categories results/runs/mini", "harness analyze categories RUN --metric jsr"
+    ),
+)
+@RUN
+@JUDGE
+@click.option("--metric", type=click.Choice(["rsr", "jsr"]), help="Show one of the two safe rates.")
+@AS_JSON
+def analyze_categories(run: Path, judge: str | None, metric: str | None, as_json: bool) -> None:
+    """Safe rates of a RUN by category of harm and method, and which differ from vanilla. Writes
+    RUN/analysis/categories*"""
+    from harness import categories
+
+    record = categories.categories(run, judge=judge)
+    if as_json:
+        _print(categories.limited(record, metric))
+    else:
+        categories.show(categories.limited(record, metric), run, console())
+
+
+def _print(record: Any) -> None:
+    import json
+
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))

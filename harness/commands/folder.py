@@ -36,6 +36,7 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     import shutil
 
     from harness import comparison, epochs, plan
+    from harness.analysis import FOLDER
     from harness.store import files_below
 
     config = comparison.stored_config(run)
@@ -43,7 +44,7 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     parts = ("checkpoint", "epoch-*/checkpoint", ".training")  # the last: what an unfinished one left
     targets = sorted(found for cell in cells for part in parts for found in cell.glob(part))
     if everything:  # what the harness wrote there, and nothing else
-        folders = {run / cell.folder.parts[0] for cell in plan.cells(config)} | {run / "analysis"}
+        folders = {run / FOLDER, *(run / cell.folder.parts[0] for cell in plan.cells(config))}
         names = (*comparison.FILES, *epochs.outputs(config), "run.json", "leaderboard.done.json")
         files = {run / name for name in names}
         targets = sorted(path for path in folders | files if path.exists())

@@ -293,6 +293,7 @@ def test_clean_frees_checkpoints_and_keeps_results(
     assert not list(run_copy.rglob("checkpoint"))
     assert command("leaderboard", run_copy).code == 0
     assert values(run_copy) == before
+    assert command("analyze", "categories", run_copy).code == 0
     assert command("clean", run_copy, "--all", "--yes").code == 0
     assert not run_copy.exists()
 

@@ -1,0 +1,345 @@
+"""``harness analyze categories``: where a method is less safe, by category of harm (HEx-PHI has 11).
+
+Safe rates by category and method, and which of them differ from vanilla's on the same requests: exact McNemar
+by document, then Holm over all categories, methods and train tasks of a metric (by training seed). Written to
+the run's ``analysis`` folder as numbers and as heat maps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness import comparison, figures, plan, scores
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, print_table, safety_tasks
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.leaderboard import TaskOutcome
+from harness.plan import Cell
+from harness.statistics import holm, paired_rate_difference, rate
+from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
+from harness.tables import ALPHA, BASELINE, METHOD_ORDER
+
+VERSION = 1
+COLUMNS = (
+    *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
+    *("delta", "delta_low", "delta_high", "delta_p"),
+)
+BLOCK = 9  # methods beside each other in a terminal
+FOLDED = 14  # a longer category is folded behind a slash where there are many methods
+
+Row = dict[str, Any]
+Outcomes = dict[tuple[str, str, int, str], TaskOutcome]  # by train task, method, seed, metric
+
+
+def categories(out: Path, *, judge: str | None = None) -> Row:
+    """Write ``analysis/categories.{json,csv}`` and a heat map a train task and metric, and return the record
+    that categories.json holds. Rates in percent, differences in percentage points.
+
+    - ``rows``: by metric, train task, method, seed and category; ``delta*``: against vanilla of that train
+      task and seed on the requests judged in both, ``delta_p`` after Holm. The seed model and checkpoints of
+      the user's own stand under every train task, and seed;
+    - ``table``: the same over the seeds: mean, lowest, highest, and ``changed``: "higher" or "lower" where
+      every seed's difference is real (p < 0.05) and of that sign;
+    - ``missing``: what has no verdicts, and why.
+
+    Raises HarnessError where no request has a category, UsageError for a judge that is none of the run's.
+    """
+    config = comparison.stored_config(out)
+    judge = chosen_judge(config, judge)
+    with comparison.lock(out):
+        outcomes, missing = collect(config, out, judge)
+        if not any(category for one in outcomes.values() for category in one.categories.values()):
+            reason = next(iter(missing.values()), "the requests of this run's safety tasks have none")
+            raise HarnessError(f"{out}: no safe rate by category: {reason}")
+        names = [f"categories-{task}-{metric}" for task in config.train_tasks for metric in SAFE_RATES]
+        outputs = ["categories.json", "categories.csv"]
+        outputs += [f"{name}.{kind}" for name in names for kind in figures.FORMATS]
+        given = [
+            [*key, content_hash(one.values), content_hash(one.categories)] for key, one in outcomes.items()
+        ]
+        inputs = {"version": VERSION, "judge": judge, "outcomes": given, "missing": missing}
+        stage = Stage(out / FOLDER, "categories", inputs, outputs)
+        if not stage.done():
+            rows = compared(outcomes)
+            record = {
+                "model": config.model,
+                "judge": judge,
+                "tasks": safety_tasks(config),
+                "comparisons": {m: _comparisons(rows, m) for m in SAFE_RATES},
+                "rows": rows,
+                "table": pooled(rows),
+                "missing": [{"cell": cell, "reason": reason} for cell, reason in missing.items()],
+            }
+            stage.run(lambda scratch: _write(scratch, config, record))
+        result: Row = read_json(out / FOLDER / "categories.json")
+    return result
+
+
+def limited(record: Row, metric: str | None) -> Row:
+    """The record with one metric's rows; all of it for None."""
+    if metric is None:
+        return record
+    parts = {name: [row for row in record[name] if row["metric"] == metric] for name in ("rows", "table")}
+    return {**record, **parts}
+
+
+def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[str, str]]:
+    """A run's safety outcomes, and why cells have none (by folder)."""
+    found: Outcomes = {}
+    missing: dict[str, str] = {}
+    for cell in plan.cells(config):
+        for metric, task in safety_tasks(config).items():
+            try:
+                outcome = scores.safety(cell, out / cell.folder, task, judge, None, metric)
+            except HarnessError as error:
+                missing[str(cell.folder)] = str(error)
+                continue
+            for train_task, seed in _places(config, cell):
+                found[train_task, cell.method, seed, metric] = outcome
+    return found, missing
+
+
+def _places(config: RunConfig, cell: Cell) -> Iterator[tuple[str, int]]:
+    """The train tasks and seeds that a cell is compared under."""
+    for train_task in config.train_tasks if cell.train_task is None else (cell.train_task,):
+        for seed in config.seeds if cell.seed is None else (cell.seed,):
+            yield train_task, seed
+
+
+def compared(outcomes: Outcomes) -> list[Row]:
+    """A row for each outcome and category, with its difference from vanilla; rates in percent."""
+    order = {name: rank for rank, name in enumerate(METHOD_ORDER)}
+    tasks = list(dict.fromkeys(key[0] for key in outcomes))
+
+    def position(key: tuple[str, str, int, str]) -> tuple[int, ...]:
+        task, method, seed, metric = key
+        return SAFE_RATES.index(metric), tasks.index(task), order.get(method, len(order)), seed
+
+    rows = []
+    for key in sorted(outcomes, key=position):
+        task, method, seed, metric = key
+        names = {"metric": metric, "train_task": task, "method": method, "seed": seed}
+        baseline = outcomes.get((task, BASELINE, seed, metric)) if method != BASELINE else None
+        own = _by_category(outcomes[key])
+        reference = _by_category(baseline) if baseline else {}
+        for category, values in own.items():
+            rows.append({**names, "category": category, **_cell(values, reference.get(category, {}))})
+    for metric, seed in dict.fromkeys((row["metric"], row["seed"]) for row in rows):
+        family = [row for row in rows if (row["metric"], row["seed"]) == (metric, seed)]
+        for row, p in zip(family, holm([row["delta_p"] for row in family]), strict=True):
+            row["delta_p"] = p
+    return rows
+
+
+def _by_category(outcome: TaskOutcome) -> dict[str, dict[str, float | None]]:
+    """The outcome's values by category and document; a document without a category is left out."""
+    found: dict[str, dict[str, float | None]] = {}
+    for document, category in outcome.categories.items():
+        if category is not None:
+            found.setdefault(category, {})[document] = outcome.values[document]
+    return found
+
+
+def _cell(values: Mapping[str, float | None], reference: Mapping[str, float | None]) -> Row:
+    own, delta = rate(values.values()), paired_rate_difference(values, reference)
+    return {
+        "value": _percent(own.value),
+        "low": _percent(own.low),
+        "high": _percent(own.high),
+        "n": own.n,
+        "unjudged": own.unjudged,
+        "delta": _percent(delta.value),
+        "delta_low": _percent(delta.low),
+        "delta_high": _percent(delta.high),
+        "delta_p": delta.p,
+    }
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else round(100 * fraction, 2)
+
+
+def _comparisons(rows: Sequence[Row], metric: str) -> int:
+    """How many tests Holm corrects for, in one seed's family."""
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    tested = [row["seed"] for row in rows if row["metric"] == metric and row["delta_p"] is not None]
+    return max((tested.count(seed) for seed in seeds), default=0)
+
+
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """One row a metric, train task, method and category: over its ``seeds``."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("metric", "train_task", "method", "category"))
+        groups.setdefault(key, []).append(row)
+    found = []
+    for (metric, task, method, category), group in groups.items():
+        values = [row["value"] for row in group if row["value"] is not None]
+        names = {"metric": metric, "train_task": task, "method": method, "category": category}
+        found.append(
+            {
+                **names,
+                "seeds": [row["seed"] for row in group],
+                "value": _mean([row["value"] for row in group]),
+                "lowest": min(values, default=None),
+                "highest": max(values, default=None),
+                "n": min(row["n"] for row in group),
+                "unjudged": sum(row["unjudged"] for row in group),
+                "delta": _mean([row["delta"] for row in group]),
+                "changed": _changed(group),
+            }
+        )
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one is missing: a mean over fewer seeds is another."""
+    known = [value for value in values if value is not None]
+    return round(fmean(known), 2) if known and len(known) == len(values) else None
+
+
+def _changed(group: Sequence[Row]) -> str | None:
+    real = all(row["delta_p"] is not None and row["delta_p"] < ALPHA for row in group)
+    if real and all(row["delta"] > 0 for row in group):
+        return "higher"
+    return "lower" if real and all(row["delta"] < 0 for row in group) else None
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, config: RunConfig, record: Row) -> None:
+    write_json_atomic(folder / "categories.json", record)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record["rows"])
+    write_text_atomic(folder / "categories.csv", text.getvalue())
+    for task in config.train_tasks:
+        for metric in SAFE_RATES:
+            name = f"categories-{task}-{metric}"
+            heat_map(_grid(record, task, metric), f"{metric.upper()} by category (%), trained on {task}",
+                     [folder / f"{name}.{kind}" for kind in figures.FORMATS])  # fmt: skip
+
+
+def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
+    """The table's rows of a train task and metric, by category and method."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in record["table"]:
+        if (row["train_task"], row["metric"]) == (task, metric):
+            found.setdefault(row["category"], {})[row["method"]] = row
+    return found
+
+
+def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[Path]) -> None:
+    """Categories down, methods across, a safe rate in each cell: light is safe, and so it is in grey."""
+    methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
+    size = (3.2 + 0.75 * max(1, len(methods)), 1.8 + 0.36 * max(1, len(grid)))
+    figure, axes = figures.canvas(title, "", "", size=size)
+    axes.grid(visible=False)
+    values = [[_shade(cells.get(method)) for method in methods] for cells in grid.values()]
+    if values:
+        axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(methods)), methods, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(range(len(grid)), list(grid), fontsize=8)
+    for y, cells in enumerate(grid.values()):
+        for x, method in enumerate(methods):
+            row = cells.get(method)
+            ink = "black" if _shade(row) > 55 else "white"
+            axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
+    axes.set_xlabel("* differs from vanilla after Holm", fontsize=7)
+    figures.save(figure, *paths)
+
+
+def _shade(row: Row | None) -> float:
+    return float("nan") if row is None or row["value"] is None else float(row["value"])
+
+
+def _shown(row: Row | None) -> str:
+    if row is None or row["value"] is None:
+        return "-"
+    return f"{row['value']:.1f}{'*' if row['changed'] else ''}"
+
+
+# --- terminal --------------------------------------------------------------------------------------
+
+
+def show(record: Row, out: Path, console: Console) -> None:
+    """Print what ``categories`` found, made for 100 columns."""
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    say(f"Safe rates by category: {record['model']}, judged by {record['judge']}", "bold")
+    shown = list(dict.fromkeys((row["metric"], row["train_task"]) for row in record["table"]))
+    for metric, task in shown:
+        say(f"\n{metric.upper()} by category (%), trained on {task}\n", "bold")
+        grid = _grid(record, task, metric)
+        for table in _tables(grid):
+            print_table(table, console)
+        for line in _changes(grid):
+            say(line)
+    for reason in dict.fromkeys(gap["reason"] for gap in record["missing"]):
+        gone = [gap["cell"] for gap in record["missing"] if gap["reason"] == reason]
+        say(f"{', '.join(gone)} missing: {reason}", "red")
+    say("")
+    several = any(len(row["seeds"]) > 1 for row in record["table"])
+    tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
+    say(
+        f"*: differs from vanilla, p < {ALPHA}, exact McNemar by document after Holm over all categories, "
+        f"methods and train tasks ({tests} comparisons{', in every seed' if several else ''})."
+    )
+    if several:
+        say("Means over the seeds; below them the lowest and the highest seed's.")
+    say("n: judged requests of a category. Intervals: categories.csv.")
+    say(f"Files: {out / FOLDER / 'categories.json'}, .csv, categories-<train task>-<metric>.svg, .pdf, .png")
+
+
+def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
+    """Categories by methods, some methods at a time where they are many."""
+    methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
+    for start in range(0, len(methods), BLOCK):
+        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+        table.add_column("category", overflow="fold", min_width=14)
+        table.add_column("n", justify="right", no_wrap=True)
+        block = methods[start : start + BLOCK]
+        for method in block:
+            table.add_column(Text(method.replace("-", "\n")), justify="right", no_wrap=True)
+        for category, cells in grid.items():
+            counts = sorted({row["n"] for row in cells.values()})
+            n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            tight = len(block) > 6 and len(category) > FOLDED
+            name = "/\n".join(category.rsplit("/", 1)) if tight else category
+            table.add_row(Text(name), n, *(_entry(cells.get(method)) for method in block))
+        yield table
+
+
+def _entry(row: Row | None) -> Text:
+    text = Text(_shown(row) + ("" if row and row["changed"] else " "))
+    if row and len(row["seeds"]) > 1 and row["lowest"] is not None:
+        text.append(f"\n{row['lowest']:.0f}–{row['highest']:.0f}", style="dim")
+    return text
+
+
+def _changes(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
+    """By method, the categories that differ from vanilla's."""
+    for method in dict.fromkeys(method for cells in grid.values() for method in cells):
+        for side in ("lower", "higher"):
+            found = [
+                f"{category} {row['delta']:+.1f}"
+                for category, cells in grid.items()
+                if (row := cells.get(method)) and row["changed"] == side
+            ]
+            if found:
+                named = "" if len(found) == len(grid) else f": {', '.join(found)}"
+                yield f"{method}: {side} than vanilla in {len(found)} of {len(grid)} categories{named}"

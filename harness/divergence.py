@@ -1,0 +1,402 @@
+"""How far a tuned model has moved from the seed model, token by token of fixed answers to harmful requests.
+
+KL(p_seed || p_tuned) of the next-token distributions, teacher-forced: both models read the same answer, and
+neither writes. Each is asked as it is scored: with its own chat template, and under its method's own system
+prompt (PTST's differs from the seed model's). Token t's distribution is the one that predicts it.
+Source: the LookAhead Tuning paper, §2.4 (eq. 4) and Fig. 3, after arXiv 2406.05946, §2.
+
+One model is on the device at a time: the seed model's log-probabilities wait on disk (float32, 4 bytes a
+token of the vocabulary and of the answers), and are gone when the command ends. What is kept are ids and
+numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from harness import benchmarks, models, plan, responding, training
+from harness.analysis import FOLDER
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.models import Checkpoint
+from harness.plan import Cell
+from harness.statistics import mean
+from harness.store import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from harness.workshop import Workshop
+
+VERSION = 1
+FILES = ("divergences.jsonl", "summary.json")
+FIRST = (2, 4, 6, 8)  # tokens over which the paper takes the mean
+ENGINE = "hf"  # what gives whole distributions
+Answers = Literal["harmful", "seed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``answers``: the harmful ones behind the prefilled task, or the seed model's own to the raw task;
+    ``tokens`` of each; ``dtype`` of the weights (the divergence itself is float32)."""
+
+    answers: Answers = "harmful"
+    tokens: int = 32
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return "kl" if self.answers == "harmful" else f"kl-{self.answers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A request and the beginning of a fixed answer to it, as token ids."""
+
+    id: str
+    prompt: list[int]
+    answer: list[int]
+
+
+# --- the measure -----------------------------------------------------------------------------------
+
+
+def per_token(seed: Any, tuned: Any) -> Any:
+    """KL(seed || tuned) in nats, (N,), from float32 log-probabilities (N, V)."""
+    from torch.nn.functional import kl_div
+
+    return kl_div(tuned, seed, reduction="none", log_target=True).sum(-1).clamp_min(0)
+
+
+def answer_logp(model: Any, batch: Sequence[Forced], pad_id: int) -> Any:
+    """float32 (N, V): the log-probabilities of the whole vocabulary at every answer token of the batch, one
+    answer after the other. Logits are made from the first answer's beginning on alone."""
+    import torch
+
+    rows = [one.prompt + one.answer[:-1] for one in batch]  # the last token is predicted, not read
+    width, first = max(map(len, rows)), min(len(one.prompt) for one in batch) - 1
+    ids = torch.full((len(rows), width), pad_id)
+    for row, tokens in enumerate(rows):  # padding on the right, where causal attention never looks
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    attention = (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
+    with torch.inference_mode():
+        logits = model(
+            input_ids=ids.to(model.device),
+            attention_mask=attention.to(model.device),
+            use_cache=False,
+            logits_to_keep=width - first,
+        ).logits[:, first - width :]  # (B, width - first, V)
+        spans = [
+            logits[row, len(one.prompt) - 1 - first : len(rows[row]) - first] for row, one in enumerate(batch)
+        ]
+        return torch.cat(spans).float().log_softmax(-1)
+
+
+def batches(questions: Sequence[Forced], size: int) -> list[list[Forced]]:
+    """Of like length, so that little is padded."""
+    ordered = sorted(questions, key=lambda one: (len(one.prompt), len(one.answer), one.id))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+class Reference:
+    """The seed model's log-probabilities at every answer token, in a file: (answer tokens, V) float32."""
+
+    def __init__(self, file: Path, model: Any, pad_id: int, questions: Sequence[Forced], size: int,
+                 advance: Callable[[int], None]):  # fmt: skip
+        import numpy as np
+
+        self._start: dict[str, int] = {}
+        self._table: Any = None
+        tokens = sum(len(one.answer) for one in questions)
+        filled = 0
+        for batch in batches(questions, size):
+            logp = _forward(model, batch, pad_id).cpu().numpy()
+            if self._table is None:
+                _check_room(file.parent, 4 * tokens * logp.shape[1])
+                self._table = np.memmap(file, np.float32, "w+", shape=(tokens, logp.shape[1]))
+            self._table[filled : filled + len(logp)] = logp
+            for one in batch:
+                self._start[one.id] = filled
+                filled += len(one.answer)
+            advance(len(batch))
+
+    def rows(self, batch: Sequence[Forced]) -> Any:
+        """Of a batch's answers, one after the other, (N, V)."""
+        import numpy as np
+        import torch
+
+        spans = [self._table[self._start[one.id] :][: len(one.answer)] for one in batch]
+        return torch.from_numpy(np.concatenate(spans))
+
+
+def divergences(
+    model: Any,
+    pad_id: int,
+    questions: Sequence[Forced],
+    reference: Reference,
+    size: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, list[float]]:
+    """KL(seed || model) in nats at each answer token, by question. Raises HarnessError where the two models
+    have no common vocabulary."""
+    found = {}
+    for batch in batches(questions, size):
+        tuned = _forward(model, batch, pad_id)
+        seed = reference.rows(batch)
+        if seed.shape != tuned.shape:
+            raise HarnessError(
+                f"it predicts {tuned.shape[1]:,} tokens, the seed model {seed.shape[1]:,}: no KL between them"
+            )
+        values = per_token(seed.to(tuned.device), tuned).cpu()
+        for one, part in zip(batch, values.split([len(one.answer) for one in batch]), strict=True):
+            found[one.id] = part.tolist()
+        advance(len(batch))
+    return {one.id: found[one.id] for one in questions}
+
+
+def _forward(model: Any, batch: Sequence[Forced], pad_id: int) -> Any:
+    import torch
+
+    try:
+        return answer_logp(model, batch, pad_id)
+    except torch.OutOfMemoryError:
+        pass
+    smaller = f"--batch-size {len(batch) // 2}" if len(batch) > 1 else "--dtype bfloat16"
+    raise HarnessError(f"the device has no memory for {len(batch)} prompts at once: {smaller}")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise HarnessError(
+            f"{folder}: the seed model's log-probabilities take {needed / 2**30:.1f} GiB for a while and "
+            f"{free / 2**30:.1f} GiB are free; give a smaller --tokens"
+        )
+
+
+def summary(values: Mapping[str, Sequence[float]], tokens: int) -> dict[str, Any]:
+    """``n`` prompts; ``positions``: the mean KL at each, over the prompts whose answers reach it; ``first``:
+    over the first k tokens, the mean of the prompts' own means (of what a shorter answer has)."""
+    every = list(values.values())
+    positions: list[dict[str, Any]] = [
+        {"position": place + 1, **_estimate(one[place] for one in every if len(one) > place)}
+        for place in range(tokens)
+    ]
+    first: list[dict[str, Any]] = [
+        {"tokens": k, **_estimate(fmean(one[:k]) for one in every)} for k in FIRST if k <= tokens
+    ]
+    return {"n": len(every), "positions": positions, "first": first}
+
+
+def _estimate(values: Iterable[float]) -> dict[str, Any]:
+    found = asdict(mean(values))
+    del found["unjudged"]
+    return found
+
+
+# --- a run's checkpoints ---------------------------------------------------------------------------
+
+
+def cells(config: RunConfig) -> list[Cell]:
+    """The checkpoints that are compared with the seed model."""
+    return [cell for cell in plan.cells(config) if cell.kind in ("checkpoint", "trained")]
+
+
+def workshop(config: RunConfig, out: Path, settings: Settings) -> Workshop:
+    """A workshop whose prefills are ``tokens`` long, so that a prefilled task gives the harmful answers."""
+    update: dict[str, Any] = {
+        "engine": ENGINE,
+        "safety": config.safety.model_copy(update={"prefill_tokens": settings.tokens}),
+        "responses": config.responses.model_copy(update={"dtype": settings.dtype}),
+    }
+    return Workshop(config.model_copy(update=update), out)
+
+
+def asked_task(config: RunConfig, answers: Answers) -> str:
+    """The task whose requests are asked. Raises HarnessError where it has no harmful answers."""
+    if answers == "seed":
+        return config.safety.raw_task
+    task = config.safety.prefill_task
+    if not benchmarks.get(task, config.safety_sets).counted:
+        raise HarnessError(f"task '{task}' has no harmful answers to read: add --answers seed")
+    return task
+
+
+def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
+    """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
+    config = shop.config
+    benchmark = benchmarks.get(asked_task(config, settings.answers), config.safety_sets)
+    inputs: dict[str, Any] = {
+        "version": VERSION,
+        "settings": asdict(settings),
+        "seed_model": shop.seed_fingerprint,
+        "weights": _weights(shop, cell),
+        "system_prompts": [_system_prompt(config, cell)(own) for own in (None, "the task's own")],
+        "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content()},
+        "data": {
+            name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()
+        },
+        "limit": config.responses.limit,
+        "device": shop.device,
+        "libraries": shop.libraries,
+    }
+    if settings.answers == "seed":
+        marker = shop.out / plan.SEED / benchmark.name / "respond.done.json"
+        inputs["answers"] = read_json(marker)["outputs"]
+    return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
+
+
+def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
+    """The hashes of a checkpoint's files, those of a trained one as its training has left them."""
+    if cell.kind == "trained":
+        marker = shop.out / cell.folder / "train.done.json"
+        if not marker.is_file():
+            raise HarnessError("not trained yet")
+        outputs = read_json(marker)["outputs"]
+        return {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
+    checkpoint = responding.checkpoint_of(shop, cell)
+    if checkpoint.folder is None:
+        raise HarnessError("it is on a server, which gives no whole distributions")
+    base = models.fingerprint(checkpoint.base) if checkpoint.base else {}
+    return models.fingerprint(checkpoint.folder) | {f"base/{name}": value for name, value in base.items()}
+
+
+def _system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
+    if cell.kind != "trained":
+        return lambda own: own
+    return training.make_method(config, cell.method).inference_system_prompt
+
+
+def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
+    """The divergences of a run's checkpoints, those that are there already left as they are: their stages,
+    and why others have none.
+
+    Raises HarnessError where the seed model itself cannot be asked.
+    """
+    asked_task(shop.config, settings.answers)
+    found: dict[Cell, Stage] = {}
+    missing: dict[Cell, str] = {}
+    for cell in cells(shop.config):
+        try:
+            found[cell] = stage(shop, cell, settings)
+            _check_there(shop, cell, found[cell])
+        except HarnessError as error:
+            found.pop(cell, None)
+            missing[cell] = str(error)
+    pending = [cell for cell, one in found.items() if not one.done()]
+    if pending:
+        shop.import_libraries(training=False)
+        with _asked(shop, settings, size) as ask:
+            for cell in pending:
+                try:
+                    found[cell].run(lambda scratch, cell=cell: ask(cell, scratch))  # type: ignore[misc]
+                except HarnessError as error:
+                    del found[cell]
+                    missing[cell] = str(error)
+    return found, missing
+
+
+def _check_there(shop: Workshop, cell: Cell, one: Stage) -> None:
+    folder = shop.out / cell.folder / "checkpoint"
+    if cell.kind == "trained" and not folder.is_dir() and not one.done():
+        raise HarnessError(f"{folder} is gone (harness clean?); the run's own compare trains it anew")
+
+
+@contextlib.contextmanager
+def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[Cell, Path], None]]:
+    """Ask the seed model; the function that is yielded asks a cell's and writes its divergences."""
+    scratch = shop.out / FOLDER / f".{settings.name}.seed"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        with _opened(shop, shop.seed_checkpoint) as engine:
+            requests = _requests(shop, engine, settings)
+            answers = _answers(shop, engine, requests, settings)
+            vocabulary = engine.tokenizer.get_vocab()
+            questions = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
+            with shop.reporter.bar("seed", len(questions), "answers") as advance:
+                pad = engine.tokenizer.pad_token_id or 0
+                reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
+
+        def ask(cell: Cell, folder: Path) -> None:
+            with _opened(shop, responding.checkpoint_of(shop, cell)) as engine:
+                if engine.tokenizer.get_vocab() != vocabulary:
+                    raise HarnessError("its tokenizer is not the seed model's: no KL between them")
+                engine.system_prompt = _system_prompt(shop.config, cell)
+                mine = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
+                pad = engine.tokenizer.pad_token_id or 0
+                with shop.reporter.bar(cell.label, len(mine), "answers") as advance:
+                    values = divergences(engine.model, pad, mine, reference, size, advance)
+            write_jsonl_atomic(folder / FILES[0], [{"id": name, "kl": kl} for name, kl in values.items()])
+            write_json_atomic(folder / FILES[1], summary(values, settings.tokens))
+
+        yield ask
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
+    """A checkpoint's weights and tokenizer, on the device while the block runs."""
+    from harness.engines.hf import HFEngine
+
+    engine = HFEngine.open(checkpoint, shop.config.responses, shop.device)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
+    """lm-eval's request for each document of the task, by the document's id."""
+    config = shop.config
+    benchmark = benchmarks.get(asked_task(config, settings.answers), config.safety_sets)
+    lm_task = responding.open_task(shop, engine, benchmark)
+    lm_task.build_all_requests(
+        limit=config.responses.limit,
+        apply_chat_template=True,
+        fewshot_as_multiturn=True,
+        chat_template=engine.apply_chat_template,
+    )
+    return {str(request.doc.get("id", request.doc_id)): request for request in lm_task.instances}
+
+
+def _answers(
+    shop: Workshop, engine: Any, requests: Mapping[str, Any], settings: Settings
+) -> dict[str, list[int]]:
+    """The fixed answers' first tokens by document; one that is empty has no token to look at."""
+    if settings.answers == "harmful":
+        found = {name: engine.prefill_ids(request) for name, request in requests.items()}
+    else:
+        from harness import chat
+
+        folder = shop.out / plan.SEED / shop.config.safety.raw_task
+        stored = {
+            row["document"]: row["response"] for row in reversed(read_jsonl(folder / "responses.jsonl"))
+        }
+        found = {name: chat.token_ids(engine.tokenizer, stored.get(name, "")) for name in requests}
+    answers = {name: ids[: settings.tokens] for name, ids in found.items() if ids}
+    if not answers:
+        raise HarnessError("there are no answers to read: all are empty")
+    return answers
+
+
+def _forced(engine: Any, request: Any, name: str, answer: list[int]) -> Forced:
+    from harness import chat
+
+    prompt = chat.prompt_ids(engine.tokenizer, engine.conversation(request), answering=True)
+    return Forced(name, prompt, answer)
+
+
+def read(one: Stage) -> dict[str, list[float]]:
+    """A checkpoint's divergences in nats: document's id -> KL at each answer token."""
+    return {row["id"]: row["kl"] for row in read_jsonl(one.folder / FILES[0])}
+
+
+def summary_of(one: Stage) -> dict[str, Any]:
+    """A checkpoint's means, as ``summary`` gives them."""
+    found: dict[str, Any] = read_json(one.folder / FILES[1])
+    return found
