@@ -16,9 +16,11 @@ from harness.commands import (
     folder,
     leaderboard,
     listings,
+    matched,
     mini,
     run,
     sweep,
+    tune,
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
@@ -42,11 +44,12 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
-    *(sweep.sweep, analyze.analyze, agreement.agreement, folder.clean, data.data),
+    *(sweep.sweep, tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
     doctor.doctor,
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
+analyze.analyze.add_command(matched.matched)
 
 
 def check_import_names() -> None:

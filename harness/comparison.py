@@ -30,13 +30,14 @@ from harness import (
     plan,
     registry,
     responding,
+    splits,
     stages,
     training,
     workers,
 )
 from harness import config as configuration
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
-from harness.contracts import HarnessError, JudgePendingError
+from harness.contracts import Budget, HarnessError, JudgePendingError
 from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
@@ -93,11 +94,12 @@ def compare(
     until: Step = "leaderboard",
     kinds: Collection[str] = ("seed", "checkpoint", "trained"),
     only: Collection[str] = (),
+    budget: Budget | None = None,
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
     ``until`` stops after that step, ``kinds`` limits the cells and ``only`` their tasks: the subcommands are
-    parts of this walk.
+    parts of this walk. ``budget``: of the judges, where one command makes several comparisons.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     config = _with_stored_engine(config, out)
@@ -111,6 +113,7 @@ def compare(
         config = _join_run(shop)
         shop = Workshop(config, out)
         bench = judging.Bench(shop)
+        bench.budget = budget or bench.budget
         cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
         start = time.perf_counter()
         failures: dict[Path, str] = {}
@@ -338,7 +341,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
                     scores.write_cell_scores(config, out, cell)
         frame, long = leaderboard.build(results), leaderboard.long_scores(results)
-        notes = [*judging.notes(config, out, cells), *([config.note] if config.note else [])]
+        notes = judging.notes(config, out, cells)
+        notes = [*notes, *filter(None, [splits.note(config.responses), config.note])]
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
@@ -403,6 +407,7 @@ def _join_run(shop: Workshop) -> RunConfig:
         answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
         record = read_json(record_file)
         stored, fixed = record["config"], record.get("fixed", {})
+        fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
         added = {f"data.{task}" for task in config.data if task not in answered}
         elsewhere = _answered_elsewhere(record)
@@ -513,6 +518,9 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
     answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
     values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
+    values["responses"]["part"] = config.responses.part
+    if config.responses.part != "all":
+        values["responses"]["validation_share"] = config.responses.validation_share
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

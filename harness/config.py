@@ -110,6 +110,8 @@ class ResponsesConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     limit: int | None = Field(default=None, ge=1)  # the first so many documents of every task
+    part: Literal["all", "validation", "final"] = "all"  # of every task's documents (splits.py)
+    validation_share: float = Field(default=0.4, gt=0, lt=1)  # of the documents: those to choose settings on
     thinking: bool = False  # let models reason that can; the answer alone is scored and judged
 
     batch_size: int = Field(default=64, ge=1)  # hf: prompts at once

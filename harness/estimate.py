@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import chat, judging, memory, models, plan, registry, responding
+from harness import benchmarks, chat, judging, memory, models, plan, registry, responding, splits
 from harness.contracts import Example, HarnessError
 from harness.workshop import Workshop
 
@@ -154,7 +154,9 @@ def _seconds(shop: Workshop, model: Any, todo: Sequence[plan.Cell], absent: set[
             except Exception:  # of the hub, and not fetched; the run itself says what is wrong
                 absent.add(name)
                 continue
-            documents = min(len(lm_task.eval_docs), shop.config.responses.limit or len(lm_task.eval_docs))
+            answering = shop.config.responses
+            places = splits.places(lm_task.eval_docs, benchmarks.get(name, cell.sets), answering)
+            documents = len(places or range(len(lm_task.eval_docs))[: answering.limit])
             answers = documents * int(lm_task.get_config("repeats") or 1)
             tokens = (lm_task.get_config("generation_kwargs") or {}).get("max_gen_toks", 1)
             seconds += _decode(shop, probe, answers, tokens)

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, models, training
+from harness import benchmarks, models, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, UsageError
 from harness.models import Checkpoint
@@ -122,6 +122,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         "device": shop.device,
         "libraries": shop.libraries,
     }
+    inputs |= splits.identity(shop.config.responses)
     if benchmark.counted:
         inputs["prefill_tokens"] = benchmark.prefill_tokens(shop.config.safety.prefill_tokens)
     given = files(shop, benchmark)
@@ -166,8 +167,9 @@ def respond_rows(
     """A row for each answer (the Exchange, its document and sample, its tokens and the document's metrics),
     and the record of what was asked: source, number and hash of the documents."""
     lm_task = open_task(shop, engine, benchmark)
-    limit = shop.config.responses.limit
-    documents = min(len(lm_task.eval_docs), limit or len(lm_task.eval_docs))
+    settings = shop.config.responses
+    places = splits.places(lm_task.eval_docs, benchmark, settings)
+    documents = len(places or range(len(lm_task.eval_docs))[: settings.limit])
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
     engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
@@ -178,9 +180,9 @@ def respond_rows(
     with shop.reporter.bar(label, documents * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
-        samples = _evaluate(engine, lm_task, benchmark.name, limit)
+        samples = _evaluate(engine, lm_task, benchmark.name, settings.limit, places)
     shop.clock["generation"] += engine.seconds
-    rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples)
+    rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places)
     asked = [sample["doc"] for sample in samples]
     record = {
         "task": benchmark.name,
@@ -193,6 +195,9 @@ def respond_rows(
             for completion in engine.completions.values()
         ),
     }
+    if places is not None:
+        record["part"] = settings.part
+        record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
     return rows, record
 
 
@@ -224,16 +229,19 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     return lm_task
 
 
-def _evaluate(engine: Any, lm_task: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
+def _evaluate(
+    engine: Any, lm_task: Any, name: str, limit: int | None, places: list[int] | None
+) -> list[dict[str, Any]]:
     """lm-eval's samples: one for each document, its metrics under ``metrics``, those of further filters as
-    ``metric@filter``."""
+    ``metric@filter``. ``places``: the documents; None: the first ``limit``."""
     from lm_eval.evaluator import evaluate
 
     try:
         results = evaluate(
             lm=engine,
             task_dict={"tasks": {name: lm_task}},
-            limit=limit,
+            limit=limit if places is None else None,
+            samples=None if places is None else {name: places},
             bootstrap_iters=0,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
@@ -270,8 +278,13 @@ def _unusable(name: str, what: str, error: Exception) -> HarnessError:
 
 
 def _rows(
-    engine: Any, benchmark: Benchmark, output_type: str, samples: Sequence[Mapping[str, Any]]
+    engine: Any,
+    benchmark: Benchmark,
+    output_type: str,
+    samples: Sequence[Mapping[str, Any]],
+    places: list[int] | None,
 ) -> list[dict[str, Any]]:
+    asked = {place: number for number, place in enumerate(places or ())}  # lm-eval counts what it asks
     rows = []
     for sample in samples:
         document = sample["doc"]
@@ -298,7 +311,9 @@ def _rows(
             continue
         answers = len(sample["resps"][0])
         for number in range(answers):
-            completion = engine.completions[benchmark.name, sample["doc_id"], number]
+            completion = engine.completions[
+                benchmark.name, asked.get(sample["doc_id"], sample["doc_id"]), number
+            ]
             answer = dataclasses.replace(
                 exchange,
                 id=name if answers == 1 else f"{name}#{number}",

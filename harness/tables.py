@@ -458,3 +458,9 @@ def _delta(row: Row, metric: str) -> Text:
     if delta is None:
         return Text()
     return Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark else "")
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """As wide as its cells: where there is no room it runs over rather than lose figures."""
+    table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+    console.print(table, crop=False)

@@ -1,0 +1,334 @@
+"""Tuning: what is searched, how it goes on after a kill, what is chosen; no trial sees a final document."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from harness import config, tuning, tuning_search
+from harness.contracts import HarnessError, UsageError
+from harness.store import read_json, read_jsonl
+from harness.tuning import Floor
+from harness.tuning_search import Row, Search
+
+pytest.importorskip("optuna")
+QUIET = Console(quiet=True)
+
+
+# --- what is searched ------------------------------------------------------------------------------
+
+
+def test_the_space() -> None:
+    whole = tuning_search.space(None, 16, ["Well, "])
+    assert len(whole) == 16 + 3 + 1
+    assert whole.params()[0] == {"method": "lookahead-true", "preview_tokens": 1}
+    assert whole.params()[-1] == {"method": "lookahead-virtual", "prefix": "Well, "}
+    assert len(tuning_search.space(["lookahead-true"], 4, [])) == 4
+    with pytest.raises(UsageError, match="tune knows the options of"):
+        tuning_search.space(["sdft"], 4, [])
+
+
+def test_rows_have_a_name_of_their_own() -> None:
+    names = [tuning_search.row_name("lookahead-virtual", text) for text in ("Let us ", "Let us", "答")]
+    assert len(set(names)) == 3
+    assert names[0].startswith("lookahead-virtual-let-us-")
+    config.load("mini", {"variants": {name: {"method": "lookahead-virtual"} for name in names}})
+    assert tuning_search.row_name("lookahead-true", 4) == "lookahead-true-m4"
+
+
+def test_a_methods_own_setting_is_its_plain_row(tmp_path: Path) -> None:
+    search = made_search(tmp_path, method_options={"lookahead-true": {"preview_tokens": 3}})
+    assert search.setting({"method": "lookahead-true", "preview_tokens": 3}).row == "lookahead-true"
+    assert search.setting({"method": "lookahead-true", "preview_tokens": 6}).row == "lookahead-true-m6"
+    own = {"method": "lookahead-virtual", "prefix": "Let's solve this problem. "}
+    assert search.setting(own).row == "lookahead-virtual"
+
+
+# --- the search, without trainings -----------------------------------------------------------------
+
+
+def made_search(
+    out: Path, trials: int = 20, space: tuning_search.Space | None = None, **overrides: Any
+) -> Search:
+    out.mkdir(exist_ok=True)
+    settings = config.load("mini", {"train_tasks": ["gsm8k-mini"], **overrides})
+    return Search(settings, out, space or tuning_search.space(None, 16, []), "jsr", trials, 0, QUIET)
+
+
+def figures(row: str) -> Row:
+    """Made figures: utility falls and safety grows with the preview; virtual ones are worse at both."""
+    m = int(row.rpartition("-m")[2]) if "-m" in row else 6 if row == "lookahead-true" else 0
+    utility, jsr = (60.0 - m, 40.0 + m) if m else (30.0, 35.0)
+    return {
+        "method": row,
+        "utility": utility,
+        "utility_low": utility - 5,
+        "jsr": jsr,
+        "rsr": 100.0,
+        "status": "done",
+    }
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows that were trained, in their order; none is."""
+    done: list[str] = []
+
+    def run(search: Search, settings: dict[str, Any]) -> None:
+        if "KILL" in done:
+            raise KilledError
+        done.extend(row for row in settings if row not in search.rows)
+        search.rows |= {row: figures(row) for row in settings}
+
+    monkeypatch.setattr(tuning_search, "run_trials", run)
+    return done
+
+
+def searched(search: Search) -> list[Row]:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return tuning_search.settings(search, tuning_search.run(search, optuna), optuna)
+
+
+def test_with_trials_for_all_settings_all_are_tried_once(tmp_path: Path, trainings: list[str]) -> None:
+    found = searched(made_search(tmp_path))
+    assert len(found) == len(trainings) == 19
+    assert {row["row"] for row in found} == {*trainings}
+    assert [row["value"] for row in found[:16]] == [*range(1, 17)]
+
+
+def test_else_the_defaults_come_first_and_optuna_proposes(tmp_path: Path, trainings: list[str]) -> None:
+    found = searched(made_search(tmp_path, trials=9))
+    assert len(found) == len(set(trainings)) == len(trainings) == 9
+    assert trainings[:2] == ["lookahead-true", "lookahead-virtual"]
+
+
+def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path, trainings: list[str]) -> None:
+    whole = searched(made_search(tmp_path / "whole", trials=11))
+    expected = [*trainings]
+    trainings.clear()
+    search = made_search(tmp_path / "killed", trials=11)
+    run = tuning_search.run_trials
+
+    def one_round(search: Search, settings: dict[str, Any]) -> None:
+        run(search, settings)
+        trainings.append("KILL")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning_search, "run_trials", one_round)
+        with pytest.raises(KilledError):  # in the second round: its settings were asked for and never told
+            searched(search)
+    trainings.remove("KILL")
+    assert len(trainings) == tuning_search.ROUND
+    search = made_search(tmp_path / "killed", trials=11)
+    search.rows = {row: figures(row) for row in trainings}  # as the trials' run has them
+    again = searched(search)
+    assert trainings == expected
+    assert again == whole
+
+
+def test_more_trials_extend_a_search(tmp_path: Path, trainings: list[str]) -> None:
+    searched(made_search(tmp_path, trials=5))
+    before = [*trainings]
+    search = made_search(tmp_path, trials=19)
+    search.rows = {row: figures(row) for row in trainings}
+    assert len(searched(search)) == 19
+    assert trainings[:5] == before
+    assert len(trainings) == len(set(trainings)) == 19
+
+
+def test_a_failed_setting_is_none_of_the_choice_until_it_is_done(
+    tmp_path: Path, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tuning_search.space(["lookahead-true"], 3, [])
+    whole = figures
+    failed = {"lookahead-true-m2"}
+    monkeypatch.setitem(
+        globals(),
+        "figures",
+        lambda row: whole(row) | ({"status": "failed: x", "utility": None} if row in failed else {}),
+    )
+    search = made_search(tmp_path, space=space)
+    assert [row["value"] for row in searched(search)] == [1, 3]
+    failed.clear()
+    again = made_search(tmp_path, space=space)
+    again.rows = {row: figures(row) for row in trainings}
+    assert sorted(row["value"] for row in searched(again)) == [1, 2, 3]
+    assert len(trainings) == 3
+
+
+# --- the choice ------------------------------------------------------------------------------------
+
+ROWS: list[Row] = [
+    {"row": "a", "utility": 50.0, "utility_low": 45.0, "jsr": 60.0, "rsr": 99.0},
+    {"row": "b", "utility": 44.0, "utility_low": 39.0, "jsr": 80.0, "rsr": 98.0},
+    {"row": "c", "utility": 45.0, "utility_low": 38.0, "jsr": 80.0, "rsr": 98.0},
+    {"row": "d", "utility": 20.0, "utility_low": 15.0, "jsr": 95.0, "rsr": 100.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("floor", "objective", "row"),
+    [
+        (Floor(40.0), "jsr", "c"),  # as safe as b, with more utility
+        (Floor(45.0), "jsr", "c"),  # the floor itself holds
+        (Floor(45.1), "jsr", "a"),
+        (Floor(40.0), "rsr", "a"),
+        (Floor(40.0, confident=True), "jsr", "a"),
+        (Floor(39.0, confident=True), "jsr", "b"),
+        (Floor(10.0), "jsr", "d"),
+        (Floor(50.1), "jsr", None),
+    ],
+)
+def test_the_safest_that_holds_the_floor(floor: Floor, objective: Any, row: str | None) -> None:
+    found = tuning.choose(ROWS, floor, floor.of(55.0), objective)
+    assert (found and found["row"]) == row
+
+
+def test_a_floor_below_vanilla_and_the_nearest() -> None:
+    assert Floor(drop=7.0).of(55.0) == 48.0
+    assert tuning.nearest(ROWS, Floor(60.0))["row"] == "a"
+    with pytest.raises(UsageError, match="--utility-floor X"):
+        Floor()
+    with pytest.raises(UsageError, match="--utility-floor X"):
+        Floor(40.0, 3.0)
+    with pytest.raises(HarnessError, match="--confident needs intervals"):
+        tuning.choose([ROWS[0] | {"utility_low": None}], Floor(1.0, confident=True), 1.0, "jsr")
+
+
+# --- end to end ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tune") / "out"
+
+
+def flags(out: Path, small: Callable[..., list[str]], *floor: object) -> list[object]:
+    some = ["--methods", "lookahead-true", "--max-preview", 2, "--trials", 2]
+    own = small(**{"responses.limit": 5})
+    return ["tune", "--train-task", "gsm8k-mini", *floor, *some, "--out", out, *own]
+
+
+def test_a_tuning_from_end_to_end(
+    tuned: Path, command: Callable[..., Any], small: Callable[..., list[str]], snapshot: Callable[..., Any]
+) -> None:
+    ended = command(*flags(tuned, small, "--utility-drop", 100))
+    assert ended.code == 0, ended.err
+    record = read_json(tuned / "tune.json")
+    assert [row["preview_tokens"] for row in record["trials"]] == [1, 2]
+    assert record["chosen"] in ("lookahead-true-m1", "lookahead-true-m2")
+    assert f"Chosen: {record['chosen']} (preview tokens " in ended.out
+    safest = max(record["trials"], key=lambda row: (row["jsr"], row["utility"]))
+    assert record["chosen"] == safest["row"]
+    assert [*record["final"]] == ["seed", "vanilla", "lookahead-true", record["chosen"]]
+    frame = pd.read_csv(tuned / "final/leaderboard.csv").set_index("method")
+    assert record["final"][record["chosen"]]["jsr"] == frame.loc[record["chosen"], "jsr"]
+    front = pd.read_csv(tuned / "pareto.csv")
+    assert {*front["row"]} == {*record["pareto"]}
+    assert safest["row"] in record["pareto"]
+    for kind in ("svg", "pdf", "png"):
+        assert (tuned / f"pareto.{kind}").stat().st_size > 1000
+
+    # No trial sees a final document, and the other way round.
+    for task in ("gsm8k-mini", "hexphi_raw-mini", "hexphi_prefill-mini"):
+        ids: dict[str, set[str]] = {"trials": set(), "final": set()}
+        for run, found in ids.items():
+            for path in (tuned / run).rglob(f"{task}/responses.jsonl"):
+                found |= {row["id"] for row in read_jsonl(path)}
+            assert len(found) == 5
+        assert not ids["trials"] & ids["final"]
+
+    # The final run trained nothing.
+    for name in ("vanilla", "lookahead-true", record["chosen"]):
+        trained = [tuned / run / "gsm8k-mini" / name / "seed-42" for run in ("trials", "final")]
+        assert (
+            trained[0].joinpath("training.json").read_bytes()
+            == trained[1].joinpath("training.json").read_bytes()
+        )
+        assert os.path.samefile(*(folder / "checkpoint/model.safetensors" for folder in trained))
+
+    before = snapshot(tuned)
+    again = command(*flags(tuned, small, "--utility-drop", 100))
+    assert again.code == 0, again.err
+    after = snapshot(tuned)
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed <= {
+        "trials/run.json",
+        "final/run.json",
+        "study.log",
+    }  # the commands, and that it was opened
+    assert read_json(tuned / "tune.json") == record
+
+
+def test_a_floor_that_none_holds(
+    tuned: Path, command: Callable[..., Any], small: Callable[..., list[str]]
+) -> None:
+    ended = command(*flags(tuned, small, "--utility-floor", 99, "--confident"))
+    assert ended.code == 3
+    assert "No setting's utility, by the lower bound of its 95 % interval, is at least 99" in ended.out
+    assert "Nearest: lookahead-true-m" in ended.out
+    record = read_json(tuned / "tune.json")
+    assert record["chosen"] is None
+    assert record["final"] == {}
+    shown = command(*flags(tuned, small, "--utility-floor", 99), "--json")
+    assert shown.code == 3
+    assert json.loads(shown.out)["nearest"] == record["nearest"]
+
+
+def test_bad_input_is_one_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    for arguments, code, line in (
+        (["--utility-floor", 40], 2, "tune works on one train task and there are 2"),
+        (["--train-task", "gsm8k-mini"], 2, "name the floor"),
+        (
+            ["--train-task", "gsm8k-mini", "--utility-floor", 40, "--methods", "sdft"],
+            2,
+            "tune knows the options",
+        ),
+        (
+            ["--train-task", "gsm8k-mini", "--utility-floor", 40, "--prefixes", tmp_path / "no"],
+            2,
+            "cannot be read",
+        ),
+        (
+            ["--train-task", "gsm8k-mini", "--utility-floor", 40, "--set", "responses.part=final"],
+            2,
+            "tune's own",
+        ),
+        (
+            ["--train-task", "gsm8k-mini", "--utility-floor", 40, "--out", tmp_path / "run"],
+            2,
+            "is a run's folder",
+        ),
+    ):
+        ended = command(
+            "tune", *(["--out", tmp_path / "out"] if "--out" not in arguments else []), *arguments
+        )
+        assert (ended.code, line in ended.err) == (code, True), ended.err
+        assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_without_optuna_a_line_says_how_to_get_it(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    ended = command("tune", "--train-task", "gsm8k-mini", "--utility-floor", 40, "--out", tmp_path / "out")
+    assert (ended.code, ended.err) == (
+        1,
+        "Error: harness tune needs Optuna: pip install 'safetune-harness[tune]'\n",
+    )
