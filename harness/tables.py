@@ -45,12 +45,14 @@ COLUMNS = (
     *(f"{metric}{suffix}" for metric in METRICS for suffix in _DELTA_COLUMNS),
     *COSTS,
     "status",
+    *(f"{metric}_mde" for metric in METRICS),
+    *(f"{metric}_paper" for metric in METRICS),
 )
 SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
-_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS)  # of a task that a run adds, behind its name
+_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
 TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
 WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
     f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
