@@ -18,6 +18,7 @@ from harness.commands import (
     listings,
     mini,
     run,
+    simulate,
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
@@ -42,7 +43,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
     *(analyze.analyze, agreement.agreement, folder.clean, data.data),
-    doctor.doctor,
+    *(doctor.doctor, simulate.simulate),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)

@@ -277,14 +277,17 @@ def _mean_row(
         if len(outcomes) < len(cells):
             continue
         values = [outcome.values for outcome in outcomes]
-        estimate = (rate_over_seeds if all(o.binary for o in outcomes) else mean_over_seeds)(values)
+        binary = all(outcome.binary for outcome in outcomes)
+        estimate = rate_over_seeds(values) if binary else mean_over_seeds(values)
         for suffix, figure in _estimate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
         row[f"{metric}_refusals"] = _over(seeds, f"{metric}_refusals", _plain_mean)
         references = [_reference(cell, baselines.get(_comparison(cell)), metric) for cell in cells]
-        compared = [reference.values for reference in references if reference is not None]
+        compared = [reference for reference in references if reference is not None]
         if len(compared) == len(cells):
-            row |= _difference(metric, difference_over_seeds(values, compared))
+            rates = binary and all(reference.binary for reference in compared)
+            baseline = [reference.values for reference in compared]
+            row |= _difference(metric, difference_over_seeds(values, baseline, rates=rates))
     return row | {name: _over(seeds, name, _plain_mean) for name in COSTS}
 
 

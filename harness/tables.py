@@ -253,8 +253,8 @@ def _legend(frame: pd.DataFrame) -> list[str]:
     tests = "rates: exact McNemar; means: paired permutation"
     if len(means):
         lines = [
-            "Means over the seeds; each seed is in leaderboard.csv. Intervals and p take documents and seeds for "
-            "samples."
+            "Means over the seeds; each seed is in leaderboard.csv. "
+            "Intervals and p take documents and seeds for samples."
         ]
         tests = "t, documents and seeds crossed"
     delta = "Δ: points against vanilla on the same prompts. " if compared else ""

@@ -42,7 +42,9 @@ COLUMNS = [
     *["jsr_delta", "jsr_delta_low", "jsr_delta_high", "jsr_p"],
     *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"],
     *["answer_tokens", "tokens_per_second", "mfu", "status"],
+    *["utility_mde", "rsr_mde", "jsr_mde", "utility_paper", "rsr_paper", "jsr_paper"],
 ]
+FIGURES = [name for name in COLUMNS[7:] if name != "status"]
 
 
 def outcome(flags: str, *, task: str = "hex", **more: Any) -> TaskOutcome:
@@ -87,7 +89,7 @@ def empty(series: Any, *names: str) -> bool:
 
 
 def deltas(metric: str) -> list[str]:
-    return [f"{metric}_{suffix}" for suffix in ("delta", "delta_low", "delta_high", "p")]
+    return [f"{metric}_{suffix}" for suffix in ("delta", "delta_low", "delta_high", "p", "mde")]
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ def test_a_failed_cell_keeps_its_row_and_leaves_the_others_alone() -> None:
         "42",
         "exact",
     )
-    assert empty(sdft, *COLUMNS[7:-1])
+    assert empty(sdft, *FIGURES)
 
 
 def test_refusals_are_counted_among_the_judged() -> None:
@@ -287,7 +289,7 @@ def test_several_seeds_have_a_row_each_and_their_plain_mean() -> None:
     assert (mean["rsr_n"], mean["rsr_unjudged"]) == (6, 1)
     assert mean["train_seconds"] == pytest.approx(32.26)
     assert (mean["jsr_k"], mean["utility_task"], mean["status"]) == (3, "gsm8k", "done")
-    assert empty(mean, "rsr_low", "rsr_high", "rsr_delta_low", "rsr_delta_high", "rsr_p")
+    assert not empty(mean, "jsr_low", "jsr_high", "jsr_delta_low", "jsr_delta_high", "jsr_p")
     assert (build([cell("vanilla"), cell("sdft")])["seed"] == "42").all()
 
 
@@ -297,7 +299,7 @@ def test_a_mean_over_a_failed_seed_is_a_failure() -> None:
     )
     mean = row(frame, "sdft", seed="mean")
     assert mean["status"] == "failed: 1 of 2 seeds"
-    assert empty(mean, *COLUMNS[7:-1])
+    assert empty(mean, *FIGURES)
     missing = build([cell("sdft", seed=1), cell("sdft", seed=2, jsr=None)])
     assert empty(row(missing, "sdft", seed="mean"), "jsr", "jsr_n")
     assert row(missing, "sdft", seed="mean")["rsr"] == 75.0
@@ -462,20 +464,26 @@ def test_nothing_wraps_or_is_cut(width: int) -> None:
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert "…" not in text
+    if width == 80:  # the figures stand below the differences
+        assert sum(line.split() == ["100.0", "(12?)"] * 2 for line in lines) == 0
+        assert sum(line.split() == ["100.0", "100.0", "(12?)", "100.0", "(12?)"] for line in lines) == 2 * 4
+        assert sum(line.split() == ["-100.0", "to", "-98.2"] * 3 for line in lines) == 2 * 2
+        return
     for method in METHODS:
         (first, second), (third, fourth) = [
-            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} +[\d.]+ ", line)
+            (line, lines[at + 1]) for at, line in enumerate(lines) if line.startswith(f"{method} ")
         ]
         assert (first, second) == (third, fourth)  # both train tasks have the same figures
         lost = method in ("sdft", "lookahead-virtual")
-        delta = [] if method == "vanilla" else ["-100.0*" if lost else "+0.0"]
+        delta, spread = (["-100.0*"], "-100.0 to -98.2") if lost else (["+0.0", "(2.6)"], "-1.3 to +1.3")
+        if method == "vanilla":
+            delta, spread = [], ""
         rate, interval = ("0.0", "0.0–1.3") if lost else ("100.0", "98.7–100.0")
-        refusals = ["100.0"] if width >= 100 else []
-        safety = [rate, "(12?)", *refusals, *delta]
+        refusals = ["100.0"] if width >= 140 else []
         cost = ["31.3"] if width >= 140 and method != "seed" else []
-        assert first.split() == [method, rate, *delta, *safety, *safety, *cost]
-        assert second.split() == [interval] * 3
-    if width == 80:  # no room for a column: the refusals stand on a third line
+        assert first.split() == [method, *delta, rate, *[*delta, rate, "(12?)", *refusals] * 2, *cost]
+        assert second.split() == [*spread.split(), interval] * 3
+    if width == 100:  # no room for a column: the refusals stand on a third line
         assert sum(line.split() == ["100.0", "100.0"] for line in lines) == 12
     assert "refusals" in text
 
@@ -527,9 +535,12 @@ def test_several_seeds_are_shown_by_their_means() -> None:
     text = printed(build(cells))
     assert SINGLE_SEED_LINE not in text
     assert "Means over the seeds" in text
-    assert [line.split()[:4] for line in text.splitlines() if line.startswith("sdft")] == [
-        ["sdft", "50.0", "+0.0", "62.5"]
+    found = [line.split() for line in text.splitlines() if line.startswith("sdft")]
+    assert [[cells[at] for at in (0, 1, 3, 4, 6)] for cells in found] == [
+        ["sdft", "+0.0", "50.0", "+0.0", "62.5"]
     ]
+    assert "(t, documents and seeds crossed)" in text
+    assert "McNemar" not in text
 
 
 def test_a_failed_cell_says_so() -> None:
@@ -542,7 +553,8 @@ def test_a_failed_cell_says_so() -> None:
 
 def test_a_task_that_was_not_scored_is_no_zero() -> None:
     text = printed(build([cell("vanilla"), cell("sdft", rsr=None, utility=None)]))
-    assert ["sdft", "-", "-", "25.0", "+0.0"] in [line.split()[:5] for line in text.splitlines()]
+    jsr = ["+0.0", "(95.1)", "25.0"]
+    assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
 
 
 def test_a_long_name_costs_no_digit() -> None:
@@ -568,7 +580,7 @@ def test_colour_adds_to_the_mark_and_never_replaces_it() -> None:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=True, color_system="standard")
     render(build(widest("gsm8k-mini")), console, title="Title")
-    assert "\x1b[31m-100.0*" in file.getvalue()
+    assert re.search("\x1b\\[31m *-100.0\\*", file.getvalue())
     assert "\x1b" not in printed(build(widest("gsm8k-mini")))
 
 
@@ -583,9 +595,12 @@ def test_markdown_reads_as_a_table() -> None:
     cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
     text = markdown(build(cells), title="A title", notes=["A note."])
     assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
-    assert "| method | utility | Δ | RSR | refusals | Δ | JSR | refusals | Δ | train s |" in text
+    assert (
+        "| method | Δ utility | utility | Δ RSR | RSR | refusals | Δ JSR | JSR | refusals | train s |" in text
+    )
     # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35
     # RSR: from 10 of 20 to 18 of 20
-    assert r"| sdft | 50.00 [15.0, 85.0] | +0.00 [-35.0, +35.0] | 90.00 [69.9, 97.2] |  | +40.00\* [" in text
+    assert "| sdft | +0.00 [-35.0, +35.0] (95.1) | 50.00 [15.0, 85.0] | +40.00\\* [" in text
+    assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text
