@@ -161,10 +161,10 @@ def _limits(setting: Setting, answers: Answers) -> tuple[Any, Any]:
         over = statistics.rate_over_seeds if setting.figure == "rate" else statistics.mean_over_seeds
         return _pairs(over(_by_document(run)) for run in answers)
     if seeds > 1 and setting.figure == "rate":
-        spread = statistics.crossed_spread(answers, exactly=True)
+        spread = statistics.crossed_spread(answers, rates=True, exactly=True)
         return statistics.score_limits(answers.mean(axis=(1, 2)), spread, n * seeds)
     if seeds > 1:
-        return _symmetric(answers)
+        return _symmetric(answers, rates=False)
     if setting.figure == "rate":
         limits = {k: statistics.wilson(k, n) for k in range(n + 1)}
         return _columns([limits[int(k)] for k in answers.sum(axis=(1, 2))])
@@ -179,7 +179,7 @@ def _difference_limits(setting: Setting, first: Answers, second: Answers) -> tup
             for a, b in zip(first, second, strict=True)
         )
     if setting.seeds > 1:
-        return _symmetric(first - second)
+        return _symmetric(first - second, rates=setting.figure == "rate")
     if setting.figure == "rate":
         counts = [(a * b, a * (1 - b), (1 - a) * b) for a, b in [(first[..., 0], second[..., 0])]]
         both, gained, lost = (part.sum(axis=1).astype(int) for part in counts[0])
@@ -188,8 +188,8 @@ def _difference_limits(setting: Setting, first: Answers, second: Answers) -> tup
     return _columns([statistics.bootstrap_mean(run[:, 0], RESAMPLES) for run in first - second])
 
 
-def _symmetric(answers: Answers) -> tuple[Any, Any]:
-    value, margin = answers.mean(axis=(1, 2)), statistics.crossed_spread(answers).margin()
+def _symmetric(answers: Answers, *, rates: bool) -> tuple[Any, Any]:
+    value, margin = answers.mean(axis=(1, 2)), statistics.crossed_spread(answers, rates=rates).margin()
     return value - margin, value + margin
 
 

@@ -29,6 +29,7 @@ POWER = 0.8  # with which the smallest detectable difference would have been sho
 RESAMPLES = 9_999  # bootstrap and permutation: the smallest two-sided p is 2 / 10,000
 SMALLEST_P = 1e-30  # of several seeds' differences
 SEED = 0
+_NOISE = 1e-12  # mean squares below are rounding
 _BATCH_VALUES = 400_000  # floats resampled at a time: bounds the memory, whatever the number of documents
 
 
@@ -143,7 +144,7 @@ def rate_over_seeds(seeds: Sequence[Mapping[str, bool | float | None]]) -> Estim
     table = _table([{name: _judged(value) for name, value in seed.items()} for seed in seeds])
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
     unjudged = sum(len(seed) for seed in seeds) - n
-    spread = _spread(table, exactly=True)
+    spread = _spread(table, rates=True, exactly=True)
     if value is None or spread is None:
         return Estimate(value, None, None, n, unjudged)
     low, high = score_limits(value, spread, n)
@@ -157,7 +158,7 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> Estimate:
     table = _table(seeds)
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
     unjudged = sum(len(seed) for seed in seeds) - n
-    spread = _spread(table)
+    spread = _spread(table, rates=False)
     if value is None or spread is None:
         return Estimate(value, None, None, n, unjudged)
     margin = float(spread.margin())
@@ -175,17 +176,18 @@ def difference_over_seeds(
 
     A t interval by the differences' ``Spread``; p is the level at which it would just reach 0. ``mde``: the
     sum of the quantiles of level and power, in standard errors; of rates at least what it takes where no
-    pairs differ but those that make up the difference. Where the spread is 0 (no pair differs, as a rule) the
-    seeds say no more than one of them, whose comparison is given.
+    pairs differ but those that make up the difference. Where all pairs differ alike (none does, as a rule)
+    the seeds say no more than one of them: the comparison of the least certain is given.
     """
     table = _table([dict(_differences(*pair)) for pair in zip(values, baselines, strict=True)])
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
-    spread = _spread(table)
+    spread = _spread(table, rates=rates)
     if value is None or spread is None:
         return Difference(value, None, None, None, n)
-    if spread.variance == 0:
-        one = (paired_rate_difference if rates else paired_mean_difference)(values[0], baselines[0])
-        return replace(one, n=n)
+    if np.ptp(table[np.isfinite(table)]) == 0:
+        compare = paired_rate_difference if rates else paired_mean_difference
+        found = [compare(*pair) for pair in zip(values, baselines, strict=True)]
+        return replace(max(found, key=lambda one: (one.high or 0.0) - (one.low or 0.0)), n=n)
     margin, errors = float(spread.margin()), float(spread.quantile() + spread.quantile(2 * (1 - POWER)))
     mde = errors * math.sqrt(spread.variance)
     if rates:
@@ -244,16 +246,20 @@ class Spread:
 
 
 def crossed_spread(
-    table: NDArray[np.float64], *, weight: float | None = None, exactly: bool = False
+    table: NDArray[np.float64], *, rates: bool, exactly: bool = False, weight: float | None = None
 ) -> Spread:
     """The ``Spread`` of the means of complete tables (..., documents, seeds), two or more of both.
 
-    ``weight``: the sum of the documents' squared weights, where the mean weighs them unequally. ``exactly``:
-    for rates, whose variance is known from their value, as Wilson's interval takes it (n, not n - 1; normal).
+    ``rates``: answers are 0 or 1, or differences of such. Seeds whose answers are not the same are then taken
+    to deviate by half an answer at least: equal counts may be chance. ``exactly``: a rate's variance follows
+    from its value, as Wilson's interval takes it (n, not n - 1; normal). ``weight``: the sum of the
+    documents' squared weights, where the mean weighs them unequally.
     """
     n, seeds = table.shape[-2:]
     documents, between, rest = mean_squares(table)
     documents = documents * (n - 1) / n if exactly else documents
+    if rates:
+        between = np.where(rest > _NOISE, np.maximum(between, 1 / (4 * n)), between)
     shared = np.maximum(documents - rest, 0.0) / seeds * (1 / n if weight is None else weight)
     return Spread(shared, between / (n * seeds), math.inf if exactly else n - 1, seeds - 1)
 
@@ -277,19 +283,18 @@ def mean_squares(table: NDArray[np.float64]) -> tuple[Any, Any, Any]:
 
 
 def score_limits(value: Any, spread: Spread, answers: int) -> tuple[Any, Any]:
-    """Wilson's limits of rates whose variance is not p (1 - p) / n. The effective sample size that follows is
-    at most all the ``answers``; where every answer is the same, it is the documents'."""
-    binomial = value * (1 - value)
-    ratio = np.where(
-        binomial > 0, spread.margin() ** 2 / np.where(binomial > 0, binomial, 1.0), 0.0
-    )  # t² / n
-    ratio = np.maximum(ratio, float(norm.ppf(1 - ALPHA / 2)) ** 2 / answers)
+    """Wilson's limits of rates whose variance is not p (1 - p) / n. The effective sample size is at most all
+    the ``answers``; where every answer is the same, it is a seed's."""
+    binomial, z = value * (1 - value), float(norm.ppf(1 - ALPHA / 2))
+    found = spread.margin() ** 2 / np.where(binomial > 0, binomial, 1.0)
+    ratio = np.where(binomial > 0, found, z**2 * (spread.df_seeds + 1) / answers)  # t² / n
+    ratio = np.maximum(ratio, z**2 / answers)
     centre = (value + ratio / 2) / (1 + ratio)
     margin = np.sqrt(ratio * (binomial + ratio / 4)) / (1 + ratio)
     return np.maximum(centre - margin, 0.0), np.minimum(centre + margin, 1.0)
 
 
-def _spread(table: NDArray[np.float64], *, exactly: bool = False) -> Spread | None:
+def _spread(table: NDArray[np.float64], *, rates: bool, exactly: bool = False) -> Spread | None:
     """Of one table (documents, seeds), nan where unjudged. The mean squares are those of the documents judged
     in every seed; None where these are too few."""
     judged = np.isfinite(table)
@@ -297,7 +302,8 @@ def _spread(table: NDArray[np.float64], *, exactly: bool = False) -> Spread | No
     if min(complete.shape) < 2:
         return None
     weights = (judged / judged.sum(axis=0)).mean(axis=1)
-    return crossed_spread(complete, weight=float((weights**2).sum()), exactly=exactly)
+    weight = float((weights**2).sum())
+    return crossed_spread(complete, rates=rates, exactly=exactly, weight=weight)
 
 
 def _table(seeds: Sequence[Mapping[str, float | None]]) -> NDArray[np.float64]:
