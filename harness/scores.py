@@ -50,8 +50,7 @@ def _result(
         "judge": judge,
     }
     if failure is not None:
-        empty = dict.fromkeys(("utility", "rsr", "jsr"))
-        return CellResult(**identity, **empty, status=f"{FAILED}: {failure}")
+        return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
     missing: dict[str, str] = {}  # what -> why
 
     def found(name: str, read: Callable[[], TaskOutcome]) -> TaskOutcome | None:

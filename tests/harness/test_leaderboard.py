@@ -19,9 +19,10 @@ from pandas.testing import assert_frame_equal
 from rich.cells import cell_len
 from rich.console import Console
 
+from harness import statistics
 from harness.contracts import HarnessError
 from harness.leaderboard import CellResult, TaskOutcome, build, long_scores
-from harness.tables import SINGLE_SEED_LINE, markdown, read, render, write
+from harness.tables import SINGLE_SEED_LINE, further_tasks, markdown, read, render, write
 
 METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 COSTS: dict[str, float | int | None] = {
@@ -293,6 +294,113 @@ def test_several_seeds_have_a_row_each_and_their_plain_mean() -> None:
     assert (build([cell("vanilla"), cell("sdft")])["seed"] == "42").all()
 
 
+def over_seeds() -> list[CellResult]:
+    """Three seeds of vanilla and two methods, whose documents and seeds differ."""
+    flags = {
+        "vanilla": ["1100010000", "1000010000", "1110010000"],
+        "sdft": ["1111110110", "1101110100", "1111110010"],
+        "ptst": ["1100110000", "1100010010", "1110110001"],
+    }
+    return [
+        cell(method, seed=seed, rsr=outcome(rows[seed - 1]), utility=scores(*map(float, rows[seed - 1])))
+        for method, rows in flags.items()
+        for seed in (1, 2, 3)
+    ]
+
+
+def test_a_mean_has_the_interval_and_difference_over_documents_and_seeds() -> None:
+    cells = over_seeds()
+    values = {
+        method: [c.rsr.values for c in cells if c.method == method and c.rsr]
+        for method in ("vanilla", "sdft")
+    }
+    frame = build(cells)
+    mean = row(frame, "sdft", seed="mean")
+    estimate = statistics.rate_over_seeds(values["sdft"])
+    found = statistics.difference_over_seeds(values["sdft"], values["vanilla"], rates=True)
+    assert (mean["rsr"], mean["rsr_low"], mean["rsr_high"]) == tuple(
+        round(100 * x, 2) for x in (estimate.value, estimate.low, estimate.high) if x is not None
+    )
+    expected = [round(100 * x, 2) for x in (found.value, found.low, found.high, found.mde) if x is not None]
+    assert [mean[f"rsr_{name}"] for name in ("delta", "delta_low", "delta_high", "mde")] == expected
+    as_means = statistics.difference_over_seeds(values["sdft"], values["vanilla"], rates=False)
+    assert mean["utility_delta"] == round(100 * (as_means.value or 0), 2)
+    assert mean["utility_low"] != mean["rsr_low"]  # the same values, not as rates
+
+
+def test_the_means_are_a_holm_family_of_their_own() -> None:
+    cells = over_seeds()
+
+    def p(chosen: list[CellResult], method: str) -> float:
+        return float(row(build(chosen), method, seed="mean")["rsr_p"])
+
+    alone = {m: p([c for c in cells if c.method in ("vanilla", m)], m) for m in ("sdft", "ptst")}
+    assert alone["sdft"] < alone["ptst"]
+    assert p(cells, "sdft") == pytest.approx(2 * alone["sdft"])
+    assert p(cells, "ptst") == pytest.approx(max(alone["ptst"], 2 * alone["sdft"]))
+
+
+def test_a_seed_without_vanilla_leaves_the_mean_without_a_difference() -> None:
+    cells = [c for c in over_seeds() if (c.method, c.seed) != ("vanilla", 2)]
+    mean = row(build(cells), "sdft", seed="mean")
+    assert empty(mean, *deltas("rsr"))
+    assert not empty(mean, "rsr", "rsr_low")
+
+
+def test_a_method_with_one_seed_among_several_has_that_seeds_figures() -> None:
+    cells = [c for c in over_seeds() if c.method == "vanilla" or c.seed == 2]
+    frame = build(cells)
+    mean, single = row(frame, "sdft", seed="mean"), row(frame, "sdft", seed="2")
+    same = [name for name in COLUMNS if name != "seed" and not name.endswith("_p")]
+    assert mean[same].equals(single[same])
+
+
+def test_each_comparison_has_the_smallest_difference_that_it_would_have_shown() -> None:
+    frame = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(3, 2))])
+    expected = statistics.paired_rate_difference(against(3, 2).values, reference().values).mde
+    assert row(frame, "sdft")["rsr_mde"] == round(100 * (expected or 0), 2)
+    assert empty(row(frame, "vanilla"), "rsr_mde")
+    assert f"({100 * (expected or 0):.1f})" in printed(frame)
+    shown = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(9, 0))])
+    assert "+45.0*" in printed(shown)
+    assert f"({row(shown, 'sdft')['rsr_mde']:.1f})" not in printed(shown)  # it was shown
+
+
+def test_a_papers_figures_stand_beside_ours() -> None:
+    paper = {("gsm8k", "sdft", "exact"): {"utility": 34.32, "rsr": 96.06}}
+    frame = build([cell("vanilla"), cell("sdft"), failed("ptst"), cell("sdft", judge="other")], paper)
+    assert [row(frame, "sdft", judge="exact")[f"{m}_paper"] for m in ("utility", "rsr")] == [34.32, 96.06]
+    assert empty(row(frame, "sdft", judge="exact"), "jsr_paper")
+    assert empty(row(frame, "sdft", judge="other"), "utility_paper")
+    text = markdown(frame, title="")
+    assert "| method | utility vs paper | paper | RSR vs paper | paper |" in text
+    assert "| sdft | +15.68 | 34.32 | -21.06 | 96.06 |" in text  # 50 and 75 less the paper's
+    assert ["sdft", "+15.7", "34.3", "-21.1", "96.1"] in [
+        line.split() for line in printed(frame).splitlines()
+    ]
+    assert "vs paper" not in printed(build([cell("vanilla"), cell("sdft")]))
+
+
+def test_what_is_there_is_shown_where_some_is_missing() -> None:
+    partly = cell("sdft", jsr=None, status="missing: jsr (not judged by exact)")
+    frame = build([cell("vanilla"), partly])
+    sdft = row(frame, "sdft")
+    assert (sdft["rsr"], sdft["rsr_delta"], sdft["status"]) == (
+        75.0,
+        0.0,
+        "missing: jsr (not judged by exact)",
+    )
+    assert empty(sdft, "jsr", "jsr_n", *deltas("jsr"))
+    text = printed(frame)
+    assert "failed" not in text
+    assert "sdft missing: jsr (not judged by exact)" in text.splitlines()
+    assert "sdft missing: jsr (not judged by exact)" in markdown(frame, title="").splitlines()
+    assert set(long_scores([partly])["task"]) == {"gsm8k", "hex"}
+    mean = row(build([partly, cell("sdft", seed=2)]), "sdft", seed="mean")
+    assert (mean["rsr"], mean["status"]) == (75.0, "missing: jsr (not judged by exact)")
+    assert empty(mean, "jsr", "jsr_low")
+
+
 def test_a_mean_over_a_failed_seed_is_a_failure() -> None:
     frame = build(
         [cell("sdft", seed=1), failed("sdft", seed=2), cell("vanilla", seed=1), cell("vanilla", seed=2)]
@@ -555,6 +663,34 @@ def test_a_task_that_was_not_scored_is_no_zero() -> None:
     text = printed(build([cell("vanilla"), cell("sdft", rsr=None, utility=None)]))
     jsr = ["+0.0", "(99.8)", "25.0"]
     assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
+
+
+def test_further_tasks_have_all_columns_behind_the_others() -> None:
+    tasks = ("xstest", "hexphi_k1")
+    further = {
+        m: tuple(outcome(flags, task=task) for task in tasks)
+        for m, flags in (("vanilla", "1000"), ("sdft", "1110"))
+    }
+    frame = build([cell(method, further=found) for method, found in further.items()])
+    names = [
+        "",
+        "_low",
+        "_high",
+        "_n",
+        "_unjudged",
+        "_refusals",
+        "_delta",
+        "_delta_low",
+        "_delta_high",
+        "_p",
+        "_mde",
+    ]
+    assert list(frame.columns) == [*COLUMNS, *(f"{task}{name}" for task in tasks for name in names)]
+    assert tuple(further_tasks(frame.columns)) == tasks
+    assert row(frame, "sdft")["xstest_delta"] == 50.0
+    assert not empty(row(frame, "sdft"), "xstest_mde", "hexphi_k1_mde")
+    assert "xstest" in printed(frame)
+    assert "| method | Δ xstest | xstest |" in markdown(frame, title="")
 
 
 def test_a_long_name_costs_no_digit() -> None:
