@@ -1,4 +1,4 @@
-"""Guards the simulation that chose the intervals: its runs are what a setting says, a wrong interval shows."""
+"""Guards the simulation that chose the intervals: runs are what a setting says, a wrong interval shows."""
 
 from __future__ import annotations
 
