@@ -51,6 +51,9 @@ def _result(
     }
     if failure is not None:
         return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
+    if cell.kind == "trained" and not (folder / "training.json").exists():
+        return CellResult(**identity, utility=None, rsr=None, jsr=None, status="missing: not trained")
+    training = read_json(folder / "training.json") if cell.kind == "trained" else {}
     missing: dict[str, str] = {}  # what -> why
 
     def found(name: str, read: Callable[[], TaskOutcome]) -> TaskOutcome | None:
@@ -73,12 +76,6 @@ def _result(
     further = [
         found(name, partial(_further, config, cell, folder, name, judge)) for name in plan.further(config)
     ]
-    training: dict[str, Any] = {}
-    if cell.kind == "trained":
-        try:
-            training = read_json(folder / "training.json")
-        except HarnessError as error:
-            missing["training"] = str(error)
     return CellResult(
         **identity,
         utility=utility_task,

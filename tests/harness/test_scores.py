@@ -153,7 +153,7 @@ def test_a_run_of_which_a_part_is_answered_and_judged_shows_that_part(
 ) -> None:
     seed = run_copy / "seed"
     shutil.rmtree(seed / UTILITY)  # not answered
-    (seed / PREFILLED / "verdicts.mini-exact.done.json").unlink()  # not judged
+    (seed / PREFILLED / "judge-mini-exact.done.json").unlink()  # not judged
     ended = command("score", run_copy)
     assert ended.code == 0, ended.err
     assert "seed missing: utility (not answered); jsr (not judged by mini-exact)" in ended.out
