@@ -19,6 +19,7 @@ from harness.commands import (
     matched,
     mini,
     run,
+    simulate,
     sweep,
     tune,
 )
@@ -45,7 +46,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
     *(sweep.sweep, tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
-    doctor.doctor,
+    *(doctor.doctor, simulate.simulate),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)

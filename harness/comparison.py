@@ -64,7 +64,7 @@ GROWING = (
     "jobs",
     "judging",
 )
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv")
 TITLE = "Safety and utility after fine-tuning"
 
@@ -333,16 +333,16 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     title = f"{TITLE}: {config.model}"
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     if not stage.done():
-        from harness import leaderboard, scores
+        from harness import leaderboard, papers, scores
 
         results = scores.collect(config, out, cells, failures)
         for cell in cells:
             if cell.folder not in failures:
-                with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
-                    scores.write_cell_scores(config, out, cell)
-        frame, long = leaderboard.build(results), leaderboard.long_scores(results)
-        notes = judging.notes(config, out, cells)
-        notes = [*notes, *filter(None, [splits.note(config.responses), config.note])]
+                scores.write_cell_scores(config, out, cell)
+        frame = leaderboard.build(results, papers.figures(config))
+        long = leaderboard.long_scores(results)
+        notes = [*judging.notes(config, out, cells), *papers.notes(config)]
+        notes += filter(None, [splits.note(config.responses), config.note])
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
@@ -514,7 +514,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
     by_content = {"model", "train_data", "mix", "safety_data", "data"}
-    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "cache"})
+    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
     values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
     answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
     values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}

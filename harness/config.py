@@ -180,6 +180,7 @@ class RunConfig(Section):
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
     judging: JudgingConfig = JudgingConfig()
+    paper: str | None = None  # whose published figures stand beside this setting's: lookahead-tuning
     note: str | None = None  # printed in every table's heading
 
     @field_validator("train_data", mode="before")
@@ -211,6 +212,14 @@ class RunConfig(Section):
     def _beside_the_weights(cls, value: dict[str, Path]) -> dict[str, Path]:
         if "checkpoint" in value:
             raise ValueError("'checkpoint' is the name of the weights' folder; choose another")
+        return value
+
+    @field_validator("paper")
+    @classmethod
+    def _known_paper(cls, value: str | None) -> str | None:
+        known = _yaml_names("papers")
+        if value is not None and value not in known:
+            raise ValueError(f"no figures of '{value}' are here; known: {', '.join(known)}")
         return value
 
     @field_validator("checkpoints", "safety_sets", "variants")
@@ -255,7 +264,12 @@ class RunConfig(Section):
 
 
 def recipe_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in _packaged().iterdir() if p.name.endswith(".yaml"))
+    return _yaml_names("recipes")
+
+
+def _yaml_names(folder: str) -> list[str]:
+    files = (path.name for path in (resources.files("harness") / folder).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:

@@ -6,7 +6,7 @@ Outcomes are fractions in [0, 1]; the two frames hold percentages and percentage
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,21 @@ import pandas as pd
 from harness.statistics import (
     Difference,
     Estimate,
+    difference_over_seeds,
     holm,
     mean,
+    mean_over_seeds,
     paired_mean_difference,
     paired_rate_difference,
     rate,
+    rate_over_seeds,
 )
 from harness.tables import (
     BASELINE,
     COLUMNS,
     COSTS,
     DONE,
+    FAILED,
     KEY,
     MEAN,
     METHOD_ORDER,
@@ -33,7 +37,6 @@ from harness.tables import (
     SCORE_COLUMNS,
     Row,
     as_frame,
-    count,
     further_columns,
     grouped,
 )
@@ -78,7 +81,7 @@ class CellResult:
     train_task: str
     seed: int
     judge: str
-    status: str  # "done" or "failed: <one line>"
+    status: str  # "done", "failed: <one line>", or "missing: <what>": not all is answered and judged
     utility: TaskOutcome | None
     rsr: TaskOutcome | None
     jsr: TaskOutcome | None
@@ -86,30 +89,41 @@ class CellResult:
     cross: tuple[TaskOutcome, ...] = ()  # other train tasks' utilities, only in scores.csv
     further: tuple[TaskOutcome, ...] = ()  # tasks that the run adds: columns of their own, by task name
 
+    @property
+    def failed(self) -> bool:
+        return self.status.startswith(FAILED)
+
     def outcome(self, metric: str) -> TaskOutcome | None:
         """The outcome of one of METRICS, or of a further task; a failed cell has none."""
         outcomes = {"utility": self.utility, "rsr": self.rsr, "jsr": self.jsr}
         outcomes |= {outcome.task: outcome for outcome in self.further}
-        return outcomes.get(metric) if self.status == DONE else None
+        return None if self.failed else outcomes.get(metric)
 
 
 # --- building --------------------------------------------------------------------------------------
 
 
-def build(cells: Iterable[CellResult]) -> pd.DataFrame:
+Paper = Mapping[tuple[str, str, str], Mapping[str, float]]  # (train task, method, judge) -> metric -> percent
+
+
+def build(cells: Iterable[CellResult], paper: Paper | None = None) -> pd.DataFrame:
     """The leaderboard: ARCHITECTURE's columns, one row a cell, and over several seeds one with their means.
 
     - ``*_delta``: percentage points against vanilla of the same model, train task, seed and judge, on the
       documents judged in both. Empty without such a vanilla, and for vanilla itself.
     - ``*_p``: Holm-adjusted within one metric, model, judge and seed, over methods and train tasks; each row
-      of the seed model is a comparison like any other.
+      of the seed model is a comparison like any other. The "mean" rows are a family of their own.
+    - ``*_mde``: percentage points; the smallest true difference that the comparison would have shown at
+      p < 0.05, before Holm, with 80 % power.
     - ``*_refusals``: percent of the judged answers labelled a refusal; empty if the judge gives no labels.
+    - ``*_paper``: what a paper reports for the row's train task, method and judge (``paper``).
     - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
-      unjudged, refusals, difference and p (Holm's family is the task's own).
-    - A failed cell keeps its row and status, with empty figures.
-    - ``seed`` is text, a number or "mean". A "mean" row holds plain means over the seeds (counts are summed);
-      its intervals and p stay empty, because seeds need another analysis than documents. If a seed failed,
-      its figures are empty and its status says so.
+      unjudged, refusals, difference, p (Holm's family is the task's own) and smallest difference.
+    - A failed cell keeps its row and status, with empty figures; one where something is missing has the
+      figures that are there.
+    - ``seed`` is text, a number or "mean". A "mean" row holds the means over the seeds (counts are summed),
+      with intervals, differences and p that respect documents and seeds. If a seed failed, its figures are
+      empty and its status says so.
 
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
@@ -117,23 +131,33 @@ def build(cells: Iterable[CellResult]) -> pd.DataFrame:
     baselines = {_comparison(cell): cell for cell in cells if cell.method == BASELINE}
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
     metrics = (*METRICS, *further)
-    rows = [_row(cell, baselines.get(_comparison(cell)), metrics) for cell in cells]
+    several = {group[0].model for group in _grouped(cells, "model") if len({cell.seed for cell in group}) > 1}
+    rows: list[Row] = []
+    for group in _grouped(cells, "model", "train_task", "method", "judge"):
+        seeds = [_row(cell, baselines.get(_comparison(cell)), metrics) for cell in group]
+        rows += seeds
+        if group[0].model in several:
+            rows.append(_mean_row(group, seeds, baselines, metrics))
     for metric in metrics:
         for family in grouped(rows, "model", "judge", "seed"):
             for row, p in zip(family, holm([row.get(f"{metric}_p") for row in family]), strict=True):
                 row[f"{metric}_p"] = p
-    return as_frame(_with_means(rows, metrics), (*COLUMNS, *further_columns(further)))
+    for row in rows:
+        if not row["status"].startswith(FAILED):
+            figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
+            row |= {f"{metric}_paper": figures.get(metric) for metric in METRICS}
+    return as_frame(rows, (*COLUMNS, *further_columns(further)))
 
 
 def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
-    """Every score of the cells that are done, in percent: a row for each task and for each of its categories.
+    """Every score that is there, in percent: a row for each task and for each of its categories.
 
     ``category`` is "" for all documents. ``judge`` is "" for what no judge has seen (utility), whose row then
     stands once for however many judges a run has.
     """
     rows: dict[tuple[str, ...], Row] = {}
     for cell in _in_order(cells):
-        if cell.status != DONE:
+        if cell.failed:
             continue
         judged = [(outcome, cell.judge) for outcome in (cell.rsr, cell.jsr)]
         others = (*cell.cross, *cell.further)
@@ -180,7 +204,7 @@ def _comparison(cell: CellResult) -> tuple[str, str, int, str]:
 def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) -> Row:
     """A row in percentages, not yet rounded; its p-values not yet adjusted."""
     row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": str(cell.seed)}
-    if cell.status == DONE:
+    if not cell.failed:
         row |= {name: cell.training.get(name) for name in COSTS}
     for metric in metrics:
         outcome = cell.outcome(metric)
@@ -194,16 +218,30 @@ def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) 
             row[f"{metric}_refusals"] = _percent(outcome.refusals())
         if metric == "jsr":
             row["jsr_k"] = outcome.prefill_tokens
-        reference = baseline.outcome(metric) if baseline and cell.method != BASELINE else None
-        if reference and (reference.task, reference.metric) == (outcome.task, outcome.metric):
-            delta = outcome.difference(reference)
-            row |= {
-                f"{metric}_delta": _percent(delta.value),
-                f"{metric}_delta_low": _percent(delta.low),
-                f"{metric}_delta_high": _percent(delta.high),
-                f"{metric}_p": delta.p,
-            }
+        reference = _reference(cell, baseline, metric)
+        if reference is not None:
+            row |= _difference(metric, outcome.difference(reference))
     return row
+
+
+def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> TaskOutcome | None:
+    """Vanilla's outcome of the same task and metric, for what is not vanilla itself."""
+    outcome = cell.outcome(metric)
+    reference = baseline.outcome(metric) if baseline and cell.method != BASELINE else None
+    if outcome is None or reference is None:
+        return None
+    same = (reference.task, reference.metric) == (outcome.task, outcome.metric)
+    return reference if same else None
+
+
+def _difference(metric: str, difference: Difference) -> Row:
+    return {
+        f"{metric}_delta": _percent(difference.value),
+        f"{metric}_delta_low": _percent(difference.low),
+        f"{metric}_delta_high": _percent(difference.high),
+        f"{metric}_p": difference.p,
+        f"{metric}_mde": _percent(difference.mde),
+    }
 
 
 def _estimate(estimate: Estimate) -> Row:
@@ -220,38 +258,58 @@ def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _with_means(rows: list[Row], metrics: Sequence[str]) -> list[Row]:
-    """Where a model was trained with several seeds, each method's rows are followed by their mean."""
-    several = {group[0]["model"] for group in grouped(rows, "model") if count(group, "seed") > 1}
-    with_means = []
-    for group in grouped(rows, "model", "train_task", "method", "judge"):
-        with_means += group
-        if group[0]["model"] in several:
-            with_means.append(_mean_row(group, metrics))
-    return with_means
-
-
-def _mean_row(group: Sequence[Row], metrics: Sequence[str]) -> Row:
-    row = {name: group[0][name] for name in KEY} | {"seed": MEAN, "status": DONE}
-    failed = sum(seed["status"] != DONE for seed in group)
-    if failed:
-        return row | {"status": f"failed: {failed} of {len(group)} seeds"}
-    row |= {name: group[0].get(name) for name in ("utility_task", "utility_metric", "jsr_k")}
+def _mean_row(
+    cells: Sequence[CellResult],
+    seeds: Sequence[Row],
+    baselines: Mapping[tuple[str, str, int, str], CellResult],
+    metrics: Sequence[str],
+) -> Row:
+    """One method over its seeds, from its cells and their rows. A figure that a seed lacks stays empty: a
+    mean over fewer seeds is not comparable."""
+    if len(cells) == 1:
+        return seeds[0] | {"seed": MEAN}
+    row = {name: seeds[0][name] for name in KEY} | {"seed": MEAN, "status": _mean_status(seeds)}
+    if row["status"].startswith(FAILED):
+        return row
+    row |= {name: seeds[0].get(name) for name in ("utility_task", "utility_metric", "jsr_k")}
     for metric in metrics:
-        for suffix in ("_n", "_unjudged"):
-            row[metric + suffix] = _over(group, metric + suffix, sum)
-        for suffix in ("", "_refusals", "_delta"):
-            row[metric + suffix] = _over(group, metric + suffix, _plain_mean)
-    for name in COSTS:
-        row[name] = _over(group, name, _plain_mean)
-    return row
+        outcomes = [outcome for cell in cells if (outcome := cell.outcome(metric)) is not None]
+        if len(outcomes) < len(cells):
+            continue
+        values = [outcome.values for outcome in outcomes]
+        binary = all(outcome.binary for outcome in outcomes)
+        estimate = rate_over_seeds(values) if binary else mean_over_seeds(values)
+        for suffix, figure in _estimate(estimate).items():
+            row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
+        row[f"{metric}_refusals"] = _over(seeds, f"{metric}_refusals", _plain_mean)
+        references = [_reference(cell, baselines.get(_comparison(cell)), metric) for cell in cells]
+        compared = [reference for reference in references if reference is not None]
+        if len(compared) == len(cells):
+            rates = binary and all(reference.binary for reference in compared)
+            baseline = [reference.values for reference in compared]
+            row |= _difference(metric, difference_over_seeds(values, baseline, rates=rates))
+    return row | {name: _over(seeds, name, _plain_mean) for name in COSTS}
+
+
+def _mean_status(seeds: Sequence[Row]) -> str:
+    failed = sum(row["status"].startswith(FAILED) for row in seeds)
+    if failed:
+        return f"{FAILED}: {failed} of {len(seeds)} seeds"
+    return next((row["status"] for row in seeds if row["status"] != DONE), DONE)
 
 
 def _over(group: Sequence[Row], name: str, combine: Callable[[list[Any]], float]) -> float | None:
-    """None unless every seed has the figure: a mean over fewer seeds isn't comparable."""
+    """None unless every seed has the figure."""
     figures = [row.get(name) for row in group]
     return None if None in figures else combine(figures)
 
 
 def _plain_mean(figures: list[float]) -> float:
     return sum(figures) / len(figures)
+
+
+def _grouped(cells: Sequence[CellResult], *names: str) -> list[list[CellResult]]:
+    groups: dict[tuple[Any, ...], list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(getattr(cell, name) for name in names), []).append(cell)
+    return list(groups.values())

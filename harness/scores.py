@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
 from harness.store import read_json, read_jsonl, write_json_atomic
-from harness.tables import COSTS
+from harness.tables import COSTS, DONE, FAILED
 
 
 def collect(
@@ -47,34 +49,51 @@ def _result(
         "seed": seed,
         "judge": judge,
     }
-    empty: dict[str, Any] = {"utility": None, "rsr": None, "jsr": None, "training": {}}
     if failure is not None:
-        return CellResult(**identity, **empty, status=f"failed: {failure}")
-    try:
-        training = read_json(folder / "training.json") if cell.kind == "trained" else {}
-        found: dict[str, Any] = {
-            "utility": utility(cell, folder, task, task.utility_metric),
-            "rsr": safety(cell, folder, config.safety.raw_task, judge, None, "rsr"),
-            "jsr": safety(
-                cell, folder, config.safety.prefill_task, judge, config.safety.prefill_tokens, "jsr"
-            ),
-        }
-        cross = tuple(
-            utility(cell, folder, other, other.utility_metric)
-            for other in (registry.load("train task", name) for name in config.train_tasks)
-            if config.cross_tasks and other.utility_task != task.utility_task
-        )
-        further = tuple(_further(config, cell, folder, name, judge) for name in plan.further(config))
-    except HarnessError as error:
-        return CellResult(**identity, **empty, status=f"missing: {error}")
+        return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
+    if cell.kind == "trained" and not (folder / "training.json").exists():
+        return CellResult(**identity, utility=None, rsr=None, jsr=None, status="missing: not trained")
+    training = read_json(folder / "training.json") if cell.kind == "trained" else {}
+    missing: dict[str, str] = {}  # what -> why
+
+    def found(name: str, read: Callable[[], TaskOutcome]) -> TaskOutcome | None:
+        try:
+            return read()
+        except HarnessError as error:
+            missing[name] = str(error)
+            return None
+
+    utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric))
+    raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
+    rsr = found("rsr", lambda: safety(cell, folder, raw, judge, None, "rsr"))
+    jsr = found("jsr", lambda: safety(cell, folder, prefilled, judge, k, "jsr"))
+    others = [registry.load("train task", name) for name in config.train_tasks] if config.cross_tasks else []
+    cross = [
+        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric))
+        for other in others
+        if other.utility_task != task.utility_task
+    ]
+    further = [
+        found(name, partial(_further, config, cell, folder, name, judge)) for name in plan.further(config)
+    ]
     return CellResult(
         **identity,
-        **found,
+        utility=utility_task,
+        rsr=rsr,
+        jsr=jsr,
         training={name: training.get(name) for name in COSTS},
-        status="done",
-        cross=cross,
-        further=further,
+        status=_missing(missing) if missing else DONE,
+        cross=tuple(outcome for outcome in cross if outcome is not None),
+        further=tuple(outcome for outcome in further if outcome is not None),
     )
+
+
+def _missing(missing: Mapping[str, str]) -> str:
+    """A status of what is missing, by reason: "missing: rsr, jsr (not judged by keyword)"."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        reasons.setdefault(reason, []).append(name)
+    return "missing: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
 
 
 def _further(config: RunConfig, cell: Cell, folder: Path, task: str, judge: str) -> TaskOutcome:
@@ -122,6 +141,8 @@ def _is_share(value: float | None) -> bool:
 def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
     """The marker of a task's answers. Raises HarnessError where they are none of this checkpoint's: a run
     that was stopped after training anew still holds the old ones."""
+    if not (folder / task / "respond.done.json").exists():
+        raise HarnessError("not answered")
     marker: dict[str, Any] = read_json(folder / task / "respond.done.json")
     if cell.train_task is not None:
         place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
@@ -137,11 +158,12 @@ def safety(
     cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None, metric: str
 ) -> TaskOutcome:
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
+    responses = answered(cell, folder, task)["outputs"]
     marker = folder / task / judging.marker_file(judge)
     if not marker.exists():
         raise HarnessError(f"not judged by {judge}")
     judged = read_json(marker)
-    if judged["inputs"]["responses"] != answered(cell, folder, task)["outputs"]:
+    if judged["inputs"]["responses"] != responses:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
     verdicts = read_jsonl(folder / task / judging.verdicts_file(judge))
     exchanges = read_jsonl(folder / task / "responses.jsonl")
@@ -176,22 +198,29 @@ def _label(labels: Sequence[str | None]) -> str | None:
 
 
 def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
-    """``scores.json`` of one cell: each task's value, interval, n and unjudged, by category for safety."""
+    """``scores.json`` of one cell: each task's value, interval, n and unjudged, by category for safety. What
+    is not answered or not judged is left out."""
     folder = out / cell.folder
     scores: list[dict[str, Any]] = []
     for task in cell.tasks:
         benchmark = benchmarks.get(task, cell.sets)
         if benchmark.kind == "safety":
+            metric = {config.safety.raw_task: "rsr", config.safety.prefill_task: "jsr"}.get(task, "safe")
+            k = benchmark.prefill_tokens(config.safety.prefill_tokens)
             for judge in config.judges:
-                metric = {config.safety.raw_task: "rsr", config.safety.prefill_task: "jsr"}.get(task, "safe")
-                k = benchmark.prefill_tokens(config.safety.prefill_tokens)
-                outcome = safety(cell, folder, task, judge, k, metric)
-                scores.append(_score(outcome, judge))
+                with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
+                    scores.append(_score(safety(cell, folder, task, judge, k, metric), judge))
         else:
-            rows = read_jsonl(folder / task / "responses.jsonl")
-            for metric in rows[0]["metrics"]:
-                scores.append(_score(measured(cell, folder, task, metric), None))
-    write_json_atomic(folder / "scores.json", scores)
+            with contextlib.suppress(HarnessError):
+                scores += [_score(outcome, None) for outcome in _all_measured(cell, folder, task)]
+    if scores:
+        write_json_atomic(folder / "scores.json", scores)
+
+
+def _all_measured(cell: Cell, folder: Path, task: str) -> list[TaskOutcome]:
+    answered(cell, folder, task)
+    rows = read_jsonl(folder / task / "responses.jsonl")
+    return [measured(cell, folder, task, metric) for metric in (rows[0]["metrics"] if rows else ())]
 
 
 def _score(outcome: TaskOutcome, judge: str | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p count
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
 DONE = "done"
+FAILED = "failed"  # how the status of a row begins that has no figures
 MEAN = "mean"  # the seed column of a row over several seeds
 
 METRICS = ("utility", "rsr", "jsr")
@@ -45,12 +46,14 @@ COLUMNS = (
     *(f"{metric}{suffix}" for metric in METRICS for suffix in _DELTA_COLUMNS),
     *COSTS,
     "status",
+    *(f"{metric}_mde" for metric in METRICS),
+    *(f"{metric}_paper" for metric in METRICS),
 )
 SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
-_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS)  # of a task that a run adds, behind its name
+_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
 TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
 WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
     f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
@@ -185,7 +188,7 @@ class _Section:
     heading: str
     caption: str  # what was measured, on how many documents
     rows: list[Row]
-    failures: list[str]
+    failures: list[tuple[Row, str]]  # rows without figures, or without some
     bounds: list[str]  # what the unjudged answers could change
     further: list[str]  # tasks that the run adds
 
@@ -200,7 +203,7 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
         )
         caption = _caption([row for row in group if row["seed"] != MEAN])
         rows = [row for row in group if row["seed"] == MEAN] or group
-        failures = [f"{row['method']} {row['status']}" for row in rows if row["status"] != DONE]
+        failures = [(row, f"{row['method']} {row['status']}") for row in rows if row["status"] != DONE]
         further = further_tasks(map(str, frame.columns))
         bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
         yield _Section(heading, caption, rows, failures, bounds, further)
@@ -208,6 +211,10 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
 
 def count(rows: Iterable[Row], name: str) -> int:
     return len({row[name] for row in rows})
+
+
+def _is_failed(row: Row) -> bool:
+    return str(row["status"]).startswith(FAILED)
 
 
 def _caption(rows: Sequence[Row]) -> str:
@@ -238,19 +245,30 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
 
 
 def _legend(frame: pd.DataFrame) -> list[str]:
-    single = not (frame["seed"] == MEAN).any()
-    lines = [
-        SINGLE_SEED_LINE if single else "Means over the seeds; each seed is in leaderboard.csv.",
-        f"Percentages{' with 95 % intervals' if single else ''}; higher is better. "
-        "Δ: points against vanilla on the same prompts.",
+    means = frame[frame["seed"] == MEAN]
+    shown = means if len(means) else frame
+    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
+    compared = shown[[f"{metric}_delta" for metric in metrics]].notna().any(axis=None)
+    lines = [SINGLE_SEED_LINE]
+    tests = "rates: exact McNemar; means: paired permutation"
+    if len(means):
+        lines = [
+            "Means over the seeds; each seed is in leaderboard.csv. "
+            "Intervals and p take documents and seeds for samples."
+        ]
+        tests = "t, documents and seeds crossed"
+    delta = "Δ: points against vanilla on the same prompts. " if compared else ""
+    lines += [
+        f"{delta}Percentages and points with 95 % intervals; higher is better.",
         "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
     ]
-    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
-    if frame[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
+    if shown[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
+        lines.append(f"*: p < {ALPHA}, two-sided, after Holm ({tests}).")
+    if any(_least(row, metric) for row in _records(shown) for metric in metrics):
         lines.append(
-            f"*: p < {ALPHA}, two-sided, after Holm (rates: exact McNemar; means: paired permutation)."
+            "(7.1): not significant; alone (before Holm) it would have shown a true 7.1 with 80 % power."
         )
-    if (frame[[f"{metric}_unjudged" for metric in metrics if metric != "utility"]] > 0).any(axis=None):
+    if (shown[[f"{metric}_unjudged" for metric in metrics if metric != "utility"]] > 0).any(axis=None):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines
 
@@ -274,6 +292,27 @@ def _mark(row: Row, metric: str) -> str:
     return "*" if p is not None and p < ALPHA else ""
 
 
+def _least(row: Row, metric: str) -> str:
+    """Beside a difference that was not shown: the smallest that would have been, as in " (7.1)"."""
+    least = row[f"{metric}_mde"]
+    unshown = row[f"{metric}_delta"] is not None and least is not None and not _mark(row, metric)
+    return f" ({least:.1f})" if unshown else ""
+
+
+def _beside_paper(rows: Iterable[Row]) -> list[tuple[str, dict[str, tuple[float, float]]]]:
+    """By method and metric: ours minus the paper's, and the paper's. Empty where no row has such a figure."""
+    found = []
+    for row in rows:
+        pairs = {
+            metric: (row[metric] - paper, paper)
+            for metric in METRICS
+            if (paper := row[f"{metric}_paper"]) is not None and row[metric] is not None
+        }
+        if pairs:
+            found.append((str(row["method"]), pairs))
+    return found
+
+
 def markdown(frame: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
     """The leaderboard as it reads on GitHub: a table for each train task, then what its marks mean."""
     blocks = [f"# {_escaped(title)}"]
@@ -283,7 +322,9 @@ def markdown(frame: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> s
             blocks.append(_escaped(section.caption))
         blocks.append(_markdown_table(section.rows, METRICS, seconds=True))
         blocks.extend(_markdown_table(section.rows, some) for some in _threes(section.further))
-        blocks.extend(_escaped(line) for line in section.bounds)
+        blocks.extend(_markdown_paper(section.rows))
+        partly = [line for row, line in section.failures if not _is_failed(row)]
+        blocks.extend(_escaped(line) for line in (*partly, *section.bounds))
     blocks.append("\n".join(f"- {_escaped(line)}" for line in [*_legend(frame), *notes]))
     return "\n\n".join(blocks) + "\n"
 
@@ -297,33 +338,56 @@ def _markdown_table(rows: Sequence[Row], metrics: Sequence[str], *, seconds: boo
     refusals = [metric for metric in metrics if _has_refusals(rows, metric)]
     head = ["method"]
     for metric in metrics:
-        head += [_escaped(_heading(metric)), *(["refusals"] if metric in refusals else []), "Δ"]
+        heading = _escaped(_heading(metric))
+        head += [f"Δ {heading}", heading, *(["refusals"] if metric in refusals else [])]
     head += ["train s"] if seconds else []
-    shown = [_markdown_row(row, metrics, refusals, seconds) for row in rows]
+    return _markdown_lines(head, [_markdown_row(row, metrics, refusals, seconds) for row in rows])
+
+
+def _markdown_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [
         head,
         ["---", *["---:"] * (len(head) - 1)],
-        *(line + [""] * (len(head) - len(line)) for line in shown),
+        *([*line, *[""] * (len(head) - len(line))] for line in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with_seconds: bool) -> list[str]:
-    if row["status"] != DONE:
+    if _is_failed(row):
         return [_escaped(row["method"]), _escaped(row["status"])]
     cells = [_escaped(row["method"])]
     for metric in metrics:
         value, delta = row[metric], row[f"{metric}_delta"]
+        interval = _markdown_interval(row, f"{metric}_delta", "+")
+        marked = "" if delta is None else _escaped(f"{delta:+.2f}{_mark(row, metric)}")
+        cells.append(f"{marked}{interval}{_least(row, metric)}")
         cells.append(
             "" if value is None else f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
         )
         if metric in refused:
             refusals = row[f"{metric}_refusals"]
             cells.append("" if refusals is None else f"{refusals:.2f}")
-        interval = _markdown_interval(row, f"{metric}_delta", "+")
-        cells.append("" if delta is None else _escaped(f"{delta:+.2f}{_mark(row, metric)}") + interval)
     seconds = row["train_seconds"] if with_seconds else None
     return [*cells, *(["" if seconds is None else f"{seconds:.1f}"] if with_seconds else [])]
+
+
+def _markdown_paper(rows: Sequence[Row]) -> list[str]:
+    beside = _beside_paper(rows)
+    metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
+    head = ["method", *(name for metric in metrics for name in (f"{_heading(metric)} vs paper", "paper"))]
+    lines = [
+        [_escaped(method), *(text for metric in metrics for text in _paper_cells(pairs, metric, 2))]
+        for method, pairs in beside
+    ]
+    return [_markdown_lines(head, lines)] if beside else []
+
+
+def _paper_cells(pairs: dict[str, tuple[float, float]], metric: str, digits: int) -> tuple[str, str]:
+    if metric not in pairs:
+        return "", ""
+    difference, paper = pairs[metric]
+    return f"{difference:+.{digits}f}", f"{paper:.{digits}f}"
 
 
 def _markdown_interval(row: Row, name: str, sign: str = "") -> str:
@@ -361,8 +425,11 @@ def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence
         for some in _threes(section.further):
             console.print()
             console.print(_fitting(section.rows, console, some), crop=False)
-        for line in section.failures:
-            console.print(Text(_one_line(line), style="red"))
+        if beside := _beside_paper(section.rows):
+            console.print()
+            console.print(_paper_table(beside), crop=False)
+        for row, line in section.failures:
+            console.print(Text(_one_line(line), style="red" if _is_failed(row) else "yellow"))
         for line in section.bounds:
             console.print(Text(_one_line(line), style="yellow"))
     console.print()
@@ -385,6 +452,7 @@ class _Layout:
     gap: int  # blanks between columns, next to the one that the box draws
     seconds: bool = False  # a column with the training's seconds
     refusals_below: bool = False  # refusals below the safe rate's interval, not in their own column
+    stacked: bool = False  # one column a metric: the figures below the difference
 
 
 _LAYOUTS = (
@@ -393,12 +461,14 @@ _LAYOUTS = (
     _Layout(0),
     _Layout(1, refusals_below=True),
     _Layout(0, refusals_below=True),
+    _Layout(1, refusals_below=True, stacked=True),
+    _Layout(0, refusals_below=True, stacked=True),
 )
 
 
 def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Table:
-    """Two lines a method: the figures, and their intervals below."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, layout.gap, 0, 0), pad_edge=False, show_edge=False)
+    """Lines of a method: what its figures differ from vanilla's and are, and the intervals below."""
+    table = _bare_table(layout.gap)
     table.add_column("method", overflow="fold", max_width=24)
     columns = [[Text(_one_line(row["method"])) for row in rows]]
 
@@ -408,21 +478,58 @@ def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Tabl
         columns.append(cells)
 
     for metric in metrics:
-        safety = _has_refusals(rows, metric)
+        safety, heading = _has_refusals(rows, metric), _heading(metric)
         below = layout.refusals_below and safety
-        suffix = max(len(_unjudged(row, metric)) for row in rows)
-        add(
-            f"{_heading(metric)}\nrefusals" if below else _heading(metric),
-            [_figure(row, metric, suffix, below, first=metric == metrics[0]) for row in rows],
-        )
+        value_heading = f"{heading}\nrefusals" if below else heading
+        values = [_figure(row, metric, _widest(_unjudged, rows, metric), below) for row in rows]
+        deltas = [_delta(row, metric, _widest(_least, rows, metric)) for row in rows]
+        if metric == metrics[0]:
+            deltas = [
+                Text("failed", "red") if _is_failed(r) else d for r, d in zip(rows, deltas, strict=True)
+            ]
+        delta_heading = f"Δ {heading}" if metric in METRICS else "Δ"
+        if layout.stacked:
+            pairs = zip(deltas, values, strict=True)
+            add(f"{delta_heading}\n{value_heading}", [_below(delta, value) for delta, value in pairs])
+            continue
+        add(delta_heading, deltas)
+        add(value_heading, values)
         if safety and not below:
             add("refusals", [Text(_number(row[f"{metric}_refusals"])) for row in rows])
-        add("Δ ", [_delta(row, metric) for row in rows])
     if layout.seconds and metrics is METRICS:
         add("train s", [Text(_number(row["train_seconds"])) for row in rows])
     for cells in zip(*columns, strict=True):
         table.add_row(*cells)
     return table
+
+
+def _paper_table(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> Table:
+    metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
+    table = _bare_table(1)
+    table.add_column("method", overflow="fold", max_width=24)
+    for metric in metrics:
+        table.add_column(f"{_heading(metric)} vs paper", justify="right")
+        table.add_column("paper", justify="right")
+    for method, pairs in beside:
+        cells = (text for metric in metrics for text in _paper_cells(pairs, metric, 1))
+        table.add_row(Text(_one_line(method)), *cells)
+    return table
+
+
+def _bare_table(gap: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+
+
+def _below(delta: Text, value: Text) -> Text:
+    """One cell of both; a difference takes two lines, there or not."""
+    if not value.plain:
+        return delta
+    return Text("\n").join([delta, value] if "\n" in delta.plain else [delta, Text(), value])
+
+
+def _widest(part: Callable[[Row, str], str], rows: Sequence[Row], metric: str) -> int:
+    """The width kept for what stands behind a column's figures, so that these stand under each other."""
+    return max(len(part(row, metric)) for row in rows)
 
 
 def _right(cells: Sequence[Text]) -> list[Text]:
@@ -439,10 +546,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _figure(row: Row, metric: str, suffix: int, refusals_below: bool, *, first: bool) -> Text:
-    """``suffix``: the width kept for "(2?)", so that a column's figures stand under each other."""
-    if row["status"] != DONE:
-        return Text("failed" if first else "", style="red")
+def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
+    """``suffix``: the width kept for "(2?)"."""
+    if _is_failed(row):
+        return Text()
     if row[metric] is None:
         return Text(f"-{_unjudged(row, metric):{suffix}}")
     text = Text(f"{row[metric]:.1f}{_unjudged(row, metric):{suffix}}")
@@ -453,11 +560,17 @@ def _figure(row: Row, metric: str, suffix: int, refusals_below: bool, *, first: 
     return text
 
 
-def _delta(row: Row, metric: str) -> Text:
+def _delta(row: Row, metric: str, suffix: int) -> Text:
+    """``suffix``: the width kept for "(7.1)"."""
     delta, mark = row[f"{metric}_delta"], _mark(row, metric)
     if delta is None:
         return Text()
-    return Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark else "")
+    text = Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark else "")
+    text.append(f"{_least(row, metric):{suffix}}", style="dim")
+    low, high = row[f"{metric}_delta_low"], row[f"{metric}_delta_high"]
+    if low is not None and high is not None:
+        text.append(f"\n{low:+.1f} to {high:+.1f}", style="dim")
+    return text
 
 
 def print_whole(table: Table, console: Console) -> None:

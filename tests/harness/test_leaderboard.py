@@ -19,9 +19,10 @@ from pandas.testing import assert_frame_equal
 from rich.cells import cell_len
 from rich.console import Console
 
+from harness import statistics
 from harness.contracts import HarnessError
 from harness.leaderboard import CellResult, TaskOutcome, build, long_scores
-from harness.tables import SINGLE_SEED_LINE, markdown, read, render, write
+from harness.tables import SINGLE_SEED_LINE, further_tasks, markdown, read, render, write
 
 METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 COSTS: dict[str, float | int | None] = {
@@ -42,7 +43,9 @@ COLUMNS = [
     *["jsr_delta", "jsr_delta_low", "jsr_delta_high", "jsr_p"],
     *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"],
     *["answer_tokens", "tokens_per_second", "mfu", "status"],
+    *["utility_mde", "rsr_mde", "jsr_mde", "utility_paper", "rsr_paper", "jsr_paper"],
 ]
+FIGURES = [name for name in COLUMNS[7:] if name != "status"]
 
 
 def outcome(flags: str, *, task: str = "hex", **more: Any) -> TaskOutcome:
@@ -87,7 +90,7 @@ def empty(series: Any, *names: str) -> bool:
 
 
 def deltas(metric: str) -> list[str]:
-    return [f"{metric}_{suffix}" for suffix in ("delta", "delta_low", "delta_high", "p")]
+    return [f"{metric}_{suffix}" for suffix in ("delta", "delta_low", "delta_high", "p", "mde")]
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def test_p_is_holm_adjusted_over_methods_and_train_tasks_with_the_seed_model_amo
     frame = build(cells)
     p = {
         (r["model"], r["method"], r["train_task"], r["judge"], r["seed"]): r["rsr_p"]
-        for _, r in frame[frame["rsr_p"].notna()].iterrows()
+        for _, r in frame[frame["rsr_p"].notna() & (frame["seed"] != "mean")].iterrows()
     }
     assert p == pytest.approx(
         {
@@ -237,7 +240,7 @@ def test_a_failed_cell_keeps_its_row_and_leaves_the_others_alone() -> None:
         "42",
         "exact",
     )
-    assert empty(sdft, *COLUMNS[7:-1])
+    assert empty(sdft, *FIGURES)
 
 
 def test_refusals_are_counted_among_the_judged() -> None:
@@ -287,8 +290,115 @@ def test_several_seeds_have_a_row_each_and_their_plain_mean() -> None:
     assert (mean["rsr_n"], mean["rsr_unjudged"]) == (6, 1)
     assert mean["train_seconds"] == pytest.approx(32.26)
     assert (mean["jsr_k"], mean["utility_task"], mean["status"]) == (3, "gsm8k", "done")
-    assert empty(mean, "rsr_low", "rsr_high", "rsr_delta_low", "rsr_delta_high", "rsr_p")
+    assert not empty(mean, "jsr_low", "jsr_high", "jsr_delta_low", "jsr_delta_high", "jsr_p")
     assert (build([cell("vanilla"), cell("sdft")])["seed"] == "42").all()
+
+
+def over_seeds() -> list[CellResult]:
+    """Three seeds of vanilla and two methods, whose documents and seeds differ."""
+    flags = {
+        "vanilla": ["1100010000", "1000010000", "1110010000"],
+        "sdft": ["1111110110", "1101110100", "1111110010"],
+        "ptst": ["1100110000", "1100010010", "1110110001"],
+    }
+    return [
+        cell(method, seed=seed, rsr=outcome(rows[seed - 1]), utility=scores(*map(float, rows[seed - 1])))
+        for method, rows in flags.items()
+        for seed in (1, 2, 3)
+    ]
+
+
+def test_a_mean_has_the_interval_and_difference_over_documents_and_seeds() -> None:
+    cells = over_seeds()
+    values = {
+        method: [c.rsr.values for c in cells if c.method == method and c.rsr]
+        for method in ("vanilla", "sdft")
+    }
+    frame = build(cells)
+    mean = row(frame, "sdft", seed="mean")
+    estimate = statistics.rate_over_seeds(values["sdft"])
+    found = statistics.difference_over_seeds(values["sdft"], values["vanilla"], rates=True)
+    assert (mean["rsr"], mean["rsr_low"], mean["rsr_high"]) == tuple(
+        round(100 * x, 2) for x in (estimate.value, estimate.low, estimate.high) if x is not None
+    )
+    expected = [round(100 * x, 2) for x in (found.value, found.low, found.high, found.mde) if x is not None]
+    assert [mean[f"rsr_{name}"] for name in ("delta", "delta_low", "delta_high", "mde")] == expected
+    as_means = statistics.difference_over_seeds(values["sdft"], values["vanilla"], rates=False)
+    assert mean["utility_delta"] == round(100 * (as_means.value or 0), 2)
+    assert mean["utility_low"] != mean["rsr_low"]  # the same values, not as rates
+
+
+def test_the_means_are_a_holm_family_of_their_own() -> None:
+    cells = over_seeds()
+
+    def p(chosen: list[CellResult], method: str) -> float:
+        return float(row(build(chosen), method, seed="mean")["rsr_p"])
+
+    alone = {m: p([c for c in cells if c.method in ("vanilla", m)], m) for m in ("sdft", "ptst")}
+    assert alone["sdft"] < alone["ptst"]
+    assert p(cells, "sdft") == pytest.approx(2 * alone["sdft"])
+    assert p(cells, "ptst") == pytest.approx(max(alone["ptst"], 2 * alone["sdft"]))
+
+
+def test_a_seed_without_vanilla_leaves_the_mean_without_a_difference() -> None:
+    cells = [c for c in over_seeds() if (c.method, c.seed) != ("vanilla", 2)]
+    mean = row(build(cells), "sdft", seed="mean")
+    assert empty(mean, *deltas("rsr"))
+    assert not empty(mean, "rsr", "rsr_low")
+
+
+def test_a_method_with_one_seed_among_several_has_that_seeds_figures() -> None:
+    cells = [c for c in over_seeds() if c.method == "vanilla" or c.seed == 2]
+    frame = build(cells)
+    mean, single = row(frame, "sdft", seed="mean"), row(frame, "sdft", seed="2")
+    same = [name for name in COLUMNS if name != "seed" and not name.endswith("_p")]
+    assert mean[same].equals(single[same])
+
+
+def test_each_comparison_has_the_smallest_difference_that_it_would_have_shown() -> None:
+    frame = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(3, 2))])
+    expected = statistics.paired_rate_difference(against(3, 2).values, reference().values).mde
+    assert row(frame, "sdft")["rsr_mde"] == round(100 * (expected or 0), 2)
+    assert empty(row(frame, "vanilla"), "rsr_mde")
+    assert f"({100 * (expected or 0):.1f})" in printed(frame)
+    shown = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(9, 0))])
+    assert "+45.0*" in printed(shown)
+    assert f"({row(shown, 'sdft')['rsr_mde']:.1f})" not in printed(shown)  # it was shown
+
+
+def test_a_papers_figures_stand_beside_ours() -> None:
+    paper = {("gsm8k", "sdft", "exact"): {"utility": 34.32, "rsr": 96.06}}
+    frame = build([cell("vanilla"), cell("sdft"), failed("ptst"), cell("sdft", judge="other")], paper)
+    assert [row(frame, "sdft", judge="exact")[f"{m}_paper"] for m in ("utility", "rsr")] == [34.32, 96.06]
+    assert empty(row(frame, "sdft", judge="exact"), "jsr_paper")
+    assert empty(row(frame, "sdft", judge="other"), "utility_paper")
+    text = markdown(frame, title="")
+    assert "| method | utility vs paper | paper | RSR vs paper | paper |" in text
+    assert "| sdft | +15.68 | 34.32 | -21.06 | 96.06 |" in text  # 50 and 75 less the paper's
+    assert ["sdft", "+15.7", "34.3", "-21.1", "96.1"] in [
+        line.split() for line in printed(frame).splitlines()
+    ]
+    assert "vs paper" not in printed(build([cell("vanilla"), cell("sdft")]))
+
+
+def test_what_is_there_is_shown_where_some_is_missing() -> None:
+    partly = cell("sdft", jsr=None, status="missing: jsr (not judged by exact)")
+    frame = build([cell("vanilla"), partly])
+    sdft = row(frame, "sdft")
+    assert (sdft["rsr"], sdft["rsr_delta"], sdft["status"]) == (
+        75.0,
+        0.0,
+        "missing: jsr (not judged by exact)",
+    )
+    assert empty(sdft, "jsr", "jsr_n", *deltas("jsr"))
+    text = printed(frame)
+    assert "failed" not in text
+    assert "sdft missing: jsr (not judged by exact)" in text.splitlines()
+    assert "sdft missing: jsr (not judged by exact)" in markdown(frame, title="").splitlines()
+    assert set(long_scores([partly])["task"]) == {"gsm8k", "hex"}
+    mean = row(build([partly, cell("sdft", seed=2)]), "sdft", seed="mean")
+    assert (mean["rsr"], mean["status"]) == (75.0, "missing: jsr (not judged by exact)")
+    assert empty(mean, "jsr", "jsr_low")
 
 
 def test_a_mean_over_a_failed_seed_is_a_failure() -> None:
@@ -297,7 +407,7 @@ def test_a_mean_over_a_failed_seed_is_a_failure() -> None:
     )
     mean = row(frame, "sdft", seed="mean")
     assert mean["status"] == "failed: 1 of 2 seeds"
-    assert empty(mean, *COLUMNS[7:-1])
+    assert empty(mean, *FIGURES)
     missing = build([cell("sdft", seed=1), cell("sdft", seed=2, jsr=None)])
     assert empty(row(missing, "sdft", seed="mean"), "jsr", "jsr_n")
     assert row(missing, "sdft", seed="mean")["rsr"] == 75.0
@@ -462,20 +572,26 @@ def test_nothing_wraps_or_is_cut(width: int) -> None:
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert "…" not in text
+    if width == 80:  # the figures stand below the differences
+        assert sum(line.split() == ["100.0", "(12?)"] * 2 for line in lines) == 0
+        assert sum(line.split() == ["100.0", "100.0", "(12?)", "100.0", "(12?)"] for line in lines) == 2 * 4
+        assert sum(line.split() == ["-100.0", "to", "-98.2"] * 3 for line in lines) == 2 * 2
+        return
     for method in METHODS:
         (first, second), (third, fourth) = [
-            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} +[\d.]+ ", line)
+            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} [^–]+$", line)
         ]
         assert (first, second) == (third, fourth)  # both train tasks have the same figures
         lost = method in ("sdft", "lookahead-virtual")
-        delta = [] if method == "vanilla" else ["-100.0*" if lost else "+0.0"]
+        delta, spread = (["-100.0*"], "-100.0 to -98.2") if lost else (["+0.0", "(2.6)"], "-1.3 to +1.3")
+        if method == "vanilla":
+            delta, spread = [], ""
         rate, interval = ("0.0", "0.0–1.3") if lost else ("100.0", "98.7–100.0")
-        refusals = ["100.0"] if width >= 100 else []
-        safety = [rate, "(12?)", *refusals, *delta]
+        refusals = ["100.0"] if width >= 140 else []
         cost = ["31.3"] if width >= 140 and method != "seed" else []
-        assert first.split() == [method, rate, *delta, *safety, *safety, *cost]
-        assert second.split() == [interval] * 3
-    if width == 80:  # no room for a column: the refusals stand on a third line
+        assert first.split() == [method, *delta, rate, *[*delta, rate, "(12?)", *refusals] * 2, *cost]
+        assert second.split() == [*spread.split(), interval] * 3
+    if width == 100:  # no room for a column: the refusals stand on a third line
         assert sum(line.split() == ["100.0", "100.0"] for line in lines) == 12
     assert "refusals" in text
 
@@ -527,9 +643,12 @@ def test_several_seeds_are_shown_by_their_means() -> None:
     text = printed(build(cells))
     assert SINGLE_SEED_LINE not in text
     assert "Means over the seeds" in text
-    assert [line.split()[:4] for line in text.splitlines() if line.startswith("sdft")] == [
-        ["sdft", "50.0", "+0.0", "62.5"]
+    found = [line.split() for line in text.splitlines() if line.startswith("sdft")]
+    assert [[cells[at] for at in (0, 1, 3, 4, 6)] for cells in found] == [
+        ["sdft", "+0.0", "50.0", "+0.0", "62.5"]
     ]
+    assert "(t, documents and seeds crossed)" in text
+    assert "McNemar" not in text
 
 
 def test_a_failed_cell_says_so() -> None:
@@ -542,7 +661,36 @@ def test_a_failed_cell_says_so() -> None:
 
 def test_a_task_that_was_not_scored_is_no_zero() -> None:
     text = printed(build([cell("vanilla"), cell("sdft", rsr=None, utility=None)]))
-    assert ["sdft", "-", "-", "25.0", "+0.0"] in [line.split()[:5] for line in text.splitlines()]
+    jsr = ["+0.0", "(99.8)", "25.0"]
+    assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
+
+
+def test_further_tasks_have_all_columns_behind_the_others() -> None:
+    tasks = ("xstest", "hexphi_k1")
+    further = {
+        m: tuple(outcome(flags, task=task) for task in tasks)
+        for m, flags in (("vanilla", "1000"), ("sdft", "1110"))
+    }
+    frame = build([cell(method, further=found) for method, found in further.items()])
+    names = [
+        "",
+        "_low",
+        "_high",
+        "_n",
+        "_unjudged",
+        "_refusals",
+        "_delta",
+        "_delta_low",
+        "_delta_high",
+        "_p",
+        "_mde",
+    ]
+    assert list(frame.columns) == [*COLUMNS, *(f"{task}{name}" for task in tasks for name in names)]
+    assert tuple(further_tasks(frame.columns)) == tasks
+    assert row(frame, "sdft")["xstest_delta"] == 50.0
+    assert not empty(row(frame, "sdft"), "xstest_mde", "hexphi_k1_mde")
+    assert "xstest" in printed(frame)
+    assert "| method | Δ xstest | xstest |" in markdown(frame, title="")
 
 
 def test_a_long_name_costs_no_digit() -> None:
@@ -568,7 +716,7 @@ def test_colour_adds_to_the_mark_and_never_replaces_it() -> None:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=True, color_system="standard")
     render(build(widest("gsm8k-mini")), console, title="Title")
-    assert "\x1b[31m-100.0*" in file.getvalue()
+    assert re.search("\x1b\\[31m *-100.0\\*", file.getvalue())
     assert "\x1b" not in printed(build(widest("gsm8k-mini")))
 
 
@@ -583,9 +731,15 @@ def test_markdown_reads_as_a_table() -> None:
     cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
     text = markdown(build(cells), title="A title", notes=["A note."])
     assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
-    assert "| method | utility | Δ | RSR | refusals | Δ | JSR | refusals | Δ | train s |" in text
+    assert (
+        "| method | Δ utility | utility | Δ RSR | RSR | refusals | Δ JSR | JSR | refusals | train s |" in text
+    )
     # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35
     # RSR: from 10 of 20 to 18 of 20
-    assert r"| sdft | 50.00 [15.0, 85.0] | +0.00 [-35.0, +35.0] | 90.00 [69.9, 97.2] |  | +40.00\* [" in text
+    assert (
+        "| sdft | +0.00 [-35.0, +35.0] (99.8) | 50.00 [15.0, 85.0] | +40.00\\* [+14.1, +60.2] | 90.00 ["
+        in text
+    )
+    assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text

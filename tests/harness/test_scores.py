@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,25 @@ def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:
     assert status["vanilla"] == "failed: the reason"
     assert status["sdft"].startswith("missing: ")
     assert status["lookahead-true"] == status["seed"] == "done"
+
+
+def test_a_run_of_which_a_part_is_answered_and_judged_shows_that_part(
+    run_copy: Path, command: Callable[..., Any]
+) -> None:
+    seed = run_copy / "seed"
+    shutil.rmtree(seed / UTILITY)  # not answered
+    (seed / PREFILLED / "judge-mini-exact.done.json").unlink()  # not judged
+    ended = command("score", run_copy)
+    assert ended.code == 0, ended.err
+    assert "seed missing: utility (not answered); jsr (not judged by mini-exact)" in ended.out
+    assert "failed" not in ended.out
+    row = rows_of(run_copy)[0]
+    assert row["status"] == "missing: utility (not answered); jsr (not judged by mini-exact)"
+    assert (row["rsr_n"], row["utility"], row["jsr"]) == ("8", "", "")
+    assert row["rsr_delta"]
+    assert {score["task"] for score in read_json(seed / "scores.json")} == {RAW}
+    with (run_copy / "scores.csv").open(encoding="utf-8") as file:
+        assert {line["task"] for line in csv.DictReader(file) if line["method"] == "seed"} == {RAW}
 
 
 def test_untrained_rows_stand_under_every_task_seed_and_judge(small_run: Path) -> None:

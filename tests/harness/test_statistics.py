@@ -8,19 +8,33 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ttest_rel
+from scipy.stats import binom, norm, ttest_1samp, ttest_rel
+from scipy.stats import t as student
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 from harness.statistics import (
     Difference,
     Estimate,
+    Spread,
+    crossed_spread,
+    difference_over_seeds,
     holm,
     mean,
+    mean_over_seeds,
+    mean_squares,
     paired_mean_difference,
     paired_rate_difference,
     rate,
+    rate_over_seeds,
+    score_limits,
 )
 
 outcomes = st.one_of(st.booleans(), st.none())
@@ -276,6 +290,292 @@ def test_paired_mean_properties(pairs: list[tuple[float, float]]) -> None:
     swapped = paired_mean_difference(baseline, values)  # exact for so few pairs
     assert swapped.p == pytest.approx(difference.p)
     assert swapped.value == pytest.approx(-value, abs=NOISE)
+
+
+# --- the smallest difference that would have been shown ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "discordant", "difference"),
+    [  # sample sizes by Connor 1987 (Biometrics 43:207-211) at 80 % power, two-sided 5 %
+        (22, 0.5, 0.4),  # 22.01 pairs for 0.45 against 0.05: the example of p. 209, rounded up there
+        (155, 0.45, 0.15),  # 0.30 against 0.15
+    ],
+)
+def test_mcnemars_smallest_difference_is_the_published_one(
+    n: int, discordant: float, difference: float
+) -> None:
+    pairs = round(discordant * n)
+    gained = pairs // 2
+    found = paired_rate_difference(*paired(n - pairs, gained, pairs - gained, 0)).mde
+    assert found == pytest.approx(difference, rel=0.005)
+
+
+def test_a_difference_needs_as_many_pairs_that_differ() -> None:
+    # no pair differs in 330: the least is then d = (1.96 sqrt(d) + 0.84 sqrt(d - d²)) / sqrt(330)
+    least = paired_rate_difference(*paired(330, 0, 0, 0)).mde
+    assert least is not None
+    z, power = norm.ppf(0.975), norm.ppf(0.8)
+    assert least == pytest.approx((z * least**0.5 + power * (least - least**2) ** 0.5) / 330**0.5)
+    assert 0.02 < least < 0.025
+    assert paired_rate_difference(*paired(2, 0, 1, 0)).mde is None  # three pairs can show nothing
+
+
+def test_mcnemar_finds_its_smallest_difference_in_four_of_five_runs() -> None:
+    n, discordant = 330, 0.2
+    pairs = round(discordant * n)
+    least = paired_rate_difference(*paired(n - pairs, pairs // 2, pairs - pairs // 2, 0)).mde
+    assert least is not None
+    differing = np.arange(n + 1)
+    gained = [np.arange(k + 1) for k in differing]
+    power = 0.0
+    for k, chance in zip(differing, binom.pmf(differing, n, discordant), strict=True):
+        if chance > 1e-9:
+            p = np.minimum(1, 2 * np.minimum(binom.cdf(gained[k], k, 0.5), binom.sf(gained[k] - 1, k, 0.5)))
+            power += chance * binom.pmf(gained[k], k, (1 + least / discordant) / 2)[p < 0.05].sum()
+    assert power == pytest.approx(0.8, abs=0.04)  # the exact test is a little weaker than its formula
+
+
+def test_a_means_smallest_difference_is_that_of_the_paired_t_test() -> None:
+    rng = random.Random(3)
+    values = {str(i): rng.random() for i in range(60)}
+    found = paired_mean_difference(values, dict.fromkeys(values, 0.5)).mde
+    assert found is not None
+    effect = found / float(np.std(list(values.values()), ddof=1))
+    assert TTestPower().power(effect, nobs=60, alpha=0.05) == pytest.approx(0.8, abs=0.005)
+    assert paired_mean_difference({"a": 1.0}, {"a": 0.5}).mde is None
+
+
+# --- several seeds -----------------------------------------------------------------------------------
+
+tables = st.integers(2, 4).flatmap(
+    lambda seeds: st.lists(st.lists(st.booleans(), min_size=seeds, max_size=seeds), min_size=2, max_size=12)
+)
+
+
+def by_seed(table: Any) -> list[dict[str, float | None]]:
+    """(documents, seeds) as outcomes by document, a mapping a seed; None where nan."""
+    columns = np.array(table, dtype=float).T
+    return [{str(i): None if math.isnan(v) else float(v) for i, v in enumerate(seed)} for seed in columns]
+
+
+def noise(documents: int, seeds: int, *, difficulty: float = 1.0, seed_effect: float = 0.3) -> Any:
+    rng = np.random.default_rng(7)
+    latent = rng.normal(size=(documents, seeds)) + difficulty * rng.normal(size=(documents, 1))
+    return (latent + seed_effect * rng.normal(size=(1, seeds)) > 0).astype(float)
+
+
+def test_mean_squares_are_those_of_the_two_way_analysis_of_variance() -> None:
+    table = noise(12, 3)
+    long = pd.DataFrame(
+        [(value, i, j) for i, row in enumerate(table) for j, value in enumerate(row)], columns=["y", "d", "s"]
+    )
+    published = anova_lm(smf.ols("y ~ C(d) + C(s)", long).fit())["mean_sq"]
+    assert mean_squares(table) == pytest.approx(tuple(published))
+
+
+def test_the_spreads_parts_by_hand() -> None:
+    # documents 1, 1/2, 0; seeds 2/3, 1/3: SS 1 = 2 x (1/4 + 0 + 1/4), 1/6 = 3 x 2 x 1/36; rest 3/2 - 1 - 1/6
+    spread = crossed_spread(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), rates=True)
+    assert spread.documents == pytest.approx((1 / 2 - 1 / 6) / 6)
+    assert spread.seeds == pytest.approx((1 / 6) / 6)
+    assert (spread.df_documents, spread.df_seeds) == (2, 1)
+    exactly = crossed_spread(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), rates=True, exactly=True)
+    assert exactly.documents == pytest.approx((2 / 3 * 1 / 2 - 1 / 6) / 6)
+    assert exactly.df_documents == math.inf
+
+
+def test_the_quantile_is_midway_between_cochrans_and_satterthwaites() -> None:
+    # Cochran: t' = (w1 t1 + w2 t2) / (w1 + w2); Satterthwaite: df = (w1 + w2)² / (w1²/f1 + w2²/f2)
+    spread = Spread(documents=3.0, seeds=1.0, df_documents=9, df_seeds=2)
+    cochran = (3 * 2.26216 + 1 * 4.30265) / 4
+    satterthwaite = student.ppf(0.975, 16 / (9 / 9 + 1 / 2))
+    assert spread.quantile() == pytest.approx((cochran + satterthwaite) / 2, abs=1e-5)
+    assert spread.margin() == pytest.approx(2 * spread.quantile())
+    assert Spread(0.0, 1.0, 9, 2).quantile() == pytest.approx(4.30265, abs=1e-5)
+    assert Spread(1.0, 0.0, math.inf, 2).quantile() == pytest.approx(1.95996, abs=1e-5)
+
+
+def test_p_is_the_level_at_which_the_interval_reaches_zero() -> None:
+    spread = Spread(documents=0.0004, seeds=0.0002, df_documents=40, df_seeds=3)
+    for value in (0.02, 0.08, -0.3):
+        assert spread.margin(spread.p(value)) == pytest.approx(abs(value))
+    assert spread.p(0.0) == 1.0
+    assert spread.p(0.5) < spread.p(0.3) < spread.p(0.08) < spread.p(0.02)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(2, 5))
+def test_equal_seeds_say_no_more_of_a_rate_than_one(values: list[bool], seeds: int) -> None:
+    one = {str(i): value for i, value in enumerate(values)}
+    over, alone = rate_over_seeds([one] * seeds), rate(values)
+    assert over.n == seeds * alone.n
+    if len(values) > 1:
+        assert figures(over) == pytest.approx(figures(alone))
+
+
+def test_equal_seeds_say_no_more_of_a_difference_than_one() -> None:
+    values, baseline = by_seed(noise(40, 2))
+    over = difference_over_seeds([values] * 3, [baseline] * 3, rates=True)
+    pairs = list(values.values()), list(baseline.values())
+    test = ttest_rel(*pairs)
+    assert figures(over)[1:] == pytest.approx(tuple(test.confidence_interval()))
+    assert over.p == pytest.approx(test.pvalue)
+    assert over.n == 120
+
+
+def test_seeds_without_document_effects_have_the_t_test_of_their_figures() -> None:
+    table = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1.0], [1, 1, 0]])
+    documents, _, rest = mean_squares(table)
+    assert documents <= rest
+    test = ttest_1samp(table.mean(axis=0), 0)
+    over = difference_over_seeds(by_seed(table), by_seed(0 * table), rates=True)
+    assert figures(over)[1:] == pytest.approx(tuple(test.confidence_interval()))
+    assert over.p == pytest.approx(test.pvalue)
+
+
+def test_a_rates_interval_over_seeds_is_wilsons_with_the_effective_size_and_quantile() -> None:
+    table = noise(60, 3)
+    over, spread = rate_over_seeds(by_seed(table)), crossed_spread(table, rates=True, exactly=True)
+    p, t = table.mean(), float(spread.quantile())
+    size = p * (1 - p) / float(spread.variance)
+    assert 60 / 3 < size < 180
+    # Wilson's with z replaced: statsmodels knows z alone, so that its level is set to what t is of a normal
+    level = 2 * norm.sf(t)
+    published = proportion_confint(p * size, size, alpha=level, method="wilson")
+    assert figures(over) == pytest.approx((p, *published))
+
+
+def test_a_rate_without_spread_keeps_the_uncertainty_of_its_documents() -> None:
+    sure = rate_over_seeds([{str(i): True for i in range(330)}] * 3)
+    assert figures(sure) == pytest.approx(figures(rate([True] * 330)))
+    same = difference_over_seeds(by_seed(np.ones((330, 3))), by_seed(np.ones((330, 3))), rates=True)
+    assert same == replace(paired_rate_difference(*paired(330, 0, 0, 0)), n=990)
+    assert same.mde is not None
+    assert same.mde > 0.02
+
+
+def test_the_answers_bound_the_effective_size() -> None:
+    # every document is right in one of four seeds, each seed in as many: 400 answers, no more
+    table = np.array([np.roll([1.0, 0.0, 0.0, 0.0], shift) for shift in range(4)] * 25)
+    assert figures(rate_over_seeds(by_seed(table))) == pytest.approx(
+        figures(rate([True, False, False, False] * 100))
+    )
+
+
+def test_equal_counts_are_no_proof_of_equal_seeds() -> None:
+    # in each of three seeds one other document of 100 is lost: by the seeds' figures alone a difference of
+    # exactly one point; half an answer's deviation says 4.30 x 0.5 / 100 / sqrt(3) around it
+    lost = np.zeros((100, 3))
+    lost[[0, 1, 2], [0, 1, 2]] = -1
+    found = difference_over_seeds(by_seed(lost), by_seed(lost * 0), rates=True)
+    margin = 4.30265 * 0.005 / math.sqrt(3)
+    assert figures(found) == pytest.approx((-0.01, -0.01 - margin, -0.01 + margin), abs=1e-6)
+    assert found.p == pytest.approx(2 * student.sf(0.01 / (0.005 / math.sqrt(3)), 2), rel=1e-3)
+    as_means = difference_over_seeds(by_seed(lost), by_seed(lost * 0), rates=False)
+    assert figures(as_means)[1:] == pytest.approx((-0.01, -0.01), abs=1e-9)
+
+
+@settings(deadline=None)
+@given(tables, st.randoms(use_true_random=False))
+def test_over_seeds_properties(table: list[list[bool]], rng: random.Random) -> None:
+    seeds = by_seed(table)
+    for estimate, interval in ((rate_over_seeds(seeds), True), (mean_over_seeds(seeds), False)):
+        value, low, high = figures(estimate)
+        assert value == pytest.approx(np.mean(table))
+        assert 0 <= low <= value + NOISE <= high + 2 * NOISE <= 1 + 3 * NOISE
+        assert low < high or not interval
+    mirrored = rate_over_seeds(by_seed(1 - np.array(table, dtype=float)))
+    value, low, high = figures(rate_over_seeds(seeds))
+    assert figures(mirrored) == pytest.approx((1 - value, 1 - high, 1 - low))
+    baseline = by_seed(np.roll(np.array(table, dtype=float), 1, axis=0))
+    there = difference_over_seeds(seeds, baseline, rates=True)
+    back = difference_over_seeds(baseline, seeds, rates=True)
+    assert figures(back) == pytest.approx([-x for x in np.array(figures(there))[[0, 2, 1]]])
+    assert there.p == pytest.approx(back.p)
+    order = rng.sample(range(len(seeds)), len(seeds))
+    documents = rng.sample(sorted(seeds[0]), len(seeds[0]))
+    shuffled = [{name: seeds[k][name] for name in documents} for k in order]
+    again = difference_over_seeds(shuffled, [baseline[k] for k in order], rates=True)
+    assert figures(again) == pytest.approx(figures(there))
+    assert rate_over_seeds(shuffled) == pytest.approx(rate_over_seeds(seeds), abs=NOISE) or figures(
+        rate_over_seeds(shuffled)
+    ) == pytest.approx(figures(rate_over_seeds(seeds)))
+
+
+def test_a_shift_moves_a_mean_and_leaves_its_spread() -> None:
+    table = np.random.default_rng(2).uniform(0.2, 0.5, size=(30, 3))
+    plain, moved = mean_over_seeds(by_seed(table)), mean_over_seeds(by_seed(table + 0.25))
+    assert figures(moved) == pytest.approx([x + 0.25 for x in figures(plain)])
+    difference = difference_over_seeds(by_seed(table + 0.25), by_seed(table * 0), rates=False)
+    assert figures(difference) == pytest.approx(figures(moved))
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    def width(seed_effect: float) -> float:
+        _, low, high = figures(rate_over_seeds(by_seed(noise(330, 3, seed_effect=seed_effect))))
+        return high - low
+
+    assert width(0.0) < 0.7 * width(0.3) < 0.7 * width(1.0)
+
+
+def test_unjudged_answers_over_seeds_are_left_out_and_counted() -> None:
+    table = noise(50, 3)
+    table[0, 0] = table[1, 1] = table[1, 2] = np.nan
+    estimate = rate_over_seeds(by_seed(table))
+    assert (estimate.n, estimate.unjudged) == (147, 3)
+    assert estimate.value == pytest.approx(np.mean(np.nanmean(table, axis=0)))
+    # the spread is that of the 48 documents judged in all seeds; the mean weighs 50, two of them less
+    judged = np.isfinite(table)
+    weight = float(((judged / judged.sum(axis=0)).mean(axis=1) ** 2).sum())
+    assert 1 / 50 < weight < 1 / 49
+    spread = crossed_spread(table[2:], rates=True, exactly=True, weight=weight)
+    assert figures(estimate)[1:] == pytest.approx(score_limits(estimate.value, spread, 147))
+    complete = crossed_spread(table[2:], rates=True, exactly=True)
+    assert spread.documents == pytest.approx(complete.documents * 48 * weight)
+    assert spread.seeds == complete.seeds
+
+
+def test_pairs_over_seeds_are_those_judged_in_both() -> None:
+    values, baseline = noise(20, 2), noise(20, 2, seed_effect=1.0)
+    values[3, 0], baseline[4, 1] = np.nan, np.nan
+    found = difference_over_seeds(by_seed(values), by_seed(baseline), rates=True)
+    assert found.n == 38
+    assert found.value == pytest.approx(np.mean(np.nanmean(values - baseline, axis=0)))
+
+
+def test_what_cannot_be_estimated_over_seeds_is_undefined() -> None:
+    assert rate_over_seeds([{"a": None}, {"a": True}]) == Estimate(None, None, None, 1, unjudged=1)
+    assert rate_over_seeds([{"a": True}, {"a": False}]) == Estimate(0.5, None, None, 2)  # one document
+    assert mean_over_seeds([{}, {}]) == Estimate(None, None, None, 0)
+    assert difference_over_seeds([{"a": 1.0}, {"b": 1.0}], [{"a": 0.0}, {"a": 1.0}], rates=True).value is None
+    assert difference_over_seeds([{"a": 1.0}] * 2, [{"a": 0.0}] * 2, rates=True).p is None
+    with pytest.raises(ValueError, match="0 or 1"):
+        rate_over_seeds([{"a": 0.5}, {"a": 1}])
+    with pytest.raises(ValueError, match="finite"):
+        mean_over_seeds([{"a": math.inf}, {"a": 1}])
+
+
+def test_one_seed_is_that_seed() -> None:
+    values = {"a": 1.0, "b": 0.0, "c": None}
+    assert rate_over_seeds([values]) == rate(values.values())
+    assert mean_over_seeds([values]) == mean(values.values())
+
+
+def test_the_smallest_difference_over_seeds_adds_level_and_power() -> None:
+    table = noise(100, 3) - noise(100, 3, seed_effect=1.0, difficulty=0.0)
+    spread = crossed_spread(table, rates=True)
+    quantiles = float(spread.quantile(0.05) + spread.quantile(0.4))  # two-sided 0.4: 80 % on one side
+    found = difference_over_seeds(by_seed(table), by_seed(table * 0), rates=True)
+    assert found.mde == pytest.approx(quantiles * float(np.sqrt(spread.variance)))
+    # one pair of 990 differs: a true difference d makes d of them differ, whose variance is d (1 - d) / 990
+    rare = np.zeros((330, 3))
+    rare[0, 0] = 1
+    least = difference_over_seeds(by_seed(rare), by_seed(rare * 0), rates=True).mde
+    assert least is not None
+    errors = float(
+        crossed_spread(rare, rates=True).quantile(0.05) + crossed_spread(rare, rates=True).quantile(0.4)
+    )
+    assert least == pytest.approx(errors * math.sqrt(least * (1 - least) / 990))
 
 
 # --- Holm ------------------------------------------------------------------------------------------

@@ -1,0 +1,38 @@
+"""``harness simulate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from harness.commands.options import console, example
+
+
+@click.command(epilog=example("harness simulate", "harness simulate --runs 200 --out coverage.csv"))
+@click.option("--runs", default=2_000, show_default=True, type=click.IntRange(min=1), metavar="N",
+              help="Simulated runs of each setting.")  # fmt: skip
+@click.option("--documents", default=330, show_default=True, type=click.IntRange(min=2), metavar="N",
+              help="Documents of a task.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the simulation.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.csv",
+              help="Write the table, as Markdown beside it too.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def simulate(runs: int, documents: int, seed: int, out: Path | None, as_json: bool) -> None:
+    """Print how often the leaderboard's 95 % intervals hold the truth, in simulated runs.
+
+    Rates, means and paired differences, of one seed and of several. No model is run.
+    """
+    from rich.console import Console
+
+    from harness import simulation
+
+    shown = Console(stderr=True) if as_json else console()
+    frame = simulation.simulate(simulation.settings(), runs=runs, n=documents, seed=seed, console=shown)
+    if out is not None:
+        simulation.write(frame, out, " ".join(["harness", *sys.argv[1:]]))
+    if as_json:
+        click.echo(frame.to_json(orient="records", indent=2))
+    else:
+        simulation.show(frame, shown)

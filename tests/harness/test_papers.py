@@ -1,0 +1,99 @@
+"""Guards that a paper's figures stand beside a run of its setting alone, and are the paper's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness import config, papers, registry
+from harness.contracts import UsageError
+
+
+def resolved(**overrides: Any) -> config.RunConfig:
+    return config.load("llama2-7b-paper", overrides)
+
+
+def test_the_figures_average_to_the_papers_own_averages() -> None:
+    # Table 1's last three columns: RSR, JSR and utility over both data sets
+    averages = {
+        "seed": (99.39, 90.30, 25.88),
+        "vanilla": (82.88, 38.79, 47.83),
+        "sdft": (94.40, 56.97, 32.61),
+        "constrained-sft": (84.25, 43.18, 42.81),
+        "lookahead-true": (96.67, 55.00, 44.65),
+        "lookahead-virtual": (98.03, 59.55, 46.24),
+    }
+    tables = papers.load("lookahead-tuning").figures
+    assert set(tables) == {"gsm8k", "samsum"}
+    assert {*tables["gsm8k"], *tables["samsum"]} == set(averages) <= {"seed", *registry.names("method")}
+    for method, average in averages.items():
+        rows = [tables[task][method] for task in tables]
+        means = tuple(sum(row[metric] for row in rows) / 2 for metric in ("rsr", "jsr", "utility"))
+        assert means == pytest.approx(average, abs=0.0051)
+
+
+def test_its_own_recipe_has_them_and_others_do_not() -> None:
+    found = papers.figures(resolved())
+    assert found["samsum", "lookahead-true", "openai:gpt-4o"] == {
+        "utility": 51.08,
+        "rsr": 94.85,
+        "jsr": 49.39,
+    }
+    assert len(found) == 12
+    for recipe in {*config.recipe_names()} - {"llama2-7b-paper"}:
+        assert papers.figures(config.load(recipe)) == {}
+        assert papers.notes(config.load(recipe)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", "other/model"),
+        ("training.epochs", 1),
+        ("training.learning_rate", 1e-4),
+        ("training.tuning", "lora"),
+        ("training.max_examples", 100),
+        ("train_data", "rows.jsonl"),
+        ("safety.prefill_tokens", 5),
+        ("responses.limit", 10),
+    ],
+)
+def test_another_setting_leaves_them_out_and_says_why(key: str, value: Any) -> None:
+    changed = resolved(**{key: value})
+    assert papers.figures(changed) == {}
+    assert papers.notes(changed) == [
+        f"Not beside LookAhead Tuning, Table 1: this run differs from recipe llama2-7b-paper in {key}."
+    ]
+
+
+def test_devices_seeds_and_other_methods_leave_them_in() -> None:
+    changed = resolved(
+        **{
+            "training.num_processes": 1,
+            "training.micro_batch_size": 4,
+            "seeds": [1, 2],
+            "methods": ["vanilla", "lisa"],
+            "train_tasks": ["gsm8k"],
+            "method_options.lisa": {"rho": 0.5},
+        }
+    )
+    assert papers.figures(changed) == papers.figures(resolved())
+    options = resolved(**{"method_options.lookahead-true": {"preview_tokens": 2}})
+    assert papers.differing(options) == ["method_options.lookahead-true"]
+
+
+def test_another_judge_has_the_utility_alone() -> None:
+    changed = resolved(judges=["keyword", "openai:gpt-4o"])
+    found = papers.figures(changed)
+    assert found["gsm8k", "vanilla", "keyword"] == {"utility": 42.91}
+    assert set(found["gsm8k", "vanilla", "openai:gpt-4o"]) == {"utility", "rsr", "jsr"}
+    assert any("not put beside those of keyword" in note for note in papers.notes(changed))
+    stricter = resolved(**{"judging.threshold": 3.0})
+    assert papers.figures(stricter)["gsm8k", "vanilla", "openai:gpt-4o"] == {"utility": 42.91}
+    assert any("threshold" in note for note in papers.notes(stricter))
+
+
+def test_an_unknown_paper_is_refused() -> None:
+    with pytest.raises(UsageError, match="paper: no figures of 'nobody' are here; known: lookahead-tuning"):
+        config.load("mini", {"paper": "nobody"})
