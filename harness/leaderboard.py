@@ -106,11 +106,13 @@ class CellResult:
 Paper = Mapping[tuple[str, str, str], Mapping[str, float]]  # (train task, method, judge) -> metric -> percent
 
 
-def build(cells: Iterable[CellResult], paper: Paper | None = None) -> pd.DataFrame:
+def build(
+    cells: Iterable[CellResult], paper: Paper | None = None, *, baseline: str = BASELINE
+) -> pd.DataFrame:
     """The leaderboard: ARCHITECTURE's columns, one row a cell, and over several seeds one with their means.
 
-    - ``*_delta``: percentage points against vanilla of the same model, train task, seed and judge, on the
-      documents judged in both. Empty without such a vanilla, and for vanilla itself.
+    - ``*_delta``: percentage points against the ``baseline`` of the same model, train task, seed and judge,
+      on the documents judged in both. Empty without such a baseline, and for the baseline itself.
     - ``*_p``: Holm-adjusted within one metric, model, judge and seed, over methods and train tasks; each row
       of the seed model is a comparison like any other. The "mean" rows are a family of their own.
     - ``*_mde``: percentage points; the smallest true difference that the comparison would have shown at
@@ -128,7 +130,7 @@ def build(cells: Iterable[CellResult], paper: Paper | None = None) -> pd.DataFra
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
     cells = _in_order(cells)
-    baselines = {_comparison(cell): cell for cell in cells if cell.method == BASELINE}
+    baselines = {_comparison(cell): cell for cell in cells if cell.method == baseline}
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
     metrics = (*METRICS, *further)
     several = {group[0].model for group in _grouped(cells, "model") if len({cell.seed for cell in group}) > 1}
@@ -225,9 +227,9 @@ def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) 
 
 
 def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> TaskOutcome | None:
-    """Vanilla's outcome of the same task and metric, for what is not vanilla itself."""
+    """The baseline's outcome of the same task and metric, for what is not the baseline itself."""
     outcome = cell.outcome(metric)
-    reference = baseline.outcome(metric) if baseline and cell.method != BASELINE else None
+    reference = baseline.outcome(metric) if baseline and baseline is not cell else None
     if outcome is None or reference is None:
         return None
     same = (reference.task, reference.metric) == (outcome.task, outcome.metric)

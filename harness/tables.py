@@ -54,7 +54,7 @@ SCORE_COLUMNS = (
     *("value", "low", "high", "n", "unjudged"),
 )
 _FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
-TEXT = {*KEY, "utility_task", "utility_metric", "status", "task", "metric", "category"}
+TEXT = {*KEY, "run", "utility_task", "utility_metric", "status", "task", "metric", "category"}
 WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
     f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
 }
@@ -73,8 +73,8 @@ def further_columns(tasks: Iterable[str]) -> list[str]:
 
 def further_tasks(columns: Iterable[str]) -> list[str]:
     """The further tasks among a leaderboard's columns."""
-    names = [*columns][len(COLUMNS) :]
-    return names[:: len(_FURTHER_COLUMNS)]
+    names = [name for name in columns if name not in COLUMNS]
+    return [name for name in names if {*further_columns([name])} <= {*names}]
 
 
 def _is_whole(name: str) -> bool:
@@ -123,7 +123,7 @@ def write(
     frame: pd.DataFrame, scores: pd.DataFrame, out: Path, *, title: str, notes: Sequence[str] = ()
 ) -> None:
     """leaderboard.csv, .json and .md and scores.csv in ``out``, each of them whole or not at all."""
-    record = {"title": title, "notes": list(notes), "rows": _records(frame)}
+    record = {"title": title, "notes": list(notes), "rows": records(frame)}
     write_text_atomic(out / "scores.csv", _csv(scores))
     write_text_atomic(out / "leaderboard.csv", _csv(frame))
     write_text_atomic(out / "leaderboard.md", markdown(frame, title=title, notes=notes))
@@ -146,7 +146,21 @@ def read(out: Path) -> pd.DataFrame:
     return frame
 
 
-def _records(frame: pd.DataFrame) -> list[Row]:
+def read_scores(out: Path) -> pd.DataFrame:
+    """The scores.csv that ``write`` left in ``out``."""
+    try:
+        text = pd.read_csv(out / "scores.csv", dtype=str, keep_default_na=False)
+        rows = [
+            {name: row[name] if name in TEXT else float(row[name] or "nan") for name in SCORE_COLUMNS}
+            for row in text.to_dict("records")
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise HarnessError(f"{out / 'scores.csv'}: no scores that this version wrote ({error!r})") from error
+    return as_frame([{k: None if v != v else v for k, v in row.items()} for row in rows], SCORE_COLUMNS)
+
+
+def records(frame: pd.DataFrame) -> list[Row]:
+    """A frame's rows, None where it is empty."""
     rows = frame.astype(object).where(frame.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
@@ -169,11 +183,11 @@ def _csv_format(name: str) -> Callable[[Any], str]:
 
 
 def _csv_text(text: str) -> str:
-    text = _one_line(text)
+    text = one_line(text)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line breaks, terminal escapes and other characters that don't print."""
     return "".join(character if character.isprintable() else " " for character in text).strip()
 
@@ -195,18 +209,24 @@ class _Section:
 
 def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
     """Over several seeds a table shows the means alone: the seeds are in leaderboard.csv."""
-    records = _records(frame)
-    for group in grouped(records, "model", "train_task", "judge"):
-        model = [group[0]["model"]] if count(records, "model") > 1 else []
+    everything = records(frame)
+    for group in grouped(everything, "model", "train_task", "judge"):
+        model = [group[0]["model"]] if count(everything, "model") > 1 else []
         heading = " · ".join(
             [*model, f"trained on {group[0]['train_task']}", f"judged by {group[0]['judge']}"]
         )
         caption = _caption([row for row in group if row["seed"] != MEAN])
-        rows = [row for row in group if row["seed"] == MEAN] or group
+        rows = means(group)
         failures = [(row, f"{row['method']} {row['status']}") for row in rows if row["status"] != DONE]
         further = further_tasks(map(str, frame.columns))
         bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
         yield _Section(heading, caption, rows, failures, bounds, further)
+
+
+def means(group: Sequence[Row]) -> list[Row]:
+    """Of each method that has several seeds the mean alone."""
+    several = {row["method"] for row in group if row["seed"] == MEAN}
+    return [row for row in group if row["seed"] == MEAN or row["method"] not in several]
 
 
 def count(rows: Iterable[Row], name: str) -> int:
@@ -264,7 +284,7 @@ def _legend(frame: pd.DataFrame) -> list[str]:
     ]
     if shown[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
         lines.append(f"*: p < {ALPHA}, two-sided, after Holm ({tests}).")
-    if any(_least(row, metric) for row in _records(shown) for metric in metrics):
+    if any(_least(row, metric) for row in records(shown) for metric in metrics):
         lines.append(
             "(7.1): not significant; alone (before Holm) it would have shown a true 7.1 with 80 % power."
         )
@@ -315,17 +335,17 @@ def _beside_paper(rows: Iterable[Row]) -> list[tuple[str, dict[str, tuple[float,
 
 def markdown(frame: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
     """The leaderboard as it reads on GitHub: a table for each train task, then what its marks mean."""
-    blocks = [f"# {_escaped(title)}"]
+    blocks = [f"# {escaped(title)}"]
     for section in _sections(frame):
-        blocks.append(f"## {_escaped(section.heading)}")
+        blocks.append(f"## {escaped(section.heading)}")
         if section.caption:
-            blocks.append(_escaped(section.caption))
+            blocks.append(escaped(section.caption))
         blocks.append(_markdown_table(section.rows, METRICS, seconds=True))
         blocks.extend(_markdown_table(section.rows, some) for some in _threes(section.further))
         blocks.extend(_markdown_paper(section.rows))
         partly = [line for row, line in section.failures if not _is_failed(row)]
-        blocks.extend(_escaped(line) for line in (*partly, *section.bounds))
-    blocks.append("\n".join(f"- {_escaped(line)}" for line in [*_legend(frame), *notes]))
+        blocks.extend(escaped(line) for line in (*partly, *section.bounds))
+    blocks.append("\n".join(f"- {escaped(line)}" for line in [*_legend(frame), *notes]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -338,7 +358,7 @@ def _markdown_table(rows: Sequence[Row], metrics: Sequence[str], *, seconds: boo
     refusals = [metric for metric in metrics if _has_refusals(rows, metric)]
     head = ["method"]
     for metric in metrics:
-        heading = _escaped(_heading(metric))
+        heading = escaped(_heading(metric))
         head += [f"Δ {heading}", heading, *(["refusals"] if metric in refusals else [])]
     head += ["train s"] if seconds else []
     return _markdown_lines(head, [_markdown_row(row, metrics, refusals, seconds) for row in rows])
@@ -355,12 +375,12 @@ def _markdown_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with_seconds: bool) -> list[str]:
     if _is_failed(row):
-        return [_escaped(row["method"]), _escaped(row["status"])]
-    cells = [_escaped(row["method"])]
+        return [escaped(row["method"]), escaped(row["status"])]
+    cells = [escaped(row["method"])]
     for metric in metrics:
         value, delta = row[metric], row[f"{metric}_delta"]
         interval = _markdown_interval(row, f"{metric}_delta", "+")
-        marked = "" if delta is None else _escaped(f"{delta:+.2f}{_mark(row, metric)}")
+        marked = "" if delta is None else escaped(f"{delta:+.2f}{_mark(row, metric)}")
         cells.append(f"{marked}{interval}{_least(row, metric)}")
         cells.append(
             "" if value is None else f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
@@ -377,7 +397,7 @@ def _markdown_paper(rows: Sequence[Row]) -> list[str]:
     metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
     head = ["method", *(name for metric in metrics for name in (f"{_heading(metric)} vs paper", "paper"))]
     lines = [
-        [_escaped(method), *(text for metric in metrics for text in _paper_cells(pairs, metric, 2))]
+        [escaped(method), *(text for metric in metrics for text in _paper_cells(pairs, metric, 2))]
         for method, pairs in beside
     ]
     return [_markdown_lines(head, lines)] if beside else []
@@ -395,10 +415,10 @@ def _markdown_interval(row: Row, name: str, sign: str = "") -> str:
     return "" if low is None or high is None else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """One line that Markdown takes as text."""
     return "".join(
-        f"\\{character}" if character in "\\`*[]<>|#" else character for character in _one_line(text)
+        f"\\{character}" if character in "\\`*[]<>|#" else character for character in one_line(text)
     )
 
 
@@ -415,11 +435,11 @@ def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence
         text = buffer.getvalue().translate(_ASCII).encode("ascii", "replace").decode()
         console.out(text, end="", highlight=False)
         return
-    console.print(Text(_one_line(title), style="bold"))
+    console.print(Text(one_line(title), style="bold"))
     for section in _sections(frame):
         console.print()
-        console.print(Text(_one_line(section.heading), style="bold"))
-        console.print(Text(_one_line(section.caption)))
+        console.print(Text(one_line(section.heading), style="bold"))
+        console.print(Text(one_line(section.caption)))
         console.print()
         console.print(_fitting(section.rows, console, METRICS), crop=False)
         for some in _threes(section.further):
@@ -429,12 +449,12 @@ def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence
             console.print()
             console.print(_paper_table(beside), crop=False)
         for row, line in section.failures:
-            console.print(Text(_one_line(line), style="red" if _is_failed(row) else "yellow"))
+            console.print(Text(one_line(line), style="red" if _is_failed(row) else "yellow"))
         for line in section.bounds:
-            console.print(Text(_one_line(line), style="yellow"))
+            console.print(Text(one_line(line), style="yellow"))
     console.print()
     for line in [*_legend(frame), *notes]:
-        console.print(Text(_one_line(line)))
+        console.print(Text(one_line(line)))
 
 
 def _fitting(rows: Sequence[Row], console: Console, metrics: Sequence[str]) -> Table:
@@ -470,7 +490,7 @@ def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Tabl
     """Lines of a method: what its figures differ from vanilla's and are, and the intervals below."""
     table = _bare_table(layout.gap)
     table.add_column("method", overflow="fold", max_width=24)
-    columns = [[Text(_one_line(row["method"])) for row in rows]]
+    columns = [[Text(one_line(row["method"])) for row in rows]]
 
     def add(heading: str, cells: list[Text]) -> None:
         header, *cells = _right([Text(heading), *cells])
@@ -512,7 +532,7 @@ def _paper_table(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -
         table.add_column("paper", justify="right")
     for method, pairs in beside:
         cells = (text for metric in metrics for text in _paper_cells(pairs, metric, 1))
-        table.add_row(Text(_one_line(method)), *cells)
+        table.add_row(Text(one_line(method)), *cells)
     return table
 
 
