@@ -65,7 +65,7 @@ GROWING = (
     "judging",
 )
 TABLE_VERSION = 3
-FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv")
+FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
 TITLE = "Safety and utility after fine-tuning"
 
 
@@ -316,7 +316,7 @@ def _check(shop: Workshop) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
+    """Write the leaderboard (FILES) and each cell's scores.json, and print it."""
     from harness import epochs, tables
 
     cells = plan.cells(config)
@@ -333,7 +333,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     title = f"{TITLE}: {config.model}"
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     if not stage.done():
-        from harness import leaderboard, papers, scores
+        from harness import latex, leaderboard, papers, scores
 
         results = scores.collect(config, out, cells, failures)
         for cell in cells:
@@ -346,6 +346,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
+            latex.write(frame, scratch, title=title, notes=notes)
             if config.eval_every_epoch:
                 epochs.write(config, out, cells, failures, scratch)
 
@@ -354,7 +355,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     tables.render(written, console, title=title, notes=written.attrs["notes"])
     if config.eval_every_epoch:
         epochs.render(config, out, console)
-    names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))
+    names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json", "tex"))
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 
 
