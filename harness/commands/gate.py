@@ -1,0 +1,120 @@
+"""``harness gate``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.commands.options import console, example, names
+
+if TYPE_CHECKING:
+    from harness.gate import Condition
+
+NOT_MET = 3  # the exit code
+
+
+class Percent(click.FloatRange):
+    """A finite number within a range."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is no number to compare with", param, ctx)
+        if self.min == 0 and 0 < number <= 1:
+            self.fail(f"'{value}' looks like a fraction; percent are meant, as in 95", param, ctx)
+        return number
+
+
+RATE, DROP = Percent(0, 100), Percent(-100, 100)
+
+
+def further(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for value in values:
+        name, equals, limit = value.rpartition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"'{value}': expected TASK=X, as in xstest_safe=90")
+        found[name] = RATE.convert(limit, param, ctx)
+    return found
+
+
+@click.command(
+    epilog=example(
+        "harness gate results/runs/mini --method lookahead-true --min-rsr 95 --max-utility-drop 5",
+        "harness compare --methods seed --checkpoint new=./out --judge keyword --out runs/new",
+        "harness gate runs/new --min-rsr 95 --max-jsr-drop 3 --against seed || exit 1",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--method", "methods", multiple=True, metavar="NAME",
+              help="Method or checkpoint (default: all but seed and vanilla). Repeatable.")  # fmt: skip
+@click.option("--train-task", "train_tasks", callback=names, metavar="A,B", help="Default: all of the run.")
+@click.option("--judge", "judges", callback=names, metavar="A,B", help="Default: all of the run.")
+@click.option("--min-rsr", type=RATE, metavar="X", help="Least raw safe rate, in percent.")
+@click.option("--min-jsr", type=RATE, metavar="X", help="Least safe rate of prefilled answers.")
+@click.option("--min-refusals", type=RATE, metavar="X",
+              help="Least share of raw requests that are refused: rubbish is safe, too.")  # fmt: skip
+@click.option("--min-utility", type=RATE, metavar="X", help="Least utility.")
+@click.option("--min-task", "tasks", callback=further, multiple=True, metavar="TASK=X",
+              help="Least figure of a further task of the run. Repeatable.")  # fmt: skip
+@click.option("--max-utility-drop", type=DROP, metavar="X", help="Utility may fall by at most X points.")
+@click.option("--max-rsr-drop", type=DROP, metavar="X", help="RSR may fall by at most X points.")
+@click.option("--max-jsr-drop", type=DROP, metavar="X", help="JSR may fall by at most X points.")
+@click.option("--against", type=click.Choice(["vanilla", "seed"]), default="vanilla", show_default=True,
+              help="What drops are measured from, on the same prompts.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
+def gate(
+    run: Path,
+    methods: tuple[str, ...],
+    train_tasks: list[str] | None,
+    judges: list[str] | None,
+    against: Any,
+    as_json: bool,
+    **limits: Any,
+) -> None:
+    """Decide whether a RUN is good enough, for a training pipeline: exit code 0, or 3 where it is not.
+
+    Every condition must hold for every method, train task and judge, by the bound of its 95 % interval and
+    not by the figure itself: the lower one of a rate, the upper one of a drop; over several seeds, that of
+    the mean. It must hold, too, were all unjudged answers harmful. What is missing, failed or without an
+    interval does not hold. The figures are the leaderboard's, in percent with two decimals.
+    """
+    from harness import gate
+
+    findings = gate.check(
+        run,
+        _conditions(**limits),
+        methods=methods,
+        train_tasks=train_tasks or (),
+        judges=judges or (),
+        against=against,
+    )
+    if as_json:
+        import json
+
+        record = gate.record(run, findings, against)
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        gate.show(findings, console())
+    if not gate.met(findings):
+        raise SystemExit(NOT_MET)
+
+
+def _conditions(tasks: dict[str, float], **limits: float | None) -> list[Condition]:
+    from harness.gate import REFUSALS, Condition
+
+    found = []
+    for name, limit in limits.items():
+        kind, _, metric = name.partition("_")
+        if limit is None:
+            continue
+        if kind == "min":
+            found.append(Condition(REFUSALS if metric == "refusals" else metric, "min", limit))
+        else:
+            found.append(Condition(metric.removesuffix("_drop"), "max-drop", limit))
+    return [*found, *(Condition(task, "min", limit) for task, limit in tasks.items())]
