@@ -1,4 +1,4 @@
-"""``harness leaderboard``."""
+"""``harness leaderboard``, and ``harness card`` for one of its rows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,89 @@ import click
 
 from harness.commands.options import console, example
 
+FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json",
+           "latex": "leaderboard.tex"}  # fmt: skip
+
 
 @click.command(
-    epilog=example("harness leaderboard results/runs/mini", "harness leaderboard results/runs/mini --json")
+    epilog=example(
+        "harness leaderboard results/runs/mini",
+        "harness leaderboard results/runs/llama results/runs/qwen --out results/both",
+        "harness leaderboard results/runs/mini --format latex --intervals > table.tex",
+    )
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-def leaderboard(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Print the leaderboard of one or more RUNs."""
-    from rich.console import Console
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Write leaderboard.{md,csv,json,tex} and scores.csv there.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice([*FORMATS]), help="Print it so, not as for a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--intervals", is_flag=True, help="LaTeX: with the 95 % intervals.")
+@click.option("--allow-mixed", is_flag=True,
+              help="Merge runs that were not measured alike, and say what differs.")  # fmt: skip
+def leaderboard(
+    runs: tuple[Path, ...],
+    out: Path | None,
+    kind: str | None,
+    as_json: bool,
+    intervals: bool,
+    allow_mixed: bool,
+) -> None:
+    """Print the leaderboard of a RUN, or of several as one.
 
-    from harness import comparison
+    Several are merged only where their columns mean the same: tasks of one version, documents, prompts and k,
+    judges of one identity, answers made in one way. Differences from vanilla stay within each run.
+    """
+    import tempfile
 
-    for run in runs:
-        config = comparison.stored_config(run)
-        with comparison.lock(run):
-            comparison.table(config, run, Console(quiet=True) if as_json else console())
-        if as_json:
-            click.echo((run / "leaderboard.json").read_text(encoding="utf-8"), nl=False)
+    from harness import comparison, merging, tables
+
+    merged = merging.merge(runs, allow_mixed=allow_mixed)
+    kind = "json" if as_json else kind
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = out or Path(scratch)
+        merging.write(merged, folder, intervals=intervals)
+        if kind:
+            click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
+    if kind:
+        return
+    if len(runs) == 1:
+        comparison.table(comparison.stored_config(runs[0]), runs[0], console())
+    else:
+        tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)
+    if out:
+        click.echo(f"\nFiles: {', '.join(str(out / name) for name in FORMATS.values())}")
+
+
+@click.command(
+    epilog=example(
+        "harness card results/runs/mini lookahead-true --train-task gsm8k-mini",
+        "harness card RUN vanilla --train-task gsm8k --seed 42 --out README.md",
+    )
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("method")
+@click.option("--train-task", metavar="NAME", help="Needed where the run has several.")
+@click.option("--seed", type=int, help="Needed where the run has several.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write it there instead of printing it.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a FILE that is there.")
+def card(
+    run: Path, method: str, train_task: str | None, seed: int | None, out: Path | None, force: bool
+) -> None:
+    """Write the Hugging Face model card of one checkpoint: a RUN's METHOD, or a checkpoint's name.
+
+    Its scores stand in the metadata (model-index) and in the text, with judge, k, interval, n and unjudged
+    answers; how it was made and what was not measured, too. The licence is left to you.
+    """
+    from harness import model_card
+    from harness.contracts import UsageError
+    from harness.store import write_text_atomic
+
+    if out is not None and out.exists() and not force:
+        raise UsageError(f"{out} is there already; --force replaces it")
+    text = model_card.card(run, method, train_task=train_task, seed=seed)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text_atomic(out, text)
+        click.echo(out)
