@@ -14,6 +14,7 @@ from harness.commands import (
     data,
     doctor,
     folder,
+    gate,
     leaderboard,
     listings,
     matched,
@@ -44,9 +45,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 for command in (
-    *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
-    *(sweep.sweep, tune.tune, analyze.analyze, agreement.agreement, folder.clean, data.data),
-    *(doctor.doctor, simulate.simulate),
+    *(run.compare, run.train, run.respond, run.judge, folder.score),
+    *(leaderboard.leaderboard, leaderboard.card, gate.gate),
+    *(analyze.analyze, sweep.sweep, tune.tune, agreement.agreement),
+    *(folder.clean, data.data, doctor.doctor, simulate.simulate),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),
 ):
     cli.add_command(command)
