@@ -107,10 +107,11 @@ def check(
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
-        cells = [cell for cell in cells if cell.method in (*methods, against)]
+        compared = (against,) if any(condition.kind == "max-drop" for condition in conditions) else ()
+        cells = [cell for cell in cells if cell.method in (*methods, *compared)]
         _check_pending(run, cells, judges or config.judges)
         judges = _chosen("judge", judges, config.judges)
-        frames = _frames(config, run, cells, against)
+        frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
     return [
         _finding(condition, against, frames, method=method, train_task=train_task, judge=judge)
         for train_task in train_tasks
@@ -180,10 +181,12 @@ class _Frames:
     drops: Mapping[tuple[str, str, str], Row]
 
 
-def _frames(config: RunConfig, run: Path, cells: list[Cell], against: Against) -> _Frames:
+def _frames(
+    config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against
+) -> _Frames:
     stored = read_json(run / "run.json").get("failures", {})
     results = scores.collect(config, run, cells, {Path(folder): line for folder, line in stored.items()})
-    results = [_with_refusals(result) for result in results]
+    results = [_with(metrics, _with_refusals(result)) for result in results]
     judged = _rows(results, against)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):
         return _Frames(judged, judged, judged)
@@ -201,6 +204,17 @@ def _rows(results: Iterable[CellResult], against: Against) -> dict[tuple[str, st
 
 def _outcomes(result: CellResult) -> list[TaskOutcome]:
     return [outcome for outcome in (result.utility, result.rsr, result.jsr, *result.further) if outcome]
+
+
+def _with(metrics: Collection[str], result: CellResult) -> CellResult:
+    """The result with the outcomes alone that are asked for."""
+    return dataclasses.replace(
+        result,
+        utility=result.utility if "utility" in metrics else None,
+        rsr=result.rsr if "rsr" in metrics else None,
+        jsr=result.jsr if "jsr" in metrics else None,
+        further=tuple(outcome for outcome in result.further if outcome.task in metrics),
+    )
 
 
 def _with_refusals(result: CellResult) -> CellResult:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from harness import merging, tables
+from harness import comparison, merging, tables
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, write_json_atomic
 
@@ -42,10 +43,21 @@ def edit(path: Path, *keys: str, value: Any) -> None:
     write_json_atomic(path, record)
 
 
+@pytest.fixture(scope="module")
+def parts(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one setting, their tables written."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name, methods in (("a", ["vanilla", "lookahead-true"]), ("b", ["vanilla", "sdft"])):
+        run = part(small_run, folder / name, methods)
+        comparison.table(comparison.stored_config(run), run, Console(quiet=True))
+    return folder
+
+
 @pytest.fixture
-def two(small_run: Path, tmp_path: Path) -> tuple[Path, Path]:
-    first = part(small_run, tmp_path / "a", ["vanilla", "lookahead-true"])
-    return first, part(small_run, tmp_path / "b", ["vanilla", "sdft"])
+def two(parts: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the two that a test may change."""
+    shutil.copytree(parts, tmp_path / "two")
+    return tmp_path / "two" / "a", tmp_path / "two" / "b"
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
