@@ -17,6 +17,7 @@ from harness.commands import (
     leaderboard,
     listings,
     mini,
+    report,
     run,
 )
 from harness.commands.options import Commands
@@ -41,6 +42,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score, leaderboard.leaderboard),
+    *(report.report, report.figures),
     *(analyze.analyze, agreement.agreement, folder.clean, data.data),
     doctor.doctor,
     *(listings.methods, listings.tasks, listings.judges, mini.mini),

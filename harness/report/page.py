@@ -1,0 +1,222 @@
+"""The report's page: what it shows, gathered from the run's files, and the one HTML file made of it.
+
+Everything variable goes through Jinja's escaping; data for the script is JSON whose angle brackets are
+escaped; figures are images, in which nothing runs. The page's own policy (Content-Security-Policy) lets
+nothing but its one style sheet and its one script in, and no request out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from harness import analysis, comparison, figures, gallery
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.report import exchanges
+from harness.report.tables import (
+    agreement_tables,
+    category_tables,
+    cost_tables,
+    leaderboard_tables,
+)
+from harness.report.verdict import Verdict, verdict
+from harness.store import read_json, write_text_atomic
+from harness.tables import grouped
+
+FILE = "report.html"
+ANALYSES = {  # what else a run may hold, by the stem of its file -> what it shows, and what makes it
+    "kl": ("Distance from the seed model (KL), token by token", "harness analyze kl"),
+    "categories": ("Safe rates by category, as a heat map", "harness analyze categories"),
+    "sweep": ("Sweeps of a method's options", "harness sweep"),
+    "budget": ("Utility and safety by training budget", "harness tune"),
+    "matched": ("Safety at the same utility", "harness tune"),
+}
+SECRETS = (
+    re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
+    re.compile(r"(?i)\bbearer\s+\S+"),
+    re.compile(r"(?i)(?<=://)[^/\s@]+@"),
+    re.compile(r"(?i)[\w-]*(?:api[-_]?key|token|secret|password)\s*[=:]\s*[^\s&'\",]+"),
+)
+LEFT_OUT = "(left out)"
+
+
+def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> Path:
+    """The report of a run, in ``out`` (the run's ``report.html``): its path.
+
+    Raises HarnessError where ``run`` is no run with a leaderboard, or ``out`` cannot be written.
+    """
+    path = out or run / FILE
+    page = render(run, show_harmful=show_harmful)
+    try:
+        write_text_atomic(path, page)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    return path
+
+
+def render(run: Path, *, show_harmful: bool = False) -> str:
+    """The page itself. The same run gives the same bytes."""
+    config = comparison.stored_config(run)
+    rows = gallery.leaderboard_rows(run)
+    record = read_json(run / "run.json")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(_asset("."))),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = _read("report.css"), _read("report.js")
+    text = environment.get_template("report.html.jinja").render(
+        title=f"Safety after fine-tuning: {public(config.model)}",
+        about=_about(config, record),
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        verdicts=_verdicts(rows),
+        notes=[public(note) for note in read_json(run / "leaderboard.json")["notes"]],
+        leaderboard=leaderboard_tables(rows),
+        pictures=_pictures(run),
+        missing=_missing(run),
+        categories=category_tables(run, rows),
+        agreement=agreement_tables(run, config),
+        costs=_costs(run),
+        data=exchanges.collect(run, config, show_harmful=show_harmful),
+        show_harmful=show_harmful,
+        command=command(record),
+        commit=record.get("commit"),
+        facts=_facts(record),
+        settings=yaml.safe_dump(_public(record["config"]), sort_keys=False, allow_unicode=True),
+    )
+    return text.encode("utf-8", "replace").decode()
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+def _verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    return [verdict(group) for group in grouped(rows, "model", "train_task", "judge")]
+
+
+def _about(config: RunConfig, record: dict[str, Any]) -> str:
+    parts = [
+        f"{len(config.methods)} methods",
+        f"trained on {', '.join(config.train_tasks)}",
+        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}",
+        f"judged by {', '.join(map(public, config.judges))}",
+        f"run of {str(record.get('started', ''))[:10]}",
+    ]
+    return " · ".join(parts)
+
+
+def _pictures(run: Path) -> list[dict[str, str]]:
+    """The run's own figures, then what is in its ``analysis`` folder; each an image with its caption."""
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for picture in gallery.draw(run):
+            path = Path(scratch) / f"{picture.name}.svg"
+            figures.save(picture.figure, path)
+            found.append({"title": picture.title, "caption": picture.caption, "source": _data_uri(path)})
+    for path in sorted((run / "analysis").glob("*.svg")):
+        title = next((what for stem, (what, _) in ANALYSES.items() if path.stem.startswith(stem)), path.stem)
+        found.append({"title": title, "caption": _caption(path, title), "source": _data_uri(path)})
+    return found
+
+
+def _caption(path: Path, title: str) -> str:
+    """What the analysis says of its figure in the JSON file beside it."""
+    beside = path.with_suffix(".json")
+    record = read_json(beside) if beside.is_file() else {}
+    named = record.get("caption") if isinstance(record, dict) else None
+    return named if isinstance(named, str) and named else title
+
+
+def _missing(run: Path) -> list[dict[str, str]]:
+    there = [path.stem for path in (run / "analysis").glob("*")]
+    return [
+        {"what": what, "command": f"{command} RUN"}
+        for stem, (what, command) in ANALYSES.items()
+        if not any(name.startswith(stem) for name in there)
+    ]
+
+
+def _costs(run: Path) -> dict[str, Any] | None:
+    try:
+        record = analysis.flops(run)
+    except HarnessError:  # nothing is trained in it
+        return None
+    return {"tables": cost_tables(record), "notes": record["notes"]}
+
+
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions and hardware; measured time."""
+    hardware, libraries = record.get("hardware", {}), record.get("libraries", {})
+    facts = [
+        ("harness", str(record.get("harness", ""))),
+        ("commit", str(record.get("commit") or "not known")),
+        ("started", str(record.get("started", ""))),
+        ("Python", str(record.get("python", ""))),
+        ("machine", " ".join(str(hardware.get(name, "")) for name in ("system", "machine"))),
+        ("cores", str(hardware.get("cores", ""))),
+    ]
+    facts += [(name, str(version)) for name, version in libraries.items()]
+    for task, source in record.get("data", {}).items():
+        facts.append((f"data of {task}", f"{source['documents']} documents, {public(source['source'])}"))
+    return facts
+
+
+def command(record: dict[str, Any]) -> str:
+    """The command line that made the run, without its folder names and secrets."""
+    return public(shlex.join(["harness", *map(str, record.get("command", ["harness"])[1:])]))
+
+
+def public(text: str) -> str:
+    """A text for a file that is passed on: no keys, and of absolute paths their last part alone."""
+    for secret in SECRETS:
+        text = secret.sub(LEFT_OUT, text)
+    return re.sub(r"(?<![\w:/.~])[~.]?(?:/[\w.@+-]+)+/([\w.@+-]+)", r"…/\1", text)
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _public(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return public(value) if isinstance(value, str) else value
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("harness.report"))) / name
+
+
+def _read(name: str) -> str:
+    return _asset(name).read_text(encoding="utf-8")
