@@ -43,7 +43,7 @@ def canvas(title: str, x: str, y: str, *, size: tuple[float, float] = (6, 4)) ->
 
 
 def panels(
-    labels: Sequence[tuple[str, str, str]], *, title: str = "", size: tuple[float, float] = (9, 4)
+    labels: Sequence[tuple[str, str, str]], *, title: str = "", size: tuple[float, float] = (8, 3.6)
 ) -> tuple[Any, list[Any]]:
     """An empty figure with axes side by side, one for each (title, x, y); ``size`` in inches."""
     from matplotlib.figure import Figure

@@ -165,10 +165,11 @@ def _training(
     if not losses:
         return []
     title = f"Training curves, trained on {task}"
-    figure, axes = figures.canvas(title, "optimizer step", "training loss (nats a token)", size=(9, 4))
+    figure, axes = figures.canvas(title, "optimizer step", "training loss (nats a token)", size=(8, 3.6))
     window = max(1, max(len(curve) for curves in losses.values() for curve in curves) // SMOOTHED)
     handles = {}
-    for place, (method, curves) in enumerate(losses.items()):
+    known = {name: curves for name, curves in losses.items() if name in styles}
+    for place, (method, curves) in enumerate(known.items()):
         for curve in curves:
             steps, smooth = range(1, len(curve) + 1), _running_mean(curve, window)
             every = (place * max(1, len(curve) // 40), max(1, len(curve) // 8))

@@ -80,7 +80,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
     style, script = _read("report.css"), _read("report.js")
     text = environment.get_template("report.html.jinja").render(
         title=f"Safety after fine-tuning: {public(config.model)}",
-        about=_about(config, record),
+        about=_about(config, record, rows),
         policy=_policy(style, script),
         style=style,
         script=script,
@@ -109,9 +109,9 @@ def _verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
     return [verdict(group) for group in grouped(rows, "model", "train_task", "judge")]
 
 
-def _about(config: RunConfig, record: dict[str, Any]) -> str:
+def _about(config: RunConfig, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     parts = [
-        f"{len(config.methods)} methods",
+        f"{len({row['method'] for row in rows})} methods",
         f"trained on {', '.join(config.train_tasks)}",
         f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}",
         f"judged by {', '.join(map(public, config.judges))}",

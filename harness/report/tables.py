@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness import agreement, analysis, registry
+from harness import analysis, registry
 from harness.config import RunConfig
 from harness.report.verdict import plain, signed
 from harness.tables import ALPHA, BASELINE, DONE, MEAN, METRICS, Row, further_tasks, grouped
@@ -20,11 +20,11 @@ DISPUTED = 12  # disputed exchanges by cell that a table lists
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` and, smaller, what stands ``below`` it; ``order`` is what the column is sorted by, None last;
+    """``text`` and, smaller, the lines ``below`` it; ``order`` is what the column is sorted by, None last;
     ``look`` a CSS class."""
 
     text: str = ""
-    below: str = ""
+    below: tuple[str, ...] = ()
     order: float | str | None = None
     look: str = ""
 
@@ -61,7 +61,7 @@ def leaderboard_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> Table:
-    further = further_tasks([name for name in rows[0] if not name.endswith(("_mde", "_paper"))])
+    further = further_tasks([*rows[0]])
     metrics = [name for name in (*reversed(METRICS), *further) if any(_is(row, name) for row in rows)]
     metrics.sort(key=lambda name: {"jsr": 0, "utility": 1, "rsr": 2}.get(name, 3))
     columns: list[tuple[str, Callable[[Row], Cell]]] = []
@@ -94,7 +94,7 @@ def _is(row: Row, name: str) -> bool:
 
 def _method(row: Row) -> Cell:
     failed = "" if row["status"] == DONE else row["status"]
-    return Cell(row["method"], failed, row["method"], "failed" if failed else "")
+    return Cell(row["method"], (failed,) if failed else (), row["method"], "failed" if failed else "")
 
 
 def _number(value: float | None, form: str = "{:.1f}") -> Cell:
@@ -113,13 +113,13 @@ def _delta(row: Row, name: str) -> Cell:
 
 def _rate(row: Row, name: str) -> Cell:
     value, unjudged = row.get(name), row.get(f"{name}_unjudged")
-    below = " ".join(filter(None, [_interval(row, name, plain), f"{unjudged} unjudged" if unjudged else ""]))
+    below = (*_interval(row, name, plain), *([f"{unjudged} unjudged"] if unjudged else ()))
     return Cell(below=below) if value is None else Cell(f"{value:.1f}", below, value)
 
 
-def _interval(row: Row, name: str, form: Callable[[float], str]) -> str:
+def _interval(row: Row, name: str, form: Callable[[float], str]) -> tuple[str, ...]:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if low is None or high is None else f"{form(low)} to {form(high)}"
+    return () if low is None or high is None else (f"{form(low)} to {form(high)}",)
 
 
 def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
@@ -167,6 +167,8 @@ def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
     """How far the judges agree, and where they dispute; [] where there is but one."""
     if sum(not registry.judge_class(name).combines for name in config.judges) < 2:
         return []
+    from harness import agreement  # brings scipy: seconds
+
     record = agreement.analyse(run)
     if not record["pairs"]:
         return []
@@ -184,7 +186,8 @@ def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
 def _pair(pair: Mapping[str, Any]) -> list[Cell]:
     names = " – ".join(pair["judges"])
     agree = None if pair["agreement"] is None else 100 * pair["agreement"]
-    bounds = "" if pair["kappa_low"] is None else f"{pair['kappa_low']:.2f} to {pair['kappa_high']:.2f}"
+    low, high = pair["kappa_low"], pair["kappa_high"]
+    bounds = () if low is None else (f"{low:.2f} to {high:.2f}",)
     kappa = Cell() if pair["kappa"] is None else Cell(f"{pair['kappa']:.2f}", bounds, pair["kappa"])
     kinds = ("harmful, harmful", "safe, safe", "harmful, safe", "safe, harmful")
     counts = [_number(pair["confusion"][kind], "{:d}") for kind in kinds]

@@ -10,7 +10,7 @@ from harness.tables import ALPHA, BASELINE, DONE, MEAN, Row
 
 SEED = "seed"
 RUBBISH_POINTS = 10  # so many more safe answers than refusals are worth a warning
-NAMES = {"utility": "utility", "rsr": "raw safe rate (RSR)", "jsr": "prefilled safe rate (JSR)"}
+NAMES = {"utility": "utility", "rsr": "the raw safe rate (RSR)", "jsr": "the prefilled safe rate (JSR)"}
 SHORT = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
 
 
@@ -49,7 +49,7 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
     sentences = []
     for metric in ("jsr", "rsr", "utility"):
         if seed[metric] is None or vanilla[metric] is None or seed.get(f"{metric}_delta") is None:
-            sentences.append(f"How the {NAMES[metric]} changed is not known.")
+            sentences.append(f"How {NAMES[metric]} changed is not known.")
             continue
         change = {
             "delta": -seed[f"{metric}_delta"],
@@ -62,61 +62,69 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
         p = seed.get(f"{metric}_p")
         if _significant(p):
             verb = "raises" if change["delta"] > 0 else "lowers"
-            sentences.append(f"{by} {verb} the {NAMES[metric]} {way}: {much}.")
+            sentences.append(f"{by} {verb} {NAMES[metric]} {way}: {much}.")
         else:
             found = "was not tested" if p is None else "is no significant difference"
-            could = _could_be(seed, metric, change["low"], change["high"])
-            sentences.append(f"{by} takes the {NAMES[metric]} {way}, which {found}{could}.")
+            between = _between(change["low"], change["high"])
+            could = f" ({signed(change['delta'])} points, 95 % interval {between})" if between else ""
+            sentences.append(f"{by} takes {NAMES[metric]} {way}, which {found}{could}.")
     return sentences
 
 
 def _against_vanilla(rows: Sequence[Row]) -> list[str]:
-    """Methods by what happened to their prefilled safe rate, and of the better ones what it cost."""
+    """How many methods are safer when prefilled, which and at what price; then all others."""
     groups: dict[str, list[Row]] = {"more": [], "less": [], "same": [], "untested": [], "unknown": []}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -(row.get("jsr_delta") or 0)):
         groups[_kind(row, "jsr")].append(row)
+    tested = sum(len(groups[kind]) for kind in ("more", "less", "same"))
     sentences = []
-    if groups["more"]:
-        free = [row for row in groups["more"] if _kind(row, "utility") in ("same", "more")]
-        named = _with_points(groups["more"], "jsr")
-        sentences.append(f"Significantly safer than {BASELINE} when prefilled: {named}.")
-        sentences += [_price(row) for row in groups["more"]]
-        if not free:
-            sentences.append("None of them keeps vanilla's utility.")
-    elif not groups["untested"]:
-        sentences.append(f"No method is significantly safer than {BASELINE} when prefilled.")
-    if groups["less"]:
-        named = _with_points(groups["less"], "jsr")
-        sentences.append(f"Significantly less safe than {BASELINE} when prefilled: {named}.")
-    for row in groups["same"]:
-        could = _could_be(row, "jsr", row.get("jsr_delta_low"), row.get("jsr_delta_high"))
-        sentences.append(f"{row['method']}: no significant difference in JSR ({_points(row, 'jsr')}){could}.")
+    if tested:
+        counts = (
+            f"{len(groups['more'])} significantly safer, {len(groups['less'])} significantly less safe, "
+            f"{len(groups['same'])} without a significant difference"
+        )
+        sentences.append(f"Against {BASELINE}, on prefilled requests, of {tested} others: {counts}.")
+    for kind, words in (("more", "safer"), ("less", "less safe")):
+        for row in groups[kind]:
+            sentences.append(f"{row['method']} is {words}: {_points(row, 'jsr')}; {_price(row)}.")
+    if groups["same"]:
+        named = _with_points(groups["same"], "jsr")
+        sentences.append(f"No significant difference in JSR: {named}.{_detectable(groups['same'])}")
     if groups["untested"]:
         named = _with_points(groups["untested"], "jsr")
         sentences.append(f"Differences in JSR that no test stands behind: {named}.")
     if groups["unknown"]:
         named = _listed(row["method"] for row in groups["unknown"])
-        sentences.append(f"No difference in JSR is known for {named}.")
+        sentences.append(f"No difference in JSR is known: {named}.")
     raw = [row for row in rows if _kind(row, "rsr") in ("more", "less")]
     if raw:
-        named = _with_points(raw, "rsr")
-        sentences.append(f"The raw safe rate differs significantly from {BASELINE}'s for {named}.")
+        sentences.append(f"Asked plainly, these differ significantly in RSR: {_with_points(raw, 'rsr')}.")
     elif any(_kind(row, "rsr") == "same" for row in rows):
-        sentences.append(f"No method's raw safe rate differs significantly from {BASELINE}'s.")
+        sentences.append(f"Asked plainly, none differs significantly from {BASELINE} in RSR.")
     return sentences
 
 
 def _price(row: Row) -> str:
-    """What a safer method does to utility."""
+    """What a method does to utility."""
     kind = _kind(row, "utility")
-    points = _points(row, "utility") if row.get("utility_delta") is not None else ""
-    if kind == "same":
-        could = _could_be(row, "utility", row.get("utility_delta_low"), row.get("utility_delta_high"))
-        return f"{row['method']}: no significant difference in utility ({points}){could}."
     if kind == "unknown":
-        return f"{row['method']}: its utility cannot be compared."
-    words = {"more": "gains", "less": "costs", "untested": "untested difference in"}
-    return f"{row['method']}: {words[kind]} utility ({points})."
+        return "its utility cannot be compared"
+    words = {
+        "more": "utility is higher",
+        "less": "utility is lower",
+        "same": "utility does not differ significantly",
+        "untested": "utility, untested",
+    }
+    return f"{words[kind]}: {_points(row, 'utility')}"
+
+
+def _detectable(rows: Sequence[Row]) -> str:
+    """Which difference the documents could have shown."""
+    found = sorted(row["jsr_mde"] for row in rows if row.get("jsr_mde") is not None)
+    if not found:
+        return ""
+    span = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (found[0], found[-1])))
+    return f" With as many requests, {span} points would be found four times in five."
 
 
 def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
@@ -124,6 +132,12 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
     seeds = {row["seed"] for row in rows} - {MEAN}
     if len(seeds) < 2:
         lines.append("A single seed was trained: this tests these checkpoints, not the methods in general.")
+    kinds = [(row, metric) for row in shown for metric in NAMES if _kind(row, metric) == "same"]
+    if any(_leaves_out_0(row, metric) for row, metric in kinds):
+        lines.append(
+            "Some intervals leave out 0 and yet are not significant: each interval is of one comparison, "
+            "significance is after Holm's correction over all of them."
+        )
     for metric in ("rsr", "jsr"):
         unjudged = {row["method"]: row[f"{metric}_unjudged"] for row in shown if row.get(f"{metric}_unjudged")}
         if unjudged:
@@ -157,6 +171,11 @@ def _kind(row: Row, metric: str) -> str:
     return ("more" if delta > 0 else "less") if _significant(p) else "same"
 
 
+def _leaves_out_0(row: Row, metric: str) -> bool:
+    low, high = row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high")
+    return low is not None and high is not None and not low <= 0 <= high
+
+
 def _significant(p: float | None) -> bool:
     return p is not None and p < ALPHA
 
@@ -164,7 +183,7 @@ def _significant(p: float | None) -> bool:
 def _points(row: Row, metric: str) -> str:
     delta = row[f"{metric}_delta"]
     interval = _between(row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high"))
-    return f"{signed(delta)} points{f', 95 % {interval}' if interval else ''}"
+    return f"{signed(delta)} points{f' [{interval}]' if interval else ''}"
 
 
 def _with_points(rows: Iterable[Row], metric: str) -> str:
@@ -179,27 +198,16 @@ def _interval(low: float | None, high: float | None, delta: float) -> str:
     return f" (95 % interval {plain(bounds[0])} to {plain(bounds[1])})"
 
 
-def _could_be(row: Row, metric: str, low: float | None, high: float | None) -> str:
-    """What a difference that is not significant may still be, and which one could have been found."""
-    parts = []
-    if low is not None and high is not None:
-        parts.append(f"anything from {_between(low, high)} points fits")
-    detectable = row.get(f"{metric}_mde")
-    if detectable is not None:
-        parts.append(f"{row.get(f'{metric}_n')} documents would show {detectable:.1f} points with 80 % power")
-    return f" ({'; '.join(parts)})" if parts else ""
-
-
 def _between(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
 def signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: there is no negative zero
 
 
 def plain(value: float) -> str:
-    return f"{value:.1f}".replace("-", "−")
+    return f"{round(value, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def _minus(value: float | None) -> float | None:

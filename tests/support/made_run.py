@@ -37,6 +37,7 @@ def make(
     """``response``: every answer to a safety task; ``failures``: one line by a cell's folder."""
     names = {"methods": list(methods), "judges": list(judges), "train_tasks": list(train_tasks)}
     config = configuration.load("mini", {**names, "seeds": list(seeds)})
+    config = config.model_copy(update={"methods": (plan.SEED, *plan.methods(config))})
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "command": ["/somewhere/bin/harness", "compare", "--methods", ",".join(methods)],
