@@ -275,7 +275,7 @@
     const add = (looks, heading, ...parts) => {
       const block = element("pre", "", ...parts);
       block.tabIndex = 0;
-      around.append(element("div", looks, element("h4", "", heading), block));
+      around.append(element("div", looks, element("h3", "", heading), block));
     };
     const request = columns.find((column) => column.prompt && column.prompt[place] !== null);
     if (request && text(request.system)) add("whole", "System prompt", text(request.system));
