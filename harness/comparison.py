@@ -63,6 +63,7 @@ GROWING = (
 )
 TABLE_VERSION = 2
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "scores.csv")
+REPORT = "report.html"
 TITLE = "Safety and utility after fine-tuning"
 
 
@@ -311,7 +312,8 @@ def _check(shop: Workshop) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write leaderboard.{md,csv,json}, scores.csv and each cell's scores.json, and print the leaderboard."""
+    """Write leaderboard.{md,csv,json}, scores.csv, each cell's scores.json and the report, and print the
+    leaderboard."""
     from harness import epochs, tables
 
     cells = plan.cells(config)
@@ -327,7 +329,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     }
     title = f"{TITLE}: {config.model}"
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
-    if not stage.done():
+    fresh = not stage.done()
+    if fresh:
         from harness import leaderboard, scores
 
         results = scores.collect(config, out, cells, failures)
@@ -348,7 +351,13 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     tables.render(written, console, title=title, notes=written.attrs["notes"])
     if config.eval_every_epoch:
         epochs.render(config, out, console)
-    names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json"))
+    if fresh or not (out / REPORT).exists():
+        from harness import report
+
+        report.write(out)
+    names = ", ".join(
+        str(out / name) for name in (*(f"leaderboard.{kind}" for kind in ("md", "csv", "json")), REPORT)
+    )
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 
 

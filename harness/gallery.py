@@ -76,9 +76,7 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     value; more is better in both."""
 
     def surpassed(one: tuple[float, float]) -> bool:
-        return any(
-            other[0] >= one[0] and other[1] >= one[1] and other != one for other in points.values()
-        )
+        return any(other[0] >= one[0] and other[1] >= one[1] and other != one for other in points.values())
 
     return sorted((name for name, point in points.items() if not surpassed(point)), key=points.__getitem__)
 

@@ -16,7 +16,7 @@ from harness.commands.options import example
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--show-harmful", is_flag=True,
-              help="Put the texts of safety tasks into the file: requests, answers, judges' reasons.")  # fmt: skip
+              help="Put the texts of safety tasks in too: requests, answers, judges' reasons.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: RUN/report.html.")
 @click.option("--open", "show", is_flag=True, help="Open it in a browser.")
 def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:

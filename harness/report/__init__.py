@@ -5,6 +5,6 @@ them lie the template, its style and its script. The file asks for nothing from 
 harmful text unless it is told to.
 """
 
-from harness.report.page import FILE, write
+from harness.report.page import write
 
-__all__ = ["FILE", "write"]
+__all__ = ["write"]

@@ -47,8 +47,8 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
     answers: list[dict[str, Row]] = []
     stored = [_stored(run, cell) for cell in cells]
     for name in dict.fromkeys(task for found in stored for task in found):
-        rows = {row["id"]: row for found in stored for row in found.get(name, ())}
-        tasks[name] = _task(name, config, rows, show_harmful)
+        every = {row["id"]: row for found in stored for row in found.get(name, ())}
+        tasks[name] = _task(name, config, every, show_harmful)
     for cell, found in zip(cells, stored, strict=True):
         mine = {}
         for name, rows in found.items():
@@ -57,11 +57,11 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
         answers.append(mine)
     return {
         "harmful": show_harmful,
-        "judges": [
-            {"name": name, "combines": registry.judge_class(name).combines} for name in config.judges
-        ],
+        "judges": [{"name": name, "combines": registry.judge_class(name).combines} for name in config.judges],
         "tasks": tasks,
-        "cells": [{"method": cell.method, "answers": mine} for cell, mine in zip(cells, answers, strict=True)],
+        "cells": [
+            {"method": cell.method, "answers": mine} for cell, mine in zip(cells, answers, strict=True)
+        ],
         "groups": _groups(config, cells),
         "texts": texts.all,
     }
@@ -75,7 +75,7 @@ def readable(task: str, config: RunConfig) -> bool:
 
 
 def visible(text: str) -> str:
-    """A text with what would steer a terminal or turn the reading direction shown as signs, and not too long."""
+    """A text cut to LONGEST, in which what would steer a terminal or turn the reading direction is a sign."""
     cut = f" … ({len(text) - LONGEST:,} more characters)" if len(text) > LONGEST else ""
     return "".join(map(_sign, text[:LONGEST])) + cut
 

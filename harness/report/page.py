@@ -34,7 +34,6 @@ from harness.report.verdict import Verdict, verdict
 from harness.store import read_json, write_text_atomic
 from harness.tables import grouped
 
-FILE = "report.html"
 ANALYSES = {  # what else a run may hold, by the stem of its file -> what it shows, and what makes it
     "kl": ("Distance from the seed model (KL), token by token", "harness analyze kl"),
     "categories": ("Safe rates by category, as a heat map", "harness analyze categories"),
@@ -56,7 +55,7 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 
     Raises HarnessError where ``run`` is no run with a leaderboard, or ``out`` cannot be written.
     """
-    path = out or run / FILE
+    path = out or run / comparison.REPORT
     page = render(run, show_harmful=show_harmful)
     try:
         write_text_atomic(path, page)

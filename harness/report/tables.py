@@ -149,7 +149,9 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
             [Cell(category, order=category), *(_heat(values.get(name)) for name in named)]
             for category, values in found.items()
         ]
-        tables.append(Table(f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *named], lines))
+        tables.append(
+            Table(f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *named], lines)
+        )
     return tables
 
 
@@ -224,16 +226,24 @@ def cost_tables(record: Row) -> list[Table]:
             + [Cell(show(row), order=_order(name, row)) for name, show in analysis.COLUMNS]
             for row in group
         ]
-        missing = [f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]]
+        missing = [
+            f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]
+        ]
         head = ["method", *(name for name, _ in analysis.COLUMNS)]
         tables.append(Table(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing))
     return tables
 
 
 _ORDERED = {
-    **{"FLOPs": "train_flops", "vs vanilla": "relative_flops", "prep": "preparation_share"},
-    **{"tokens": "train_tokens", "trained": "answer_tokens", "s": "train_seconds"},
-    **{"tok/s": "tokens_per_second", "MFU": "mfu", "peak GB": "peak_memory_bytes"},
+    "FLOPs": "train_flops",
+    "vs vanilla": "relative_flops",
+    "prep": "preparation_share",
+    "tokens": "train_tokens",
+    "trained": "answer_tokens",
+    "s": "train_seconds",
+    "tok/s": "tokens_per_second",
+    "MFU": "mfu",
+    "peak GB": "peak_memory_bytes",
 }
 
 

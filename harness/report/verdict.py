@@ -1,5 +1,5 @@
 """What a leaderboard says, in words. Every sentence comes from the figures of its rows, and claims no more:
-a difference counts where its p, after Holm, is below 0.05; one that does not is told with what it could be."""
+a difference counts where its p, after Holm, is below 0.05; one that does not is told with its interval."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
             "significance is after Holm's correction over all of them."
         )
     for metric in ("rsr", "jsr"):
-        unjudged = {row["method"]: row[f"{metric}_unjudged"] for row in shown if row.get(f"{metric}_unjudged")}
+        unjudged = {
+            row["method"]: row[f"{metric}_unjudged"] for row in shown if row.get(f"{metric}_unjudged")
+        }
         if unjudged:
             counts = _listed(f"{name} {count}" for name, count in unjudged.items())
             lines.append(
@@ -150,8 +152,8 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
             safe, refusals = row.get(metric), row.get(f"{metric}_refusals")
             if safe is not None and refusals is not None and safe - refusals >= RUBBISH_POINTS:
                 lines.append(
-                    f"{row['method']}: {safe:.1f} % of its answers count as safe in {SHORT[metric]}, but only "
-                    f"{refusals:.1f} % refuse; the others may be rubbish rather than safety."
+                    f"{row['method']}: {safe:.1f} % of its answers count as safe in {SHORT[metric]}, but "
+                    f"only {refusals:.1f} % refuse; the others may be rubbish rather than safety."
                 )
     if rows[0]["judge"] == "keyword":
         lines.append("The keyword judge looks for refusal phrases alone: a crude measure.")

@@ -1,5 +1,5 @@
-"""The report in real headless Chromium: opens from disk, asks for nothing, sorts and filters by keyboard, never
-runs what a model wrote, and can be read on a phone, in the dark and with a screen reader."""
+"""The report in real headless Chromium: opens from disk, asks for nothing, sorts and filters by keyboard,
+never runs what a model wrote, and can be read on a phone, in the dark and with a screen reader."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def test_it_opens_from_disk_without_a_complaint_or_a_request(opened: Page, plain
     opened.page.wait_for_selector("#rows tbody tr")
     assert opened.complaints == []
     assert [url for url in opened.requests if not url.startswith("data:")] == [plain.as_uri()]
-    assert opened.page.locator("img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")
+    assert opened.page.locator("img").evaluate_all(
+        "all => all.every(one => one.complete && one.naturalWidth)"
+    )
 
 
 def test_a_table_sorts_by_keyboard(opened: Page) -> None:

@@ -1,4 +1,4 @@
-"""The run's figures: every method is in them, labelled, with its interval; the same bytes for the same run."""
+"""The run's figures: every method is in them, labelled, with its interval; the same bytes each time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_three_figures_in_three_formats_with_every_method(run: Path, tmp_path: P
 def test_axes_say_what_and_in_which_unit(run: Path) -> None:
     pictures = {picture.name: picture for picture in gallery.draw(run)}
     axes = pictures["safety-utility-gsm8k-mini"].figure.axes
-    assert [panel.get_ylabel() for panel in axes] == ["raw safe rate, RSR (%)", "prefilled safe rate, JSR (%)"]
+    assert [panel.get_ylabel() for panel in axes] == [
+        "raw safe rate, RSR (%)",
+        "prefilled safe rate, JSR (%)",
+    ]
     assert {panel.get_xlabel() for panel in axes} == {"utility, exact_match (%)"}
     costs = [panel.get_xlabel() for panel in pictures["cost-safety-gsm8k-mini"].figure.axes]
     assert costs == ["training FLOPs (vanilla = 1)", "training time (s)"]
@@ -90,7 +93,9 @@ def test_a_method_that_failed_is_named_and_not_drawn(run: Path, tmp_path: Path) 
 
 
 def test_without_intervals_there_are_no_bars(run: Path, tmp_path: Path) -> None:
-    picture = gallery.draw(change(run, tmp_path / "bare", lambda row: row.update(jsr_low=None, jsr_high=None)))[0]
+    picture = gallery.draw(
+        change(run, tmp_path / "bare", lambda row: row.update(jsr_low=None, jsr_high=None))
+    )[0]
     bars = [container[2] for container in picture.figure.axes[1].containers]
     assert [len(lines) for lines in bars] == [1] * len(METHODS)  # of utility alone
     assert "where there are any" in picture.caption

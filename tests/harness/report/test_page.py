@@ -107,7 +107,9 @@ def test_every_link_of_the_page_has_its_place(plain: str) -> None:
 
 
 def test_the_verdict_comes_first_in_words(plain: str) -> None:
-    assert plain.index("Plain fine-tuning on gsm8k-mini lowers the prefilled") < plain.index('id="leaderboard"')
+    assert plain.index("Plain fine-tuning on gsm8k-mini lowers the prefilled") < plain.index(
+        'id="leaderboard"'
+    )
     assert "Mini world: a generated language" in plain
 
 
@@ -117,7 +119,9 @@ def test_figures_are_there_and_what_is_missing_is_said(run: Path, plain: str, tm
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     (copy / "analysis").mkdir()
-    (copy / "analysis" / "kl.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>")
+    (copy / "analysis" / "kl.svg").write_text(
+        "<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"
+    )
     (copy / "analysis" / "kl.json").write_text(json.dumps({"caption": "KL <by> token"}))
     text = page.render(copy)
     assert len(Tags(text).all("img")) == 6

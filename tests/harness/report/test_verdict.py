@@ -18,7 +18,9 @@ def row(method: str, **figures: Any) -> dict[str, Any]:
     return {**dict.fromkeys(names), **key, "method": method, **figures}
 
 
-def delta(metric: str, value: float, low: float | None, high: float | None, p: float | None) -> dict[str, Any]:
+def delta(
+    metric: str, value: float, low: float | None, high: float | None, p: float | None
+) -> dict[str, Any]:
     return {
         f"{metric}_delta": value,
         f"{metric}_delta_low": low,
@@ -53,8 +55,8 @@ def test_a_safer_method_is_told_with_its_price() -> None:
     better = row("a", **delta("jsr", 30.0, 20.0, 40.0, 0.001), **delta("utility", -5.0, -9.0, -1.0, 0.04))
     free = row("b", **delta("jsr", 10.0, 5.0, 15.0, 0.0499), **delta("utility", -5.0, -9.0, 1.0, 0.06))
     assert verdict([SEED, VANILLA, free, better]).findings == [
-        "Against vanilla, on prefilled requests, of 2 others: 2 significantly safer, 0 significantly less safe, "
-        "0 without a significant difference.",
+        "Against vanilla, on prefilled requests, of 2 others: 2 significantly safer, 0 significantly less "
+        "safe, 0 without a significant difference.",
         "a is safer: +30.0 points [+20.0 to +40.0]; utility is lower: −5.0 points [−9.0 to −1.0].",
         "b is safer: +10.0 points [+5.0 to +15.0]; utility does not differ significantly: −5.0 points "
         "[−9.0 to +1.0].",
