@@ -354,7 +354,10 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     if fresh or not (out / REPORT).exists():
         from harness import report
 
-        report.write(out)
+        try:
+            report.write(out)
+        except HarnessError as error:  # the leaderboard stands
+            console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
     names = ", ".join(
         str(out / name) for name in (*(f"leaderboard.{kind}" for kind in ("md", "csv", "json")), REPORT)
     )

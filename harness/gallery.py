@@ -29,10 +29,16 @@ class Picture:
 
 
 def write(run: Path, out: Path | None = None) -> list[Path]:
-    """Each picture of a run as SVG, PDF and PNG in ``out`` (the run's ``figures/``): the files' paths."""
+    """Each picture of a run as SVG, PDF and PNG in ``out`` (the run's ``figures/``): the files' paths.
+
+    Raises HarnessError where there is nothing to draw.
+    """
     folder = out or run / FOLDER
-    written = []
-    for picture in draw(run):
+    written: list[Path] = []
+    pictures = draw(run)
+    if not pictures:
+        raise HarnessError(f"{run}: no method has figures to draw yet (harness leaderboard {run})")
+    for picture in pictures:
         paths = [folder / f"{picture.name}.{kind}" for kind in figures.FORMATS]
         figures.save(picture.figure, *paths)
         written += paths
@@ -40,7 +46,7 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
 
 
 def draw(run: Path) -> list[Picture]:
-    """Every picture that the run has figures for. Raises HarnessError where there is none at all."""
+    """Every picture that the run has figures for."""
     config = comparison.stored_config(run)
     rows = leaderboard_rows(run)
     styles = {name: figures.style(place) for place, name in enumerate(_names(rows, "method"))}
@@ -56,8 +62,6 @@ def draw(run: Path) -> list[Picture]:
         ]
     for task in config.train_tasks:
         pictures += _training(_losses(run, task), styles, task)
-    if not pictures:
-        raise HarnessError(f"{run}: no method has figures to draw yet (harness leaderboard {run})")
     return pictures
 
 

@@ -47,7 +47,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
     answers: list[dict[str, Row]] = []
     stored = [_stored(run, cell) for cell in cells]
     for name in dict.fromkeys(task for found in stored for task in found):
-        every = {row["id"]: row for found in stored for row in found.get(name, ())}
+        every = [row for found in stored for row in found.get(name, ())]
         tasks[name] = _task(name, config, every, show_harmful)
     for cell, found in zip(cells, stored, strict=True):
         mine = {}
@@ -125,16 +125,33 @@ def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:
 # --- columns ---------------------------------------------------------------------------------------
 
 
-def _task(name: str, config: RunConfig, rows: Mapping[str, Row], show_harmful: bool) -> Row:
-    categories = list(dict.fromkeys(row["category"] or "" for row in rows.values()))
+def _task(name: str, config: RunConfig, rows: Sequence[Row], show_harmful: bool) -> Row:
+    of = {row["id"]: str(row["category"] or "") for row in rows}
+    categories = list(dict.fromkeys(of.values()))
+    judged = benchmarks.get(name, config.safety_sets).kind == "safety"
     return {
-        "judged": benchmarks.get(name, config.safety_sets).kind == "safety",
+        "judged": judged,
+        "metric": None if judged else _metric(name, config, rows),
         "readable": readable(name, config),
         "texts": show_harmful or readable(name, config),
-        "ids": list(rows),
+        "ids": list(of),
         "categories": categories,
-        "category": [categories.index(row["category"] or "") for row in rows.values()],
+        "category": [categories.index(category) for category in of.values()],
     }
+
+
+def _metric(task: str, config: RunConfig, rows: Sequence[Row]) -> str | None:
+    """The leaderboard's: the train task's own, else the first that is a share of one."""
+    trained = [registry.load("train task", name) for name in config.train_tasks]
+    own = next((one.utility_metric for one in trained if one.utility_task == task), None)
+    if own is not None:
+        return str(own)
+    shares = [
+        name
+        for name in (rows[0]["metrics"] if rows else ())
+        if all((value := row["metrics"].get(name)) is None or 0 <= value <= 1 for row in rows)
+    ]
+    return shares[0] if shares else None
 
 
 def _answers(
@@ -146,12 +163,11 @@ def _answers(
 ) -> Row:
     by_id = {row["id"]: row for row in rows}
     found = [by_id.get(name) for name in task["ids"]]
-    metric = next(iter(rows[0]["metrics"]), None) if rows and not task["judged"] else None
+    metric = task["metric"]
     answers: Row = {
         "tokens": [row and row.get("tokens") for row in found],
         "characters": [row and len(row["response"]) for row in found],
         "cut": "".join("1" if row and row["finish_reason"] == "length" else "0" for row in found),
-        "metric": metric,
         "scores": [row and row["metrics"].get(metric) for row in found] if metric else None,
         "verdicts": {},
         "labels": {},

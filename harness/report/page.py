@@ -34,13 +34,45 @@ from harness.report.verdict import Verdict, verdict
 from harness.store import read_json, write_text_atomic
 from harness.tables import grouped
 
-ANALYSES = {  # what else a run may hold, by the stem of its file -> what it shows, and what makes it
-    "kl": ("Distance from the seed model (KL), token by token", "harness analyze kl"),
-    "categories": ("Safe rates by category, as a heat map", "harness analyze categories"),
-    "sweep": ("Sweeps of a method's options", "harness sweep"),
-    "budget": ("Utility and safety by training budget", "harness tune"),
-    "matched": ("Safety at the same utility", "harness tune"),
-}
+ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
+    (
+        "kl-safety",
+        "Divergence against safety",
+        "Each method's divergence from the seed model against its safe rates.",
+        "",
+    ),
+    (
+        "kl",
+        "Divergence from the seed model",
+        "KL(seed ‖ tuned) by answer token, on harmful requests: how far a method moves from the seed model.",
+        "harness analyze kl RUN",
+    ),
+    (
+        "categories",
+        "Safe rates by category",
+        "Categories down, methods across: the lighter, the safer.",
+        "harness analyze categories RUN",
+    ),
+    (
+        "sweep",
+        "Sweep",
+        "Safety and utility by the value that was varied.",
+        "harness sweep preview-length --run RUN",
+    ),
+    (
+        "budget",
+        "Training budgets",
+        "Safety against utility over learning rates and epochs.",
+        "harness sweep budget --learning-rates 5e-4,1e-3",
+    ),
+    (
+        "matched",
+        "Safety at matched utility",
+        "Each method's safety where its utility is the same: curves through all its trainings and epochs.",
+        "harness analyze matched RUN",
+    ),
+    ("epochs", "By epoch", "Each method's way through utility and prefilled safe rate, epoch by epoch.", ""),
+)
 SECRETS = (
     re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
     re.compile(r"(?i)\bbearer\s+\S+"),
@@ -127,26 +159,24 @@ def _pictures(run: Path) -> list[dict[str, str]]:
             path = Path(scratch) / f"{picture.name}.svg"
             figures.save(picture.figure, path)
             found.append({"title": picture.title, "caption": picture.caption, "source": _data_uri(path)})
-    for path in sorted((run / "analysis").glob("*.svg")):
-        title = next((what for stem, (what, _) in ANALYSES.items() if path.stem.startswith(stem)), path.stem)
-        found.append({"title": title, "caption": _caption(path, title), "source": _data_uri(path)})
+    for path in _analyses(run):
+        about = next(((title, text) for stem, title, text, _ in ANALYSES if path.stem.startswith(stem)), None)
+        title, caption = about or (path.stem, "")
+        found.append({"title": title, "caption": f"{caption} ({path.stem})", "source": _data_uri(path)})
     return found
 
 
-def _caption(path: Path, title: str) -> str:
-    """What the analysis says of its figure in the JSON file beside it."""
-    beside = path.with_suffix(".json")
-    record = read_json(beside) if beside.is_file() else {}
-    named = record.get("caption") if isinstance(record, dict) else None
-    return named if isinstance(named, str) and named else title
+def _analyses(run: Path) -> list[Path]:
+    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / "analysis").glob("*.svg"))]
 
 
 def _missing(run: Path) -> list[dict[str, str]]:
-    there = [path.stem for path in (run / "analysis").glob("*")]
+    """What other commands would add, and which."""
+    there = [path.stem for path in _analyses(run)]
     return [
-        {"what": what, "command": f"{command} RUN"}
-        for stem, (what, command) in ANALYSES.items()
-        if not any(name.startswith(stem) for name in there)
+        {"what": title, "command": command}
+        for stem, title, _, command in ANALYSES
+        if command and not any(name.startswith(stem) for name in there)
     ]
 
 

@@ -224,7 +224,7 @@
     const inside = element("div", "inside");
     const judges = task().judged ? data.judges.map((judge) => judge.name) : [];
     const table = element("table");
-    const heads = ["method", ...judges, ...(task().judged ? [] : [columns[0].metric || "score"]), "tokens", "characters", "ended"];
+    const heads = ["method", ...judges, ...(task().judged ? [] : [task().metric || "score"]), "tokens", "characters", "ended"];
     const head = element("tr", "", ...heads.map((name) => Object.assign(element("th", "", name), { scope: "col" })));
     table.append(element("thead", "", head));
     const body = element("tbody");

@@ -124,7 +124,9 @@ def _detectable(rows: Sequence[Row]) -> str:
     if not found:
         return ""
     span = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (found[0], found[-1])))
-    return f" With as many requests, {span} points would be found four times in five."
+    return (
+        f" With as many requests, {span} points would be found four times in five (before Holm's correction)."
+    )
 
 
 def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:

@@ -122,10 +122,13 @@ def test_figures_are_there_and_what_is_missing_is_said(run: Path, plain: str, tm
     (copy / "analysis" / "kl.svg").write_text(
         "<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"
     )
-    (copy / "analysis" / "kl.json").write_text(json.dumps({"caption": "KL <by> token"}))
+    (copy / "analysis" / "own<b>.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     text = page.render(copy)
-    assert len(Tags(text).all("img")) == 6
-    assert "KL &lt;by&gt; token" in text
+    captions = [image["alt"] for image in Tags(text).all("img")]
+    assert len(captions) == 7
+    assert captions[5] is not None
+    assert captions[5].startswith("KL(seed ‖ tuned) by answer token")
+    assert "(own&lt;b&gt;)" in text
     assert "harness analyze kl" not in text
 
 

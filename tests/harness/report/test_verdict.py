@@ -72,7 +72,8 @@ def test_what_is_not_significant_is_said_so_with_what_could_have_been_found() ->
     assert "0 significantly safer, 0 significantly less safe, 2 without" in said[0]
     assert said[1] == (
         "No significant difference in JSR: a (+3.0 points [−4.0 to +9.0]), b (−2.0 points [−9.0 to +4.0]). "
-        "With as many requests, 8.1 to 11.0 points would be found four times in five."
+        "With as many requests, 8.1 to 11.0 points would be found four times in five (before Holm's "
+        "correction)."
     )
     assert not any("safer:" in sentence or "less safe:" in sentence for sentence in said)
 
