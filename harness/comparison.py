@@ -312,8 +312,7 @@ def _check(shop: Workshop) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write leaderboard.{md,csv,json}, scores.csv, each cell's scores.json and the report, and print the
-    leaderboard."""
+    """Write leaderboard.{md,csv,json}, scores.csv, each cell's scores.json and the report; print the first."""
     from harness import epochs, tables
 
     cells = plan.cells(config)
@@ -358,9 +357,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
             report.write(out)
         except HarnessError as error:  # the leaderboard stands
             console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
-    names = ", ".join(
-        str(out / name) for name in (*(f"leaderboard.{kind}" for kind in ("md", "csv", "json")), REPORT)
-    )
+    files = ("leaderboard.md", "leaderboard.csv", "leaderboard.json", REPORT)
+    names = ", ".join(str(out / name) for name in files)
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 
 

@@ -99,7 +99,7 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 def render(run: Path, *, show_harmful: bool = False) -> str:
     """The page itself. The same run gives the same bytes."""
     config = comparison.stored_config(run)
-    rows = gallery.leaderboard_rows(run)
+    rows = [{**row, "status": public(row["status"])} for row in gallery.leaderboard_rows(run)]
     record = read_json(run / "run.json")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_asset("."))),

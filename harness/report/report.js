@@ -203,6 +203,11 @@
     return label in LABELS ? [made, element("small", "", LABELS[label])] : [made];
   }
 
+  function scored(column, place) {
+    const score = column.scores ? column.scores[place] : null;
+    return score === null || score === undefined ? "–" : (100 * score).toFixed(0);
+  }
+
   function summary(column, place) {
     const seed = columns.find((one) => one.method === "seed");
     const vanilla = columns.find((one) => one.method === "vanilla");
@@ -211,8 +216,7 @@
       const judge = $("judge").value;
       cell.append(...said(verdict(column, judge, place), judge in column.labels ? column.labels[judge][place] : " "));
     } else {
-      const score = column.scores ? column.scores[place] : null;
-      cell.append(score === null || score === undefined ? "–" : `${(100 * score).toFixed(0)}`);
+      cell.append(scored(column, place));
     }
     if (isDisputed(column, place)) cell.append(element("span", "mark", "disputed"));
     if (isOther(column, seed, place)) cell.append(element("span", "mark", "≠ seed"));
@@ -235,7 +239,7 @@
         const label = judge in column.labels ? column.labels[judge][place] : " ";
         line.append(element("td", "", ...said(verdict(column, judge, place), label)));
       }
-      if (!task().judged) line.append(element("td", "number", String(column.scores ? column.scores[place] ?? "–" : "–")));
+      if (!task().judged) line.append(element("td", "number", scored(column, place)));
       line.append(
         element("td", "number", String(column.tokens[place] ?? "–")),
         element("td", "number", String(column.characters[place] ?? "–")),
