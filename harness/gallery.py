@@ -176,11 +176,12 @@ def _training(
             steps, smooth = range(1, len(curve) + 1), _running_mean(curve, window)
             every = (place * max(1, len(curve) // 40), max(1, len(curve) // 8))
             (handles[method],) = axes.plot(steps, smooth, **styles[method], markevery=every)
-    axes.set_ylim(bottom=0)
+    if all(loss > 0 for curves in known.values() for curve in curves for loss in curve):
+        axes.set_yscale("log")  # objectives differ in scale
     _legend(figure, handles)
     caption = (
         f"{title}: each method's own objective, mean over the answer tokens of a global batch, "
-        f"running mean over {window} steps. Objectives differ: read each curve's course, not their order."
+        f"running mean over {window} steps. Objectives differ in scale: read each curve's course, not their order."
     )
     return [Picture(f"training-{task}", title, caption, figure)]
 

@@ -79,7 +79,7 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> T
     flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
     if any(_is(row, "train_flops") for row in rows):
         columns.append((f"FLOPs ({BASELINE} = 1)", lambda row: _ratio(row, flops)))
-        columns.append(("training s", lambda row: _number(row.get("train_seconds"))))
+        columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
     lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
     return Table(caption, ["method", *(name for name, _ in columns)], lines)
 

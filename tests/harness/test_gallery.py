@@ -60,6 +60,7 @@ def test_axes_say_what_and_in_which_unit(run: Path) -> None:
     costs = [panel.get_xlabel() for panel in pictures["cost-safety-gsm8k-mini"].figure.axes]
     assert costs == ["training FLOPs (vanilla = 1)", "training time (s)"]
     (curves,) = pictures["training-gsm8k-mini"].figure.axes
+    assert curves.get_yscale() == "log"
     assert (curves.get_xlabel(), curves.get_ylabel()) == ("optimizer step", "training loss (nats a token)")
 
 

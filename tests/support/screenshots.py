@@ -39,7 +39,7 @@ def chromium() -> Iterator[Any]:
 
 def shoot(report: Path, folder: Path) -> None:
     with chromium() as browser:
-        wide = browser.new_page(viewport={"width": 1280, "height": 1500}, color_scheme="light")
+        wide = browser.new_page(viewport={"width": 1280, "height": 1400}, color_scheme="light")
         wide.goto(report.resolve().as_uri())
         wide.screenshot(path=folder / "report-light.png")
         narrow = browser.new_page(
