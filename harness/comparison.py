@@ -312,7 +312,7 @@ def _check(shop: Workshop) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write leaderboard.{md,csv,json}, scores.csv, each cell's scores.json and the report; print the first."""
+    """Write leaderboard.{md,csv,json}, scores.csv, each cell's scores.json, the report; print the first."""
     from harness import epochs, tables
 
     cells = plan.cells(config)

@@ -181,7 +181,8 @@ def _training(
     _legend(figure, handles)
     caption = (
         f"{title}: each method's own objective, mean over the answer tokens of a global batch, "
-        f"running mean over {window} steps. Objectives differ in scale: read each curve's course, not their order."
+        f"running mean over {window} steps. Objectives differ in scale: read each curve's course, not their "
+        "order."
     )
     return [Picture(f"training-{task}", title, caption, figure)]
 

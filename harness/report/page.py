@@ -167,7 +167,7 @@ def _pictures(run: Path) -> list[dict[str, str]]:
 
 
 def _analyses(run: Path) -> list[Path]:
-    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / "analysis").glob("*.svg"))]
+    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / analysis.FOLDER).glob("*.svg"))]
 
 
 def _missing(run: Path) -> list[dict[str, str]]:
