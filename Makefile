@@ -13,7 +13,7 @@ test: .venv/test.done
 
 # What needs more than the base environment: vLLM on the CPU, Chromium (Debian's, where apt-get may install it).
 test-extras: .venv/extras.done
-	@command -v chromium >/dev/null || apt-get install -y -qq chromium >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
 	$(BIN)/pytest tests/extras
 
 check: .venv/test.done

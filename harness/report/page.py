@@ -158,11 +158,17 @@ def _pictures(run: Path) -> list[dict[str, str]]:
         for picture in gallery.draw(run):
             path = Path(scratch) / f"{picture.name}.svg"
             figures.save(picture.figure, path)
-            found.append({"title": picture.title, "caption": picture.caption, "source": _data_uri(path)})
+            source = _data_uri(path)
+            found.append(
+                {"title": picture.title, "caption": picture.caption, "source": source, "ink": "lines"}
+            )
     for path in _analyses(run):
         about = next(((title, text) for stem, title, text, _ in ANALYSES if path.stem.startswith(stem)), None)
         title, caption = about or (path.stem, "")
-        found.append({"title": title, "caption": f"{caption} ({path.stem})", "source": _data_uri(path)})
+        # In the dark, lines are inverted; shades that mean something are not.
+        ink = "lines" if about and not path.stem.startswith("categories") else "shades"
+        caption = f"{caption} ({path.stem})"
+        found.append({"title": title, "caption": caption, "source": _data_uri(path), "ink": ink})
     return found
 
 

@@ -129,6 +129,8 @@ def test_figures_are_there_and_what_is_missing_is_said(run: Path, plain: str, tm
     assert captions[5] is not None
     assert captions[5].startswith("KL(seed ‖ tuned) by answer token")
     assert "(own&lt;b&gt;)" in text
+    assert text.count('class="plot lines"') == 6
+    assert text.count('class="plot shades"') == 1
     assert "harness analyze kl" not in text
 
 
