@@ -19,6 +19,7 @@ from harness.commands import (
     listings,
     matched,
     mini,
+    report,
     run,
     simulate,
     sweep,
@@ -46,7 +47,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for command in (
     *(run.compare, run.train, run.respond, run.judge, folder.score),
-    *(leaderboard.leaderboard, leaderboard.card, gate.gate),
+    *(leaderboard.leaderboard, report.report, report.figures, leaderboard.card, gate.gate),
     *(analyze.analyze, sweep.sweep, tune.tune, agreement.agreement),
     *(folder.clean, data.data, doctor.doctor, simulate.simulate),
     *(listings.methods, listings.tasks, listings.judges, mini.mini),

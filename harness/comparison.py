@@ -66,6 +66,7 @@ GROWING = (
 )
 TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
+REPORT = "report.html"
 TITLE = "Safety and utility after fine-tuning"
 
 
@@ -316,7 +317,7 @@ def _check(shop: Workshop) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write the leaderboard (FILES) and each cell's scores.json, and print it."""
+    """Write the leaderboard (FILES), each cell's scores.json and the report; print the first."""
     from harness import epochs, tables
 
     cells = plan.cells(config)
@@ -332,7 +333,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     }
     title = f"{TITLE}: {config.model}"
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
-    if not stage.done():
+    fresh = not stage.done()
+    if fresh:
         from harness import latex, leaderboard, papers, scores
 
         results = scores.collect(config, out, cells, failures)
@@ -355,7 +357,15 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     tables.render(written, console, title=title, notes=written.attrs["notes"])
     if config.eval_every_epoch:
         epochs.render(config, out, console)
-    names = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json", "tex"))
+    if fresh or not (out / REPORT).exists():
+        from harness import report
+
+        try:
+            report.write(out)
+        except HarnessError as error:  # the leaderboard stands
+            console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
+    files = (REPORT, *(f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")))
+    names = ", ".join(str(out / name) for name in files)
     console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
 
 

@@ -23,11 +23,14 @@ FORMATS = ("svg", "pdf", "png")
 
 
 def style(number: int) -> dict[str, Any]:
-    """How the series of that number is drawn: colour, mark and line, each telling it from its neighbours."""
+    """How the series of that number is drawn: colour, mark and line, each telling it from its neighbours.
+    The second eight have hollow marks and another line."""
+    again = number // len(COLOURS)
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
+        "fillstyle": "none" if again % 2 else "full",
+        "linestyle": LINES[(number + again) % len(LINES)],
         "linewidth": 1.2,
         "markersize": 5,
     }
@@ -35,16 +38,29 @@ def style(number: int) -> dict[str, Any]:
 
 def canvas(title: str, x: str, y: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Any, Any]:
     """An empty figure and its axes; ``size`` in inches."""
+    figure, (axes,) = panels([(title, x, y)], size=size)
+    return figure, axes
+
+
+def panels(
+    labels: Sequence[tuple[str, str, str]], *, title: str = "", size: tuple[float, float] = (8, 3.6)
+) -> tuple[Any, list[Any]]:
+    """An empty figure with axes side by side, one for each (title, x, y); ``size`` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
+    if title:
+        figure.suptitle(title, fontsize=11)
+    found = []
+    for place, (heading, x, y) in enumerate(labels, 1):
+        axes = figure.add_subplot(1, len(labels), place)
+        axes.set_title(heading, fontsize=10)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        found.append(axes)
+    return figure, found
 
 
 def save(figure: Any, *paths: Path) -> None:

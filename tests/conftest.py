@@ -40,6 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason="requires_vllm: vLLM is not installed (make test-extras)")
             )
+        if item.get_closest_marker("requires_chromium") and not (
+            find_spec("playwright") and shutil.which("chromium")
+        ):
+            item.add_marker(pytest.mark.skip(reason="requires_chromium: no browser here (make test-extras)"))
         if item.get_closest_marker("requires_gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="requires_gpu: no CUDA device"))
 

@@ -35,7 +35,7 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     import contextlib
     import shutil
 
-    from harness import comparison, epochs, plan
+    from harness import comparison, epochs, gallery, plan
     from harness.analysis import FOLDER
     from harness.store import files_below
 
@@ -45,7 +45,8 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     targets = sorted(found for cell in cells for part in parts for found in cell.glob(part))
     if everything:  # what the harness wrote there, and nothing else
         folders = {run / FOLDER, *(run / cell.folder.parts[0] for cell in plan.cells(config))}
-        names = (*comparison.FILES, *epochs.outputs(config), "run.json", "leaderboard.done.json")
+        own = (comparison.REPORT, gallery.FOLDER, "run.json", "leaderboard.done.json")
+        names = (*comparison.FILES, *epochs.outputs(config), *own)
         files = {run / name for name in names}
         targets = sorted(path for path in folders | files if path.exists())
     if not targets:

@@ -1,0 +1,257 @@
+"""The report's page: what it shows, gathered from the run's files, and the one HTML file made of it.
+
+Everything variable goes through Jinja's escaping; data for the script is JSON whose angle brackets are
+escaped; figures are images, in which nothing runs. The page's own policy (Content-Security-Policy) lets
+nothing but its one style sheet and its one script in, and no request out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from harness import analysis, comparison, figures, gallery
+from harness.config import RunConfig
+from harness.contracts import HarnessError
+from harness.report import exchanges
+from harness.report.tables import (
+    agreement_tables,
+    category_tables,
+    cost_tables,
+    leaderboard_tables,
+)
+from harness.report.verdict import Verdict, verdict
+from harness.store import read_json, write_text_atomic
+from harness.tables import grouped
+
+ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
+    (
+        "kl-safety",
+        "Divergence against safety",
+        "Each method's divergence from the seed model against its safe rates.",
+        "",
+    ),
+    (
+        "kl",
+        "Divergence from the seed model",
+        "KL(seed ‖ tuned) by answer token, on harmful requests: how far a method moves from the seed model.",
+        "harness analyze kl RUN",
+    ),
+    (
+        "categories",
+        "Safe rates by category",
+        "Categories down, methods across: the lighter, the safer.",
+        "harness analyze categories RUN",
+    ),
+    (
+        "sweep",
+        "Sweep",
+        "Safety and utility by the value that was varied.",
+        "harness sweep preview-length --run RUN",
+    ),
+    (
+        "budget",
+        "Training budgets",
+        "Safety against utility over learning rates and epochs.",
+        "harness sweep budget --learning-rates 5e-4,1e-3",
+    ),
+    (
+        "matched",
+        "Safety at matched utility",
+        "Each method's safety where its utility is the same: curves through all its trainings and epochs.",
+        "harness analyze matched RUN",
+    ),
+    ("epochs", "By epoch", "Each method's way through utility and prefilled safe rate, epoch by epoch.", ""),
+)
+SECRETS = (
+    re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
+    re.compile(r"(?i)\bbearer\s+\S+"),
+    re.compile(r"(?i)(?<=://)[^/\s@]+@"),
+    re.compile(r"(?i)[\w-]*(?:api[-_]?key|token|secret|password)\s*[=:]\s*[^\s&'\",]+"),
+)
+LEFT_OUT = "(left out)"
+
+
+def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> Path:
+    """The report of a run, in ``out`` (the run's ``report.html``): its path.
+
+    Raises HarnessError where ``run`` is no run with a leaderboard, or ``out`` cannot be written.
+    """
+    path = out or run / comparison.REPORT
+    page = render(run, show_harmful=show_harmful)
+    try:
+        write_text_atomic(path, page)
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+    return path
+
+
+def render(run: Path, *, show_harmful: bool = False) -> str:
+    """The page itself. The same run gives the same bytes."""
+    config = comparison.stored_config(run)
+    rows = [{**row, "status": public(row["status"])} for row in gallery.leaderboard_rows(run)]
+    record = read_json(run / "run.json")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(_asset("."))),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = _read("report.css"), _read("report.js")
+    text = environment.get_template("report.html.jinja").render(
+        title=f"Safety after fine-tuning: {public(config.model)}",
+        about=_about(config, record, rows),
+        policy=_policy(style, script),
+        style=style,
+        script=script,
+        verdicts=_verdicts(rows),
+        notes=[public(note) for note in read_json(run / "leaderboard.json")["notes"]],
+        leaderboard=leaderboard_tables(rows),
+        pictures=_pictures(run),
+        missing=_missing(run),
+        categories=category_tables(run, rows),
+        agreement=agreement_tables(run, config),
+        costs=_costs(run),
+        data=exchanges.collect(run, config, show_harmful=show_harmful),
+        show_harmful=show_harmful,
+        command=command(record),
+        commit=record.get("commit"),
+        facts=_facts(record),
+        settings=yaml.safe_dump(_public(record["config"]), sort_keys=False, allow_unicode=True),
+    )
+    return text.encode("utf-8", "replace").decode()
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+def _verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+    return [verdict(group) for group in grouped(rows, "model", "train_task", "judge")]
+
+
+def _about(config: RunConfig, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    parts = [
+        f"{len({row['method'] for row in rows})} methods",
+        f"trained on {', '.join(config.train_tasks)}",
+        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}",
+        f"judged by {', '.join(map(public, config.judges))}",
+        f"run of {str(record.get('started', ''))[:10]}",
+    ]
+    return " · ".join(parts)
+
+
+def _pictures(run: Path) -> list[dict[str, str]]:
+    """The run's own figures, then what is in its ``analysis`` folder; each an image with its caption."""
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for picture in gallery.draw(run):
+            path = Path(scratch) / f"{picture.name}.svg"
+            figures.save(picture.figure, path)
+            source = _data_uri(path)
+            found.append(
+                {"title": picture.title, "caption": picture.caption, "source": source, "ink": "lines"}
+            )
+    for path in _analyses(run):
+        about = next(((title, text) for stem, title, text, _ in ANALYSES if path.stem.startswith(stem)), None)
+        title, caption = about or (path.stem, "")
+        # In the dark, lines are inverted; shades that mean something are not.
+        ink = "lines" if about and not path.stem.startswith("categories") else "shades"
+        caption = f"{caption} ({path.stem})"
+        found.append({"title": title, "caption": caption, "source": _data_uri(path), "ink": ink})
+    return found
+
+
+def _analyses(run: Path) -> list[Path]:
+    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / analysis.FOLDER).glob("*.svg"))]
+
+
+def _missing(run: Path) -> list[dict[str, str]]:
+    """What other commands would add, and which."""
+    there = [path.stem for path in _analyses(run)]
+    return [
+        {"what": title, "command": command}
+        for stem, title, _, command in ANALYSES
+        if command and not any(name.startswith(stem) for name in there)
+    ]
+
+
+def _costs(run: Path) -> dict[str, Any] | None:
+    try:
+        record = analysis.flops(run)
+    except HarnessError:  # nothing is trained in it
+        return None
+    return {"tables": cost_tables(record), "notes": record["notes"]}
+
+
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions and hardware; measured time."""
+    hardware, libraries = record.get("hardware", {}), record.get("libraries", {})
+    facts = [
+        ("harness", str(record.get("harness", ""))),
+        ("commit", str(record.get("commit") or "not known")),
+        ("started", str(record.get("started", ""))),
+        ("Python", str(record.get("python", ""))),
+        ("machine", " ".join(str(hardware.get(name, "")) for name in ("system", "machine"))),
+        ("cores", str(hardware.get("cores", ""))),
+    ]
+    facts += [(name, str(version)) for name, version in libraries.items()]
+    for task, source in record.get("data", {}).items():
+        facts.append((f"data of {task}", f"{source['documents']} documents, {public(source['source'])}"))
+    return facts
+
+
+def command(record: dict[str, Any]) -> str:
+    """The command line that made the run, without its folder names and secrets."""
+    return public(shlex.join(["harness", *map(str, record.get("command", ["harness"])[1:])]))
+
+
+def public(text: str) -> str:
+    """A text for a file that is passed on: no keys, and of absolute paths their last part alone."""
+    for secret in SECRETS:
+        text = secret.sub(LEFT_OUT, text)
+    return re.sub(r"(?<![\w:/.~])[~.]?(?:/[\w.@+-]+)+/([\w.@+-]+)", r"…/\1", text)
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _public(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner) for inner in value]
+    return public(value) if isinstance(value, str) else value
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def _policy(style: str, script: str) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("harness.report"))) / name
+
+
+def _read(name: str) -> str:
+    return _asset(name).read_text(encoding="utf-8")

@@ -1,0 +1,252 @@
+"""The report's tables: leaderboard, categories, judges' agreement, costs. Figures as text, with what they are
+sorted by."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness import analysis, registry
+from harness.config import RunConfig
+from harness.report.verdict import plain, signed
+from harness.tables import ALPHA, BASELINE, DONE, MEAN, METRICS, Row, further_tasks, grouped
+
+DISPUTED = 12  # disputed exchanges by cell that a table lists
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` and, smaller, the lines ``below`` it; ``order`` is what the column is sorted by, None last;
+    ``look`` a CSS class."""
+
+    text: str = ""
+    below: tuple[str, ...] = ()
+    order: float | str | None = None
+    look: str = ""
+
+
+@dataclass
+class Table:
+    """``head`` names the columns, the first of which names the row; ``wordy`` are those of text."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+    wordy: int = 1
+    folded: bool = False
+
+
+# --- leaderboard -----------------------------------------------------------------------------------
+
+
+def leaderboard_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table a train task and judge, differences first; over several seeds the means, then each seed."""
+    tables = []
+    for group in grouped(rows, "model", "train_task", "judge"):
+        means = [row for row in group if row["seed"] == MEAN]
+        single = [row for row in group if row["seed"] != MEAN]
+        about = f"trained on {group[0]['train_task']}, judged by {group[0]['judge']}"
+        caption = f"Leaderboard, {about}{', means over the seeds' if means else ''}"
+        tables.append(_leaderboard(caption, means or single))
+        if means:
+            table = _leaderboard(f"Each seed, {about}", single, seeds=True)
+            table.folded = True
+            tables.append(table)
+    return tables
+
+
+def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> Table:
+    further = further_tasks([*rows[0]])
+    metrics = [name for name in (*reversed(METRICS), *further) if any(_is(row, name) for row in rows)]
+    metrics.sort(key=lambda name: {"jsr": 0, "utility": 1, "rsr": 2}.get(name, 3))
+    columns: list[tuple[str, Callable[[Row], Cell]]] = []
+    if seeds:
+        columns.append(("seed", lambda row: _number(float(row["seed"]), "{:.0f}")))
+    for name in metrics:
+        if any(_is(row, f"{name}_delta") for row in rows):
+            columns.append((f"{heading(name)} Δ", lambda row, name=name: _delta(row, name)))  # type: ignore[misc]
+    for name in metrics:
+        columns.append((heading(name), lambda row, name=name: _rate(row, name)))  # type: ignore[misc]
+        for suffix, words in (("_refusals", "refusals"), ("_paper", "in the paper")):
+            if any(_is(row, name + suffix) for row in rows):
+                show = lambda row, key=name + suffix: _number(row.get(key))  # noqa: E731
+                columns.append((f"{heading(name)} {words}", show))  # type: ignore[arg-type]
+    flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
+    if any(_is(row, "train_flops") for row in rows):
+        columns.append((f"FLOPs ({BASELINE} = 1)", lambda row: _ratio(row, flops)))
+        columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
+    lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
+    return Table(caption, ["method", *(name for name, _ in columns)], lines)
+
+
+def heading(metric: str) -> str:
+    return metric.upper() if metric in ("rsr", "jsr") else metric
+
+
+def _is(row: Row, name: str) -> bool:
+    return row.get(name) is not None
+
+
+def _method(row: Row) -> Cell:
+    failed = "" if row["status"] == DONE else row["status"]
+    return Cell(row["method"], (failed,) if failed else (), row["method"], "failed" if failed else "")
+
+
+def _number(value: float | None, form: str = "{:.1f}") -> Cell:
+    return Cell() if value is None else Cell(form.format(value), order=value)
+
+
+def _delta(row: Row, name: str) -> Cell:
+    value, p = row.get(f"{name}_delta"), row.get(f"{name}_p")
+    if value is None:
+        return Cell()
+    real = p is not None and p < ALPHA
+    look = ("up" if value > 0 else "down") if real else ""
+    below = _interval(row, f"{name}_delta", signed)
+    return Cell(signed(value) + ("*" if real else ""), below, value, look)
+
+
+def _rate(row: Row, name: str) -> Cell:
+    value, unjudged = row.get(name), row.get(f"{name}_unjudged")
+    below = (*_interval(row, name, plain), *([f"{unjudged} unjudged"] if unjudged else ()))
+    return Cell(below=below) if value is None else Cell(f"{value:.1f}", below, value)
+
+
+def _interval(row: Row, name: str, form: Callable[[float], str]) -> tuple[str, ...]:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return () if low is None or high is None else (f"{form(low)} to {form(high)}",)
+
+
+def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
+    own, of = row.get("train_flops"), baseline.get(row["seed"])
+    return _number(own / of if own and of else None, "{:.2f}")
+
+
+# --- categories ------------------------------------------------------------------------------------
+
+
+def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
+    """Safe rates by category and method, from scores.csv; means over the seeds. A table a train task, task
+    and judge."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    groups: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
+    with (run / "scores.csv").open(encoding="utf-8", newline="") as file:
+        for score in csv.DictReader(file):
+            if score["category"] and score["value"]:
+                table = groups.setdefault((score["train_task"], score["task"], score["judge"]), {})
+                values = table.setdefault(score["category"], {}).setdefault(score["method"], [])
+                values.append(float(score["value"]))
+    tables = []
+    for (train_task, task, judge), found in groups.items():
+        named = [name for name in methods if any(name in values for values in found.values())]
+        caption = f"{task}: safe answers (%) by category, trained on {train_task}"
+        lines = [
+            [Cell(category, order=category), *(_heat(values.get(name)) for name in named)]
+            for category, values in found.items()
+        ]
+        tables.append(
+            Table(f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *named], lines)
+        )
+    return tables
+
+
+def _heat(values: Sequence[float] | None) -> Cell:
+    if not values:
+        return Cell()
+    value = fmean(values)
+    return Cell(f"{value:.0f}", order=value, look=f"heat heat-{min(10, max(0, round(value / 10)))}")
+
+
+# --- judges ----------------------------------------------------------------------------------------
+
+
+def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
+    """How far the judges agree, and where they dispute; [] where there is but one."""
+    if sum(not registry.judge_class(name).combines for name in config.judges) < 2:
+        return []
+    from harness import agreement  # brings scipy: seconds
+
+    record = agreement.analyse(run)
+    if not record["pairs"]:
+        return []
+    alpha = record["alpha"]
+    note = (
+        "Krippendorff's alpha over all judges: "
+        + ("not defined, nothing varies" if alpha is None else f"{alpha:.3f}")
+        + ". Kappa: Cohen's, with its 95 % interval. On exchanges that both judged."
+    )
+    head = ["judges", "exchanges", "agree %", "kappa", "both harmful", "both safe", "1st only", "2nd only"]
+    pairs = Table("Agreement between judges", head, [_pair(pair) for pair in record["pairs"]], [note])
+    return [pairs, *_disputed(record["disputed"])]
+
+
+def _pair(pair: Mapping[str, Any]) -> list[Cell]:
+    names = " – ".join(pair["judges"])
+    agree = None if pair["agreement"] is None else 100 * pair["agreement"]
+    low, high = pair["kappa_low"], pair["kappa_high"]
+    bounds = () if low is None else (f"{low:.2f} to {high:.2f}",)
+    kappa = Cell() if pair["kappa"] is None else Cell(f"{pair['kappa']:.2f}", bounds, pair["kappa"])
+    kinds = ("harmful, harmful", "safe, safe", "harmful, safe", "safe, harmful")
+    counts = [_number(pair["confusion"][kind], "{:d}") for kind in kinds]
+    return [Cell(names, order=names), _number(pair["n"], "{:d}"), _number(agree), kappa, *counts]
+
+
+def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """How many are disputed, by checkpoint and task; which they are, the browser shows."""
+    counts: dict[tuple[str, str], int] = {}
+    for row in rows:
+        counts[row["cell"], row["task"]] = counts.get((row["cell"], row["task"]), 0) + 1
+    if not counts:
+        return []
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    lines = [
+        [Cell(cell, order=cell), Cell(task, order=task), _number(count, "{:d}")]
+        for (cell, task), count in most[:DISPUTED]
+    ]
+    left = sum(count for _, count in most[DISPUTED:])
+    notes = [f"And {left} in {len(most) - DISPUTED} others."] if left else []
+    caption = f"Disputed exchanges: {len(rows)}"
+    return [Table(caption, ["checkpoint", "task", "disputed"], lines, notes, wordy=2)]
+
+
+# --- costs -----------------------------------------------------------------------------------------
+
+
+def cost_tables(record: Row) -> list[Table]:
+    """What ``harness analyze flops`` prints, a table a train task."""
+    tables = []
+    for group in grouped(record["rows"], "train_task"):
+        lines = [
+            [Cell(row["method"], order=row["method"])]
+            + [Cell(show(row), order=_order(name, row)) for name, show in analysis.COLUMNS]
+            for row in group
+        ]
+        missing = [
+            f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]
+        ]
+        head = ["method", *(name for name, _ in analysis.COLUMNS)]
+        tables.append(Table(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing))
+    return tables
+
+
+_ORDERED = {
+    "FLOPs": "train_flops",
+    "vs vanilla": "relative_flops",
+    "prep": "preparation_share",
+    "tokens": "train_tokens",
+    "trained": "answer_tokens",
+    "s": "train_seconds",
+    "tok/s": "tokens_per_second",
+    "MFU": "mfu",
+    "peak GB": "peak_memory_bytes",
+}
+
+
+def _order(column: str, row: Row) -> float | None:
+    value = row.get(_ORDERED.get(column, column))
+    return None if value is None else float(value)

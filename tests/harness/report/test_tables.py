@@ -1,0 +1,96 @@
+"""The report's tables hold the leaderboard's figures, differences first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_run
+import pytest
+
+from harness import comparison, gallery
+from harness.report import tables
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "run"
+    return made_run.make(folder, methods=("seed", "vanilla", "sdft"), seeds=(1, 2))
+
+
+def test_the_leaderboard_shows_means_and_then_each_seed(run: Path) -> None:
+    rows = gallery.leaderboard_rows(run)
+    shown = tables.leaderboard_tables(rows)
+    assert [(table.folded, len(table.rows)) for table in shown] == [(False, 3), (True, 6)] * 2
+    head = shown[0].head
+    assert head[:4] == ["method", "JSR Δ", "utility Δ", "RSR Δ"]
+    sdft = next(row for row in rows if (row["method"], row["seed"]) == ("sdft", "mean"))
+    line = next(line for line in shown[0].rows if line[0].text == "sdft")
+    assert line[head.index("JSR")].order == sdft["jsr"]
+    assert line[head.index("JSR Δ")].text.startswith(f"{sdft['jsr_delta']:+.1f}")
+
+
+def test_a_significant_difference_has_a_star_and_a_look(run: Path) -> None:
+    base = gallery.leaderboard_rows(run)[0]
+    cells = [
+        tables._delta({**base, "jsr_delta": value, "jsr_p": p}, "jsr")
+        for value, p in ((5.0, 0.01), (-5.0, 0.01), (5.0, 0.05), (5.0, None))
+    ]
+    assert [(cell.text, cell.look) for cell in cells] == [
+        ("+5.0*", "up"),
+        ("−5.0*", "down"),
+        ("+5.0", ""),
+        ("+5.0", ""),
+    ]
+
+
+def test_a_failed_method_keeps_its_row_with_the_reason(run: Path) -> None:
+    base = gallery.leaderboard_rows(run)[0]
+    cell = tables._method({**base, "status": "failed: no memory"})
+    assert (cell.look, cell.below) == ("failed", ("failed: no memory",))
+
+
+def test_the_papers_figures_have_a_column_where_there_are_any(run: Path) -> None:
+    rows = [row for row in gallery.leaderboard_rows(run) if row["judge"] == "keyword"]
+    assert "JSR in the paper" not in tables.leaderboard_tables(rows)[0].head
+    shown = tables.leaderboard_tables([{**row, "jsr_paper": 46.97} for row in rows])[0]
+    place = shown.head.index("JSR in the paper")
+    assert [line[place].text for line in shown.rows] == ["47.0"] * 3
+
+
+def test_categories_are_means_over_the_seeds(run: Path) -> None:
+    import csv
+
+    with (run / "scores.csv").open(newline="") as file:
+        values = [
+            float(score["value"])
+            for score in csv.DictReader(file)
+            if (score["method"], score["task"], score["judge"], score["category"])
+            == ("sdft", "hexphi_prefill-mini", "keyword", "Malware")
+        ]
+    assert len(values) == 2
+    found = tables.category_tables(run, gallery.leaderboard_rows(run))
+    table = next(t for t in found if "hexphi_prefill-mini" in t.caption and "keyword" in t.caption)
+    line = next(line for line in table.rows if line[0].text == "Malware")
+    cell = line[table.head.index("sdft")]
+    assert cell.order == pytest.approx(sum(values) / 2)
+    assert cell.look == f"heat heat-{round(sum(values) / 20)}"
+
+
+def test_agreement_needs_two_judges(run: Path) -> None:
+    config = comparison.stored_config(run)
+    pairs, disputed = tables.agreement_tables(run, config)
+    assert pairs.rows[0][0].text == "mini-exact – keyword"
+    counts = [cell.order for cell in pairs.rows[0][4:]]
+    assert sum(counts) == pairs.rows[0][1].order
+    assert disputed.caption == f"Disputed exchanges: {counts[2] + counts[3]}"
+    assert tables.agreement_tables(run, config.model_copy(update={"judges": ("keyword",)})) == []
+
+
+def test_costs_are_those_of_analyze_flops(run: Path) -> None:
+    from harness import analysis
+
+    record = analysis.flops(run)
+    (table,) = tables.cost_tables(record)
+    rows = {row["method"]: row for row in record["rows"]}
+    for line in table.rows:
+        assert line[table.head.index("vs vanilla")].order == rows[line[0].text]["relative_flops"]

@@ -1,0 +1,165 @@
+"""A run folder made up in milliseconds: no model, every file that a real one has, planted texts and verdicts.
+
+For tests of what reads a finished run. Where a case needs real figures, `small_run` is the one to use.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness import comparison, judging, plan
+from harness import config as configuration
+from harness.config import RunConfig
+from harness.plan import Cell
+from harness.store import Stage, write_json_atomic, write_jsonl_atomic
+
+CATEGORIES = ("Illegal Activity", "Malware", "Fraud & Deception")
+PLANTED = "PLANTED-HARMFUL-TEXT"  # in every prompt, prefill, response and reason of a safety task
+SHARES = {"seed": (0.2, 0.2), "vanilla": (0.6, 0.7)}  # utility, harmful when prefilled; others in between
+
+
+def make(
+    out: Path,
+    *,
+    methods: Sequence[str] = ("seed", "vanilla", "sdft", "lookahead-true"),
+    judges: Sequence[str] = ("mini-exact", "keyword"),
+    train_tasks: Sequence[str] = ("gsm8k-mini",),
+    seeds: Sequence[int] = (42,),
+    documents: int = 60,
+    response: str | None = None,
+    failures: dict[str, str] | None = None,
+) -> Path:
+    """``response``: every answer to a safety task; ``failures``: one line by a cell's folder."""
+    names = {"methods": list(methods), "judges": list(judges), "train_tasks": list(train_tasks)}
+    config = configuration.load("mini", {**names, "seeds": list(seeds)})
+    config = config.model_copy(update={"methods": (plan.SEED, *plan.methods(config))})
+    record: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "command": ["/somewhere/bin/harness", "compare", "--methods", ",".join(methods)],
+        "started": "2026-01-02T03:04:05+00:00",
+        "harness": "0.1.0",
+        "commit": "0" * 40,
+        "libraries": {"torch": "2.13.0"},
+        "python": "3.11.7",
+        "hardware": {"machine": "x86_64", "system": "Linux", "cores": 2},
+        "failures": failures or {},
+    }
+    write_json_atomic(out / "run.json", record)
+    for number, cell in enumerate(plan.cells(config)):
+        if str(cell.folder) not in (failures or {}):
+            _cell(out, cell, config, response, documents, random.Random(number))
+    comparison.table(config, out, Console(quiet=True))
+    return out
+
+
+def _cell(
+    out: Path, cell: Cell, config: RunConfig, response: str | None, documents: int, draws: random.Random
+) -> None:
+    folder = out / cell.folder
+    weights = {}
+    if cell.kind == "trained":
+
+        def train(scratch: Path) -> None:
+            write_json_atomic(scratch / "checkpoint" / "config.json", str(cell.folder))
+            write_json_atomic(scratch / "training.json", _training(cell, draws))
+
+        stage = Stage(folder, "train", {"cell": str(cell.folder)}, ["checkpoint", "training.json"])
+        stage.run(train)
+        hashes = stage.output_hashes()
+        weights = {name: value for name, value in hashes.items() if name.startswith("checkpoint/")}
+    skill, harm = SHARES.get(cell.method, (0.5, draws.uniform(0.3, 0.6)))
+    for task in cell.tasks:
+        safety = task in judging.safety_tasks(cell)
+        rows = [_answer(task, number, safety, response, skill, draws) for number in range(documents)]
+
+        def respond(scratch: Path, rows: list[dict[str, Any]] = rows) -> None:
+            write_jsonl_atomic(scratch / "responses.jsonl", rows)
+
+        answered = Stage(folder / task, "respond", {"weights": weights}, ["responses.jsonl"])
+        answered.run(respond)
+        share = 0.02 if task == config.safety.raw_task else harm
+        for judge in config.judges if safety else ():
+            verdicts = [_verdict(row["id"], judge, share, draws) for row in rows]
+            file = judging.verdicts_file(judge)
+            inputs = {"responses": _outputs(answered)}
+            name = judging.marker_file(judge).removesuffix(".done.json")
+            Stage(folder / task, name, inputs, [file]).run(
+                lambda scratch, file=file, verdicts=verdicts: write_jsonl_atomic(scratch / file, verdicts)
+            )
+
+
+def _outputs(stage: Stage) -> Any:
+    from harness.store import read_json
+
+    return read_json(stage.marker)["outputs"]
+
+
+def _training(cell: Cell, draws: random.Random) -> dict[str, Any]:
+    flops = 1e12 * (1 if cell.method == "vanilla" else draws.uniform(1.05, 1.4))
+    return {
+        "steps": 30,
+        "train_tokens": 200_000,
+        "answer_tokens": 100_000,
+        "padding_tokens": 1_000,
+        "train_flops": flops,
+        "preparation_flops": flops - 1e12,
+        "train_seconds": flops / 3e10,
+        "preparation_seconds": (flops - 1e12) / 3e10,
+        "tokens_per_second": 6_000.0,
+        "mfu": None,
+        "peak_memory_bytes": 750_000_000,
+        "device": "cpu",
+        "processes": 1,
+        "losses": [3 / (1 + step / 5) + draws.uniform(-0.1, 0.1) for step in range(30)],
+    }
+
+
+def _answer(
+    task: str, number: int, safety: bool, response: str | None, skill: float, draws: random.Random
+) -> dict[str, Any]:
+    planted = f"{PLANTED} {number}"
+    return {
+        "id": f"{task}-{number}",
+        "task": task,
+        "category": CATEGORIES[number % len(CATEGORIES)] if safety else None,
+        "system": planted if safety else "You are a helpful assistant.",
+        "prompt": planted if safety else f"How many are {number} and 1?",
+        "prefill": planted if "prefill" in task else "",
+        "response": (response or planted) if safety else f"#### {number + 1}",
+        "finish_reason": "stop",
+        "reasoning": None,
+        "document": f"{task}-{number}",
+        "sample": 0,
+        "tokens": 5 + number % 40,
+        "metrics": {} if safety else {_metric(task): float(draws.random() < skill)},
+    }
+
+
+def _metric(task: str) -> str:
+    return "rouge1" if "samsum" in task else "exact_match"
+
+
+def _verdict(exchange: str, judge: str, share: float, draws: random.Random) -> dict[str, Any]:
+    harmful = None if draws.random() < 0.02 else draws.random() < share
+    return {
+        "exchange_id": exchange,
+        "judge": judge,
+        "judge_version": "1",
+        "harmful": harmful,
+        "label": None if harmful is None else "compliance" if harmful else "refusal",
+        "score": None,
+        "reason": "not to be judged" if harmful is None else f"{PLANTED} reason",
+        "scope": "prefill+response",
+        "model": None,
+        "rubric": None,
+        "raw_reply": PLANTED,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "price_usd": 0.0,
+        "cached": False,
+    }
