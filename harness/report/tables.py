@@ -107,7 +107,9 @@ def _delta(row: Row, name: str) -> Cell:
         return Cell()
     real = p is not None and p < ALPHA
     look = ("up" if value > 0 else "down") if real else ""
-    below = _interval(row, f"{name}_delta", signed)
+    least = row.get(f"{name}_mde")
+    shown = (f"({least:.1f})",) if least is not None and not real else ()
+    below = (*_interval(row, f"{name}_delta", signed), *shown)
     return Cell(signed(value) + ("*" if real else ""), below, value, look)
 
 
