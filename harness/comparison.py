@@ -141,8 +141,7 @@ def compare(
                 parts = [part for part in parts if part.folder not in failures]
                 if not parts:
                     continue
-                shared = step != "train" and shop.engine_name == "vllm"  # by all cells
-                begun, jobs = time.perf_counter(), 1 if shared else workers.job_count(config, len(parts))
+                begun, jobs = time.perf_counter(), _jobs(shop, step, parts)
                 for outcome in workers.run_cells(config, out, parts, step, console, debug, jobs):
                     for name, seconds in outcome.clock.items():
                         clock[name] += seconds
@@ -186,6 +185,13 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
     return [("train", trained), (until, sorted(cells, key=lambda cell: cell.kind != "trained"))]
+
+
+def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
+    """How many workers. vLLM's engine is one for all cells, for answers and for rewrites that are trained on."""
+    rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
+    generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
+    return 1 if generates and shop.engine_name == "vllm" else workers.job_count(shop.config, len(parts))
 
 
 def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import benchmarks, judging, memory, models, plan, registry, responding
+from harness import benchmarks, estimate, judging, memory, models, plan, registry, responding
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.workshop import OPENAI, Workshop
@@ -138,23 +138,20 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     import psutil
     import torch
 
-    config = shop.config
-    here = models.is_here(config.model)
-    known = memory.find(config.model, shop.seed_folder if here else None)
+    known = estimate.architecture(shop)
     if known is None:
-        yield Finding(
-            "warn", "memory", f"the size of {config.model} is not known yet", "fetch the model first"
-        )
+        what = f"the size of {shop.config.model} is not known yet"
+        yield Finding("warn", "memory", what, "fetch the model first")
         return
-    lengths = [registry.load("train task", task).max_length for task in config.train_tasks]
-    needed = memory.training_bytes(known, config.training, config.training.max_length or max(lengths))
+    trained = estimate.training_memory(shop, plan.cells(shop.config), known)
+    if trained is None:
+        return
+    needed = trained[0]
     on_device = shop.device == "cuda" and torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_device else psutil.virtual_memory().available
     line = f"training takes at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
     if needed > free:
-        mend = (
-            "a smaller training.micro_batch_size, gradient_checkpointing, --tuning lora, or --num-processes"
-        )
+        mend = "--tuning lora, gradient_checkpointing, a smaller micro_batch_size, or --num-processes"
         yield Finding("fail" if needed > 1.2 * free else "warn", "memory", line, mend)
     else:
         yield Finding("pass", "memory", line)
@@ -170,7 +167,7 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
     if not os.access(place, os.W_OK):
         yield Finding("fail", "run folder", f"{place} cannot be written", "another --out")
         return
-    known = memory.find(shop.config.model, shop.seed_folder if models.is_here(shop.config.model) else None)
+    known = estimate.architecture(shop)
     free = shutil.disk_usage(place).free
     if known is None:
         yield Finding("pass", "disk", f"{free / 1e9:.0f} GB free at {place}")

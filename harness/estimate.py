@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import benchmarks, chat, judging, memory, models, plan, registry, responding, splits
+from harness.config import TrainingConfig
 from harness.contracts import Example, HarnessError
 from harness.workshop import Workshop
 
@@ -82,24 +83,40 @@ def _rows(shop: Workshop, train_task: str) -> str:
         return "rows of the hub"
 
 
-def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
-    """One line with the device memory of a training, by formula; None where nothing is trained."""
-    config, tasks = shop.config, {cell.train_task for cell in cells if cell.train_task}
-    rows = {cell.method: config.row(cell.method).training for cell in cells if cell.train_task}
-    folder = shop.seed_folder if models.is_here(config.model) else None
-    architecture = memory.find(config.model, folder)
-    if not tasks or architecture is None:
+def architecture(shop: Workshop) -> memory.Architecture | None:
+    """The seed model's; None where it is not here and not a known one."""
+    here = models.is_here(shop.config.model)
+    return memory.find(shop.config.model, shop.seed_folder if here else None)
+
+
+def training_memory(
+    shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture
+) -> tuple[float, TrainingConfig] | None:
+    """Bytes on a device of the training that takes most, by formula, and its settings; None where nothing is
+    trained."""
+    tasks = {cell.train_task for cell in cells if cell.train_task}
+    if not tasks:
         return None
     longest = max(registry.load("train task", task).max_length for task in tasks)
-    expected, training = max(
-        ((memory.training_bytes(architecture, row, row.max_length or longest), row) for row in rows.values()),
+    rows = {cell.method: shop.config.row(cell.method).training for cell in cells if cell.train_task}
+    return max(
+        ((memory.training_bytes(known, row, row.max_length or longest), row) for row in rows.values()),
         key=lambda found: found[0],
     )
+
+
+def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+    """One line with the device memory of a training; None where nothing is trained, or nothing is known."""
+    known = architecture(shop)
+    found = training_memory(shop, cells, known) if known else None
+    if known is None or found is None:
+        return None
+    expected, training = found
     devices = training.num_processes
     shared = f"{devices} devices ({training.distributed})" if devices > 1 else "one device"
     return (
         f"Expected memory to train on {shared}: at most about {expected / 1e9:.0f} GB each "
-        f"({architecture.parameters / 1e9:.1f} B parameters, {training.tuning} tuning; by formula)"
+        f"({known.parameters / 1e9:.1f} B parameters, {training.tuning} tuning; by formula)"
     )
 
 

@@ -212,6 +212,23 @@ def test_a_judge_that_fails_does_not_become_the_runs(run_copy: Path, command: Ru
     assert comparison.stored_config(run_copy).judges == ("mini-exact",)
 
 
+@pytest.mark.parametrize(
+    ("engine", "method", "step", "jobs"),
+    [
+        ("vllm", "vanilla", "train", 2),
+        ("vllm", "sdft", "train", 1),  # its rewrites come from the engine
+        ("vllm", "vanilla", "respond", 1),
+        ("hf", "sdft", "respond", 2),
+    ],
+)
+def test_vllm_has_one_engine_for_all(tmp_path: Path, engine: str, method: str, step: Any, jobs: int) -> None:
+    from harness import config
+
+    made = config.load(None, {"methods": [method], "engine": engine, "jobs": 2})
+    cells = [cell for cell in plan.cells(made) if cell.kind == "trained"]
+    assert comparison._jobs(Workshop(made, tmp_path), step, cells) == jobs
+
+
 # --- refusing --------------------------------------------------------------------------------------
 
 
