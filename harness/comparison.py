@@ -188,7 +188,7 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
 
 
 def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
-    """How many workers. vLLM's engine is one for all cells, for answers and for rewrites that are trained on."""
+    """How many workers. vLLM's engine is one for all cells, for answers and rewrites alike."""
     rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
     generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
     return 1 if generates and shop.engine_name == "vllm" else workers.job_count(shop.config, len(parts))
