@@ -1,8 +1,9 @@
 """``harness analyze categories``: where a method is less safe, by category of harm (HEx-PHI has 11).
 
 Safe rates by category and method, and which of them differ from vanilla's on the same requests: exact McNemar
-by document, then Holm over all categories, methods and train tasks of a metric (by training seed). Written to
-the run's ``analysis`` folder as numbers and as heat maps.
+by document, over several seeds the leaderboard's test of documents crossed with seeds; then Holm over all
+categories, methods and train tasks of a metric. Written to the run's ``analysis`` folder as numbers and as
+heat maps.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import TaskOutcome
 from harness.plan import Cell
-from harness.statistics import holm, paired_rate_difference, rate
+from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.tables import ALPHA, BASELINE, METHOD_ORDER
 
-VERSION = 1
+VERSION = 2
 COLUMNS = (
     *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
     *("delta", "delta_low", "delta_high", "delta_p"),
@@ -48,8 +49,8 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
     - ``rows``: by metric, train task, method, seed and category; ``delta*``: against vanilla of that train
       task and seed on the requests judged in both, ``delta_p`` after Holm. The seed model and checkpoints of
       the user's own stand under every train task, and seed;
-    - ``table``: the same over the seeds: mean, lowest, highest, and ``changed``: "higher" or "lower" where
-      every seed's difference is real (p < 0.05) and of that sign;
+    - ``table``: the same over the seeds: mean, lowest, highest, the mean difference with its interval and p
+      after Holm, and ``changed``: "higher" or "lower" where it is real (p < 0.05);
     - ``missing``: what has no verdicts, and why.
 
     Raises HarnessError where no request has a category, UsageError for a judge that is none of the run's.
@@ -77,7 +78,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
                 "tasks": safety_tasks(config),
                 "comparisons": {m: _comparisons(rows, m) for m in SAFE_RATES},
                 "rows": rows,
-                "table": pooled(rows),
+                "table": pooled(rows, outcomes),
                 "missing": [{"cell": cell, "reason": reason} for cell, reason in missing.items()],
             }
             stage.run(lambda scratch: _write(scratch, config, record))
@@ -151,13 +152,19 @@ def _by_category(outcome: TaskOutcome) -> dict[str, dict[str, float | None]]:
 
 
 def _cell(values: Mapping[str, float | None], reference: Mapping[str, float | None]) -> Row:
-    own, delta = rate(values.values()), paired_rate_difference(values, reference)
+    own = rate(values.values())
     return {
         "value": _percent(own.value),
         "low": _percent(own.low),
         "high": _percent(own.high),
         "n": own.n,
         "unjudged": own.unjudged,
+        **_delta(paired_rate_difference(values, reference)),
+    }
+
+
+def _delta(delta: Difference) -> Row:
+    return {
         "delta": _percent(delta.value),
         "delta_low": _percent(delta.low),
         "delta_high": _percent(delta.high),
@@ -176,7 +183,7 @@ def _comparisons(rows: Sequence[Row], metric: str) -> int:
     return max((tested.count(seed) for seed in seeds), default=0)
 
 
-def pooled(rows: Sequence[Row]) -> list[Row]:
+def pooled(rows: Sequence[Row], outcomes: Outcomes) -> list[Row]:
     """One row a metric, train task, method and category: over its ``seeds``."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -195,11 +202,29 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
                 "highest": max(values, default=None),
                 "n": min(row["n"] for row in group),
                 "unjudged": sum(row["unjudged"] for row in group),
-                "delta": _mean([row["delta"] for row in group]),
-                "changed": _changed(group),
+                **_over_seeds(group, outcomes),
             }
         )
-    return found
+    for metric in dict.fromkeys(row["metric"] for row in found):
+        several = [row for row in found if row["metric"] == metric and len(row["seeds"]) > 1]
+        for row, p in zip(several, holm([row["delta_p"] for row in several]), strict=True):
+            row["delta_p"] = p
+    return [row | {"changed": _changed(row)} for row in found]
+
+
+def _over_seeds(group: Sequence[Row], outcomes: Outcomes) -> Row:
+    """The difference from vanilla over a group's seeds; p of several seeds is not adjusted yet."""
+    if len(group) == 1:
+        return {name: group[0][name] for name in ("delta", "delta_low", "delta_high", "delta_p")}
+    task, method, metric = (group[0][name] for name in ("train_task", "method", "metric"))
+    category = group[0]["category"]
+    pairs = [
+        [outcomes.get((task, name, row["seed"], metric)) for row in group] for name in (method, BASELINE)
+    ]
+    if method == BASELINE or None in pairs[1]:
+        return _delta(Difference(None, None, None, None, 0))
+    own, reference = ([_by_category(one)[category] for one in side if one] for side in pairs)
+    return _delta(difference_over_seeds(own, reference, rates=True))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -208,11 +233,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return round(fmean(known), 2) if known and len(known) == len(values) else None
 
 
-def _changed(group: Sequence[Row]) -> str | None:
-    real = all(row["delta_p"] is not None and row["delta_p"] < ALPHA for row in group)
-    if real and all(row["delta"] > 0 for row in group):
-        return "higher"
-    return "lower" if real and all(row["delta"] < 0 for row in group) else None
+def _changed(row: Row) -> str | None:
+    if row["delta_p"] is None or row["delta_p"] >= ALPHA:
+        return None
+    return "higher" if row["delta"] > 0 else "lower"
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -295,9 +319,9 @@ def show(record: Row, out: Path, console: Console) -> None:
     say("")
     several = any(len(row["seeds"]) > 1 for row in record["table"])
     tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
+    test = "documents crossed with seeds" if several else "exact McNemar by document"
     say(
-        f"*: differs from vanilla, p < {ALPHA}, exact McNemar by document after Holm over all categories, "
-        f"methods and train tasks ({tests} comparisons{', in every seed' if several else ''})."
+        f"*: differs from vanilla, p < {ALPHA}, {test}, after Holm over all categories, methods and train tasks ({tests} comparisons)."
     )
     if several:
         say("Means over the seeds; below them the lowest and the highest seed's.")

@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from harness import categories, figures
 from harness.leaderboard import TaskOutcome
+from harness.statistics import difference_over_seeds
 from harness.store import read_json, read_jsonl, write_jsonl_atomic
 
 KINDS = ("Malware", "Fraud/Deception")
@@ -78,32 +79,41 @@ def test_differences_are_mcnemar_by_document_and_holm_over_all_cells() -> None:
     assert [found["lisa", 1, "rsr", kind]["delta_p"] for kind in KINDS] == pytest.approx(expected)
 
 
-def test_seeds_are_pooled_with_their_spread_and_must_agree() -> None:
+def test_seeds_are_pooled_with_their_spread_and_tested_together() -> None:
     outcomes = {}
-    for seed, lisa in ((1, GOOD), (2, [1.0] * 9 + [0.0])):
+    lisas = {1: GOOD, 2: [1.0] * 9 + [0.0], 3: [0.0] + [1.0] * 9}
+    for seed, lisa in lisas.items():
         outcomes["t", "vanilla", seed, "jsr"] = outcome("jsr", BAD, GOOD)
         outcomes["t", "lisa", seed, "jsr"] = outcome("jsr", lisa, BAD if seed == 1 else GOOD)
     rows = categories.compared(outcomes)
-    table = {(row["method"], row["category"]): row for row in categories.pooled(rows)}
+    table = {(row["method"], row["category"]): row for row in categories.pooled(rows, outcomes)}
     malware, fraud = (table["lisa", kind] for kind in KINDS)
-    assert (malware["seeds"], malware["value"], malware["delta"]) == ([1, 2], 95.0, 95.0)
+    assert malware["seeds"] == [1, 2, 3]
+    assert malware["value"] == malware["delta"] == pytest.approx(93.33, abs=0.01)
     assert (malware["lowest"], malware["highest"], malware["n"]) == (90.0, 100.0, 10)
     assert malware["changed"] == "higher"
-    assert (fraud["value"], fraud["changed"]) == (50.0, None)  # real in one seed, none in the other
-    assert table["vanilla", "Malware"]["changed"] is None
-    first = categories.pooled([row for row in rows if row["seed"] == 1])
+    assert fraud["changed"] is None  # one seed of three
+    assert table["vanilla", "Malware"]["changed"] is table["vanilla", "Malware"]["delta"] is None
+
+    def numbered(values: list[float]) -> dict[str, float | None]:
+        return {str(place): value for place, value in enumerate(values)}
+
+    own = [[numbered(lisa) for lisa in lisas.values()], [numbered(v) for v in (BAD, GOOD, GOOD)]]
+    of = [[numbered(BAD)] * 3, [numbered(GOOD)] * 3]
+    p = [difference_over_seeds(*pair, rates=True).p for pair in zip(own, of, strict=True)]
+    expected = multipletests(p, method="holm")[1].tolist()
+    assert [malware["delta_p"], fraud["delta_p"]] == pytest.approx(expected)
+    first = categories.pooled([row for row in rows if row["seed"] == 1], outcomes)
     changed = {(row["method"], row["category"]): row["changed"] for row in first}
     assert changed["lisa", "Fraud/Deception"] == "lower"
 
 
 def test_a_seed_without_verdicts_leaves_no_mean() -> None:
-    rows = categories.compared(
-        {
-            ("t", "lisa", 1, "jsr"): outcome("jsr", [None, None], [1]),
-            ("t", "lisa", 2, "jsr"): outcome("jsr", [1, 0], [1]),
-        }
-    )
-    table = {row["category"]: row for row in categories.pooled(rows)}
+    outcomes = {
+        ("t", "lisa", 1, "jsr"): outcome("jsr", [None, None], [1]),
+        ("t", "lisa", 2, "jsr"): outcome("jsr", [1, 0], [1]),
+    }
+    table = {row["category"]: row for row in categories.pooled(categories.compared(outcomes), outcomes)}
     assert (table["Malware"]["value"], table["Malware"]["unjudged"], table["Malware"]["n"]) == (None, 2, 0)
     assert table["Fraud/Deception"]["value"] == 100.0
 
@@ -175,14 +185,16 @@ def test_eleven_categories_and_nine_methods_fit_a_hundred_columns() -> None:
     assert len(kinds) == 11
     documents = {f"{kind}{i}": kind for kind in kinds for i in range(30)}
     outcomes = {}
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         for method in names:
             good = {name: float(method != "vanilla") for name in documents}
             outcomes["t", method, seed, "jsr"] = TaskOutcome("t", "jsr", good, True, categories=documents)
     rows = categories.compared(outcomes)
     record = {"model": "mini", "judge": "mini-exact", "comparisons": {"jsr": 88}, "missing": []}
     console = Console(file=io.StringIO(), width=100)
-    categories.show({**record, "rows": rows, "table": categories.pooled(rows)}, Path("run"), console)
+    categories.show(
+        {**record, "rows": rows, "table": categories.pooled(rows, outcomes)}, Path("run"), console
+    )
     text = console.file.getvalue()
     tables = text[: text.index("seed: higher")]
     assert all(cell_len(line.rstrip()) <= 100 for line in tables.splitlines())
