@@ -321,7 +321,8 @@ def show(record: Row, out: Path, console: Console) -> None:
     tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
     test = "documents crossed with seeds" if several else "exact McNemar by document"
     say(
-        f"*: differs from vanilla, p < {ALPHA}, {test}, after Holm over all categories, methods and train tasks ({tests} comparisons)."
+        f"*: differs from vanilla, p < {ALPHA}, {test}, after Holm over all categories, methods and train "
+        f"tasks ({tests} comparisons)."
     )
     if several:
         say("Means over the seeds; below them the lowest and the highest seed's.")
