@@ -277,9 +277,9 @@ def _legend(frame: pd.DataFrame) -> list[str]:
             "Intervals and p take documents and seeds for samples."
         ]
         tests = "t, documents and seeds crossed"
-    delta = "Δ: points against vanilla on equal prompts. " if compared else ""
+    lines += ["Δ: points against vanilla on the same prompts."] if compared else []
     lines += [
-        f"{delta}Percentages and points with 95 % intervals; higher is better.",
+        "Percentages and points with 95 % intervals; higher is better.",
         "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
     ]
     if shown[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
