@@ -107,9 +107,9 @@ def compare(
     shop = Workshop(config, out)
     quiet()
     if dry_run:
-        _dry_run(shop, until, console)
+        _dry_run(shop, until, console, kinds)
         return
-    _check(shop)
+    _check(shop, kinds)
     with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
@@ -223,7 +223,7 @@ def _complete(judged: judging.Judged) -> None:
         )
 
 
-def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
+def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the configuration and the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = (
@@ -239,7 +239,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console) -> None:
             soft_wrap=True,
         )
         return
-    _check(shop)
+    _check(shop, kinds)
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
     if unanswered:
@@ -302,8 +302,8 @@ def stored_config(out: Path) -> RunConfig:
         ) from error
 
 
-def _check(shop: Workshop) -> None:
-    """Names, options, data and folders, before anything is spent."""
+def _check(shop: Workshop, kinds: Collection[str]) -> None:
+    """Names, options, data, folders and what answers, before anything is spent."""
     cells = plan.cells(shop.config)
     for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
         responding.data_hash(path)
@@ -314,7 +314,7 @@ def _check(shop: Workshop) -> None:
         if cell.kind == "trained":
             training.train_stage(shop, cell)
         responding.checkpoint_of(shop, cell)
-    responding.check(shop, cells)
+    responding.check(shop, [cell for cell in cells if cell.kind in kinds])
     for name in shop.config.judges:
         registry.make_judge(name, judging.settings(shop.config))
 

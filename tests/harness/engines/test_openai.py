@@ -345,7 +345,7 @@ def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, 
         engine.generate([[1, 5]], 4)
 
 
-def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: Open) -> None:
+def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: Open, ctrl_c: None) -> None:
     engine = opened(timeout_s=60)
     server.latency_s = 30
     started = time.monotonic()
@@ -359,6 +359,14 @@ def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: O
     with pytest.raises(KeyboardInterrupt):
         engine.generate([[1, 2, 3]] * 6, 4)
     assert time.monotonic() - started < 25
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a process in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_wrong_model_is_one_line_with_what_there_is(server: CompletionsServer, opened: Open) -> None:
