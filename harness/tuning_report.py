@@ -134,8 +134,33 @@ def show(record: Row, out: Path, console: Console) -> None:
             "choice has seen; *: p < 0.05 after Holm. The chosen one's validation figures are the best",
         )
         _say(console, "of many, and so too good.")
+        line, held = kept(record)
+        _say(console, line, "bold" if held else "bold red")
     files = ", ".join(str(out / name) for name in ("tune.json", "pareto.csv", "pareto.svg"))
     _say(console, f"Files: {files}")
+
+
+def kept(record: Row) -> tuple[str, bool]:
+    """Whether the chosen setting holds the floor on the final documents too, as a sentence and as a fact."""
+    final, drop = record["final"], record["floor"]["drop"]
+    limit = record["floor"]["utility"]
+    if drop is not None and final.get(BASELINE, {}).get("utility") is not None:
+        limit = round(final[BASELINE]["utility"] - drop, 2)
+    row = final.get(record["chosen"], {})
+    if row.get("utility") is None:
+        return "It has no utility on the final documents: see the statuses above.", False
+    found = f"utility {row['utility']:.1f} against a floor of {limit:g}"
+    if row["utility"] < limit:
+        return (
+            f"On the final documents it does NOT hold the floor: {found}. "
+            "Choose with --confident, or a higher floor.",
+            False,
+        )
+    below = row.get("utility_low") is not None and row["utility_low"] < limit
+    return (
+        f"On the final documents it holds the floor: {found}{', though its interval goes below' * below}.",
+        True,
+    )
 
 
 def _say(console: Console, line: str, style: str = "") -> None:

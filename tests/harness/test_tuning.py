@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import config, tuning, tuning_search
+from harness import config, tuning, tuning_report, tuning_search
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, read_jsonl
 from harness.tuning import Floor
@@ -332,3 +332,34 @@ def test_without_optuna_a_line_says_how_to_get_it(
         1,
         "Error: harness tune needs Optuna: pip install 'safetune-harness[tune]'\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("floor", "utility", "low", "held", "says"),
+    [
+        (
+            {"utility": 40.0, "drop": None},
+            40.0,
+            41.0,
+            True,
+            "holds the floor: utility 40.0 against a floor of 40.",
+        ),
+        ({"utility": 40.0, "drop": None}, 45.0, 38.0, True, "though its interval goes below"),
+        ({"utility": 40.0, "drop": None}, 32.2, 24.0, False, "does NOT hold the floor: utility 32.2"),
+        (
+            {"utility": 52.0, "drop": 3.0},
+            50.0,
+            48.0,
+            False,
+            "against a floor of 51.",
+        ),  # of vanilla's final 54
+        ({"utility": 40.0, "drop": None}, None, None, False, "no utility"),
+    ],
+)
+def test_whether_the_choice_holds_on_the_final_documents_is_said(
+    floor: Any, utility: float | None, low: float | None, held: bool, says: str
+) -> None:
+    final = {"vanilla": {"utility": 54.0}, "mine": {"utility": utility, "utility_low": low}}
+    line, found = tuning_report.kept({"floor": floor, "chosen": "mine", "final": final})
+    assert found is held
+    assert says in line
