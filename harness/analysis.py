@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +21,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
 from harness.store import read_json
+from harness.tables import bare_table, natural_width, print_whole
 
 FOLDER = "analysis"  # of a run, for what analyses write
 SAFE_RATES = ("rsr", "jsr")
@@ -97,7 +97,7 @@ def costs(found: Iterable[tuple[Cell, Row | str]]) -> list[Row]:
         ]
         row: Row = {"train_task": task, "method": method, "seeds": list(done)}
         row["missing"] = [{"seed": seed, "reason": r} for seed, r in by_seed.items() if isinstance(r, str)]
-        row |= {name: _mean([record.get(name) for record in done.values()]) for name in FIGURES}
+        row |= {name: mean_of_all([record.get(name) for record in done.values()]) for name in FIGURES}
         row["relative_flops"] = sum(own for own, _ in both) / sum(of for _, of in both) if both else None
         prepared = row["preparation_flops"]
         row["preparation_share"] = None if prepared is None else prepared / row["train_flops"]
@@ -111,12 +111,12 @@ def averages(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         by_method.setdefault(row["method"], {})[row["train_task"]] = row["relative_flops"]
     return [
-        {"method": method, "relative_flops": ratios, "average": _mean(list(ratios.values()))}
+        {"method": method, "relative_flops": ratios, "average": mean_of_all(list(ratios.values()))}
         for method, ratios in by_method.items()
     ]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of_all(values: Sequence[float | None]) -> float | None:
     """None where one is missing, or all are."""
     known = [value for value in values if value is not None]
     return fmean(known) if known and len(known) == len(values) else None
@@ -177,21 +177,18 @@ def show_flops(record: Row, console: Console) -> None:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> None:
-    """As wide as its figures: where there is no room it runs over rather than lose digits."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = bare_table()
     table.add_column("method", overflow="fold", max_width=24)
     for heading, _ in columns:
         table.add_column(_clean(heading, console), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(Text(_clean(row["method"], console)), *(show(row) for _, show in columns))
-    table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
-    console.print(table, crop=False)
+    print_whole(table, console)
 
 
 def print_table(table: Table, console: Console) -> None:
     """Made for WIDTH columns: on fewer it runs over rather than lose digits."""
-    natural = console.measure(table, options=console.options.update_width(1_000)).maximum
-    table.width = min(natural, max(WIDTH, console.width))
+    table.width = min(natural_width(table, console), max(WIDTH, console.width))
     console.print(table, crop=False)
 
 

@@ -12,23 +12,21 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness import comparison, figures, plan, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, print_table, safety_tasks
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import TaskOutcome
 from harness.plan import Cell
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, METHOD_ORDER
+from harness.tables import ALPHA, BASELINE, METHOD_ORDER, bare_table
 
 VERSION = 2
 COLUMNS = (
@@ -228,9 +226,8 @@ def _over_seeds(group: Sequence[Row], outcomes: Outcomes) -> Row:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one is missing: a mean over fewer seeds is another."""
-    known = [value for value in values if value is not None]
-    return round(fmean(known), 2) if known and len(known) == len(values) else None
+    found = mean_of_all(values)
+    return None if found is None else round(found, 2)
 
 
 def _changed(row: Row) -> str | None:
@@ -334,7 +331,7 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
     """Categories by methods, some methods at a time where they are many."""
     methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
     for start in range(0, len(methods), BLOCK):
-        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+        table = bare_table(0)
         table.add_column("category", overflow="fold", min_width=14)
         table.add_column("n", justify="right", no_wrap=True)
         block = methods[start : start + BLOCK]

@@ -14,18 +14,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
 from harness import comparison, divergence, figures, plan, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, print_table, safety_tasks
+from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.divergence import Settings
@@ -33,11 +31,11 @@ from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.statistics import ALPHA
 from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
+from harness.tables import bare_table
 
 VERSION = 1
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # positions in a terminal; the files have all
 FEWEST = 4  # checkpoints that a correlation's interval takes
-MEAN = "mean"  # the seed column of a row over several seeds
 
 Row = dict[str, Any]
 
@@ -165,7 +163,7 @@ def means(rows: Sequence[Row]) -> list[Row]:
             "n": max(row["n"] for row in group),
             "positions": _over(group, "positions", "position"),
             "first": _over(group, "first", "tokens"),
-            **{metric: _plain([row[metric] for row in group]) for metric in SAFE_RATES},
+            **{metric: mean_of_all([row[metric] for row in group]) for metric in SAFE_RATES},
         }
         for (task, method), group in groups.items()
     ]
@@ -178,18 +176,12 @@ def _over(group: Sequence[Row], name: str, key: str) -> list[Row]:
         found.append(
             {
                 key: same[0][key],
-                "value": _plain([one["value"] for one in same]),
+                "value": mean_of_all([one["value"] for one in same]),
                 "lowest": min(values, default=None),
                 "highest": max(values, default=None),
             }
         )
     return found
-
-
-def _plain(values: Sequence[float | None]) -> float | None:
-    """None where one is missing: a mean over fewer seeds is another."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
 
 
 def correlations(rows: Sequence[Row]) -> list[Row]:
@@ -375,7 +367,7 @@ def _place(row: Row) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = bare_table()
     table.add_column(headings[0], overflow="fold", max_width=20)
     for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)

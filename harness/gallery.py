@@ -11,7 +11,7 @@ from typing import Any
 from harness import comparison, figures, plan
 from harness.contracts import HarnessError
 from harness.store import read_json
-from harness.tables import BASELINE, DONE, KEY, MEAN, Row, grouped
+from harness.tables import BASELINE, DONE, KEY, MEAN, Row, grouped, means
 
 FOLDER = "figures"
 SMOOTHED = 20  # a curve's running mean takes one step in so many
@@ -85,12 +85,6 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return sorted((name for name, point in points.items() if not surpassed(point)), key=points.__getitem__)
 
 
-def shown(rows: Sequence[Row]) -> list[Row]:
-    """One row a method: its mean over the seeds where there are several."""
-    means = [row for row in rows if row["seed"] == MEAN]
-    return means or list(rows)
-
-
 # --- pictures --------------------------------------------------------------------------------------
 
 
@@ -100,7 +94,7 @@ def _safety_utility(
     metric = next((row["utility_metric"] for row in rows if row["utility_metric"]), "")
     utility = f"utility, {metric} (%)"
     title = f"Safety against utility, {about}"
-    measured = [name for name in SAFETY if any(_has(row, "utility", name) for row in shown(rows))]
+    measured = [name for name in SAFETY if any(_has(row, "utility", name) for row in means(rows))]
     if not measured:
         return []
     labels = [(name.upper(), utility, SAFETY[name]) for name in measured]
@@ -108,7 +102,7 @@ def _safety_utility(
     handles: dict[str, Any] = {}
     best = {}
     for name, panel in zip(measured, axes, strict=True):
-        drawn = [row for row in shown(rows) if _has(row, "utility", name)]
+        drawn = [row for row in means(rows) if _has(row, "utility", name)]
         points = {row["method"]: (row["utility"], row[name]) for row in drawn}
         best[name] = front(points)
         way = [points[method] for method in best[name]]
@@ -132,7 +126,7 @@ def _safety_utility(
 def _cost_safety(
     rows: Sequence[Row], styles: Mapping[str, dict[str, Any]], about: str, suffix: str
 ) -> list[Picture]:
-    drawn = [row for row in shown(rows) if _has(row, "jsr", "train_flops", "train_seconds")]
+    drawn = [row for row in means(rows) if _has(row, "jsr", "train_flops", "train_seconds")]
     if not drawn:
         return []
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
@@ -142,7 +136,7 @@ def _cost_safety(
         [("Computation", flops, SAFETY["jsr"]), ("Time", "training time (s)", SAFETY["jsr"])], title=title
     )
     handles = {}
-    untrained = next((row for row in shown(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
+    untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
     for panel, cost, unit in zip(axes, ("train_flops", "train_seconds"), (of or 1, 1), strict=True):
         for row in drawn:
             scaled = {**row, cost: row[cost] / unit}
@@ -240,7 +234,7 @@ def _names(rows: Sequence[Row], column: str) -> list[str]:
 
 
 def _where_known(rows: Sequence[Row]) -> str:
-    return "" if all(_bar(row, "jsr") for row in shown(rows) if _has(row, "jsr")) else " where there are any"
+    return "" if all(_bar(row, "jsr") for row in means(rows) if _has(row, "jsr")) else " where there are any"
 
 
 def _left_out(rows: Sequence[Row], drawn: Mapping[str, Any]) -> str:

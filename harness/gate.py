@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.text import Text
 
 from harness import comparison, judging, leaderboard, plan, registry, scores, tables
 from harness.config import RunConfig
@@ -39,7 +38,7 @@ class Condition:
     limit: float
 
     def text(self, against: Against) -> str:
-        name = self.metric.upper() if self.metric in ("rsr", "jsr") else self.metric
+        name = tables.label(self.metric)
         if self.kind == "min":
             return f"{name} at least {self.limit:g}"
         return f"{name} at most {self.limit:g} below {against}"
@@ -342,6 +341,5 @@ def _counted(count: int) -> str:
 
 def show(findings: Sequence[Finding], console: Console) -> None:
     for finding in findings:
-        style = "" if finding.met else "red"
-        console.print(Text(finding.line(), style=style), highlight=False, soft_wrap=True)
-    console.print(Text(verdict(findings), style="bold"), highlight=False, soft_wrap=True)
+        tables.say(console, finding.line(), "" if finding.met else "red")
+    tables.say(console, verdict(findings), "bold")

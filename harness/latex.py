@@ -23,6 +23,7 @@ from harness.tables import (
     count,
     further_tasks,
     grouped,
+    label,
     means,
     one_line,
     records,
@@ -183,7 +184,7 @@ def _interval(row: Row, metric: str) -> str:
 
 
 def _heading(metric: str) -> str:
-    return {"rsr": "RSR", "jsr": "JSR", "utility": "Utility"}.get(metric, metric)
+    return "Utility" if metric == "utility" else label(metric)
 
 
 # --- what stands below -----------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import figures
+from harness.analysis import FOLDER
 from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import print_whole
+from harness.tables import print_whole, say
 
 Row = dict[str, Any]
-FOLDER = "analysis"  # below the run's
 COLUMNS = (
     *("train_task", "method", "utility", "metric", "judge", "safety", "low", "high"),
     *("delta", "delta_low", "delta_high", "reached_share", "highest_utility", "trainings", "trainings_there"),
@@ -87,20 +87,20 @@ def show(record: Row, console: Console) -> None:
     for task in record["train_tasks"]:
         print_whole(_table(record, task), console)
         start = task["seed_model"]
-        _say(console, f"Seed model: utility {start['utility']:.1f}, safety {start['safety']:.1f}.")
+        say(console, f"Seed model: utility {start['utility']:.1f}, safety {start['safety']:.1f}.")
         if task["utility"] is not None:
-            _say(console, f"Compared at {task['utility']:g}: {task['rule']}.")
+            say(console, f"Compared at {task['utility']:g}: {task['rule']}.")
         for note in task["notes"]:
-            _say(console, note, "yellow")
+            say(console, note, "yellow")
     seeds = record["seeds"]
-    _say(
+    say(
         console,
         f"Percent; 95 % intervals: bootstrap over documents{' and seeds' if len(seeds) > 1 else ''},",
     )
-    _say(
+    say(
         console, "paired over methods. Safety is read where a training first reaches the utility, between two"
     )
-    _say(console, "epochs by a line, and is the mean over the learning rates that reach it.")
+    say(console, "epochs by a line, and is the mean over the learning rates that reach it.")
 
 
 def _table(record: Row, task: Row) -> Table:
@@ -139,7 +139,3 @@ def _figure(value: float | None, form: str) -> str:
 
 def _span(low: float | None, high: float | None, form: str) -> str:
     return "" if low is None or high is None else f"{low:{form}} to {high:{form}}"
-
-
-def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

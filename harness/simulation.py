@@ -21,15 +21,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from scipy.optimize import brentq
 from scipy.stats import norm
 
 from harness import statistics
 from harness.progress import Display
 from harness.store import write_text_atomic
+from harness.tables import bare_table
 
 BAND = (93.0, 97.0)  # percent: coverage that 95 % intervals are held to
 DIFFICULTY = 1.0  # standard deviation of the documents' difficulty, beside 1 of an answer itself
@@ -231,7 +230,7 @@ def write(frame: pd.DataFrame, path: Path, command: str) -> None:
 
 
 def show(frame: pd.DataFrame, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = bare_table()
     for name in frame.columns:
         table.add_column(name, justify="left" if name in ("figure", "outside") else "right")
     for row in frame.itertuples(index=False):

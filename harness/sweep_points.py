@@ -131,4 +131,4 @@ def _lengths(config: RunConfig, values: Iterable[Any]) -> dict[Any, dict[str, in
 def shown(points: Iterable[Point], train_task: str, judge: str) -> list[Point]:
     """The points of one table or figure: over several seeds their means."""
     mine = [point for point in points if (point["train_task"], point["judge"]) == (train_task, judge)]
-    return [point for point in mine if point["seed"] == tables.MEAN] or mine
+    return tables.means(mine)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -181,7 +180,7 @@ def _depth_table(points: Sequence[Point]) -> Table:
 
 def _grid(*headings: str, left: int) -> Table:
     """``left``: how many columns are not figures."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = tables.bare_table()
     for number, heading in enumerate(headings):
         name = number < left
         table.add_column(heading, justify="left" if name else "right", overflow="fold", no_wrap=not name)

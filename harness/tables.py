@@ -261,7 +261,7 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
         safe = round(n * (row[metric] or 0) / 100)
         low, high = 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
         ranges.append(f"{row['method']} {low:.1f}–{high:.1f}")
-    return f"{_heading(metric)} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
+    return f"{label(metric)} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
 
 
 def _legend(frame: pd.DataFrame) -> list[str]:
@@ -293,7 +293,7 @@ def _legend(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _heading(metric: str) -> str:
+def label(metric: str) -> str:
     return metric.upper() if metric in ("rsr", "jsr") else metric
 
 
@@ -358,7 +358,7 @@ def _markdown_table(rows: Sequence[Row], metrics: Sequence[str], *, seconds: boo
     refusals = [metric for metric in metrics if _has_refusals(rows, metric)]
     head = ["method"]
     for metric in metrics:
-        heading = escaped(_heading(metric))
+        heading = escaped(label(metric))
         head += [f"Δ {heading}", heading, *(["refusals"] if metric in refusals else [])]
     head += ["train s"] if seconds else []
     return _markdown_lines(head, [_markdown_row(row, metrics, refusals, seconds) for row in rows])
@@ -395,7 +395,7 @@ def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with
 def _markdown_paper(rows: Sequence[Row]) -> list[str]:
     beside = _beside_paper(rows)
     metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
-    head = ["method", *(name for metric in metrics for name in (f"{_heading(metric)} vs paper", "paper"))]
+    head = ["method", *(name for metric in metrics for name in (f"{label(metric)} vs paper", "paper"))]
     lines = [
         [escaped(method), *(text for metric in metrics for text in _paper_cells(pairs, metric, 2))]
         for method, pairs in beside
@@ -461,7 +461,7 @@ def _fitting(rows: Sequence[Row], console: Console, metrics: Sequence[str]) -> T
     """The most spacious layout that there is room for; the narrowest runs over rather than lose digits."""
     for layout in _LAYOUTS:
         table = _table(rows, layout, metrics)
-        table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+        table.width = natural_width(table, console)
         if table.width <= console.width:
             break
     return table
@@ -488,7 +488,7 @@ _LAYOUTS = (
 
 def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Table:
     """Lines of a method: what its figures differ from vanilla's and are, and the intervals below."""
-    table = _bare_table(layout.gap)
+    table = bare_table(layout.gap)
     table.add_column("method", overflow="fold", max_width=24)
     columns = [[Text(one_line(row["method"])) for row in rows]]
 
@@ -498,7 +498,7 @@ def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Tabl
         columns.append(cells)
 
     for metric in metrics:
-        safety, heading = _has_refusals(rows, metric), _heading(metric)
+        safety, heading = _has_refusals(rows, metric), label(metric)
         below = layout.refusals_below and safety
         value_heading = f"{heading}\nrefusals" if below else heading
         values = [_figure(row, metric, _widest(_unjudged, rows, metric), below) for row in rows]
@@ -515,9 +515,9 @@ def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Tabl
         add(delta_heading, deltas)
         add(value_heading, values)
         if safety and not below:
-            add("refusals", [Text(_number(row[f"{metric}_refusals"])) for row in rows])
+            add("refusals", [Text(one_decimal(row[f"{metric}_refusals"])) for row in rows])
     if layout.seconds and metrics is METRICS:
-        add("train s", [Text(_number(row["train_seconds"])) for row in rows])
+        add("train s", [Text(one_decimal(row["train_seconds"])) for row in rows])
     for cells in zip(*columns, strict=True):
         table.add_row(*cells)
     return table
@@ -525,10 +525,10 @@ def _table(rows: Sequence[Row], layout: _Layout, metrics: Sequence[str]) -> Tabl
 
 def _paper_table(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> Table:
     metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
-    table = _bare_table(1)
+    table = bare_table(1)
     table.add_column("method", overflow="fold", max_width=24)
     for metric in metrics:
-        table.add_column(f"{_heading(metric)} vs paper", justify="right")
+        table.add_column(f"{label(metric)} vs paper", justify="right")
         table.add_column("paper", justify="right")
     for method, pairs in beside:
         cells = (text for metric in metrics for text in _paper_cells(pairs, metric, 1))
@@ -536,7 +536,8 @@ def _paper_table(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -
     return table
 
 
-def _bare_table(gap: int) -> Table:
+def bare_table(gap: int = 1) -> Table:
+    """A table with a line below its head and no other; ``gap``: blanks between columns."""
     return Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
 
 
@@ -562,7 +563,7 @@ def _right(cells: Sequence[Text]) -> list[Text]:
     return [Text("\n").join(lines) for lines in split]
 
 
-def _number(value: float | None) -> str:
+def one_decimal(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
@@ -576,7 +577,7 @@ def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
     if row[f"{metric}_low"] is not None:
         text.append(f"\n{row[f'{metric}_low']:.1f}–{row[f'{metric}_high']:.1f}", style="dim")
     if refusals_below:
-        text.append(f"\n{_number(row[f'{metric}_refusals']) or '-'}")
+        text.append(f"\n{one_decimal(row[f'{metric}_refusals']) or '-'}")
     return text
 
 
@@ -595,5 +596,14 @@ def _delta(row: Row, metric: str, suffix: int) -> Text:
 
 def print_whole(table: Table, console: Console) -> None:
     """As wide as its cells: where there is no room it runs over rather than lose figures."""
-    table.width = console.measure(table, options=console.options.update_width(1_000)).maximum
+    table.width = natural_width(table, console)
     console.print(table, crop=False)
+
+
+def natural_width(table: Table, console: Console) -> int:
+    return console.measure(table, options=console.options.update_width(1_000)).maximum
+
+
+def say(console: Console, line: str, style: str = "") -> None:
+    """A line as it stands, however long."""
+    console.print(Text(line, style=style), highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness import figures, tuning
 from harness.plan import SEED
 from harness.store import read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, print_whole
+from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, one_decimal, print_whole, say
 from harness.tuning import Floor
 from harness.tuning_search import KEYS, TRIALS, Row, Search
 
@@ -116,28 +116,26 @@ def show(record: Row, out: Path, console: Console) -> None:
     """The trials, the choice, and what it is worth on the final documents."""
     print_whole(_trials(record), console)
     shares = [f"{task} {n['validation']} and {n['final']}" for task, n in record["documents"].items()]
-    _say(console, f"Documents (validation and final): {', '.join(shares)}.")
+    say(console, f"Documents (validation and final): {', '.join(shares)}.")
     for name, status in record["search"]["failed"].items():
-        _say(console, f"{name}: {status} (the same command tries it again)", "red")
+        say(console, f"{name}: {status} (the same command tries it again)", "red")
     if record["chosen"] is None:
         for line in _not_held(record):
-            _say(console, line, "red")
+            say(console, line, "red")
     else:
         for line in _choice(record):
-            _say(console, line, "bold")
+            say(console, line, "bold")
         print_whole(_final(record), console)
-        _say(
-            console, "Percent with 95 % intervals. Δ: points against vanilla on the same documents, which no"
-        )
-        _say(
+        say(console, "Percent with 95 % intervals. Δ: points against vanilla on the same documents, which no")
+        say(
             console,
             "choice has seen; *: p < 0.05 after Holm. The chosen one's validation figures are the best",
         )
-        _say(console, "of many, and so too good.")
+        say(console, "of many, and so too good.")
         line, held = kept(record)
-        _say(console, line, "bold" if held else "bold red")
+        say(console, line, "bold" if held else "bold red")
     files = ", ".join(str(out / name) for name in ("tune.json", "pareto.csv", "pareto.svg"))
-    _say(console, f"Files: {files}")
+    say(console, f"Files: {files}")
 
 
 def kept(record: Row) -> tuple[str, bool]:
@@ -161,10 +159,6 @@ def kept(record: Row) -> tuple[str, bool]:
         f"On the final documents it holds the floor: {found}{', though its interval goes below' * below}.",
         True,
     )
-
-
-def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(Text(line, style=style), highlight=False, soft_wrap=True)
 
 
 def _floor(record: Row) -> tuple[str, str]:
@@ -213,7 +207,13 @@ def _trials(record: Row) -> Table:
     for row in [*references, *sorted(record["trials"], key=lambda row: row["utility"])]:
         marks = ["front"] * row["front"] + ["chosen"] * (row["row"] == record["chosen"])
         spans = [_span(row, name) for name in ("utility", "jsr")]
-        cells = (_number(row["utility"]), spans[0], _number(row["rsr"]), _number(row["jsr"]), spans[1])
+        cells = (
+            one_decimal(row["utility"]),
+            spans[0],
+            one_decimal(row["rsr"]),
+            one_decimal(row["jsr"]),
+            spans[1],
+        )
         table.add_row(Text(row["row"]), *cells, ", ".join(marks))
     return table
 
@@ -225,20 +225,16 @@ def _final(record: Row) -> Table:
     for heading in ("utility", "95 %", "Δ", "RSR", "Δ", "JSR", "95 %", "Δ"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in record["final"].items():
-        utility = (_number(row["utility"]), _span(row, "utility"), _delta(row, "utility"))
+        utility = (one_decimal(row["utility"]), _span(row, "utility"), _delta(row, "utility"))
         rates = (
-            _number(row["rsr"]),
+            one_decimal(row["rsr"]),
             _delta(row, "rsr"),
-            _number(row["jsr"]),
+            one_decimal(row["jsr"]),
             _span(row, "jsr"),
             _delta(row, "jsr"),
         )
         table.add_row(Text(name, style="bold" if name == record["chosen"] else ""), *utility, *rates)
     return table
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _span(row: Row, name: str) -> str:

@@ -3,7 +3,6 @@ sorted by."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,20 @@ from typing import Any
 from harness import analysis, registry
 from harness.config import RunConfig
 from harness.report.verdict import plain, signed
-from harness.tables import ALPHA, BASELINE, DONE, MEAN, METRICS, Row, further_tasks, grouped
+from harness.tables import (
+    ALPHA,
+    BASELINE,
+    DONE,
+    MEAN,
+    METRICS,
+    Row,
+    further_tasks,
+    grouped,
+    label,
+    means,
+    read_scores,
+    records,
+)
 
 DISPUTED = 12  # disputed exchanges by cell that a table lists
 
@@ -48,12 +60,12 @@ def leaderboard_tables(rows: Sequence[Row]) -> list[Table]:
     """A table a train task and judge, differences first; over several seeds the means, then each seed."""
     tables = []
     for group in grouped(rows, "model", "train_task", "judge"):
-        means = [row for row in group if row["seed"] == MEAN]
         single = [row for row in group if row["seed"] != MEAN]
+        several = len(single) < len(group)
         about = f"trained on {group[0]['train_task']}, judged by {group[0]['judge']}"
-        caption = f"Leaderboard, {about}{', means over the seeds' if means else ''}"
-        tables.append(_leaderboard(caption, means or single))
-        if means:
+        caption = f"Leaderboard, {about}{', means over the seeds' if several else ''}"
+        tables.append(_leaderboard(caption, means(group)))
+        if several:
             table = _leaderboard(f"Each seed, {about}", single, seeds=True)
             table.folded = True
             tables.append(table)
@@ -69,23 +81,19 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> T
         columns.append(("seed", lambda row: _number(float(row["seed"]), "{:.0f}")))
     for name in metrics:
         if any(_is(row, f"{name}_delta") for row in rows):
-            columns.append((f"{heading(name)} Δ", lambda row, name=name: _delta(row, name)))  # type: ignore[misc]
+            columns.append((f"{label(name)} Δ", lambda row, name=name: _delta(row, name)))  # type: ignore[misc]
     for name in metrics:
-        columns.append((heading(name), lambda row, name=name: _rate(row, name)))  # type: ignore[misc]
+        columns.append((label(name), lambda row, name=name: _rate(row, name)))  # type: ignore[misc]
         for suffix, words in (("_refusals", "refusals"), ("_paper", "in the paper")):
             if any(_is(row, name + suffix) for row in rows):
                 show = lambda row, key=name + suffix: _number(row.get(key))  # noqa: E731
-                columns.append((f"{heading(name)} {words}", show))  # type: ignore[arg-type]
+                columns.append((f"{label(name)} {words}", show))  # type: ignore[arg-type]
     flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
     if any(_is(row, "train_flops") for row in rows):
         columns.append((f"FLOPs ({BASELINE} = 1)", lambda row: _ratio(row, flops)))
         columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
     lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
     return Table(caption, ["method", *(name for name, _ in columns)], lines)
-
-
-def heading(metric: str) -> str:
-    return metric.upper() if metric in ("rsr", "jsr") else metric
 
 
 def _is(row: Row, name: str) -> bool:
@@ -137,12 +145,11 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
     and judge."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     groups: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
-    with (run / "scores.csv").open(encoding="utf-8", newline="") as file:
-        for score in csv.DictReader(file):
-            if score["category"] and score["value"]:
-                table = groups.setdefault((score["train_task"], score["task"], score["judge"]), {})
-                values = table.setdefault(score["category"], {}).setdefault(score["method"], [])
-                values.append(float(score["value"]))
+    for score in records(read_scores(run)):
+        if score["category"] and score["value"] is not None:
+            table = groups.setdefault((score["train_task"], score["task"], score["judge"]), {})
+            values = table.setdefault(score["category"], {}).setdefault(score["method"], [])
+            values.append(score["value"])
     tables = []
     for (train_task, task, judge), found in groups.items():
         named = [name for name in methods if any(name in values for values in found.values())]

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.tables import ALPHA, BASELINE, DONE, MEAN, Row
+from harness.plan import SEED
+from harness.tables import ALPHA, BASELINE, DONE, MEAN, Row, means
 
-SEED = "seed"
 RUBBISH_POINTS = 10  # so many more safe answers than refusals are worth a warning
 NAMES = {"utility": "utility", "rsr": "the raw safe rate (RSR)", "jsr": "the prefilled safe rate (JSR)"}
 SHORT = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
@@ -26,7 +26,7 @@ class Verdict:
 
 def verdict(rows: Sequence[Row]) -> Verdict:
     """Of the rows of one model, train task and judge (leaderboard.json's)."""
-    shown = [row for row in rows if row["seed"] == MEAN] or list(rows)
+    shown = means(rows)
     said = Verdict(f"Trained on {rows[0]['train_task']}, judged by {rows[0]['judge']}")
     done = {row["method"]: row for row in shown if row["status"] == DONE}
     others = [row for row in done.values() if row["method"] not in (SEED, BASELINE)]
