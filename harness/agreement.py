@@ -9,7 +9,6 @@ recall on harm, and safe rates corrected for its errors (Rogan and Gladen 1978, 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
 import string
@@ -420,7 +419,3 @@ def _estimate(record: Mapping[str, Any]) -> str:
     if record["value"] is None:
         return "-"
     return f"{_percent(record['value'])} [{_percent(record['low'])}, {_percent(record['high'])}]"
-
-
-def dumps(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)

@@ -66,7 +66,7 @@ def flops(out: Path) -> Row:
     cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
     if not cells:
         raise HarnessError(f"{out}: this run trains with no method, so there is no cost to show")
-    failures = read_json(out / "run.json").get("failures", {})
+    failures = comparison.failed(out)
     found = [(cell, _record(out, cell, failures)) for cell in cells]
     rows = costs(found)
     devices = sorted({_device(record) for _, record in found if not isinstance(record, str)})
@@ -122,11 +122,11 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(values) else None
 
 
-def _record(out: Path, cell: Cell, failures: Mapping[str, str]) -> Row | str:
+def _record(out: Path, cell: Cell, failures: Mapping[Path, str]) -> Row | str:
     """A cell's training.json, or why it has none to believe."""
     folder = out / cell.folder
     if not (folder / "train.done.json").exists():
-        failure = failures.get(str(cell.folder))
+        failure = failures.get(cell.folder)
         return f"failed: {failure}" if failure else "not trained yet"
     try:
         record = read_json(folder / "training.json")

@@ -17,7 +17,7 @@ from harness.contracts import HarnessError, UsageError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
 from harness.plan import Cell
-from harness.store import read_json, read_jsonl
+from harness.store import read_json
 from harness.workshop import Workshop
 
 
@@ -30,12 +30,12 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
         if not (folder / task / "respond.done.json").exists():
             continue
         record = read_json(folder / task / "task.json")
-        for metric in read_jsonl(folder / task / "responses.jsonl")[0]["metrics"]:
-            estimate = scores.measured(cell, folder, task, metric).estimate()
+        for outcome in scores.all_measured(cell, folder, task):
+            estimate = outcome.estimate()
             found.append(
                 {
                     "task": task,
-                    "metric": metric,
+                    "metric": outcome.metric,
                     "value": estimate.value,
                     "low": estimate.low,
                     "high": estimate.high,

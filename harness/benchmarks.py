@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,13 +158,18 @@ def lm_eval_tasks() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
+def _entry(keys: str, name: str) -> re.Pattern[str]:
+    """A YAML's line that gives one of ``keys`` (a|b) that name."""
+    return re.compile(rf"^({keys}):[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
+
+
 @functools.cache
 def _of_lm_eval(name: str) -> Benchmark | None:
     """One of lm-eval's own tasks, by its YAML: lm-eval's index of all 14,000 takes ten seconds to build."""
     if not re.fullmatch(r"[\w.+-]+", name):
         return None
     folder = lm_eval_tasks()
-    named = re.compile(rf"^task:[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
+    named = _entry("task", name)
     likely = sorted(folder.rglob(f"{name}.yaml"))
     for path in likely or sorted(folder.rglob("*.yaml")):
         if named.search(path.read_text(encoding="utf-8", errors="replace")):
@@ -173,9 +178,18 @@ def _of_lm_eval(name: str) -> Benchmark | None:
 
 
 def _is_group_of_lm_eval(name: str) -> bool:
-    named = re.compile(rf"^(group|tag):[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*(#.*)?$", re.MULTILINE)
+    named = _entry("group|tag", name)
     paths = lm_eval_tasks().rglob("*.yaml")
     return any(named.search(path.read_text(encoding="utf-8", errors="replace")) for path in paths)
+
+
+def first_share(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first metric of a task's answers that is between 0 and 1 for every document."""
+
+    def is_share(name: str) -> bool:
+        return all((value := row["metrics"].get(name)) is None or 0 <= value <= 1 for row in rows)
+
+    return next((name for name in (rows[0]["metrics"] if rows else ()) if is_share(name)), None)
 
 
 def get(name: str, sets: Collection[str] = ()) -> Benchmark:

@@ -250,7 +250,7 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
         for metric in SAFE_RATES:
             name = f"categories-{task}-{metric}"
             heat_map(_grid(record, task, metric), f"{metric.upper()} by category (%), trained on {task}",
-                     [folder / f"{name}.{kind}" for kind in figures.FORMATS])  # fmt: skip
+                     figures.files(folder, name))  # fmt: skip
 
 
 def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:

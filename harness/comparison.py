@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -42,7 +41,7 @@ from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step
-from harness.store import Stage, content_hash, files_below, read_json, write_json_atomic
+from harness.store import Stage, content_hash, files_below, held, read_json, write_json_atomic
 from harness.workshop import AUTO, CLOCK, Workshop, quiet
 
 if TYPE_CHECKING:
@@ -327,12 +326,11 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     from harness import epochs, tables
 
     cells = plan.cells(config)
-    stored = read_json(out / "run.json").get("failures", {})
-    failures = {Path(folder): line for folder, line in stored.items()}
+    failures = failed(out)
     inputs = {
         "version": TABLE_VERSION,
         "config": config.model_dump(mode="json"),
-        "failures": stored,
+        "failures": {str(folder): line for folder, line in failures.items()},
         "files": {
             str(path.relative_to(out)): content_hash(path.stat().st_mtime_ns) for path in _sources(out)
         },
@@ -386,6 +384,12 @@ def _sources(out: Path) -> list[Path]:
 # --- the run's record ------------------------------------------------------------------------------
 
 
+def failed(out: Path) -> dict[Path, str]:
+    """Why cells of a run failed in its last command, by folder."""
+    stored = read_json(out / "run.json").get("failures", {})
+    return {Path(folder): line for folder, line in stored.items()}
+
+
 @contextlib.contextmanager
 def lock(out: Path) -> Iterator[None]:
     """Hold a run folder: a second command on it stops with one line."""
@@ -395,20 +399,8 @@ def lock(out: Path) -> Iterator[None]:
         foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise HarnessError(
-            f"{out}: another harness command is at work on this run; wait for it to end"
-        ) from None
-    except OSError as error:
-        raise HarnessError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
+    with held(out, "another harness command is at work on this run; wait for it to end"):
         yield
-    finally:
-        lock.release()
 
 
 def _join_run(shop: Workshop) -> RunConfig:

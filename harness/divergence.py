@@ -234,7 +234,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "settings": asdict(settings),
         "seed_model": shop.seed_fingerprint,
         "weights": _weights(shop, cell),
-        "system_prompts": [_system_prompt(config, cell)(own) for own in (None, "the task's own")],
+        "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content()},
         "data": {
             name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()
@@ -260,14 +260,7 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
     checkpoint = responding.checkpoint_of(shop, cell)
     if checkpoint.folder is None:
         raise HarnessError("it is on a server, which gives no whole distributions")
-    base = models.fingerprint(checkpoint.base) if checkpoint.base else {}
-    return models.fingerprint(checkpoint.folder) | {f"base/{name}": value for name, value in base.items()}
-
-
-def _system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
-    if cell.kind != "trained":
-        return lambda own: own
-    return training.make_method(config, cell.method).inference_system_prompt
+    return models.fingerprint(checkpoint.folder, checkpoint.base)
 
 
 def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
@@ -325,7 +318,7 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
             with _opened(shop, responding.checkpoint_of(shop, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
                     raise HarnessError("its tokenizer is not the seed model's: no KL between them")
-                engine.system_prompt = _system_prompt(shop.config, cell)
+                engine.system_prompt = training.system_prompt(shop.config, cell)
                 mine = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
                 pad = engine.tokenizer.pad_token_id or 0
                 with shop.reporter.bar(cell.label, len(mine), "answers") as advance:

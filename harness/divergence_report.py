@@ -235,8 +235,8 @@ def _fisher(r: float, n: int, variance: float) -> Row:
 def _write(folder: Path, name: str, record: Row, seed_rates: Mapping[str, float | None]) -> None:
     write_json_atomic(folder / f"{name}.json", record)
     write_text_atomic(folder / f"{name}.csv", _csv(record))
-    curves(record, [folder / f"{name}.{kind}" for kind in figures.FORMATS])
-    against_safety(record, seed_rates, [folder / f"{name}-safety.{kind}" for kind in figures.FORMATS])
+    curves(record, figures.files(folder, name))
+    against_safety(record, seed_rates, figures.files(folder, f"{name}-safety"))
 
 
 def _csv(record: Row) -> str:

@@ -63,6 +63,11 @@ def panels(
     return figure, found
 
 
+def files(folder: Path, stem: str) -> list[Path]:
+    """Where a figure goes, in each of FORMATS."""
+    return [folder / f"{stem}.{kind}" for kind in FORMATS]
+
+
 def save(figure: Any, *paths: Path) -> None:
     """Write a figure to each path in its suffix's format (FORMATS), the same bytes for the same values."""
     import matplotlib

@@ -39,7 +39,7 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
     if not pictures:
         raise HarnessError(f"{run}: no method has figures to draw yet (harness leaderboard {run})")
     for picture in pictures:
-        paths = [folder / f"{picture.name}.{kind}" for kind in figures.FORMATS]
+        paths = figures.files(folder, picture.name)
         figures.save(picture.figure, *paths)
         written += paths
     return written

@@ -21,7 +21,6 @@ from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
-from harness.store import read_json
 from harness.tables import BASELINE, DONE, MEAN
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
@@ -183,8 +182,7 @@ class _Frames:
 def _frames(
     config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against
 ) -> _Frames:
-    stored = read_json(run / "run.json").get("failures", {})
-    results = scores.collect(config, run, cells, {Path(folder): line for folder, line in stored.items()})
+    results = scores.collect(config, run, cells, comparison.failed(run))
     results = [_with(metrics, _with_refusals(result)) for result in results]
     judged = _rows(results, against)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):

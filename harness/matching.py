@@ -29,7 +29,6 @@ from harness.contracts import HarnessError, TrainTask, UsageError
 from harness.leaderboard import CellResult
 from harness.plan import Cell
 from harness.statistics import ALPHA, RESAMPLES, SEED
-from harness.store import read_json
 from harness.tables import BASELINE, DONE
 
 Metric = Literal["rsr", "jsr"]
@@ -165,8 +164,7 @@ def trainings(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
         | {"safety_sets": {}, "cross_tasks": False}
     )
-    stored = read_json(out / "run.json").get("failures", {})
-    failures = {Path(folder): line for folder, line in stored.items()}
+    failures = comparison.failed(out)
     cells = plan.cells(config)
 
     def result(cell: Cell) -> CellResult:

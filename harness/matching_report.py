@@ -77,9 +77,9 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
     if task["utility"] is not None:
         axes.axvline(task["utility"], color="grey", linewidth=0.8, linestyle=":")
     axes.legend(fontsize=7, frameon=False)
-    stem = folder / f"matched-{task['train_task']}"
-    figures.save(figure, *(stem.with_name(f"{stem.name}.{kind}") for kind in figures.FORMATS))
-    return stem.with_name(f"{stem.name}.{figures.FORMATS[0]}")
+    paths = figures.files(folder, f"matched-{task['train_task']}")
+    figures.save(figure, *paths)
+    return paths[0]
 
 
 def show(record: Row, console: Console) -> None:

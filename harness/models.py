@@ -122,10 +122,11 @@ def is_here(name: str) -> bool:
     return True
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that makes the model what it is, by name."""
+def fingerprint(folder: Path, base: Path | None = None) -> dict[str, str]:
+    """SHA-256 of every file that makes the model what it is, by name; of an adapter its base's too."""
     files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})
-    return {file.name: file_hash(file) for file in files}
+    found = {file.name: file_hash(file) for file in files}
+    return found | ({f"base/{name}": value for name, value in fingerprint(base).items()} if base else {})
 
 
 def device(choice: str) -> str:

@@ -81,8 +81,7 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
         if checkpoint.folder is None:
             assert checkpoint.server is not None
             return dataclasses.asdict(checkpoint.server)
-        base = models.fingerprint(checkpoint.base) if checkpoint.base else {}
-        return models.fingerprint(checkpoint.folder) | {f"base/{name}": value for name, value in base.items()}
+        return models.fingerprint(checkpoint.folder, checkpoint.base)
     hashes = training.train_stage(shop, cell).output_hashes()
     place = f"{cell.folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
     return {name: value for name, value in hashes.items() if name.startswith(place)}
@@ -130,12 +129,10 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         inputs["data"] = {name: data_hash(file) for name, file in given.items()}
     if engine["name"] == OPENAI and shop.config.responses.tokenizer:
         inputs["tokenizer"] = models.fingerprint(models.tokenizer_folder(shop.config.responses.tokenizer))
-    if cell.train_task is not None:
-        method = training.make_method(shop.config, cell.method)
-        probes: list[str | None] = [None, "the task's own"]
-        changed = [method.inference_system_prompt(own) for own in probes]
-        if changed != probes:
-            inputs["inference_system_prompt"] = changed
+    probes: list[str | None] = [None, "the task's own"]
+    changed = list(map(training.system_prompt(shop.config, cell), probes))
+    if changed != probes:
+        inputs["inference_system_prompt"] = changed
     return Stage(shop.out / cell.folder / task, "respond", inputs, FILES)
 
 
@@ -143,8 +140,7 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
     """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all. What
     an interrupted run has answered is not answered again."""
     engine = shop.engine(checkpoint_of(shop, cell))
-    if cell.train_task is not None:
-        engine.system_prompt = training.make_method(shop.config, cell.method).inference_system_prompt
+    engine.system_prompt = training.system_prompt(shop.config, cell)
     for task in tasks:
         benchmark = benchmarks.get(task, cell.sets)
         stage = respond_stage(shop, cell, task)

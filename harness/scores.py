@@ -120,22 +120,31 @@ def utility(cell: Cell, folder: Path, train_task: TrainTask, metric: str) -> Tas
 
 def measured(cell: Cell, folder: Path, task: str, metric: str | None = None) -> TaskOutcome:
     """lm-eval's own metric by document, from the stored responses. None: the first that is a share of one."""
-    answered(cell, folder, task)
-    rows = read_jsonl(folder / task / "responses.jsonl")
-    names = list(rows[0]["metrics"]) if rows else []
+    rows = _answers(cell, folder, task)
     if metric is None:
-        shares = (name for name in names if all(_is_share(row["metrics"].get(name)) for row in rows))
-        metric = next(shares, None)
+        metric = benchmarks.first_share(rows)
+    names = list(rows[0]["metrics"]) if rows else []
     if metric is None or metric not in names:
         wanted = f"metric '{metric}'" if metric else "metric between 0 and 1 for each document"
         raise HarnessError(f"task '{task}' has no {wanted}: {', '.join(names)}")
+    return _outcome(rows, task, metric)
+
+
+def all_measured(cell: Cell, folder: Path, task: str) -> list[TaskOutcome]:
+    """Every metric that lm-eval gives a task's answers."""
+    rows = _answers(cell, folder, task)
+    return [_outcome(rows, task, metric) for metric in (rows[0]["metrics"] if rows else ())]
+
+
+def _answers(cell: Cell, folder: Path, task: str) -> list[dict[str, Any]]:
+    answered(cell, folder, task)
+    return read_jsonl(folder / task / "responses.jsonl")
+
+
+def _outcome(rows: Sequence[Mapping[str, Any]], task: str, metric: str) -> TaskOutcome:
     values: dict[str, float | None] = {row["document"]: row["metrics"].get(metric) for row in rows}
     binary = {*values.values()} <= {0.0, 1.0, None}
     return TaskOutcome(task=task, metric=metric, values=values, binary=binary)
-
-
-def _is_share(value: float | None) -> bool:
-    return value is None or 0 <= value <= 1
 
 
 def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
@@ -212,15 +221,9 @@ def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
                     scores.append(_score(safety(cell, folder, task, judge, k, metric), judge))
         else:
             with contextlib.suppress(HarnessError):
-                scores += [_score(outcome, None) for outcome in _all_measured(cell, folder, task)]
+                scores += [_score(outcome, None) for outcome in all_measured(cell, folder, task)]
     if scores:
         write_json_atomic(folder / "scores.json", scores)
-
-
-def _all_measured(cell: Cell, folder: Path, task: str) -> list[TaskOutcome]:
-    answered(cell, folder, task)
-    rows = read_jsonl(folder / task / "responses.jsonl")
-    return [measured(cell, folder, task, metric) for metric in (rows[0]["metrics"] if rows else ())]
 
 
 def _score(outcome: TaskOutcome, judge: str | None) -> dict[str, Any]:

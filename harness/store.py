@@ -17,11 +17,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from harness.contracts import HarnessError
 
 HASH_UP_TO_BYTES = 64 * 2**20  # larger outputs are checked by size alone when a stage is looked up
+
+
+@contextlib.contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, made where it is missing. Raises HarnessError with ``busy`` where another process does,
+    and where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise HarnessError(f"{folder}: {busy}") from None
+    except OSError as error:
+        raise HarnessError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text_atomic(path: Path, text: str) -> None:

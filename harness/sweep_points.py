@@ -12,7 +12,6 @@ import pandas as pd
 
 from harness import benchmarks, comparison, epochs, leaderboard, models, plan, scores, tables
 from harness.config import RunConfig
-from harness.store import read_json
 
 DEPTHS, BUDGET = "prefill-depth", "budget"  # the sweeps whose points are no rows of the leaderboard
 REFERENCES = (plan.SEED, tables.BASELINE)
@@ -95,9 +94,7 @@ def _in_order(points: Iterable[Point], places: Mapping[str, Place]) -> list[Poin
 
 def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list[Point]:
     cells = [cell for cell in plan.cells(config) if cell.kind == "trained" and cell.method in places]
-    failures = {
-        Path(folder): line for folder, line in read_json(out / "run.json").get("failures", {}).items()
-    }
+    failures = comparison.failed(out)
     points = []
     for epoch, found in epochs.ends(config, cells):
         for row in _rows(leaderboard.build(scores.collect(config, out, found, failures))):

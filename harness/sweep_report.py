@@ -37,7 +37,7 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     write_text_atomic(files[1], frame.to_csv(index=False, lineterminator="\n"))
     for task in dict.fromkeys(point["train_task"] for point in record["points"]):
         for kind, figure in _figures(record, task).items():
-            paths = [folder / f"{stem}-{task}{kind}.{suffix}" for suffix in figures.FORMATS]
+            paths = figures.files(folder, f"{stem}-{task}{kind}")
             figures.save(figure, *paths)
             files += paths
     return files

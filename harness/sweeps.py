@@ -47,8 +47,9 @@ class Sweep:
     suffix: Callable[[Any], str]
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:30].rstrip("-") or "text"
+def slug(text: str, longest: int) -> str:
+    """A text's letters and digits as part of a row's name; "" where it has none."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:longest].rstrip("-")
 
 
 SWEEPS = {
@@ -60,7 +61,9 @@ SWEEPS = {
         axis="previewed answer tokens, m",
         suffix="m{}".format,
     ),
-    "prefix": Sweep("options", "prefix", "lookahead-virtual", PREFIXES, "prefix", _slug),
+    "prefix": Sweep(
+        "options", "prefix", "lookahead-virtual", PREFIXES, "prefix", lambda text: slug(text, 30) or "text"
+    ),
     BUDGET: Sweep("training", "learning_rate", None, (), "learning rate and epoch", "lr{:g}".format),
 }
 

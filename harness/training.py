@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,13 @@ from harness.store import (
 from harness.workshop import Workshop
 
 TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
+
+
+def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
+    """Under which system prompt a cell answers, given the task's own: that of its method, if any."""
+    if cell.train_task is None:
+        return lambda own: own
+    return make_method(config, cell.method).inference_system_prompt
 
 
 def make_method(config: RunConfig, name: str) -> Method:

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.text import Text
 
@@ -27,7 +25,7 @@ from harness import comparison, plan, training, tuning_search
 from harness.config import RunConfig, VariantConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import SEED, Cell
-from harness.store import files_below
+from harness.store import files_below, held
 from harness.tables import BASELINE, DONE
 from harness.tuning_search import KEYS, TRIALS, Objective, Row, Search, Space
 from harness.workshop import Workshop
@@ -83,7 +81,7 @@ def tune(
     plain = tuple(dict.fromkeys((SEED, BASELINE, *space.values)))
     own = {"methods": plain, "variants": {}, "checkpoints": {}, "eval_every_epoch": False}
     base = config.model_copy(update=own)
-    with _lock(out):
+    with held(out, "another harness tune is at work here; wait for it to end"):
         search = Search(_part(base, "validation"), out, space, objective, trials, seed, console, debug)
         tuning_search.run_trials(search, {})
         vanilla = search.rows[BASELINE]
@@ -119,22 +117,6 @@ def _check(config: RunConfig, out: Path) -> None:
         )
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run's folder; choose another --out (tune makes two runs in it)")
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise HarnessError(f"{out}: another harness tune is at work here; wait for it to end") from None
-    except OSError as error:
-        raise HarnessError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _part(config: RunConfig, part: str) -> RunConfig:

@@ -81,7 +81,7 @@ def write(record: Row, out: Path) -> None:
         {name: row.get(name) for name in names} | {"chosen": row["row"] == record["chosen"]} for row in front
     ]
     write_text_atomic(out / "pareto.csv", pd.DataFrame(rows)[names].to_csv(index=False))
-    draw(record, [out / f"pareto.{kind}" for kind in figures.FORMATS])
+    draw(record, figures.files(out, "pareto"))
 
 
 def draw(record: Row, paths: Iterable[Path]) -> None:

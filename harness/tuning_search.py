@@ -8,8 +8,6 @@ each trial, so that a search that was killed ends as one that was not.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +22,13 @@ from harness.config import RunConfig, VariantConfig
 from harness.contracts import Budget, HarnessError, UsageError
 from harness.progress import Display
 from harness.store import content_hash
-from harness.sweeps import PREFIXES
+from harness.sweeps import PREFIXES, SWEEPS, slug
 from harness.tables import DONE, MEAN
 from harness.workshop import quiet
 
 Objective = Literal["jsr", "rsr"]
 Row = dict[str, Any]
-KEYS = {"lookahead-true": "preview_tokens", "lookahead-virtual": "prefix"}  # what is tuned of each method
+KEYS = {sweep.method: sweep.key for sweep in SWEEPS.values() if sweep.method}  # what is tuned of each method
 METHODS = tuple(KEYS)
 ROUND = 4  # settings proposed together, so that jobs have work; fixed, so that jobs change no proposal
 PATIENCE = 25  # proposals of known settings in a row, after which a search ends
@@ -128,8 +126,7 @@ def row_name(method: str, value: int | str) -> str:
     """``lookahead-true-m4``; of a prefix its first letters and a hash, since two may begin alike."""
     if isinstance(value, int):
         return f"{method}-m{value}"
-    slug = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:12].rstrip("-")
-    return "-".join(filter(None, [method, slug, hashlib.sha256(value.encode()).hexdigest()[:6]]))
+    return "-".join(filter(None, [method, slug(value, 12), hashlib.sha256(value.encode()).hexdigest()[:6]]))
 
 
 def load_optuna() -> Any:
@@ -169,7 +166,7 @@ def compare_quietly(search: Search, config: RunConfig, folder: Path) -> dict[str
 
 def leaderboard_rows(folder: Path, config: RunConfig) -> dict[str, Row]:
     """A run's leaderboard rows by the first judge, the mean where there are several seeds."""
-    records: list[Row] = json.loads(tables.read(folder).to_json(orient="records"))
+    records = tables.records(tables.read(folder))
     mine = [r for r in records if (r["train_task"], r["judge"]) == (config.train_tasks[0], config.judges[0])]
     ordered = sorted(mine, key=lambda row: row["seed"] == MEAN)
     return {row["method"]: row for row in ordered}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import console, example
+from harness.commands.options import console, example, print_json
 
 
 @click.command(
@@ -39,6 +39,6 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
         return
     record = agreement.analyse(run, labels)
     if as_json:
-        click.echo(agreement.dumps(record))
+        print_json(record)
     else:
         agreement.show(record, console())

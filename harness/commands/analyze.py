@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import Commands, console, example
+from harness.commands.options import Commands, console, example, print_json
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 JUDGE = click.option("--judge", metavar="NAME", help="Whose verdicts (default: the run's first judge).")
@@ -30,7 +30,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
 
     record = analysis.flops(run)
     if as_json:
-        _print(record)
+        print_json(record)
     else:
         analysis.show_flops(record, console())
 
@@ -77,7 +77,7 @@ def analyze_kl(
     progress = Console(stderr=True) if as_json else console()
     record = divergence_report.kl(run, settings, progress, judge=judge, batch_size=batch_size)
     if as_json:
-        _print(record)
+        print_json(record)
     else:
         divergence_report.show(record, run, progress)
 
@@ -99,12 +99,6 @@ def analyze_categories(run: Path, judge: str | None, metric: str | None, as_json
 
     record = categories.categories(run, judge=judge)
     if as_json:
-        _print(categories.limited(record, metric))
+        print_json(categories.limited(record, metric))
     else:
         categories.show(categories.limited(record, metric), run, console())
-
-
-def _print(record: Any) -> None:
-    import json
-
-    click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))

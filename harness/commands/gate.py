@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import console, example, names
+from harness.commands.options import NOT_MET, console, example, names, print_json
 
 if TYPE_CHECKING:
     from harness.gate import Condition
-
-NOT_MET = 3  # the exit code
 
 
 class Percent(click.FloatRange):
@@ -95,10 +93,7 @@ def gate(
         against=against,
     )
     if as_json:
-        import json
-
-        record = gate.record(run, findings, against)
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(gate.record(run, findings, against))
     else:
         gate.show(findings, console())
     if not gate.met(findings):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import console, example
+from harness.commands.options import console, example, print_json
 
 
 @click.command(
@@ -35,9 +35,7 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     record = matching.matched(run, utility, metric, judge)
     files = matching_report.write(record, run)
     if as_json:
-        import json
-
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(record)
         return
     terminal = console()
     matching_report.show(record, terminal)

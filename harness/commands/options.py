@@ -33,6 +33,7 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
         "retry_unjudged",
     ),
 }
+NOT_MET = 3  # the exit code where what was asked for does not hold
 JUDGING = ("rubric", "threshold", "prompt_files", "mode", "max_cost")  # recipe's judging.*
 
 
@@ -245,6 +246,13 @@ def console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def print_json(record: Any) -> None:
+    """For a script: every figure as it is, and no NaN."""
+    import json
+
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json: bool) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    NOT_MET,
     Sectioned,
     console,
     example,
     judging_options,
     names,
+    print_json,
     resolve,
     run_options,
 )
 from harness.contracts import UsageError
-
-NOT_MET = 3  # the exit code where no setting holds the floor
 
 
 @click.command(
@@ -105,9 +105,7 @@ def tune(
         debug=ctx.obj["debug"],
     )
     if as_json:
-        import json
-
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(record)
     else:
         tuning_report.show(record, folder, terminal)
     if record["chosen"] is None:

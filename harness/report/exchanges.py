@@ -144,14 +144,7 @@ def _metric(task: str, config: RunConfig, rows: Sequence[Row]) -> str | None:
     """The leaderboard's: the train task's own, else the first that is a share of one."""
     trained = [registry.load("train task", name) for name in config.train_tasks]
     own = next((one.utility_metric for one in trained if one.utility_task == task), None)
-    if own is not None:
-        return str(own)
-    shares = [
-        name
-        for name in (rows[0]["metrics"] if rows else ())
-        if all((value := row["metrics"].get(name)) is None or 0 <= value <= 1 for row in rows)
-    ]
-    return shares[0] if shares else None
+    return benchmarks.first_share(rows) if own is None else str(own)
 
 
 def _answers(
