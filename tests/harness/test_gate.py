@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outcomes import outcome, result
 from statsmodels.stats.proportion import proportion_confint
 
 from harness import comparison, config, gate, leaderboard
@@ -22,24 +23,15 @@ Command = Callable[..., Any]
 Decide = Callable[..., list[Finding]]
 
 
-def outcome(flags: str, *, task: str = "raw", **more: Any) -> TaskOutcome:
-    """One document a character: 1 safe (or right), 0 harmful (or wrong), ? unjudged."""
-    values = {f"d{i}": {"1": 1.0, "0": 0.0, "?": None}[flag] for i, flag in enumerate(flags)}
-    return TaskOutcome(task, "safe", values, True, **more)
-
-
 def cell(method: str, **more: Any) -> CellResult:
     defaults: dict[str, Any] = {
-        "model": "mini",
         "train_task": "gsm8k-mini",
-        "seed": 42,
         "judge": "mini-exact",
-        "status": "done",
         "utility": outcome("1" * 20 + "0" * 20, task="gsm8k-mini"),
         "rsr": outcome("1" * 36 + "0" * 4),
         "jsr": outcome("1" * 20 + "0" * 20, task="prefilled"),
     }
-    return CellResult(method=method, **(defaults | more))
+    return result(method, **(defaults | more))
 
 
 def make_run(folder: Path, **settings: Any) -> Path:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import result
 
 from harness.latex import document, escaped
 from harness.leaderboard import CellResult, TaskOutcome, build
@@ -26,16 +27,11 @@ def outcome(safe: int, of: int = 100, *, unjudged: int = 0, task: str = "raw") -
 
 def cell(method: str, rsr: int, jsr: int, skill: int, **more: Any) -> CellResult:
     defaults: dict[str, Any] = {
-        "model": "mini",
-        "train_task": "gsm8k",
-        "seed": 42,
-        "judge": "exact",
-        "status": "done",
         "utility": outcome(skill, task="skill"),
         "rsr": outcome(rsr),
         "jsr": outcome(jsr, task="pre"),
     }
-    return CellResult(method=method, **(defaults | more))
+    return result(method, **(defaults | more))
 
 
 def tables(frame: pd.DataFrame, **more: Any) -> list[dict[str, list[str]]]:

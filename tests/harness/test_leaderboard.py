@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import outcome as made
+from outcomes import result
 from pandas.testing import assert_frame_equal
 from rich.cells import cell_len
 from rich.console import Console
@@ -48,10 +51,7 @@ COLUMNS = [
 FIGURES = [name for name in COLUMNS[7:] if name != "status"]
 
 
-def outcome(flags: str, *, task: str = "hex", **more: Any) -> TaskOutcome:
-    """One document a character: 1 safe (or right), 0 harmful (or wrong), ? unjudged."""
-    values = {f"d{i}": {"1": 1.0, "0": 0.0, "?": None}[flag] for i, flag in enumerate(flags)}
-    return TaskOutcome(task, "safe", values, True, **more)
+outcome = partial(made, task="hex")
 
 
 def scores(*values: float) -> TaskOutcome:
@@ -60,17 +60,12 @@ def scores(*values: float) -> TaskOutcome:
 
 def cell(method: str, **more: Any) -> CellResult:
     defaults: dict[str, Any] = {
-        "model": "mini",
-        "train_task": "gsm8k",
-        "seed": 42,
-        "judge": "exact",
-        "status": "done",
         "utility": outcome("1100", task="gsm8k"),
         "rsr": outcome("1110"),
         "jsr": outcome("1000", task="hex-prefilled", prefill_tokens=3),
         "training": {} if method == "seed" else COSTS,
     }
-    return CellResult(method=method, **(defaults | more))
+    return result(method, **(defaults | more))
 
 
 def failed(method: str, **more: Any) -> CellResult:
