@@ -264,7 +264,7 @@ def _reached(url: str) -> Finding:
 
     try:
         status = httpx.get(f"{url}/models", timeout=REACH_S).status_code
-    except httpx.HTTPError as error:
+    except Exception as error:  # refused, too slow, not a URL, a proxy that httpx cannot use
         what = f"no answer ({type(error).__name__})"
         return Finding("fail", f"server {url}", what, "start it; is the URL right (many end in /v1)?")
     if status >= 500:
