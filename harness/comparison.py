@@ -62,6 +62,8 @@ GROWING = (
     "cross_tasks",
     "jobs",
     "judging",
+    "executor",
+    "ray",
 )
 TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
@@ -108,6 +110,11 @@ def compare(
     if dry_run:
         _dry_run(shop, until, console, kinds)
         return
+    if config.executor == "ray":
+        from harness import cluster
+
+        config = cluster.settled(config)
+        shop = Workshop(config, out)
     _check(shop, kinds)
     with lock(out):
         config = _join_run(shop)
@@ -178,8 +185,9 @@ def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
 
 def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
     """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
-    trainings, which want the device for themselves, come first, and the cells of one base stand together."""
-    if shop.engine_name != "vllm" or until == "train":
+    trainings, which want the device for themselves, come first, and the cells of one base stand together.
+    On a cluster each cell has an engine of its own."""
+    if shop.engine_name != "vllm" or until == "train" or shop.config.executor == "ray":
         return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
@@ -188,6 +196,10 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
 
 def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
     """How many workers. vLLM's engine is one for all cells, for answers and rewrites alike."""
+    if shop.config.executor == "ray":
+        from harness import cluster
+
+        return max(1, min(len(parts), shop.config.jobs or cluster.capacity(shop.config)))
     rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
     generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
     return 1 if generates and shop.engine_name == "vllm" else workers.job_count(shop.config, len(parts))

@@ -152,6 +152,16 @@ class JudgingConfig(Section):
     prices: dict[str, tuple[float, float]] = {}  # model: [USD in, USD out] for a million tokens
 
 
+class RayConfig(Section):
+    """Where ``executor: ray`` runs cells, and what one takes of a node."""
+
+    address: str | None = None  # of the head; None: RAY_ADDRESS, a cluster on this machine, or a new one
+    cpus_per_cell: float = Field(default=1, gt=0)
+    gpus_per_cell: float | None = Field(default=None, ge=0)  # None: what the training and the engine use
+    storage: str | None = None  # a URL for fsspec (s3://…), where nodes do not share the run folder
+    retries: int = Field(default=3, ge=0)  # of a cell whose worker or node is lost
+
+
 class RunConfig(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
@@ -172,7 +182,8 @@ class RunConfig(Section):
     judges: tuple[str, ...] = ("mini-exact",)
     engine: str = "auto"  # of the answers; auto: vllm where it is installed and the model fits, else hf
     threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
-    jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as the cores hold
+    jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as there is room for
+    executor: Literal["local", "ray"] = "local"  # cells on this machine, or over a Ray cluster
     cross_tasks: bool = False  # score every checkpoint on the other utilities too
     eval_every_epoch: bool = False  # score each epoch's checkpoint too
     cache: Path | None = None  # rewrites and reference values by content; None: results/cache
@@ -180,6 +191,7 @@ class RunConfig(Section):
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
     judging: JudgingConfig = JudgingConfig()
+    ray: RayConfig = RayConfig()
     paper: str | None = None  # whose published figures stand beside this setting's: lookahead-tuning
     note: str | None = None  # printed in every table's heading
 

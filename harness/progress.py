@@ -69,10 +69,10 @@ class Display:
     def cell_done(self) -> None:
         self._progress.advance(self._whole)
 
-    def forget(self, process: int | None) -> None:
-        """Take down the bars of a process that died."""
+    def forget(self, owner: Any) -> None:
+        """Take down the bars of a process that died, or of a cell whose worker did."""
         with self._lock:
-            for key in [key for key in self._bars if key[0] == process]:
+            for key in [key for key in self._bars if key[0] == owner]:
                 self._progress.remove_task(self._bars.pop(key))
 
     def show(self, event: Event) -> None:

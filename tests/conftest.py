@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
+        if item.get_closest_marker("requires_ray") and find_spec("ray") is None:
+            item.add_marker(pytest.mark.skip(reason="requires_ray: Ray is not installed (make test-extras)"))
         if item.get_closest_marker("requires_vllm") and find_spec("vllm") is None:
             item.add_marker(
                 pytest.mark.skip(reason="requires_vllm: vLLM is not installed (make test-extras)")

@@ -184,6 +184,8 @@ def answering_options(command: Any) -> Any:
                      help="vllm: devices that hold one model."),
         click.option("--data-parallel", type=click.IntRange(min=1), metavar="N",
                      help="vllm: copies of the model that share the prompts."),
+        click.option("--executor", type=click.Choice(["local", "ray"]),
+                     help="Run cells on this machine, or over a Ray cluster (recipe section ray)."),
         click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
                      help="Run folder (default: results/runs/<recipe name>)."),
         SETTINGS,

@@ -48,7 +48,7 @@ def attempt(
             raise error
 
     monkeypatch.setattr(workers, "run_cell", run_cell)
-    return workers._attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", debug)
+    return workers.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", debug)
 
 
 def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(

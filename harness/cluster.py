@@ -1,0 +1,382 @@
+"""``--executor ray``: the cells of a run over a Ray cluster, with the outcomes that workers here would have.
+
+Each cell is a Ray task that asks for the devices that its training or engine needs. Ray runs it again on
+another node when its own is lost, and there it goes on from what its folder holds. The nodes see the run
+folder at the same path, or ``ray.storage`` names a place that all of them reach through fsspec: then a cell's
+files travel through it, and so do the files that the recipe names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import platform
+import tempfile
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import models, responding
+from harness.config import RunConfig, changed
+from harness.contracts import HarnessError
+from harness.plan import Cell
+from harness.progress import Display, Event, Reporter
+from harness.stages import Step
+from harness.store import content_hash, file_hash, files_below, write_text_atomic
+from harness.workers import Outcome, attempt
+from harness.workshop import AUTO, Workshop, choose_engine
+
+LOOK_S = 0.2  # between two looks at what the cells say
+BEGUN = "begun"  # the event with which a cell begins on a node
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What all cells of a run share, as it travels to the nodes."""
+
+    config: RunConfig
+    out: Path
+    until: Step
+    debug: bool
+    here: Path  # the folder that relative paths are relative to
+    libraries: Mapping[str, str]
+    seen: str  # the file in the run folder that a node must see; "" with a storage
+    inputs: Mapping[str, str]  # local path -> its name in the storage
+
+
+# --- the cluster -------------------------------------------------------------------------------------
+
+
+def connect(config: RunConfig) -> Any:
+    """Ray, connected to the recipe's cluster. Raises HarnessError where it cannot be."""
+    try:
+        import ray
+    except ImportError:
+        raise HarnessError(
+            "Ray is not installed: pip install 'safetune-harness[ray]', or --executor local"
+        ) from None
+    if not ray.is_initialized():
+        try:
+            ray.init(
+                config.ray.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+            )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = config.ray.address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+            why = " ".join(str(error).split())[:200]
+            raise HarnessError(
+                f"Ray: no connection to {where} ({why}); is its head up (ray status), ray.address right?"
+            ) from error
+    return ray
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """The configuration with what a run would find on its own machine, device and engine, as they are on the
+    cluster's. Raises HarnessError where no node can hold a cell."""
+    ray = connect(config)
+    if config.training.device == AUTO:
+        device = "cuda" if any(node.get("GPU") for node in _nodes(ray)) else "cpu"
+        config = changed(config, {"training.device": device}, "the cluster")
+    if not capacity(config):
+        wanted = " and ".join(f"{count:g} {kind}" for kind, count in needs(config).items() if count)
+        found = [
+            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in _nodes(ray)
+        ]
+        raise HarnessError(
+            f"no node of the Ray cluster has the {wanted} that a cell needs (nodes: {'; '.join(found)}); "
+            "--set ray.cpus_per_cell=…, ray.gpus_per_cell=…, or start a larger node"
+        )
+    if config.engine == AUTO:
+        engine = "hf"
+        if config.training.device == "cuda":
+            engine = ray.get(_task(ray, config, _engine).remote(config))
+        config = config.model_copy(update={"engine": engine})
+    return config
+
+
+def needs(config: RunConfig) -> dict[str, float]:
+    """What one cell asks of a node, by Ray's names: as many GPUs as its training or its engine uses."""
+    gpus = config.ray.gpus_per_cell
+    if gpus is None:
+        answering = config.responses
+        engine = answering.tensor_parallel * answering.data_parallel if config.engine == "vllm" else 1
+        processes = max(config.row(name).training.num_processes for name in (*config.variants, "vanilla"))
+        gpus = max(processes, engine) if config.training.device == "cuda" else 0
+    return {"CPU": config.ray.cpus_per_cell, "GPU": gpus}
+
+
+def capacity(config: RunConfig) -> int:
+    """How many cells the cluster holds at once."""
+    wanted = {kind: count for kind, count in needs(config).items() if count}
+    return int(
+        sum(
+            min((node.get(kind, 0) // count for kind, count in wanted.items()), default=1)
+            for node in _nodes(connect(config))
+        )
+    )
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
+    wanted = needs(config)
+    return ray.remote(function).options(
+        num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=config.ray.retries
+    )
+
+
+def _engine(config: RunConfig) -> str:
+    """On a node: the engine that a run there would choose."""
+    return choose_engine(Workshop(config, Path()))
+
+
+# --- the cells ---------------------------------------------------------------------------------------
+
+
+class Mailbox:
+    """Where the cells on all nodes leave their events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, Event]] = []
+
+    def put(self, number: int, event: Event) -> None:
+        self.events.append((number, event))
+
+    def take(self) -> list[tuple[int, Event]]:
+        taken, self.events = self.events, []
+        return taken
+
+
+def run_cells(
+    config: RunConfig,
+    out: Path,
+    todo: Sequence[Cell],
+    labels: Mapping[Path, str],
+    until: Step,
+    debug: bool,
+    display: Display,
+) -> Generator[Outcome, None, None]:
+    """The outcomes of the cells as they come."""
+    ray = connect(config)
+    storage = Storage(config.ray.storage) if config.ray.storage else None
+    seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
+    inputs = storage.take_in(config) if storage else {}
+    versions = _versions(Workshop(config, out))
+    order = Order(config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs)
+    node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=node).remote()
+    task, shared = _task(ray, config, _work), ray.put(order)
+    waiting, running, begun = deque(enumerate(todo)), dict[Any, Cell](), dict[int, str]()
+    try:
+        if seen:
+            write_text_atomic(out / seen, "")
+        while waiting or running:
+            while waiting and (config.jobs is None or len(running) < config.jobs):
+                number, cell = waiting.popleft()
+                if storage:
+                    storage.put(out / cell.folder, str(cell.folder))
+                running[task.remote(shared, cell, labels[cell.folder], mailbox, number)] = cell
+            done, _ = ray.wait(list(running), num_returns=len(running), timeout=LOOK_S)
+            for number, event in ray.get(mailbox.take.remote()):
+                _show(display, labels[todo[number].folder], number, event, begun)
+            for one in done:
+                cell = running.pop(one)
+                try:
+                    outcome: Outcome = ray.get(one)
+                    if storage:
+                        storage.get(str(cell.folder), out / cell.folder)
+                except ray.exceptions.RayError as error:
+                    outcome = Outcome(cell, _lost(error, config))
+                yield outcome
+    finally:
+        for one in running:
+            ray.cancel(one, force=True)
+        ray.kill(mailbox)
+        if seen:
+            (out / seen).unlink(missing_ok=True)
+
+
+def _lost(error: Exception, config: RunConfig) -> str:
+    why = " ".join(str(error).split())[:200]
+    return (
+        f"its worker on the cluster was lost, {config.ray.retries + 1} times ({type(error).__name__}: {why})"
+    )
+
+
+def _show(display: Display, label: str, number: int, event: Event, begun: dict[int, str]) -> None:
+    """Show an event; that a cell begins once more is one."""
+    kind, *rest = event
+    if kind != BEGUN:
+        with contextlib.suppress(KeyError):  # a lost worker's last words
+            display.show((kind, (number, rest[0]), *rest[1:]))
+        return
+    if begun.get(number, rest[0]) != rest[0]:
+        display.forget(number)
+        note = f"{label}: its worker on {begun[number]} was lost; it goes on, on {rest[0]}"
+        display.show(("note", None, note))
+    begun[number] = rest[0]
+
+
+def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Outcome:
+    """On a node: one cell, as a worker of the local executor runs it."""
+
+    def send(event: Event) -> None:
+        mailbox.put.remote(number, event)
+
+    send((BEGUN, f"{platform.node()}, process {os.getpid()}"))
+    try:
+        with _place(order, cell) as (config, out):
+            shop = Workshop(config, out, Reporter(send))
+            _same(_versions(shop), order.libraries)
+            try:
+                return attempt(shop, cell, label, order.until, order.debug)
+            finally:
+                shop.release()
+    except HarnessError as error:
+        return Outcome(cell, str(error))
+
+
+@contextlib.contextmanager
+def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
+    """The run folder as this node has it, and the configuration with its paths."""
+    url = order.config.ray.storage
+    if url is None:
+        if not (order.here.is_dir() and (order.out / order.seen).exists()):
+            raise HarnessError(
+                f"node {platform.node()} does not see {order.out}: put the run on a file system that all "
+                "nodes share, or name a place that they reach: --set ray.storage=s3://BUCKET/FOLDER"
+            )
+        os.chdir(order.here)
+        yield order.config, order.out
+        return
+    storage = Storage(url)
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+        out = Path(scratch) / "run"
+        config = storage.bring(order.config, order.inputs)
+        config = config.model_copy(update={"cache": Path(scratch) / "cache"})
+        storage.get(str(cell.folder), out / cell.folder)
+        yield config, out
+        storage.put(out / cell.folder, str(cell.folder))
+
+
+def _versions(shop: Workshop) -> dict[str, str]:
+    return {**shop.libraries, **responding.engine_versions(shop.engine_name)}
+
+
+def _same(there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Results depend on the versions of these libraries. Raises HarnessError where a node has others."""
+    other = [
+        f"{name} {there.get(name)}, not {version}"
+        for name, version in here.items()
+        if there.get(name) != version
+    ]
+    if other:
+        raise HarnessError(
+            f"node {platform.node()} has {'; '.join(other)}: install the same versions on all nodes"
+        )
+
+
+# --- what travels ------------------------------------------------------------------------------------
+
+
+class Storage:
+    """A folder that all nodes reach through fsspec: an object store, or any file system that it knows."""
+
+    def __init__(self, url: str):
+        import fsspec
+
+        try:
+            self.files, self.root = fsspec.core.url_to_fs(url)
+            self.files.makedirs(self.root, exist_ok=True)
+        except Exception as error:  # each file system has errors of its own
+            raise HarnessError(
+                f"ray.storage {url.partition('?')[0]}: cannot be used ({type(error).__name__}); fsspec names "
+                "what it needs, as s3fs for s3://"
+            ) from error
+
+    def put(self, folder: Path, name: str) -> None:
+        """Copy a local folder into the storage, markers last, since they vouch for the other files. What a
+        training needs for a restart stays."""
+        files = (
+            [file for file in files_below(folder) if ".training" not in file.parts] if folder.is_dir() else []
+        )
+        for file in sorted(files, key=lambda file: file.name.endswith(".done.json")):
+            place = f"{self.root}/{name}/{file.relative_to(folder)}"
+            self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
+            self.files.put_file(str(file), place)
+
+    def get(self, name: str, folder: Path) -> None:
+        """Copy a folder of the storage here, markers last."""
+        self.files.invalidate_cache()
+        prefix = f"{self.root}/{name}/"
+        found = self.files.find(prefix) if self.files.exists(prefix.rstrip("/")) else []
+        for place in sorted(found, key=lambda place: place.endswith(".done.json")):
+            target = folder / place.removeprefix(prefix)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.files.get_file(place, str(target))
+
+    def take_in(self, config: RunConfig) -> dict[str, str]:
+        """Copy the files and folders that the recipe names; their names in the storage, by content."""
+        found = {}
+        for path in _paths(config):
+            local = Path(path).expanduser()
+            content = content_hash({str(f.relative_to(local)): file_hash(f) for f in files_below(local)})
+            found[path] = f"inputs/{content[:16]}/{local.name}"
+            if local.is_dir():
+                self.put(local, found[path])
+            else:
+                self.files.makedirs(f"{self.root}/{found[path]}".rpartition("/")[0], exist_ok=True)
+                self.files.put_file(str(local), f"{self.root}/{found[path]}")
+        return found
+
+    def bring(self, config: RunConfig, inputs: Mapping[str, str]) -> RunConfig:
+        """Copy those files to this node, once for all cells; the configuration that names the copies."""
+        kept = Path(tempfile.gettempdir()) / f"harness-{os.getuid()}"
+        kept.mkdir(mode=0o700, exist_ok=True)
+        for name in inputs.values():
+            target = kept / name
+            if target.exists():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept) as scratch:
+                copy = Path(scratch) / target.name
+                if self.files.isdir(f"{self.root}/{name}"):
+                    self.get(name, copy)
+                else:
+                    self.files.get_file(f"{self.root}/{name}", str(copy))
+                with contextlib.suppress(OSError):  # another cell was first
+                    copy.rename(target)
+        return _moved(config, {path: str(kept / name) for path, name in inputs.items()})
+
+
+def _paths(config: RunConfig) -> list[str]:
+    """The local files and folders that a recipe names."""
+    judging = config.judging
+    named = [config.model, config.train_data, config.safety_data, config.responses.tokenizer, judging.rubric]
+    for group in (config.checkpoints, config.data, config.safety_sets, judging.prompt_files):
+        named += group.values()
+    here = dict.fromkeys(str(name) for name in [*named, *config.mix] if name)
+    return [name for name in here if name != models.MINI and Path(name).expanduser().exists()]
+
+
+def _moved(config: RunConfig, places: Mapping[str, str]) -> RunConfig:
+    """The configuration with each of those paths in its new place."""
+
+    def there(name: Any) -> Any:
+        return places.get(str(name), name)
+
+    new: dict[str, Any] = {key: there(getattr(config, key)) for key in ("model", "train_data", "safety_data")}
+    for key in ("checkpoints", "data", "safety_sets"):
+        new[key] = {name: there(path) for name, path in getattr(config, key).items()}
+    new["mix"] = {there(path): share for path, share in config.mix.items()}
+    new["responses.tokenizer"] = there(config.responses.tokenizer)
+    new["judging.rubric"] = there(config.judging.rubric)
+    new["judging.prompt_files"] = {name: there(path) for name, path in config.judging.prompt_files.items()}
+    return changed(config, new, "the recipe on a node")
