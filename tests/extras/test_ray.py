@@ -1,5 +1,5 @@
-"""Guards ``--executor ray`` on a real cluster on this machine, a head and two nodes: a local run's values with
-a node killed in the middle, and through a storage where nodes share no folder."""
+"""Guards ``--executor ray`` on a real cluster on this machine, a head and two nodes: a local run's values
+with a node killed in the middle, and through a storage where nodes share no folder."""
 
 from __future__ import annotations
 
