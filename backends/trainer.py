@@ -362,19 +362,22 @@ def train(
 
 
 def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any) -> Callable[[], None]:
-    """One training micro-batch (forward, backward, optimizer), to be timed for a forecast."""
+    """An optimizer step on one global batch, cut as in a training, to be timed for a forecast."""
     _choose_attention(model, settings)
     model = tuning.with_adapters(model, settings).train()
     head = TargetHead(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
     pad_id = tokenizer.pad_token_id or 0
-    micro = collate(examples, pad_id, settings.batching == "padding-free").to(model.device)
+    packed = settings.batching == "padding-free"
+    (dealt,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
+    micros = [collate(micro, pad_id, packed).to(model.device) for micro in dealt]
 
     def step() -> None:
-        with autocast(model, settings):
-            loss = -head.logp(model, micro).sum() / len(micro.targets)
-        loss.backward()
+        for micro in micros:
+            with autocast(model, settings):
+                loss = -head.logp(model, micro).sum() / len(micro.targets)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

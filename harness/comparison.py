@@ -24,6 +24,7 @@ from harness import (
     benchmarks,
     data,
     estimate,
+    forecast,
     judging,
     models,
     plan,
@@ -255,7 +256,9 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
     if unanswered:
         jobs = workers.job_count(config, len(unanswered))
-        console.print(estimate.forecast(shop, unanswered, jobs), highlight=False, soft_wrap=True)
+        expected = forecast.forecast(shop, unanswered, jobs)
+        for line in expected.lines(shop, unanswered):
+            console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def judge_again(

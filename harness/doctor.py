@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -22,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import benchmarks, estimate, judging, memory, models, plan, registry, responding
+from harness import benchmarks, estimate, judging, models, plan, registry, responding
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.workshop import OPENAI, Workshop
 
 REACH_S = 10.0  # how long a server or the hub may take to answer
 SPARE_BYTES = 2 * 2**30  # free disk beyond what the checkpoints take
-STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
 HOST_SHARE = 2.5  # of the weights: what loading and a training's start hold in memory
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -148,9 +146,7 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     trained = estimate.training_memory(shop, plan.cells(shop.config), known)
     if trained is None:
         return
-    needed = trained[0]
-    on_device = shop.device == "cuda" and torch.cuda.is_available()
-    free = torch.cuda.mem_get_info()[0] if on_device else psutil.virtual_memory().available
+    needed, free = trained[0], estimate.free_memory(shop)
     line = f"training takes at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
     if needed > free:
         mend = "--tuning lora, gradient_checkpointing, a smaller micro_batch_size, or --num-processes"
@@ -158,40 +154,27 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     else:
         yield Finding("pass", "memory", line)
     host = HOST_SHARE * 4 * known.parameters
-    if on_device and host > psutil.virtual_memory().available:
+    if shop.device == "cuda" and torch.cuda.is_available() and host > psutil.virtual_memory().available:
         yield Finding("warn", "host memory", f"about {host / 1e9:.0f} GB to load and save", "free some")
 
 
 def _disk(shop: Workshop) -> Iterator[Finding]:
-    place = shop.out.absolute()
-    while not place.exists():
-        place = place.parent
+    place, free = estimate.disk_at(shop.out)
     if not os.access(place, os.W_OK):
         yield Finding("fail", "run folder", f"{place} cannot be written", "another --out")
         return
     known = estimate.architecture(shop)
-    free = shutil.disk_usage(place).free
     if known is None:
         yield Finding("pass", "disk", f"{free / 1e9:.0f} GB free at {place}")
         return
-    needed = checkpoint_bytes(shop, known)
-    cells = sum(cell.kind == "trained" for cell in plan.cells(shop.config))
-    state = STATE_SHARE * 4 * known.parameters
-    whole = cells * needed + state + SPARE_BYTES
-    line = f"{cells} checkpoints take about {whole / 1e9:.1f} GB, {free / 1e9:.0f} GB are free at {place}"
+    cells = plan.cells(shop.config)
+    whole = estimate.checkpoints_bytes(shop, cells, known) + estimate.state_bytes(known) + SPARE_BYTES
+    count = sum(cell.kind == "trained" for cell in cells)
+    line = f"{count} checkpoints take about {whole / 1e9:.1f} GB, {free / 1e9:.0f} GB are free at {place}"
     if whole > free:
         yield Finding("fail", "disk", line, "another --out, or harness clean on old runs")
     else:
         yield Finding("pass", "disk", line)
-
-
-def checkpoint_bytes(shop: Workshop, known: memory.Architecture) -> float:
-    """What one trained checkpoint takes on disk."""
-    training = shop.config.training
-    width = 2 if training.dtype == "bfloat16" else 4
-    if training.tuning != "full" and not training.merge:
-        return 4.0 * known.adapter_parameters(training.lora.r)
-    return float(width * known.parameters)
 
 
 # --- what comes from elsewhere -----------------------------------------------------------------------

@@ -15,6 +15,7 @@ from harness.tables import BASELINE, DONE, KEY, MEAN, Row, grouped, means
 
 FOLDER = "figures"
 SMOOTHED = 20  # a curve's running mean takes one step in so many
+CURVES = 10  # training curves of one method
 SAFETY = {"rsr": "raw safe rate, RSR (%)", "jsr": "prefilled safe rate, JSR (%)"}
 
 
@@ -107,10 +108,10 @@ def _safety_utility(
         best[name] = front(points)
         way = [points[method] for method in best[name]]
         panel.plot(*zip(*way, strict=True), "k:", drawstyle="steps-pre", alpha=0.4, linewidth=2, zorder=1)
-        for row in rows if len(drawn) < len(rows) else ():
-            if row["seed"] != MEAN and _has(row, "utility", name):
-                one = {**styles[row["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
-                panel.plot(row["utility"], row[name], **one)
+        single = [row for row in rows if row["seed"] != MEAN and _has(row, "utility", name)]
+        for seeds in grouped(single, "method") if len(drawn) < len(rows) else ():
+            look = {**styles[seeds[0]["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
+            panel.plot([row["utility"] for row in seeds], [row[name] for row in seeds], **look)
         for row in drawn:
             handles[row["method"]] = _point(panel, row, "utility", name, styles[row["method"]])
         panel.set_ylim(-4, 104)
@@ -166,7 +167,7 @@ def _training(
     handles = {}
     known = {name: curves for name, curves in losses.items() if name in styles}
     for place, (method, curves) in enumerate(known.items()):
-        for curve in curves:
+        for curve in curves[:CURVES]:
             steps, smooth = range(1, len(curve) + 1), _running_mean(curve, window)
             every = (place * max(1, len(curve) // 40), max(1, len(curve) // 8))
             (handles[method],) = axes.plot(steps, smooth, **styles[method], markevery=every)
@@ -178,6 +179,8 @@ def _training(
         f"running mean over {window} steps. Objectives differ in scale: read each curve's course, not their "
         "order."
     )
+    most = max(map(len, known.values()), default=0)
+    caption += f" Of each method's {most} seeds the first {CURVES} are drawn." if most > CURVES else ""
     return [Picture(f"training-{task}", title, caption, figure)]
 
 

@@ -36,6 +36,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CONTEXT_BYTES = 1.5e9  # the device's own, and the communication library's buffers
+HOST_BYTES = 0.7e9  # of a process that trains on the CPU: Python and the libraries
 BUCKET_BYTES = 2 * 2 * 500_000_000  # ZeRO's two buckets of half a billion bfloat16 numbers
 ACTIVATIONS_A_LAYER = 34  # bytes a token and hidden unit, in 16 bits
 LOGIT_BYTES = 12  # a logit, its float32 copy, and the gradients of both
@@ -96,7 +97,7 @@ def training_bytes(model: Architecture, training: TrainingConfig, max_length: in
     return (
         _weights_and_states(model, training, devices)
         + _activations(model, training, max_length)
-        + CONTEXT_BYTES
+        + (HOST_BYTES if training.device == "cpu" else CONTEXT_BYTES)
     )
 
 

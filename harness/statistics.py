@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from scipy.optimize import brentq
 from scipy.stats import DegenerateDataWarning, bootstrap, norm, permutation_test
 from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # of the 95 % intervals
@@ -101,7 +101,11 @@ def paired_rate_difference(
     n = len(pairs)
     if n == 0:
         return Difference(None, None, None, None, 0)
-    both, gained, lost = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True)))
+    return _rate_difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True))), n)
+
+
+@cache  # over many seeds the same counts come again and again
+def _rate_difference(both: int, gained: int, lost: int, n: int) -> Difference:
     table = [[both, gained], [lost, n - both - gained - lost]]
     value = (gained - lost) / n
     low, high = square_and_add(both, gained, lost, n)
@@ -323,10 +327,18 @@ def _mean_of_means(table: NDArray[np.float64]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjusted p-values (Holm 1979) of one family. None is no comparison: not counted, and kept."""
-    tested = [p for p in p_values if p is not None]
-    adjusted = iter(multipletests(tested, method="holm")[1].tolist() if tested else [])
-    return [None if p is None else next(adjusted) for p in p_values]
+    """Holm's adjusted p-values (Holm 1979) of one family. None is no comparison: not counted, and kept.
+
+    By hand: statsmodels' ``multipletests``, which the tests hold this against, collects garbage at each call,
+    and a run of many seeds has hundreds of families.
+    """
+    adjusted = list(p_values)
+    tested = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    highest = 0.0
+    for rank, (p, place) in enumerate(tested):
+        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        adjusted[place] = highest
+    return adjusted
 
 
 def _binary(outcome: bool | float) -> bool:
@@ -394,6 +406,7 @@ def _mcnemar_mde(discordant: float, n: int) -> float | None:
     return float(brentq(missing, 1e-9, 1.0))
 
 
+@cache
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson's limits of a rate."""
     low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")

@@ -25,7 +25,7 @@ from typing import cast
 
 from rich.console import Console
 
-from harness import estimate
+from harness import forecast
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -182,7 +182,7 @@ def _quiet_start() -> Iterator[None]:
 def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int) -> None:
     """Say how long it will take; a forecast that fails must not stop the work."""
     with contextlib.suppress(Exception):
-        shop.reporter.send(("note", None, estimate.forecast(shop, todo, jobs)))
+        shop.reporter.send(("note", None, forecast.forecast(shop, todo, jobs).time()))
 
 
 def _serve(

@@ -1,7 +1,8 @@
-"""Guards the plan as it is shown before anything is spent, in 80 and in 100 columns, and its forecast."""
+"""Guards the plan as it is shown before anything is spent, in 80 and in 100 columns: memory and disk too."""
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, estimate, judging, models, plan, registry
+from harness import config, estimate, judging, plan
 from harness.workshop import Workshop
 
 
@@ -69,40 +70,43 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert estimate.duration(seconds) == text
 
 
-def test_the_forecast_grows_with_the_work_and_shrinks_with_the_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Probe(micro_batch_s=2.0, decode_step_s=0.0))
-    size = {"training.batch_size": 32, "training.micro_batch_size": 32}
-    length = {"training.max_examples": 320, "training.epochs": 2}
-    workshop = shop(tmp_path, methods=["vanilla"], **size, **length)
-    todo = plan.cells(workshop.config)
-    assert estimate.forecast(workshop, todo, 1) == "Estimated time: about 80 s (by a short probe)"
-    assert "about 40 s (by a short probe, 2 jobs side by side)" in estimate.forecast(workshop, todo, 2)
-    assert estimate.forecast(workshop, todo[:1], 1).startswith("Estimated time: about 0 s")
-    longer = {"longer": {"method": "vanilla", "training": {"epochs": 4}}}
-    workshop = shop(tmp_path, methods=["vanilla"], variants=longer, **size, **length)
-    assert "about 2.0 min" not in estimate.forecast(workshop, todo, 1)
-    assert estimate.forecast(workshop, plan.cells(workshop.config)[2:3], 1).startswith(
-        "Estimated time: about 80 s"
-    )
+def test_the_memory_line_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = shop(tmp_path, **{"training.max_examples": 8})
+    cells = plan.cells(workshop.config)
+    monkeypatch.setattr(estimate, "free_memory", lambda shop: 20e9)
+    assert str(estimate.expected_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
+    monkeypatch.setattr(estimate, "free_memory", lambda shop: 0.1e9)
+    assert "0.1 GB are free here: it does NOT fit" in str(estimate.expected_memory(workshop, cells))
+    elsewhere = shop(tmp_path, **{"training.max_examples": 8, "executor": "ray"})
+    assert "free here" not in str(estimate.expected_memory(elsewhere, cells))
 
 
-def test_the_probe_measures_the_real_model(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, **{"training.max_examples": 8, "responses.batch_size": 4})
-    workshop.import_libraries()
-    model = models.load_model(workshop.seed_folder, "float32", "cpu")
-    before = [parameter.clone() for parameter in model.parameters()]
-    examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
-    probe = estimate.measure(workshop, model, examples)
-    assert probe.micro_batch_s > 0
-    assert probe.decode_step_s > 0
-    assert all((a == b).all() for a, b in zip(before, model.parameters(), strict=True))
+def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(tmp_path: Path) -> None:
+    workshop = shop(tmp_path)
+    known = estimate.architecture(workshop)
+    assert known is not None
+    found = estimate.training_memory(workshop, plan.cells(workshop.config), known)
+    assert found is not None
+    with (Path(__file__).parents[2] / "results/mini/leaderboard.csv").open(encoding="utf-8") as file:
+        measured = [int(row["peak_memory_bytes"]) for row in csv.DictReader(file) if row["method"] != "seed"]
+    assert found[0] == pytest.approx(max(measured), rel=0.25)
 
 
-def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "PROBE_PARAMETERS", 1000)
-    workshop = shop(tmp_path, methods=["vanilla"])
-    assert "not probed (0.0 B parameters on a CPU)" in estimate.forecast(
-        workshop, plan.cells(workshop.config), 1
-    )
+def test_disk_is_what_training_writes(small_run: Path) -> None:
+    workshop = shop(small_run, train_tasks="gsm8k-mini")
+    known = estimate.architecture(workshop)
+    assert known is not None
+    cells = plan.cells(workshop.config)
+    written = sum(path.stat().st_size for path in small_run.glob("*/*/*/checkpoint/*.safetensors"))
+    assert estimate.checkpoints_bytes(workshop, cells, known) == pytest.approx(written, rel=0.05)
+    every_epoch = shop(small_run, train_tasks="gsm8k-mini", eval_every_epoch=True)
+    assert estimate.checkpoints_bytes(every_epoch, cells, known) == pytest.approx(3 * written, rel=0.05)
+    adapters = shop(small_run, train_tasks="gsm8k-mini", **{"training.tuning": "lora"})
+    assert estimate.checkpoints_bytes(adapters, cells, known) < written / 2
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(12e6, "0.012 GB"), (0.9e9, "0.9 GB"), (13.46e9, "13.5 GB"), (410.2e9, "410 GB")]
+)
+def test_sizes_read_well(size: float, text: str) -> None:
+    assert estimate.gigabytes(size) == text

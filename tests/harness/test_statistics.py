@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm, ttest_1samp, ttest_rel
 from scipy.stats import t as student
 from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
@@ -605,3 +606,5 @@ def test_holm_properties(p_values: list[float | None]) -> None:
     if tested:
         assert min(q for _, q in tested) == pytest.approx(min(1, len(tested) * min(p for p, _ in tested)))
     assert holm(p_values[::-1]) == adjusted[::-1]
+    theirs = multipletests([p for p, _ in tested], method="holm")[1].tolist() if tested else []
+    assert [q for _, q in tested] == pytest.approx(theirs)
