@@ -58,6 +58,7 @@ class Benchmark:
         """k, where the task counts its prefill in tokens; ``otherwise``: the run's."""
         return (self.depth or otherwise) if self.counted else None
 
+    @functools.cached_property
     def content(self) -> str:
         """A hash of what its documents, prompts and metrics come from: its folder, and what it shares."""
         folders = [self.path.parent]

@@ -235,7 +235,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "seed_model": shop.seed_fingerprint,
         "weights": _weights(shop, cell),
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
-        "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content()},
+        "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
         "data": {
             name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()
         },

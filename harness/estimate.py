@@ -92,9 +92,10 @@ def training_memory(
 def free_memory(shop: Workshop) -> float:
     """Bytes that are free now on the device that trains."""
     import psutil
-    import torch
 
-    if shop.device == "cuda" and torch.cuda.is_available():
+    if _on_cuda(shop):
+        import torch
+
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available)
 
@@ -113,15 +114,17 @@ def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
         f"Memory: a training takes at most about {gigabytes(expected)} on {shared} "
         f"({known.parameters / 1e9:.3g} B parameters, {training.tuning} tuning; by formula)"
     )
-    if shop.config.executor != "local" or (shop.device == "cuda" and not _has_cuda()):
+    if shop.config.executor != "local" or (shop.device == "cuda" and not _on_cuda(shop)):
         return line
     free = free_memory(shop)
     verdict = "fits" if expected <= free else "does NOT fit (harness doctor says what helps)"
     return f"{line}; {gigabytes(free)} are free here: it {verdict}"
 
 
-def _has_cuda() -> bool:
-    import torch
+def _on_cuda(shop: Workshop) -> bool:
+    if shop.device != "cuda":
+        return False
+    import torch  # seconds, for what a plan on a CPU does not need
 
     return bool(torch.cuda.is_available())
 

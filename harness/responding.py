@@ -117,7 +117,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     inputs: dict[str, Any] = {
         "version": RESPOND_VERSION,
         "weights": _weights(shop, cell),
-        "task": {"name": task, "version": benchmark.version, "content": benchmark.content()},
+        "task": {"name": task, "version": benchmark.version, "content": benchmark.content},
         "engine": engine,
         "responses": {name: settings[name] for name in (*ALWAYS, *SETTINGS.get(engine["name"], ()))},
         "device": shop.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -26,7 +27,6 @@ from harness.plan import Cell
 from harness.preparation import prepare
 from harness.store import (
     Stage,
-    content_hash,
     read_json,
     write_json_atomic,
 )
@@ -50,16 +50,23 @@ def make_method(config: RunConfig, name: str) -> Method:
     for option in row.options:
         if option not in known:
             raise registry.unknown(f"option of {name}", option, known)
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        method: Method = TypeAdapter(method_class).validate_python(row.options)
+        method: Method = _adapter(method_class).validate_python(row.options)
     except ValidationError as error:
         problem = error.errors()[0]
         section = ["variants", name, "options"] if name in config.variants else ["method_options", name]
         where = ".".join([*section, *map(str, problem["loc"])])
         raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
     return method
+
+
+@functools.cache
+def _adapter(method_class: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(method_class)
 
 
 def train_stage(shop: Workshop, cell: Cell) -> Stage:
@@ -88,7 +95,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
         "libraries": shop.libraries,
     }
     if method.needs_safety_data:
-        inputs["safety_examples"] = content_hash([dataclasses.asdict(e) for e in shop.safety_examples(task)])
+        inputs["safety_examples"] = shop.safety_examples_hash(task)
     epochs = range(1, row.training.epochs) if shop.config.eval_every_epoch else ()
     snapshots = [f"epoch-{epoch}" for epoch in epochs]
     folder = cell.folder.parent if cell.kind == "epoch" else cell.folder

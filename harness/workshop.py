@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +44,7 @@ class Workshop:
         self._noted: set[Checkpoint] = set()
         self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}
-        self._example_hashes: dict[str, str] = {}
+        self._example_hashes: dict[tuple[str, str], str] = {}
 
     @cached_property
     def seed_folder(self) -> Path:
@@ -103,10 +103,17 @@ class Workshop:
         return self._examples[train_task.name]
 
     def examples_hash(self, train_task: TrainTask) -> str:
-        if train_task.name not in self._example_hashes:
-            rows = [dataclasses.asdict(example) for example in self.examples(train_task)]
-            self._example_hashes[train_task.name] = content_hash(rows)
-        return self._example_hashes[train_task.name]
+        return self._hash("own", train_task, self.examples)
+
+    def safety_examples_hash(self, train_task: TrainTask) -> str:
+        return self._hash("safety", train_task, self.safety_examples)
+
+    def _hash(self, kind: str, train_task: TrainTask, examples: Callable[[TrainTask], list[Example]]) -> str:
+        key = kind, train_task.name
+        if key not in self._example_hashes:
+            rows = [dataclasses.asdict(example) for example in examples(train_task)]
+            self._example_hashes[key] = content_hash(rows)
+        return self._example_hashes[key]
 
     def engine(self, checkpoint: Checkpoint) -> IdEngine:
         """The engine, answering as ``checkpoint``: the open one where it can switch, else a new one."""
