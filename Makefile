@@ -30,6 +30,7 @@ bench: .venv/bench.done
 	$(BIN)/python tests/bench/judge_speed.py
 	$(BIN)/python tests/bench/respond_speed.py --checkpoints 6
 	$(BIN)/python tests/bench/respond_speed.py --size 110m --limit 24
+	$(BIN)/python tests/bench/scale.py
 
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.
 .venv/run.done: pyproject.toml constraints.txt

@@ -5,8 +5,8 @@
     python tests/bench/scale.py --responses 100000
 
 Cells: real plan, stages with their markers, judge, leaderboard and report; training and answering are stubs
-that write small files, and their time is taken out. Responses: a real task of that many documents, answered by
-an engine that needs no time, judged by refusal phrases, scored. Each measurement is a process of its own;
+that write small files, and their time is taken out. Responses: a real task of that many documents, answered
+by an engine that needs no time, judged by refusal phrases, scored. Each measurement is a process of its own;
 memory is its peak.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported
 
 DOCUMENTS = 8  # of a tiny task
 
