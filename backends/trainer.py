@@ -30,6 +30,7 @@ from backends import attention, distributed, flops, tuning
 from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
 from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
+from harness import crash
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
 LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for the device
@@ -176,12 +177,16 @@ class HookedTrainer(transformers.Trainer):
             tensors = {name: value.contiguous() for name, value in self.method.state().items()}
             if tensors:
                 save_file(tensors, folder / METHOD_STATE)
+            crash.point("state.saved", folder)
             written = {"losses": self.step_losses, "seconds": self.seconds()}
             (folder / f"{MARKER}.new").write_text(json.dumps(written), encoding="utf-8")
+            crash.point("state.written", folder)
             os.replace(folder / f"{MARKER}.new", folder / MARKER)
+            crash.point("state.marked", folder)
             for other in folder.parent.glob("checkpoint-*"):
                 if other != folder:
                     shutil.rmtree(other, ignore_errors=True)
+                    crash.point("state.swept", other)
         self.accelerator.wait_for_everyone()
 
     def save_weights(self, folder: Path) -> None:
@@ -244,10 +249,13 @@ class _Hooks(transformers.TrainerCallback):
         if trainer.is_world_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
+            crash.point("epoch.cleared", folder)
         trainer.accelerator.wait_for_everyone()
         trainer.save_weights(scratch)
         if trainer.is_world_process_zero():
+            crash.point("epoch.saved", folder)
             os.replace(scratch, folder)
+            crash.point("epoch.moved", folder)
 
 
 def resume_state(folder: Path) -> Path | None:

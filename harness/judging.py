@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, judge_models, models, plan, registry
+from harness import benchmarks, crash, judge_models, models, plan, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Budget,
@@ -224,6 +224,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
         found |= journaled(journal)
     if not stage.done():
         stage.marker.unlink(missing_ok=True)  # no verdicts of other settings may stand while these are made
+        crash.point("verdicts.unmarked", stage.marker)
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,
@@ -245,6 +246,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], rows))
     journal.remove()
     shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+    crash.point("verdicts.forgotten", stage.marker)
 
 
 def _kept_to_contract(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import chat, figures, models, registry
+from harness import chat, crash, figures, models, registry
 from harness.config import NO_EFFECT, RunConfig
 from harness.contracts import (
     Encoded,
@@ -137,6 +137,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             threads=shop.config.threads,
         )
         shutil.rmtree(job.output, ignore_errors=True)
+        crash.point("training.restarted", stage.marker)
         several = settings.num_processes > 1 or settings.launcher
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)
         start = time.perf_counter()
@@ -174,6 +175,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
+    crash.point("training.removed", stage.marker)
 
 
 def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:
@@ -190,6 +192,7 @@ def job_folder(stage: Stage) -> Path:
     owner = folder / "identity.json"
     if not (owner.is_file() and read_json(owner) == stage.identity):
         shutil.rmtree(folder, ignore_errors=True)
+        crash.point("training.emptied", stage.marker)
         write_json_atomic(owner, stage.identity)
     return folder
 
@@ -205,6 +208,7 @@ def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
             models.merge(shop.seed_folder, source, job.settings.dtype, target)
         else:
             os.replace(source, target)
+            crash.point("training.collected", source)
 
 
 def encode_all(
