@@ -23,6 +23,7 @@ from rich.markup import escape
 from harness import (
     benchmarks,
     data,
+    disk,
     estimate,
     judging,
     models,
@@ -31,6 +32,7 @@ from harness import (
     responding,
     splits,
     stages,
+    store,
     training,
     workers,
 )
@@ -112,6 +114,8 @@ def compare(
     with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
+        store.sweep(out)
+        training.sweep(out)
         bench = judging.Bench(shop)
         bench.budget = budget or bench.budget
         cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
@@ -141,13 +145,19 @@ def compare(
                 if not parts:
                     continue
                 begun, jobs = time.perf_counter(), _jobs(shop, step, parts)
-                for outcome in workers.run_cells(config, out, parts, step, console, debug, jobs):
-                    for name, seconds in outcome.clock.items():
-                        clock[name] += seconds
-                    if outcome.failure:
-                        failures[outcome.cell.folder] = outcome.failure
-                        line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
-                        console.print(line, highlight=False, soft_wrap=True)
+                cells_run = workers.run_cells(config, out, parts, step, console, debug, jobs)
+                with contextlib.closing(cells_run) as outcomes:
+                    for outcome in outcomes:
+                        for name, seconds in outcome.clock.items():
+                            clock[name] += seconds
+                        if outcome.stops:
+                            raise HarnessError(outcome.failure)
+                        if outcome.failure:
+                            failures[outcome.cell.folder] = outcome.failure
+                            line = (
+                                f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
+                            )
+                            console.print(line, highlight=False, soft_wrap=True)
                 available += (time.perf_counter() - begun) * jobs
             if until == "leaderboard" and todo:
                 begun = time.perf_counter()
@@ -304,6 +314,8 @@ def stored_config(out: Path) -> RunConfig:
 def _check(shop: Workshop, kinds: Collection[str]) -> None:
     """Names, options, data, folders and what answers, before anything is spent."""
     cells = plan.cells(shop.config)
+    if any(cell.kind == "trained" for cell in cells):
+        disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
         responding.data_hash(path)
     for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
@@ -353,13 +365,13 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
             latex.write(frame, scratch, title=title, notes=notes)
-            if config.eval_every_epoch:
+            if epochs.asked(config):
                 epochs.write(config, out, cells, failures, scratch)
 
         stage.run(work)
     written = tables.read(out)
     tables.render(written, console, title=title, notes=written.attrs["notes"])
-    if config.eval_every_epoch:
+    if epochs.asked(config):
         epochs.render(config, out, console)
     if fresh or not (out / REPORT).exists():
         from harness import report

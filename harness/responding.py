@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, models, splits, training
+from harness import benchmarks, disk, models, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, UsageError
 from harness.models import Checkpoint
@@ -169,6 +169,8 @@ def respond_rows(
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
     engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
+    engine.out_of_memory = []
+    engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
     engine.completions.clear()
     known = journal.rows() if journal else []
     engine.known = {int(index): ids for row in known for index, ids in row.items()}
@@ -191,6 +193,8 @@ def respond_rows(
             for completion in engine.completions.values()
         ),
     }
+    if engine.out_of_memory:
+        record["out_of_memory"] = engine.out_of_memory
     if places is not None:
         record["part"] = settings.part
         record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
@@ -261,6 +265,9 @@ def _evaluate(
 
 def _unusable(name: str, what: str, error: Exception) -> HarnessError:
     """Where, and the type alone: the error's message may quote an answer."""
+    refused = disk.refusal(error)
+    if refused:
+        return refused
     last = traceback.extract_tb(error.__traceback__)[-1]
     if what == "loaded" and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
         return HarnessError(

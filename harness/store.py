@@ -215,6 +215,19 @@ class Journal:
         crash.point("journal.removed", self.path)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the journals of stages that are done: a kill between a marker and the clean-up leaves them."""
+    for path in folder.rglob(".*.journal.jsonl"):
+        stage = path.name.removeprefix(".").removesuffix(".journal.jsonl")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            marker = json.loads((path.parent / f"{stage}.done.json").read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as journal:
+                owner = json.loads(journal.readline())
+            if owner["identity"] == marker["identity"]:
+                path.unlink()
+                crash.point("journal.removed", path)
+
+
 class Cache:
     """Results kept by content over runs: ``<folder>/<kind>/<identity>/``, each a stage with its marker.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -144,6 +145,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
             result = (launch if several else run)(job, lambda step, of: advance(1))
         shop.clock["training"] += time.perf_counter() - start
+        for fewer in result["out_of_memory"]:
+            shop.reporter.send(("note", None, _memory_note(label, **fewer)))
         _collect_weights(shop, job, scratch)
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
@@ -176,6 +179,23 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
     crash.point("training.removed", stage.marker)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a restart of trainings needed that are done: a kill after their marker leaves it."""
+    for owner in folder.glob("*/*/*/.training/identity.json"):
+        restart = owner.parent
+        with contextlib.suppress(HarnessError, KeyError, TypeError):
+            if read_json(owner) == read_json(restart.parent / "train.done.json")["identity"]:
+                shutil.rmtree(restart, ignore_errors=True)
+                crash.point("training.removed", restart)
+
+
+def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
+    return (
+        f"{label}  out of device memory at step {step}: micro-batches of {micro_batch_size} from there on "
+        "(the steps and their loss are the same)"
+    )
 
 
 def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:

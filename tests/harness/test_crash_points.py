@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_server import FaultServer, completion, finish_batch, ok, running, verdict
+from fault_server import FaultServer, completion, finish_batch, running, verdict
 from forked import finish
 
-from harness import crash
+from harness import crash, estimate, figures, registry
+from harness.store import read_jsonl
 
 ROOT = Path(crash.__file__).parents[1]
 SMALL = {
@@ -91,91 +92,179 @@ def test_an_unknown_point_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
 # --- to die at every one of them -------------------------------------------------------------------
 
 
-def record(log: Path) -> None:
-    """Let this process write down the moments that it passes, those in scratch folders left out: nothing
-    there is believed, and that they are left behind is a moment of its own."""
-
-    def passed(name: str, path: Path) -> None:
-        if ".partial" not in str(path.parent):
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"{name} {path.name}\n")
-
-    crash.point = passed
+Run = Callable[..., Any]
 
 
-class Runs:
-    """One command, again and again: each time on a fresh copy of ``base``, with a cache of its own."""
+class Walk:
+    """One command. A whole run of it leaves, at the first passing of each moment, what a kill -9 there would
+    leave: the folder and the cache as they lie on the disk."""
 
-    def __init__(self, folder: Path, command: Callable[[Path], list[str]], base: Path | None = None):
-        self.folder, self.command, self.base = folder, command, base
+    def __init__(self, folder: Path, command: Run, arguments: Callable[[Path], list[str]],
+                 monkeypatch: pytest.MonkeyPatch, base: Path | None = None):  # fmt: skip
+        self.folder, self.command, self.arguments, self.monkeypatch = folder, command, arguments, monkeypatch
+        self.whole = folder / "whole" / "run"
+        if base:
+            shutil.copytree(base, self.whole)
+        self.moments: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(crash, "point", self._passed)
+            self.finish(self.whole)
 
-    def start(self, name: str) -> Path:
-        out = self.folder / name / "run"
-        if self.base:
-            shutil.copytree(self.base, out)
-        return out
+    def _passed(self, name: str, path: Path) -> None:
+        """What lies in a scratch folder is not believed; that it is left behind is a moment of its own."""
+        moment = f"{name} {path.name}"
+        if ".partial" not in str(path.parent) and moment not in self.moments:
+            shutil.copytree(self.whole.parent, self.folder / str(len(self.moments)))
+            self.moments.append(moment)
 
-    def end(self, out: Path, at: str = "", **options: Any) -> int:
-        environment = {"HARNESS_CACHE": str(out.parent / "cache"), crash.AT: at}
-        return finish(self.command(out), out.parent / "log.txt", environment=environment, **options)
+    def finish(self, out: Path) -> str:
+        self.monkeypatch.setenv("HARNESS_CACHE", str(out.parent / "cache"))
+        ended = self.command(*self.arguments(out))
+        assert ended.code == 0, ended.err
+        return str(ended.out)
 
-    def moments(self, out: Path) -> list[str]:
-        """All that a whole run passes, each once, and what it shows is in order."""
-        trace = self.folder / "moments.txt"
-        assert self.end(out, before=record, given=(trace,)) == 0, self.shown(out)
-        return list(dict.fromkeys(trace.read_text(encoding="utf-8").splitlines()))
-
-    def shown(self, out: Path) -> str:
-        return (out.parent / "log.txt").read_text(encoding="utf-8")
-
-
-def content(out: Path) -> dict[str, Any]:
-    """What a run folder holds, but for what is measured: times, and whether a cache knew it."""
-    measured = (".svg", "training.json", "train.done.json", "run.json", "leaderboard.done.json", ".html")
-    return {
-        str(path.relative_to(out)): None if path.name.endswith((*measured, ".lock")) or
-        path.name.startswith("leaderboard.") else path.read_bytes()
-        for path in out.rglob("*") if path.is_file()
-    }  # fmt: skip
-
-
-def died_at_each(runs: Runs, moments: Sequence[str], whole: Path, values: Callable[[Path], Any]) -> None:
-    for number, moment in enumerate(moments):
-        out = runs.start(str(number))
-        assert runs.end(out, moment) == -9, (moment, runs.shown(out))
-        assert runs.end(out) == 0, (moment, runs.shown(out))
-        assert content(out) == content(whole), moment
-        assert values(out) == values(whole), moment
-        shutil.rmtree(out.parent)
+    def left_at(self, moment: str) -> Path:
+        return self.folder / str(self.moments.index(moment)) / "run"
 
 
 @pytest.fixture
-def flags(small: Callable[..., list[str]]) -> list[str]:
-    return small(**SMALL)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a forecast, nor a look for foreign packages: together they would take most of the time."""
+    monkeypatch.setattr(figures, "save", lambda figure, path, *about: path.write_bytes(b""))
+    monkeypatch.setattr("harness.report.page._pictures", lambda run: [])
+    monkeypatch.setattr(registry, "foreign_packages", list)
+    monkeypatch.setattr(estimate, "forecast", lambda *about: "")
 
 
-WHOLE = 2  # in how many tests the whole walk's moments are divided
+def content(out: Path) -> dict[str, bytes | None]:
+    """What a run folder holds; of files with measured seconds or bytes in them, that they are there."""
+    measured = ("training.json", "train.done.json", "run.json", ".lock", ".svg", ".html")
+    return {
+        str(path.relative_to(out)): None
+        if path.name.endswith(measured) or path.name.startswith("leaderboard.")
+        else path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file()
+    }
 
 
-@pytest.mark.parametrize("part", range(WHOLE))
-def test_a_whole_comparison_is_died_in_at_every_point(
-    tmp_path: Path, flags: list[str], values: Callable[[Path], Any], part: int
+def ends_alike(walk: Walk, moments: Sequence[str]) -> None:
+    for moment in moments:
+        out = walk.left_at(moment)
+        walk.finish(out)
+        assert content(out) == content(walk.whole), moment
+
+
+SEED = [
+    "text.replaced run.json",
+    "stage.moved respond.done.json",
+    "journal.row .respond.journal.jsonl",
+    "stage.collected judge-mini-exact.done.json",
+    "text.replaced scores.json",
+    "stage.collected leaderboard.done.json",
+    "text.written report.html",
+]
+TRAINED = [
+    "journal.row .generated.journal.jsonl",
+    "stage.collected generated.done.json",
+    "state.swept checkpoint-2",
+    "epoch.saved epoch-1",
+    "training.collected epoch-1",
+    "stage.moved train.done.json",
+    "training.removed train.done.json",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "some", "others"),
+    [
+        ("compare --methods seed", SEED, True),
+        ("train sdft", TRAINED, True),
+        ("train lisa", ["state.saved checkpoint-2", "state.marked checkpoint-4"], False),  # it has a state
+        ("train constrained-sft", ["stage.moved seed-logp.done.json"], False),
+    ],
+)
+def test_killed_at_any_point_the_same_command_ends_alike(
+    arguments: str, some: list[str], others: bool, tmp_path: Path, small: Run, command: Run, no_figures: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    flags = [*arguments.split(), *small(**SMALL), "--out"]
+    walk = Walk(tmp_path, command, lambda out: [*flags, str(out)], monkeypatch)
+    assert {*some} <= {*walk.moments}
+    ends_alike(walk, walk.moments if others else some)
+
+
+# --- judges ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, Any]) -> Path:
+    """A run of the seed model alone."""
+    folder = tmp_path_factory.mktemp("answered")
+    settings = {**small_settings, **SMALL, "responses.limit": 3}
+    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    arguments = ["compare", "--methods", "seed", "--out", str(folder / "run"), *flags]
+    ended = finish(arguments, folder / "log.txt")
+    assert ended == 0, (folder / "log.txt").read_text(encoding="utf-8")
+    return folder / "run"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "JUDGE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with running() as server:
+        yield server
+
+
+def judging(server: FaultServer, out: Path, *more: str) -> list[str]:
+    return ["judge", str(out), "--judge", f"openai:judge-1@{server.url}", *more]
+
+
+def test_killed_at_any_point_of_judging_it_ends_alike(
+    server: FaultServer, answered: Path, tmp_path: Path, command: Run, no_figures: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    walk = Walk(tmp_path, command, lambda out: judging(server, out), monkeypatch, answered)
+    stage = next(walk.whole.rglob("judge-openai*.done.json")).name
+    for one in (f"verdicts.unmarked {stage}", f"stage.moved {stage}", "text.replaced run.json"):
+        assert one in walk.moments
+    assert any(one.startswith("journal.row .judge-openai") for one in walk.moments)
+    ends_alike(walk, walk.moments)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "batch.written:1",  # no batch yet
+        "batch.remembered:1",
+        "batch.written:2",  # the server has it, its id is not written down
+        "batch.remembered:2",
+        "batch.forgotten:1",  # all verdicts are in the journal
+        "verdicts.forgotten:1",
+    ],
+)
+def test_killed_around_a_batch_no_second_one_is_paid(
+    moment: str, server: FaultServer, answered: Path, tmp_path: Path
 ) -> None:
-    runs = Runs(tmp_path, lambda out: ["compare", "--methods", "sdft", "--out", str(out), *flags])
-    whole = runs.start("whole")
-    moments = runs.moments(whole)
-    for one in (
-        "stage.worked train.done.json",
-        "stage.moved respond.done.json",
-        "stage.collected judge-mini-exact.done.json",
-        "stage.collected leaderboard.done.json",
-        "journal.row .generated.journal.jsonl",
-        "journal.row .respond.journal.jsonl",
-        "state.swept checkpoint-2",
-        "epoch.saved epoch-1",
-        "training.collected epoch-1",
-        "text.replaced run.json",
-        "text.written report.html",
-    ):
-        assert one in moments
-    died_at_each(runs, moments[part::WHOLE], whole, values)
+    """By kill -9, in a process of its own."""
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    shutil.copytree(answered, out)
+    environment = {"HARNESS_CACHE": str(tmp_path / "cache"), crash.AT: moment}
+    codes = []
+    while 0 not in codes and len(codes) < 5:
+        codes.append(finish(judging(server, out, "--judge-mode", "batch"), log, environment=environment))
+        if codes[-1] == -9:
+            environment[crash.AT] = ""
+        for name, batch in list(server.batches.items()):
+            lines = server.files[batch["input_file_id"]].decode().splitlines()
+            replies = {json.loads(line)["custom_id"]: completion(verdict(1)) for line in lines}
+            if codes[-1] == 4:
+                finish_batch(server, name, replies)
+    assert codes[-1] == 0, log.read_text(encoding="utf-8")
+    assert codes.count(-9) == 1
+    assert len(server.batches) == 2  # a task each
+    rows = [row for file in out.rglob("verdicts.openai*.jsonl") for row in read_jsonl(file)]
+    assert len(rows) == 6
+    assert all(row["harmful"] is False for row in rows)
+    assert not [*out.rglob("batch.json"), *out.rglob(".*.journal.jsonl")]

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "torch",
-    "transformers",
-    "lm_eval.evaluator",
-    "lm_eval.tasks",
-    "backends.trainer",
-    "harness.leaderboard",
-    "harness.tables",
+    *("torch", "transformers", "lm_eval.evaluator", "lm_eval.tasks", "rouge_score.rouge_scorer"),
+    *("deepspeed", "sklearn.metrics", "matplotlib.backends.backend_svg"),  # where installed, others load them
+    *("backends.trainer", "judges.mini_exact", "tasks.gsm8k_mini.functions", "tasks.gsm8k_mini.train"),
+    *("tasks.hexphi_mini.functions", "harness.cli", "harness.comparison", "harness.engines.hf"),
+    *("harness.epochs", "harness.figures", "harness.latex", "harness.leaderboard", "harness.report"),
 ]
 
 
@@ -31,9 +29,10 @@ def start(
     before: Callable[..., None] | None = None,
     given: tuple[Any, ...] = (),
 ) -> BaseProcess:
-    """``harness`` with arguments, what it shows in ``log``, under this process's environment and ``environment``.
+    """``harness`` with arguments, what it shows in ``log``; ``environment`` beside this process's own.
     ``before(*given)`` is called in its process first."""
     context = multiprocessing.get_context("forkserver")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed would look for another and say so
     context.set_forkserver_preload(PRELOADED)
     surroundings = {**os.environ, **(environment or {})}
     process = context.Process(target=_run, args=(arguments, log, surroundings, before, given))
