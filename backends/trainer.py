@@ -124,7 +124,7 @@ class HookedTrainer(transformers.Trainer):
         return None  # out here the failed attempt's tensors are free
 
     def _cut_smaller(self, step: Step) -> Step:
-        """The step in smaller micro-batches, with no gradients yet. Raises HarnessError where none are left."""
+        """The step in smaller micro-batches, without gradients yet. Raises HarnessError if it cannot be."""
         largest = max(len(micro.ids) for micro in step.micro_batches)
         if self.accelerator.num_processes > 1:  # the others wait in a collective
             raise HarnessError(

@@ -67,6 +67,7 @@ GROWING = (
 )
 TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
+CELL_FILE = "scores.json"
 REPORT = "report.html"
 TITLE = "Safety and utility after fine-tuning"
 
@@ -284,6 +285,8 @@ def judge_again(
         )
         return
     with lock(out):
+        if not retry_unjudged:  # that goes on in the journal of a stage that is done
+            store.sweep(out)
         for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
             console.print(escape(line), highlight=False, soft_wrap=True)
         judged = _judge(bench, cells, config.judges, console)
@@ -354,9 +357,13 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         from harness import latex, leaderboard, papers, scores
 
         results = scores.collect(config, out, cells, failures)
-        for cell in cells:
-            if cell.folder not in failures:
-                scores.write_cell_scores(config, out, cell)
+        of_cells = {
+            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell)
+            for cell in cells
+            if cell.folder not in failures
+        }
+        of_cells = {name: found for name, found in of_cells.items() if found}
+        stage.outputs += of_cells
         frame = leaderboard.build(results, papers.figures(config))
         long = leaderboard.long_scores(results)
         notes = [*judging.notes(config, out, cells), *papers.notes(config)]
@@ -367,6 +374,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
             latex.write(frame, scratch, title=title, notes=notes)
             if epochs.asked(config):
                 epochs.write(config, out, cells, failures, scratch)
+            for name, found in of_cells.items():
+                write_json_atomic(scratch / name, found)
 
         stage.run(work)
     written = tables.read(out)

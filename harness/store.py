@@ -134,8 +134,11 @@ class Stage:
         """True when the marker is there, has this identity, and every output is as it was written."""
         try:
             marker = json.loads(self.marker.read_text(encoding="utf-8"))
-            return marker["identity"] == self.identity and all(
-                self._unchanged(self.folder / name, record) for name, record in marker["outputs"].items()
+            records = marker["outputs"]
+            return (
+                marker["identity"] == self.identity == content_hash(marker["inputs"])
+                and {name.split("/")[0] for name in self.outputs} <= {name.split("/")[0] for name in records}
+                and all(self._unchanged(self.folder / name, record) for name, record in records.items())
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False

@@ -160,7 +160,6 @@ SEED = [
     "stage.moved respond.done.json",
     "journal.row .respond.journal.jsonl",
     "stage.collected judge-mini-exact.done.json",
-    "text.replaced scores.json",
     "stage.collected leaderboard.done.json",
     "text.written report.html",
 ]
