@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from harness import (
     benchmarks,
+    crash,
     data,
     disk,
     estimate,
@@ -377,6 +378,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
             for name, found in of_cells.items():
                 write_json_atomic(scratch / name, found)
 
+        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+        crash.point("report.removed", out / REPORT)
         stage.run(work)
     written = tables.read(out)
     tables.render(written, console, title=title, notes=written.attrs["notes"])

@@ -35,6 +35,7 @@ POINTS = (
     "batch.remembered",
     "batch.forgotten",
     "scores.unmarked",  # the table is to be made anew
+    "report.removed",  # so is the report
 )
 _passed: Counter[str] = Counter()
 

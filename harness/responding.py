@@ -43,9 +43,8 @@ ALWAYS = ("dtype", "limit", "thinking")
 
 def check(shop: Workshop, cells: Sequence[Cell]) -> None:
     """The engine of the answers, before anything is spent. Raises HarnessError where it cannot work."""
-    names = {engine_name(shop, cell) for cell in cells}
-    ours = not all(_on_server(shop, cell) for cell in cells)
-    if OPENAI in names and ours and not shop.config.responses.server:
+    names = {engine_name(shop, cell) for cell in cells if not _on_server(shop, cell)}
+    if OPENAI in names and not shop.config.responses.server:
         raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
     if shop.config.responses.server:
         models.base_url(shop.config.responses.server)

@@ -232,5 +232,9 @@ def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
+        with contextlib.suppress(
+            Exception
+        ):  # it may be the engine's process that died: the next gets another
+            shop.release()
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
     return Outcome(cell, failure, full, clock)

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 from forked import finish, start
 
 from harness.store import read_json
@@ -134,8 +135,6 @@ def test_a_killed_worker_costs_its_cell_alone_and_two_jobs_give_the_values_of_on
 def test_no_worker_outlives_a_killed_parent_and_the_run_can_go_on(
     tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:
-    from filelock import FileLock
-
     out = tmp_path / "run"
     with compare_with_workers(out, small(jobs=2)) as process:
         workers = wait_for(lambda: len(found := workers_of(process)) == 2 and found, process)
@@ -159,3 +158,48 @@ def test_ctrl_c_ends_with_one_line_and_no_traceback(tmp_path: Path, small: Calla
     assert process.returncode == 130
     assert errors.strip() == "Interrupted. The same command goes on where this one stopped."
     assert alive == []
+
+
+def interrupted_at(moment: str) -> None:
+    """Let this process get a Ctrl-C at a named moment (harness/crash.py)."""
+    from harness import crash
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
+
+    def passed(name: str, path: Path) -> None:
+        if f"{name} {path.name}" == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    crash.point = passed
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "text.replaced run.json",
+        "journal.row .respond.journal.jsonl",  # in the middle of lm-eval
+        "journal.row .generated.journal.jsonl",  # of the rewrites
+        "state.marked checkpoint-2",  # of a training
+        "training.collected checkpoint",
+        "stage.worked judge-mini-exact.done.json",
+        "stage.worked leaderboard.done.json",
+        "text.written report.html",
+    ],
+)
+def test_ctrl_c_at_any_stage_is_one_line_and_the_same_command_goes_on(
+    moment: str, tmp_path: Path, small: Callable[..., list[str]]
+) -> None:
+    changes = {"training.max_examples": 8, "training.batch_size": 2, "training.save_steps": 2}
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    flags = ["compare", "--methods", "sdft", "--out", str(out), *small(**changes, **{"responses.limit": 1})]
+    environment = {"HARNESS_CACHE": str(tmp_path / "cache")}
+    ended = finish(flags, log, environment=environment, before=interrupted_at, given=(moment,))
+    shown = log.read_text(encoding="utf-8")
+    assert ended == 130, shown
+    assert shown.endswith("\nInterrupted. The same command goes on where this one stopped.\n")
+    for word in ("Traceback", "failed", "Error"):
+        assert word not in shown
+    with FileLock(out / ".lock", timeout=0):  # nobody holds it
+        pass
+    assert finish(flags, log, environment=environment) == 0, log.read_text(encoding="utf-8")
+    assert (out / "report.html").exists()
