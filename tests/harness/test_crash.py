@@ -174,24 +174,24 @@ def interrupted_at(moment: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("arguments", "moment"),
     [
-        "text.replaced run.json",
-        "journal.row .respond.journal.jsonl",  # in the middle of lm-eval
-        "journal.row .generated.journal.jsonl",  # of the rewrites
-        "state.marked checkpoint-2",  # of a training
-        "training.collected checkpoint",
-        "stage.worked judge-mini-exact.done.json",
-        "stage.worked leaderboard.done.json",
-        "text.written report.html",
+        ("compare --methods seed", "text.replaced run.json"),
+        ("compare --methods seed", "journal.row .respond.journal.jsonl"),  # in the middle of lm-eval
+        ("compare --methods seed", "stage.worked judge-mini-exact.done.json"),
+        ("compare --methods seed", "stage.worked leaderboard.done.json"),
+        ("compare --methods seed", "text.written report.html"),
+        ("train sdft", "journal.row .generated.journal.jsonl"),  # of the rewrites
+        ("train sdft", "state.marked checkpoint-2"),
+        ("train sdft", "training.collected checkpoint"),
     ],
 )
 def test_ctrl_c_at_any_stage_is_one_line_and_the_same_command_goes_on(
-    moment: str, tmp_path: Path, small: Callable[..., list[str]]
+    arguments: str, moment: str, tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:
     changes = {"training.max_examples": 8, "training.batch_size": 2, "training.save_steps": 2}
     out, log = tmp_path / "run", tmp_path / "log.txt"
-    flags = ["compare", "--methods", "sdft", "--out", str(out), *small(**changes, **{"responses.limit": 1})]
+    flags = [*arguments.split(), "--out", str(out), *small(**changes, **{"responses.limit": 1})]
     environment = {"HARNESS_CACHE": str(tmp_path / "cache")}
     ended = finish(flags, log, environment=environment, before=interrupted_at, given=(moment,))
     shown = log.read_text(encoding="utf-8")
@@ -202,4 +202,3 @@ def test_ctrl_c_at_any_stage_is_one_line_and_the_same_command_goes_on(
     with FileLock(out / ".lock", timeout=0):  # nobody holds it
         pass
     assert finish(flags, log, environment=environment) == 0, log.read_text(encoding="utf-8")
-    assert (out / "report.html").exists()
