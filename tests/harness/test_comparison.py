@@ -364,7 +364,7 @@ def test_a_second_command_on_the_same_run_gets_one_line(
             ["analyze", "kl", run_copy],
             ["clean", run_copy, "--yes"],
             ["card", run_copy, "vanilla"],
-            ["gate", run_copy, "--min-rsr", "1"],
+            ["gate", run_copy, "--min-rsr", "50"],
         ):
             ended = command(*arguments)
             assert (ended.code, ended.err) == (1, said), arguments

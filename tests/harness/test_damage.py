@@ -124,7 +124,7 @@ def test_a_damaged_record_is_one_line_and_nothing_is_lost(
         ["judge", run_copy, "--judge", "keyword"],
         ["analyze", "categories", run_copy],
         ["figures", run_copy],
-        ["gate", run_copy, "--min-rsr", "1"],
+        ["gate", run_copy, "--min-rsr", "50"],
         ["card", run_copy, "vanilla"],
     ):
         ended = command(*arguments)
