@@ -54,9 +54,16 @@ def answer_logp(
     found: dict[int, list[float]] = {}
     (micros,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
     with autocast(model, settings):
-        for examples_here in micros:
-            micro = collate(examples_here, pad_id, packed).to(model.device)
-            values = head.logp(model, micro).cpu()
+        while micros:
+            examples_here = micros.pop()
+            try:
+                values = head.logp(model, collate(examples_here, pad_id, packed).to(model.device)).cpu()
+            except torch.OutOfMemoryError:
+                if len(examples_here) == 1:
+                    raise
+                middle = len(examples_here) // 2
+                micros += [examples_here[:middle], examples_here[middle:]]
+                continue
             for example, row in zip(examples_here, values, strict=True):
                 found[id(example)] = row[: loss_tokens(example)].tolist()
     model.train(was_training)

@@ -30,6 +30,7 @@ from backends import attention, distributed, flops, tuning
 from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
 from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
+from harness import crash
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
 
 LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for the device
@@ -52,6 +53,7 @@ class Places:
 class Step:
     """One optimizer step on this device: its micro-batches, and the counts of the global batch."""
 
+    index: int
     micro_batches: list[MicroBatch]
     token_count: int
     global_micro_batches: int
@@ -77,6 +79,7 @@ class Steps(Dataset[Step]):
         )
         mine = dealt[self.rank]
         return Step(
+            index=index,
             micro_batches=[
                 collate(micro, self.pad_id, packed) if micro else stand_in(batch, self.pad_id, packed)
                 for micro in mine
@@ -84,6 +87,10 @@ class Steps(Dataset[Step]):
             token_count=max(1, sum(loss_tokens(example) for example in batch)),
             global_micro_batches=len(mine) * self.devices,
         )
+
+    def cut_smaller(self, size: int) -> None:
+        """From now on at most ``size`` examples in a micro-batch; the loss is the same."""
+        self.settings = self.settings.model_copy(update={"micro_batch_size": size})
 
 
 class HookedTrainer(transformers.Trainer):
@@ -95,6 +102,7 @@ class HookedTrainer(transformers.Trainer):
         self.step_losses: list[float] = []
         self.steps_before, self.seconds_before = 0, 0.0  # of the trainings that this one resumes
         self.started = time.perf_counter()
+        self.out_of_memory: list[dict[str, int]] = []  # steps at which micro-batches had to become smaller
         self._pending: list[Tensor] = []
 
     def get_train_dataloader(self) -> DataLoader[Step]:
@@ -104,6 +112,39 @@ class HookedTrainer(transformers.Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         step: Step = inputs
         model.train()
+        while (total := self._gradients(model, step)) is None:
+            step = self._cut_smaller(step)
+        self._pending.append(total)
+        return total
+
+    def _gradients(self, model: Any, step: Step) -> Tensor | None:
+        """Add up a step's gradients; its loss, or None where the device's memory did not do."""
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return self._backward(model, step)
+        return None  # out here the failed attempt's tensors are free
+
+    def _cut_smaller(self, step: Step) -> Step:
+        """The step in smaller micro-batches, without gradients yet. Raises HarnessError if it cannot be."""
+        largest = max(len(micro.ids) for micro in step.micro_batches)
+        if self.accelerator.num_processes > 1:  # the others wait in a collective
+            raise HarnessError(
+                f"a device has no memory to train on {largest} examples at once: lower "
+                "training.micro_batch_size (the loss stays the same)"
+            )
+        if largest == 1:
+            raise HarnessError(
+                "the device has no memory to train on one example: set training.gradient_checkpointing, "
+                "lower training.max_length, or set training.tuning to lora or qlora"
+            )
+        self.model.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.train_dataset.cut_smaller(largest // 2)
+        self.out_of_memory.append({"step": self.state.global_step + 1, "micro_batch_size": largest // 2})
+        smaller: Step = self.train_dataset[step.index]
+        return smaller
+
+    def _backward(self, model: Any, step: Step) -> Tensor:
         total = torch.zeros((), device=self.args.device)
         for number, micro in enumerate(step.micro_batches, 1):
             last = number == len(step.micro_batches)
@@ -112,7 +153,6 @@ class HookedTrainer(transformers.Trainer):
                 loss = self.micro_batch_loss(model, micro.to(self.args.device), step)
                 self.accelerator.backward(loss, **self.backward_options)
             total += loss.detach()
-        self._pending.append(total)
         return total
 
     def micro_batch_loss(self, model: Any, micro: MicroBatch, step: Step) -> Tensor:
@@ -176,12 +216,16 @@ class HookedTrainer(transformers.Trainer):
             tensors = {name: value.contiguous() for name, value in self.method.state().items()}
             if tensors:
                 save_file(tensors, folder / METHOD_STATE)
+            crash.point("state.saved", folder)
             written = {"losses": self.step_losses, "seconds": self.seconds()}
             (folder / f"{MARKER}.new").write_text(json.dumps(written), encoding="utf-8")
+            crash.point("state.written", folder)
             os.replace(folder / f"{MARKER}.new", folder / MARKER)
+            crash.point("state.marked", folder)
             for other in folder.parent.glob("checkpoint-*"):
                 if other != folder:
                     shutil.rmtree(other, ignore_errors=True)
+                    crash.point("state.swept", other)
         self.accelerator.wait_for_everyone()
 
     def save_weights(self, folder: Path) -> None:
@@ -244,16 +288,25 @@ class _Hooks(transformers.TrainerCallback):
         if trainer.is_world_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
+            crash.point("epoch.cleared", folder)
         trainer.accelerator.wait_for_everyone()
         trainer.save_weights(scratch)
         if trainer.is_world_process_zero():
+            crash.point("epoch.saved", folder)
             os.replace(scratch, folder)
+            crash.point("epoch.moved", folder)
 
 
-def resume_state(folder: Path) -> Path | None:
-    """The newest complete resume state below ``folder``."""
-    complete = [file.parent for file in folder.glob(f"checkpoint-*/{MARKER}")]
-    return max(complete, key=lambda found: int(found.name.rpartition("-")[2]), default=None)
+def resume_state(folder: Path, epoch_ends: Mapping[int, int]) -> Path | None:
+    """The newest complete resume state below ``folder``; none past the end of an epoch (by step) whose
+    weights are gone: a kill while they were moved into the stage's outputs takes them along."""
+    lost = [step for step, epoch in epoch_ends.items() if not (folder / f"epoch-{epoch}").is_dir()]
+    complete = {
+        int(file.parent.name.rpartition("-")[2]): file.parent
+        for file in folder.glob(f"checkpoint-*/{MARKER}")
+    }
+    usable = [step for step in complete if all(step < end for end in lost)]
+    return complete[max(usable)] if usable else None
 
 
 def train(
@@ -319,7 +372,7 @@ def train(
     trainer.settings = settings
     hooks.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
-    resumed = resume_state(places.state)
+    resumed = resume_state(places.state, hooks.epoch_ends)
     if resumed:
         stored = json.loads((resumed / MARKER).read_text(encoding="utf-8"))
         trainer.step_losses, trainer.seconds_before = stored["losses"], stored["seconds"]
@@ -357,6 +410,7 @@ def train(
         "tokens_per_second": round(sum(lengths) / seconds, 1),
         **_utilisation(settings, train_flops, seconds, arguments.world_size),
         "losses": trainer.step_losses,
+        "out_of_memory": trainer.out_of_memory,
         "method": context.record,
     }
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from harness import __version__, registry
+from harness import __version__, disk, registry
 from harness.commands import (
     agreement,
     analyze,
@@ -99,6 +99,10 @@ def main() -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        refused = disk.refusal(error)
+        if refused:
+            click.echo(f"Error: {refused}", err=True)
+            sys.exit(1)
         message = " ".join(str(error).split())[:300]
         click.echo(f"Error: {type(error).__name__}: {message} (--debug shows the traceback)", err=True)
         sys.exit(1)

@@ -22,7 +22,9 @@ from rich.markup import escape
 
 from harness import (
     benchmarks,
+    crash,
     data,
+    disk,
     estimate,
     forecast,
     judging,
@@ -32,6 +34,7 @@ from harness import (
     responding,
     splits,
     stages,
+    store,
     training,
     workers,
 )
@@ -68,6 +71,7 @@ GROWING = (
 )
 TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
+CELL_FILE = "scores.json"
 REPORT = "report.html"
 TITLE = "Safety and utility after fine-tuning"
 
@@ -120,6 +124,8 @@ def compare(
     with lock(out):
         config = _join_run(shop)
         shop = Workshop(config, out)
+        store.sweep(out)
+        training.sweep(out)
         bench = judging.Bench(shop)
         bench.budget = budget or bench.budget
         cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
@@ -149,13 +155,19 @@ def compare(
                 if not parts:
                     continue
                 begun, jobs = time.perf_counter(), _jobs(shop, step, parts)
-                for outcome in workers.run_cells(config, out, parts, step, console, debug, jobs):
-                    for name, seconds in outcome.clock.items():
-                        clock[name] += seconds
-                    if outcome.failure:
-                        failures[outcome.cell.folder] = outcome.failure
-                        line = f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
-                        console.print(line, highlight=False, soft_wrap=True)
+                cells_run = workers.run_cells(config, out, parts, step, console, debug, jobs)
+                with contextlib.closing(cells_run) as outcomes:
+                    for outcome in outcomes:
+                        for name, seconds in outcome.clock.items():
+                            clock[name] += seconds
+                        if outcome.stops:
+                            raise HarnessError(outcome.failure)
+                        if outcome.failure:
+                            failures[outcome.cell.folder] = outcome.failure
+                            line = (
+                                f"[red]{escape(outcome.cell.label)}  failed:[/red] {escape(outcome.failure)}"
+                            )
+                            console.print(line, highlight=False, soft_wrap=True)
                 available += (time.perf_counter() - begun) * jobs
             if until == "leaderboard" and todo:
                 begun = time.perf_counter()
@@ -289,6 +301,8 @@ def judge_again(
         )
         return
     with lock(out):
+        if not retry_unjudged:  # that goes on in the journal of a stage that is done
+            store.sweep(out)
         for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
             console.print(escape(line), highlight=False, soft_wrap=True)
         judged = _judge(bench, cells, config.judges, console)
@@ -319,6 +333,8 @@ def stored_config(out: Path) -> RunConfig:
 def _check(shop: Workshop, kinds: Collection[str]) -> None:
     """Names, options, data, folders and what answers, before anything is spent."""
     cells = plan.cells(shop.config)
+    if any(cell.kind == "trained" for cell in cells):
+        disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
         responding.data_hash(path)
     for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
@@ -357,9 +373,13 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         from harness import latex, leaderboard, papers, scores
 
         results = scores.collect(config, out, cells, failures)
-        for cell in cells:
-            if cell.folder not in failures:
-                scores.write_cell_scores(config, out, cell)
+        of_cells = {
+            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell)
+            for cell in cells
+            if cell.folder not in failures
+        }
+        of_cells = {name: found for name, found in of_cells.items() if found}
+        stage.outputs += of_cells
         frame = leaderboard.build(results, papers.figures(config))
         long = leaderboard.long_scores(results)
         notes = [*judging.notes(config, out, cells), *papers.notes(config)]
@@ -368,13 +388,17 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
             latex.write(frame, scratch, title=title, notes=notes)
-            if config.eval_every_epoch:
+            if epochs.asked(config):
                 epochs.write(config, out, cells, failures, scratch)
+            for name, found in of_cells.items():
+                write_json_atomic(scratch / name, found)
 
+        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+        crash.point("report.removed", out / REPORT)
         stage.run(work)
     written = tables.read(out)
     tables.render(written, console, title=title, notes=written.attrs["notes"])
-    if config.eval_every_epoch:
+    if epochs.asked(config):
         epochs.render(config, out, console)
     if fresh or not (out / REPORT).exists():
         from harness import report

@@ -20,9 +20,14 @@ from harness.tables import SCORE_COLUMNS
 FILE = "epochs.csv"
 
 
+def asked(config: RunConfig) -> bool:
+    """Whether a run scores its epochs; one that trains nothing has none."""
+    return config.eval_every_epoch and any(cell.kind == "trained" for cell in plan.cells(config))
+
+
 def outputs(config: RunConfig) -> list[str]:
     """The files that ``write`` makes."""
-    return [FILE, *(f"epochs-{task}.svg" for task in config.train_tasks)] if config.eval_every_epoch else []
+    return [FILE, *(f"epochs-{task}.svg" for task in config.train_tasks)] if asked(config) else []
 
 
 def ends(config: RunConfig, cells: Sequence[plan.Cell]) -> list[tuple[int, list[plan.Cell]]]:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     device: str = "cpu" if sharded else settings.device
     if device == "cuda" and several:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    with cost() as training:
+    with cost() as training, _enough_memory():
         model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
         record: dict[str, Any] = trainer.train(
             model,
@@ -87,6 +87,20 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
         )
     record["peak_memory_bytes"] = training.peak_memory_bytes
     return record
+
+
+@contextlib.contextmanager
+def _enough_memory() -> Iterator[None]:
+    """What smaller micro-batches cannot mend, weights and the optimizer's states, is one line."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise HarnessError(
+            "the device has no memory for this training: set training.tuning to lora or qlora, "
+            "training.optimizer to adamw_8bit, or train on several devices (training.num_processes)"
+        ) from error
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, judge_models, models, plan, registry
+from harness import benchmarks, crash, disk, judge_models, models, plan, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Budget,
@@ -125,6 +125,7 @@ class Kept:
     """Verdicts by a hash of judge and exchange, over all runs: scores and labels, never a text."""
 
     def __init__(self, folder: Path):
+        disk.check_writable(folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "verdicts.sqlite"
         try:
@@ -151,7 +152,7 @@ class Kept:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> HarnessError:
-        return HarnessError(
+        return disk.refusal(error) or HarnessError(
             f"{self._file}: cannot be used ({error}); remove it, or name another cache folder"
         )
 
@@ -224,6 +225,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
         found |= journaled(journal)
     if not stage.done():
         stage.marker.unlink(missing_ok=True)  # no verdicts of other settings may stand while these are made
+        crash.point("verdicts.unmarked", stage.marker)
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,
@@ -242,9 +244,10 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             write(verdict)
             advance(1)
     rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
+    shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+    crash.point("verdicts.forgotten", stage.marker)
     stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], rows))
     journal.remove()
-    shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
 
 
 def _kept_to_contract(
@@ -259,6 +262,8 @@ def _kept_to_contract(
     except HarnessError:
         raise
     except Exception as error:  # the type alone: its message may quote an answer
+        if refused := disk.refusal(error):
+            raise refused from error
         raise HarnessError(
             f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
             f"after {len(given)} of {len(todo)} verdicts (--debug shows where)"

@@ -217,7 +217,12 @@ def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, f
             model = PeftModel.from_pretrained(model, adapter)
     except Exception as error:
         raise HarnessError(f"{adapter or folder}: the model cannot be loaded ({_line(error)})") from error
-    return model if four_bit else model.to(on)
+    try:
+        return model if four_bit else model.to(on)
+    except torch.OutOfMemoryError as error:
+        raise HarnessError(
+            f"{adapter or folder}: the device has no memory for the weights in {dtype}"
+        ) from error
 
 
 def is_adapter(folder: Path) -> bool:

@@ -136,6 +136,7 @@ def _make(
     shop.import_libraries()
     engine = shop.engine(shop.seed_checkpoint)
     engine.on_progress = lambda done: None
+    engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
     batches = engine.plan(prompts)
     with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, models, splits, training
+from harness import benchmarks, disk, models, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, UsageError
 from harness.models import Checkpoint
@@ -43,9 +43,8 @@ ALWAYS = ("dtype", "limit", "thinking")
 
 def check(shop: Workshop, cells: Sequence[Cell]) -> None:
     """The engine of the answers, before anything is spent. Raises HarnessError where it cannot work."""
-    names = {engine_name(shop, cell) for cell in cells}
-    ours = not all(_on_server(shop, cell) for cell in cells)
-    if OPENAI in names and ours and not shop.config.responses.server:
+    names = {engine_name(shop, cell) for cell in cells if not _on_server(shop, cell)}
+    if OPENAI in names and not shop.config.responses.server:
         raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
     if shop.config.responses.server:
         models.base_url(shop.config.responses.server)
@@ -171,6 +170,8 @@ def respond_rows(
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
     engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
+    engine.out_of_memory = []
+    engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
     engine.completions.clear()
     known = journal.rows() if journal else []
     engine.known = {int(index): ids for row in known for index, ids in row.items()}
@@ -193,6 +194,8 @@ def respond_rows(
             for completion in engine.completions.values()
         ),
     }
+    if engine.out_of_memory:
+        record["out_of_memory"] = engine.out_of_memory
     if places is not None:
         record["part"] = settings.part
         record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
@@ -263,6 +266,9 @@ def _evaluate(
 
 def _unusable(name: str, what: str, error: Exception) -> HarnessError:
     """Where, and the type alone: the error's message may quote an answer."""
+    refused = disk.refusal(error)
+    if refused:
+        return refused
     last = traceback.extract_tb(error.__traceback__)[-1]
     if what == "loaded" and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
         return HarnessError(

@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
-from harness.store import read_json, read_jsonl, write_json_atomic
+from harness.store import read_json, read_jsonl
 from harness.tables import COSTS, DONE, FAILED
 
 
@@ -206,9 +206,9 @@ def _label(labels: Sequence[str | None]) -> str | None:
     return min(labels, key=order.index)
 
 
-def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
-    """``scores.json`` of one cell: each task's value, interval, n and unjudged, by category for safety. What
-    is not answered or not judged is left out."""
+def cell_scores(config: RunConfig, out: Path, cell: Cell) -> list[dict[str, Any]]:
+    """What ``scores.json`` of one cell holds: each task's value, interval, n and unjudged, by category for
+    safety. What is not answered or not judged is left out."""
     folder = out / cell.folder
     scores: list[dict[str, Any]] = []
     for task in cell.tasks:
@@ -222,8 +222,7 @@ def write_cell_scores(config: RunConfig, out: Path, cell: Cell) -> None:
         else:
             with contextlib.suppress(HarnessError):
                 scores += [_score(outcome, None) for outcome in all_measured(cell, folder, task)]
-    if scores:
-        write_json_atomic(folder / "scores.json", scores)
+    return scores
 
 
 def _score(outcome: TaskOutcome, judge: str | None) -> dict[str, Any]:

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from harness import crash
 from harness.contracts import HarnessError
 
 HASH_UP_TO_BYTES = 64 * 2**20  # larger outputs are checked by size alone when a stage is looked up
@@ -45,16 +45,17 @@ def held(folder: Path, busy: str) -> Iterator[None]:
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.new")  # what a kill leaves of it, the next write replaces
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        crash.point("text.written", path)
         os.replace(temporary, path)
+        crash.point("text.replaced", path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -133,8 +134,11 @@ class Stage:
         """True when the marker is there, has this identity, and every output is as it was written."""
         try:
             marker = json.loads(self.marker.read_text(encoding="utf-8"))
-            return marker["identity"] == self.identity and all(
-                self._unchanged(self.folder / name, record) for name, record in marker["outputs"].items()
+            records = marker["outputs"]
+            return (
+                marker["identity"] == self.identity == content_hash(marker["inputs"])
+                and {name.split("/")[0] for name in self.outputs} <= {name.split("/")[0] for name in records}
+                and all(self._unchanged(self.folder / name, record) for name, record in records.items())
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
@@ -142,6 +146,7 @@ class Stage:
     def run(self, work: Callable[[Path], None]) -> None:
         """Let ``work`` write the outputs into a scratch folder, move them into place, write the marker."""
         self.marker.unlink(missing_ok=True)
+        crash.point("stage.unmarked", self.marker)
         scratch = self.folder / f".{self.name}.partial"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
@@ -151,12 +156,16 @@ class Stage:
             for output in self.outputs
             for file in files_below(scratch / output)
         }
+        crash.point("stage.worked", self.marker)
         for output in self.outputs:
             target = self.folder / output
             if target.is_dir():
                 shutil.rmtree(target)
+                crash.point("stage.cleared", self.marker)
             os.replace(scratch / output, target)
+            crash.point("stage.moved", self.marker)
         shutil.rmtree(scratch)
+        crash.point("stage.collected", self.marker)
         write_json_atomic(self.marker, {"identity": self.identity, "inputs": self.inputs, "outputs": records})
 
     def output_hashes(self) -> dict[str, str]:
@@ -200,11 +209,26 @@ class Journal:
             def write(row: Mapping[str, Any]) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
+                crash.point("journal.row", self.path)
 
             yield write
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        crash.point("journal.removed", self.path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the journals of stages that are done: a kill between a marker and the clean-up leaves them."""
+    for path in folder.rglob(".*.journal.jsonl"):
+        stage = path.name.removeprefix(".").removesuffix(".journal.jsonl")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            marker = json.loads((path.parent / f"{stage}.done.json").read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as journal:
+                owner = json.loads(journal.readline())
+            if owner["identity"] == marker["identity"]:
+                path.unlink()
+                crash.point("journal.removed", path)
 
 
 class Cache:

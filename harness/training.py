@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import chat, figures, models, registry
+from harness import chat, crash, figures, models, registry
 from harness.config import NO_EFFECT, RunConfig
 from harness.contracts import (
     Encoded,
@@ -144,12 +145,15 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             threads=shop.config.threads,
         )
         shutil.rmtree(job.output, ignore_errors=True)
+        crash.point("training.restarted", stage.marker)
         several = settings.num_processes > 1 or settings.launcher
         steps = -(-len(encoded) * settings.epochs // settings.batch_size)
         start = time.perf_counter()
         with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
             result = (launch if several else run)(job, lambda step, of: advance(1))
         shop.clock["training"] += time.perf_counter() - start
+        for fewer in result["out_of_memory"]:
+            shop.reporter.send(("note", None, _memory_note(label, **fewer)))
         _collect_weights(shop, job, scratch)
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
@@ -181,6 +185,24 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
+    crash.point("training.removed", stage.marker)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a restart of trainings needed that are done: a kill after their marker leaves it."""
+    for owner in folder.glob("*/*/*/.training/identity.json"):
+        restart = owner.parent
+        with contextlib.suppress(HarnessError, KeyError, TypeError):
+            if read_json(owner) == read_json(restart.parent / "train.done.json")["identity"]:
+                shutil.rmtree(restart, ignore_errors=True)
+                crash.point("training.removed", restart)
+
+
+def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
+    return (
+        f"{label}  out of device memory at step {step}: micro-batches of {micro_batch_size} from there on "
+        "(the steps and their loss are the same)"
+    )
 
 
 def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:
@@ -197,6 +219,7 @@ def job_folder(stage: Stage) -> Path:
     owner = folder / "identity.json"
     if not (owner.is_file() and read_json(owner) == stage.identity):
         shutil.rmtree(folder, ignore_errors=True)
+        crash.point("training.emptied", stage.marker)
         write_json_atomic(owner, stage.identity)
     return folder
 
@@ -212,6 +235,7 @@ def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
             models.merge(shop.seed_folder, source, job.settings.dtype, target)
         else:
             os.replace(source, target)
+            crash.point("training.collected", source)
 
 
 def encode_all(

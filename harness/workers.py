@@ -25,9 +25,10 @@ from typing import cast
 
 from rich.console import Console
 
-from harness import forecast
+from harness import disk, forecast
 from harness.config import RunConfig
 from harness.contracts import HarnessError
+from harness.disk import DiskFullError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, run_cell
@@ -40,6 +41,7 @@ class Outcome:
 
     cell: Cell
     failure: str | None = None
+    stops: bool = False  # a failure that no other cell would be spared
     clock: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,7 +56,7 @@ def job_count(config: RunConfig, cells: int) -> int:
 
 def run_cells(
     config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Run the cells, in this process, in workers or on a cluster, and yield their outcomes as they come."""
     places = {folder: n for n, folder in enumerate(dict.fromkeys(cell.folder for cell in todo), 1)}
     labels = {cell.folder: f"[{places[cell.folder]}/{len(places)}] {cell.label}" for cell in todo}
@@ -220,7 +222,7 @@ def _end_with(sentinel: int) -> None:
 def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
     """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
     log = shop.out / cell.folder / "error.log"
-    failure = None
+    failure, full = None, False
     try:
         shop.import_libraries(training=cell.kind == "trained")
         run_cell(shop, cell, label, until)
@@ -228,10 +230,13 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
     except Exception as error:
         if debug:
             traceback.print_exc()
-        failure = str(error)
-        if not isinstance(error, HarnessError):
+        refused = disk.refusal(error)
+        failure, full = str(refused or error), isinstance(refused, DiskFullError)
+        if not (refused or isinstance(error, HarnessError)):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
+        with contextlib.suppress(Exception):  # it may be the engine's process that died
+            shop.release()  # the next cell gets another
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
-    return Outcome(cell, failure, clock)
+    return Outcome(cell, failure, full, clock)

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import crash
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgePendingError, Verdict
 from judges import prices
 
@@ -46,7 +47,7 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
                     f"batch {batch.id} of {len(exchanges):,} exchanges is {batch.status}{done}"
                 )
             if batch.status == "failed":
-                memory.unlink()
+                _forget(memory)
                 codes = (
                     ", ".join(str(error.code) for error in (batch.errors.data or [])) if batch.errors else ""
                 )
@@ -64,7 +65,7 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
         raise judge.refused(error) from error
     for exchange in exchanges:
         yield _verdict(judge, exchange, context, found.get(exchange.id), batch.status)
-    memory.unlink()
+    _forget(memory)
 
 
 def _known(client: Any, memory: Path) -> Any:
@@ -115,7 +116,14 @@ def _remember(memory: Path, label: str, batch: str | None) -> None:
     memory.parent.mkdir(parents=True, exist_ok=True)
     part = memory.with_suffix(".partial")
     part.write_text(json.dumps({"label": label, "id": batch}), encoding="utf-8")
+    crash.point("batch.written", memory)
     os.replace(part, memory)
+    crash.point("batch.remembered", memory)
+
+
+def _forget(memory: Path) -> None:
+    memory.unlink()
+    crash.point("batch.forgotten", memory)
 
 
 def _results(client: Any, batch: Any) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,12 @@ from harness.commands.options import console, example
 @click.argument("run", type=click.Path(path_type=Path))
 def score(run: Path) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
-    from harness import comparison
+    from harness import comparison, crash
 
     config = comparison.stored_config(run)
     with comparison.lock(run):
         (run / "leaderboard.done.json").unlink(missing_ok=True)
+        crash.point("scores.unmarked", run / "leaderboard.done.json")
         comparison.table(config, run, console())
 
 

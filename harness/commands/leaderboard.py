@@ -54,7 +54,8 @@ def leaderboard(
     if kind:
         return
     if len(runs) == 1:
-        comparison.table(comparison.stored_config(runs[0]), runs[0], console())
+        with comparison.lock(runs[0]):
+            comparison.table(comparison.stored_config(runs[0]), runs[0], console())
     else:
         tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)
     if out:

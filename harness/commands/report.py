@@ -25,9 +25,12 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     The verdict in words, the leaderboard, figures, categories, agreement, costs, configuration, and every
     exchange by method side by side.
     """
+    from harness import comparison
     from harness import report as pages
 
-    written = pages.write(run, out, show_harmful=show_harmful)
+    comparison.stored_config(run)
+    with comparison.lock(run):
+        written = pages.write(run, out, show_harmful=show_harmful)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
     if show_harmful:
         click.echo("It contains requests for harm and answers to them: mind who gets it.", err=True)
@@ -40,7 +43,10 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: RUN/figures.")
 def figures(run: Path, out: Path | None) -> None:
     """Draw a RUN's figures as SVG, PDF and PNG: safety against utility and cost, training curves."""
-    from harness import gallery
+    from harness import comparison, gallery
 
-    for path in gallery.write(run, out):
+    comparison.stored_config(run)
+    with comparison.lock(run):
+        written = gallery.write(run, out)
+    for path in written:
         click.echo(path)

@@ -69,6 +69,8 @@ class IdEngine(LM):
         self.seconds = 0.0  # spent generating
         self.on_progress: Callable[[int], None] = lambda done: None
         self.known: Mapping[int, list[int]] = {}  # answers of an interrupted run, by request
+        self.on_note: Callable[[str], None] = lambda line: None
+        self.out_of_memory: list[int] = []  # to how many prompts at once an engine had to come down
         self.on_answers: Callable[[dict[int, list[int]]], None] = lambda answers: None
 
     # --- what an engine does -----------------------------------------------------------------------

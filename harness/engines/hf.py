@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
 
-log = logging.getLogger(__name__)
-
 
 class HFEngine(IdEngine):
     """``model`` is a loaded causal language model, ``tokenizer`` its tokenizer. ``static_cache``: a key-value
@@ -27,6 +24,7 @@ class HFEngine(IdEngine):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self._static_cache = static_cache
+        self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
         self.stop_ids = models.stop_ids(eos, tokenizer)
         self.context_tokens = models.context_tokens(model.config.to_dict())
@@ -79,23 +77,27 @@ class HFEngine(IdEngine):
     def _fitting(
         self, prompts: Sequence[list[int]], batch: list[int], config: GenerationConfig
     ) -> Iterator[tuple[list[int], list[list[int]]]]:
-        """The batch at once, or in halves where the device's memory does not hold it."""
-        try:
-            made = self._continue([prompts[index] for index in batch], config)
-        except torch.OutOfMemoryError:
-            made = None  # outside of the handler the failed attempt's tensors are free
-        if made is not None:
-            yield batch, made
-            return
-        if len(batch) == 1:
-            raise HarnessError(
-                f"the device has no memory for one prompt of {len(prompts[batch[0]]):,} tokens and its answer"
-            )
-        torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        log.warning("out of device memory with %d prompts at once: trying %d", len(batch), middle)
-        for half in (batch[:middle], batch[middle:]):
-            yield from self._fitting(prompts, half, config)
+        """The batch at once, or in as many parts as the device's memory asks for."""
+        left = list(batch)
+        while left:
+            part, made = left[: self._fits], None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                made = self._continue([prompts[index] for index in part], config)
+            if made is not None:
+                yield part, made
+                del left[: len(part)]
+                continue
+            self._halve(len(part), f"one prompt of {len(prompts[part[0]]):,} tokens and its answer")
+
+    def _halve(self, size: int, least: str) -> None:
+        """Fewer prompts at once from now on. Raises HarnessError where one is too much."""
+        if size == 1:
+            raise HarnessError(f"the device has no memory for {least}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._fits = size // 2
+        self.on_note(f"out of device memory with {size} prompts at once: {self._fits} from here on")
+        self.out_of_memory.append(self._fits)
 
     def _continue(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
         width = max(map(len, prompts))
@@ -115,8 +117,21 @@ class HFEngine(IdEngine):
         end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
         return ids if end is None else ids[: end + 1]
 
-    @torch.inference_mode()
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        left, found = list(pairs), list[tuple[float, bool]]()
+        while left:
+            part, made = left[: self._fits], None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                made = self._logprobs(part)
+            if made is None:
+                self._halve(len(part), f"one prompt of {sum(map(len, part[0])):,} tokens with its answer")
+            else:
+                found += made
+                del left[: len(part)]
+        return found
+
+    @torch.inference_mode()
+    def _logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         rows = [context + continuation for context, continuation in pairs]
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self._pad_id)

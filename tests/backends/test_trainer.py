@@ -98,6 +98,125 @@ def test_equals_a_plain_torch_loop(
     assert distance(weights(ours), weights(make_model())) > 3e-3
 
 
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """``scarce(4)``: a device whose memory does to train on 4 examples at once, found out in the
+    middle of the backward pass. The list that is returned gets how many were tried."""
+
+    def limit(most: int) -> list[int]:
+        tried: list[int] = []
+        logp = TargetHead.logp
+
+        class OutOfMemory(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+                return values.clone()
+
+            @staticmethod
+            def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+                raise torch.OutOfMemoryError
+
+        def run(head: TargetHead, model: Any, micro: Any) -> torch.Tensor:
+            tried.append(len(micro.ids))
+            if len(micro.ids) > most:
+                hook = model.get_output_embeddings().register_forward_pre_hook(
+                    lambda module, given: (OutOfMemory.apply(given[0]), *given[1:])
+                )
+                try:
+                    return logp(head, model, micro)
+                finally:
+                    hook.remove()
+            return logp(head, model, micro)
+
+        monkeypatch.setattr(TargetHead, "logp", run)
+        return tried
+
+    return limit
+
+
+@pytest.mark.parametrize("batching", ["grouped", "in-order"])
+def test_out_of_memory_means_smaller_micro_batches_and_the_same_training(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+    scarce: Callable[[int], list[int]],
+    batching: str,
+) -> None:
+    """The gradients of the attempt that failed half way are dropped: the last micro-batches of the first step
+    are the ones that do not fit."""
+    settings = {"batch_size": 16, "micro_batch_size": 5, "batching": batching}
+    plain, short = make_model(), make_model()
+    whole = train(plain, encoded[:25], Vanilla(), **settings)
+    tried = scarce(2)
+    record = train(short, encoded[:25], Vanilla(), **settings)
+    assert whole["out_of_memory"] == []
+    assert record["out_of_memory"] == [{"step": 1, "micro_batch_size": 2}]
+    assert tried[:2] == [5, 2]
+    assert max(tried[1:]) == 2
+    assert record["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    assert distance(weights(plain), weights(short)) < 1e-5
+
+
+def test_gradients_of_a_failed_attempt_do_not_count(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two micro-batches have been added up when the third does not fit."""
+    settings = {"batch_size": 16, "micro_batch_size": 4}
+    plain, short = make_model(), make_model()
+    whole = train(plain, encoded[:16], Vanilla(), **settings)
+    logp, calls = TargetHead.logp, []
+
+    def third_fails(head: TargetHead, model: Any, micro: Any) -> torch.Tensor:
+        calls.append(len(micro.ids))
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return logp(head, model, micro)
+
+    monkeypatch.setattr(TargetHead, "logp", third_fails)
+    record = train(short, encoded[:16], Vanilla(), **settings)
+    assert calls == [4, 4, 4, *[2] * 8]
+    assert record["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    assert distance(weights(plain), weights(short)) < 1e-5
+
+
+def test_no_memory_for_one_example_is_one_line(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], scarce: Callable[[int], list[int]]
+) -> None:
+    tried = scarce(0)
+    with pytest.raises(
+        HarnessError, match=r"no memory to train on one example: set training\.gradient_checkp"
+    ):
+        train(make_model(), encoded[:8], Vanilla(), batch_size=8)
+    assert tried == [8, 4, 2, 1]
+
+
+def test_the_seed_models_values_need_no_more_memory_than_there_is(
+    make_model: Callable[..., Any],
+    encoded: list[Encoded],
+    answer_logp: Callable[..., list[list[float]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = answer_logp(make_model(), encoded[:9], micro_batch_size=9)
+    logp, tried = TargetHead.logp, []
+
+    def scarce(head: TargetHead, model: Any, micro: Any) -> torch.Tensor:
+        tried.append(len(micro.ids))
+        if len(micro.ids) > 3:
+            raise torch.OutOfMemoryError
+        return logp(head, model, micro)
+
+    monkeypatch.setattr(TargetHead, "logp", scarce)
+    found = answer_logp(make_model(), encoded[:9], micro_batch_size=9)
+    assert max(tried) == 9
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-5)
+
+
 @pytest.mark.parametrize("make_method", [Vanilla, ConstrainedSFT, lambda: ConstrainedSFT(min_weight=1e-3)])
 def test_micro_batches_do_not_matter(
     make_model: Callable[..., Any],

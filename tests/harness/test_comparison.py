@@ -342,18 +342,38 @@ def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small:
         comparison._join_run(Workshop(config.RunConfig.model_validate(wanted), run_copy))
 
 
-def test_a_second_command_on_the_same_run_gets_one_line(run_copy: Path, command: Run, small: Run) -> None:
+def test_a_second_command_on_the_same_run_gets_one_line(
+    run_copy: Path, tmp_path: Path, command: Run, small: Run, snapshot: Run
+) -> None:
+    """Every command that writes there, or reads what another one may be writing."""
+    before = snapshot(run_copy)
+    said = f"Error: {run_copy}: another harness command is at work on this run; wait for it to end\n"
     with FileLock(run_copy / ".lock"):
         for arguments in (
             ["compare", "--methods", "all", "--out", run_copy, *small()],
+            ["train", "vanilla", "--out", run_copy, *small()],
+            ["respond", "mini", "--name", "mine", "--out", run_copy],
+            ["sweep", "prefill-depth", "--run", run_copy],
             ["judge", run_copy, "--judge", "keyword"],
+            ["score", run_copy],
+            ["leaderboard", run_copy],
+            ["leaderboard", run_copy, "--json"],
+            ["report", run_copy],
+            ["figures", run_copy],
+            ["analyze", "categories", run_copy],
+            ["analyze", "kl", run_copy],
+            ["clean", run_copy, "--yes"],
+            ["card", run_copy, "vanilla"],
+            ["gate", run_copy, "--min-rsr", "50"],
         ):
             ended = command(*arguments)
-            assert ended.code == 1
-            assert (
-                ended.err
-                == f"Error: {run_copy}: another harness command is at work on this run; wait for it to end\n"
-            )
+            assert (ended.code, ended.err) == (1, said), arguments
+        with comparison.lock(tmp_path / "tuned"):
+            flags = ["--utility-floor", "1", "--out", tmp_path / "tuned", *small()]
+            ended = command("tune", *flags)
+            assert (ended.code, ended.err.count("\n")) == (1, 1)
+            assert "another harness tune is at work here" in ended.err
+    assert snapshot(run_copy) == before
     assert command("compare", "--methods", "all", "--out", run_copy, *small()).code == 0
 
 

@@ -4,8 +4,6 @@ was never killed; no worker outlives its parent; a worker that dies takes only i
 from __future__ import annotations
 
 import contextlib
-import io
-import multiprocessing
 import os
 import random
 import signal
@@ -13,84 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
+from forked import finish, start
 
 from harness.store import read_json
 
-PRELOADED = [
-    "torch",
-    "transformers",
-    "lm_eval.evaluator",
-    "lm_eval.tasks",
-    "backends.trainer",
-    "harness.tables",
-]
-KILLS = 5
 FLAGS = ["compare", "--methods", "vanilla,lookahead-true"]
-
-
-def run_command(arguments: list[str], log: Path) -> None:
-    """The command line, in a process that has the libraries imported already."""
-    from harness import cli
-
-    sys.argv = ["harness", *arguments]
-    text = io.StringIO()
-    try:
-        with redirect_stdout(text), redirect_stderr(text):
-            cli.main()
-    finally:
-        log.write_text(text.getvalue(), encoding="utf-8")
 
 
 def file_count(folder: Path) -> int:
     return sum(len(files) + len(folders) for _, folders, files in os.walk(folder))  # others are writing there
-
-
-def test_killed_again_and_again_a_run_ends_with_the_same_leaderboard(
-    tmp_path: Path, small: Callable[..., list[str]], values: Callable[[Path], Any]
-) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    log, rng = tmp_path / "log.txt", random.Random(20261124)
-    quick = small(**{"responses.limit": 4})
-
-    def start(out: Path) -> Any:
-        process = context.Process(target=run_command, args=([*FLAGS, "--out", str(out), *quick], log))
-        process.start()
-        return process
-
-    def finish(out: Path) -> int:
-        process = start(out)
-        process.join(120)
-        return int(process.exitcode if process.exitcode is not None else -1)
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert finish(whole) == 0, log.read_text(encoding="utf-8")
-    done_files = file_count(whole)
-
-    kills = 0
-    for _ in range(KILLS):
-        # The next kill comes a random number of new files later, and a random moment after that.
-        target = file_count(killed) + rng.randint(1, done_files // KILLS + 4)
-        process = start(killed)
-        while process.is_alive() and file_count(killed) < target:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.4))
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.join(30)
-    assert kills >= 3  # it did not simply run through
-    assert finish(killed) == 0, log.read_text(encoding="utf-8")
-    assert values(killed) == values(whole)
-    assert not list(killed.rglob(".*.partial"))
-    assert finish(killed) == 0
-    assert "Nothing to do" in log.read_text(encoding="utf-8")
 
 
 METHODS = [
@@ -104,21 +40,13 @@ def test_killed_in_mid_training_the_same_command_ends_with_the_same_weights(
     method: str, tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:
     """kill -9 once a resume state is there: bit for bit the uninterrupted run's checkpoint."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     changes = {"training.max_examples": 24, "training.batch_size": 2, "training.save_steps": 3}
     flags = ["train", method, *small(**changes)]
     cell = Path("gsm8k-mini") / method / "seed-42"
 
-    def start(out: Path) -> Any:
-        process = context.Process(
-            target=run_command, args=([*flags, "--out", str(out)], tmp_path / "log.txt")
-        )
-        process.start()
-        return process
-
+    log = tmp_path / "log.txt"
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed)
+    process = start([*flags, "--out", str(killed)], log)
     state = killed / cell / ".training" / "state"
     while process.is_alive() and not list(state.glob("checkpoint-*/complete.json")):
         time.sleep(0.002)
@@ -127,9 +55,7 @@ def test_killed_in_mid_training_the_same_command_ends_with_the_same_weights(
     assert process.exitcode == -signal.SIGKILL  # it was in the middle
     assert not (killed / cell / "checkpoint").exists()
     for out in (killed, whole):
-        process = start(out)
-        process.join(120)
-        assert process.exitcode == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
+        assert finish([*flags, "--out", str(out)], log) == 0, log.read_text(encoding="utf-8")
     records = [read_json(out / cell / "training.json") for out in (killed, whole)]
     assert [bool(record["resumed_at_step"]) for record in records] == [True, False]
     assert records[0]["losses"] == records[1]["losses"]
@@ -209,8 +135,6 @@ def test_a_killed_worker_costs_its_cell_alone_and_two_jobs_give_the_values_of_on
 def test_no_worker_outlives_a_killed_parent_and_the_run_can_go_on(
     tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:
-    from filelock import FileLock
-
     out = tmp_path / "run"
     with compare_with_workers(out, small(jobs=2)) as process:
         workers = wait_for(lambda: len(found := workers_of(process)) == 2 and found, process)
@@ -234,3 +158,47 @@ def test_ctrl_c_ends_with_one_line_and_no_traceback(tmp_path: Path, small: Calla
     assert process.returncode == 130
     assert errors.strip() == "Interrupted. The same command goes on where this one stopped."
     assert alive == []
+
+
+def interrupted_at(moment: str) -> None:
+    """Let this process get a Ctrl-C at a named moment (harness/crash.py)."""
+    from harness import crash
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
+
+    def passed(name: str, path: Path) -> None:
+        if f"{name} {path.name}" == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    crash.point = passed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "moment"),
+    [
+        ("compare --methods seed", "text.replaced run.json"),
+        ("compare --methods seed", "journal.row .respond.journal.jsonl"),  # in the middle of lm-eval
+        ("compare --methods seed", "stage.worked judge-mini-exact.done.json"),
+        ("compare --methods seed", "stage.worked leaderboard.done.json"),
+        ("compare --methods seed", "text.written report.html"),
+        ("train sdft", "journal.row .generated.journal.jsonl"),  # of the rewrites
+        ("train sdft", "state.marked checkpoint-2"),
+        ("train sdft", "training.collected checkpoint"),
+    ],
+)
+def test_ctrl_c_at_any_stage_is_one_line_and_the_same_command_goes_on(
+    arguments: str, moment: str, tmp_path: Path, small: Callable[..., list[str]]
+) -> None:
+    changes = {"training.max_examples": 8, "training.batch_size": 2, "training.save_steps": 2}
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    flags = [*arguments.split(), "--out", str(out), *small(**changes, **{"responses.limit": 1})]
+    environment = {"HARNESS_CACHE": str(tmp_path / "cache")}
+    ended = finish(flags, log, environment=environment, before=interrupted_at, given=(moment,))
+    shown = log.read_text(encoding="utf-8")
+    assert ended == 130, shown
+    assert shown.endswith("\nInterrupted. The same command goes on where this one stopped.\n")
+    for word in ("Traceback", "failed", "Error"):
+        assert word not in shown
+    with FileLock(out / ".lock", timeout=0):  # nobody holds it
+        pass
+    assert finish(flags, log, environment=environment) == 0, log.read_text(encoding="utf-8")

@@ -263,7 +263,8 @@ def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop = shop(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
     engine = workshop.engine(workshop.seed_checkpoint)
-    rows, _ = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    rows, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    assert "out_of_memory" not in record
     generate, sizes = engine.model.generate, []  # type: ignore[attr-defined]
 
     def small(**inputs: Any) -> Any:
@@ -273,9 +274,38 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
         return generate(**inputs)
 
     monkeypatch.setattr(engine.model, "generate", small)  # type: ignore[attr-defined]
-    again, _ = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    said: list[Any] = []
+    workshop.reporter.send = said.append
+    again, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
     assert [row["response"] for row in again] == [row["response"] for row in rows]
-    assert sizes == [12, 6, 3, 3, 6, 3, 3]
+    assert sizes == [12, 6, 3, 3, 3, 3]
+    assert record["out_of_memory"] == [6, 3]
+    notes = [event[2] for event in said if event[0] == "note"]
+    assert notes[0] == "mine  out of device memory with 12 prompts at once: 6 from here on"
+
+
+def test_log_probabilities_that_do_not_fit_are_made_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = shop(tmp_path, **{"responses.batch_size": 8})
+    engine = workshop.engine(workshop.seed_checkpoint)
+    pairs = [([5, 6, 7 + n], [8, 9 + n]) for n in range(7)]
+    whole, real = engine.logprobs(pairs), engine._logprobs  # type: ignore[attr-defined]
+
+    def small(part: Any) -> Any:
+        if len(part) > 2:
+            raise torch.OutOfMemoryError
+        return real(part)
+
+    monkeypatch.setattr(engine, "_logprobs", small)
+    for (logp, greedy), (wanted, wanted_greedy) in zip(engine.logprobs(pairs), whole, strict=True):
+        assert logp == pytest.approx(wanted, abs=1e-4)
+        assert greedy == wanted_greedy
+    monkeypatch.setattr(engine, "_logprobs", lambda part: small([*part, None, None]))
+    with pytest.raises(
+        HarnessError, match="the device has no memory for one prompt of 5 tokens with its answer"
+    ):
+        engine.logprobs(pairs)
 
 
 # --- tasks from elsewhere ----------------------------------------------------------------------------

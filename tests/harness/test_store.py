@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness import store
 from harness.contracts import HarnessError
-from harness.store import Stage
+from harness.store import Journal, Stage
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -42,7 +42,7 @@ def test_an_atomic_write_creates_folders_and_replaces(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
 
 
-@pytest.mark.parametrize("step", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("step", ["replace", "fsync"])
 def test_a_crash_while_writing_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -153,6 +153,30 @@ def make(folder: Path, **inputs: Any) -> Stage:
     return Stage(folder / "cell", "work", {"seed": 1, **inputs}, ["folder", "rows.jsonl"])
 
 
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**store.read_json(path), **changes}), encoding="utf-8")
+
+
+def test_a_journal_is_swept_once_its_stage_is_done(tmp_path: Path) -> None:
+    """Not another stage's, not one that is under way, and what is no journal is left alone."""
+    stage, other = make(tmp_path), make(tmp_path, seed=2)
+    with Journal(other).writing([{"row": 1}]):
+        pass
+    store.sweep(tmp_path)  # no marker
+    stage.run(write_outputs)
+    store.sweep(tmp_path)  # the marker of another
+    assert Journal(other).rows() == [{"row": 1}]
+    other.run(write_outputs)
+    Journal(other).path.write_bytes(b"\xff")
+    store.sweep(tmp_path)
+    assert Journal(other).path.exists()
+    with Journal(other).writing([{"row": 1}]):
+        pass
+    store.sweep(tmp_path)
+    assert not Journal(other).path.exists()
+    assert other.done()
+
+
 def test_a_stage_is_done_once_it_ran(tmp_path: Path) -> None:
     stage = make(tmp_path)
     assert not stage.done()
@@ -182,6 +206,8 @@ def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
         lambda cell: (cell / "work.done.json").write_bytes(b"[]"),
         lambda cell: (cell / "work.done.json").write_bytes(b"\xff"),
         lambda cell: (cell / "work.done.json").write_bytes(b'{"identity": "x", "outputs": null}'),
+        lambda cell: edit(cell / "work.done.json", outputs={}),
+        lambda cell: edit(cell / "work.done.json", inputs={"seed": 2}),
     ],
 )
 def test_a_damaged_stage_is_not_done_and_runs_again(tmp_path: Path, damage: Any) -> None:
