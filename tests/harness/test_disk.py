@@ -67,7 +67,7 @@ def mounted(tmp_path: Path) -> Iterator[Mounted]:
         ("16k", {}),  # the answers
         ("2m", {}),  # a checkpoint, by safetensors
         ("12m", {"training.save_steps": 1}),  # a resume state, by torch
-        ("12m", {"jobs": 2}),
+        ("2m", {"jobs": 2}),
     ],
     ids=["answers", "checkpoint", "state", "workers"],
 )
