@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import figures, leaderboard, plan, scores
 from harness.config import RunConfig
@@ -79,5 +80,5 @@ def render(config: RunConfig, out: Path, console: Console) -> None:
         for epoch in range(1, max(map(len, ways.values()), default=0) + 1):
             table.add_column(f"epoch {epoch}", justify="right")
         for method, way in ways.items():
-            table.add_row(method, *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
+            table.add_row(Text(method), *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
         console.print(table)

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from harness.contracts import HarnessError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, run_cell
+from harness.text import shortened, shown_traceback
 from harness.workshop import Workshop
 
 
@@ -223,11 +223,11 @@ def _attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -
         log.unlink(missing_ok=True)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(shown_traceback(), file=sys.stderr)
         failure = str(error)
         if not isinstance(error, HarnessError):
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
+            log.write_text(shown_traceback(), encoding="utf-8")
+            failure = f"{type(error).__name__}: {shortened(error, 200)} (traceback: {log})"
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
     return Outcome(cell, failure, clock)
