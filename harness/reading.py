@@ -72,7 +72,17 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, and aliases that grow without end."""
+    """Refuses a key given twice, aliases that grow without end, and depth before it costs time."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level > DEEPEST:
+            raise ValueError("nested too deeply")
+        super().fetch_flow_collection_start(token)  # type: ignore[misc]
+
+    def add_indent(self, column: int) -> bool:
+        if len(self.indents) > 2 * DEEPEST:
+            raise ValueError("nested too deeply")
+        return bool(super().add_indent(column))  # type: ignore[misc]
 
     def construct_document(self, node: yaml.Node) -> Any:
         _size(node, {})

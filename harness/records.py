@@ -26,8 +26,9 @@ class Response(_Kept):
 
     id: str
     document: str
+    task: str
     category: str | None
-    system: str | None = None
+    system: str | None
     prompt: str
     prefill: str
     response: str

@@ -36,6 +36,11 @@ def one_line(text: str) -> str:
     return printable(text).strip()
 
 
+def whole(text: str) -> str:
+    """With "?" for half a surrogate pair, which JSON's escapes can spell and no file takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def without_keys(text: str) -> str:
     """A text without the keys of this process's environment, and without what looks like one."""
     keys = {value for name, value in os.environ.items() if _KEY_NAMES.search(name)}

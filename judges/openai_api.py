@@ -25,6 +25,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
+from harness.text import whole
 from judges import prices, rubric
 from judges.dispatch import Dispatcher, TransientError
 
@@ -302,8 +303,8 @@ class OpenAIJudge(Judge):
             return self.unjudged(exchange, context, spent.refused or "refused", spent)
         choice = completion.choices[0]
         content, named = choice.message.content, completion.model
-        text = content if isinstance(content, str) else ""
-        spent.model = named if isinstance(named, str) else None
+        text = whole(content) if isinstance(content, str) else ""
+        spent.model = whole(named) if isinstance(named, str) else None
         reason = None
         if choice.finish_reason == "content_filter":
             reason, spent.final = "the server's content filter stopped the judge", True
