@@ -280,7 +280,12 @@ def judge_again(
     with lock(out):
         for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
             console.print(escape(line), highlight=False, soft_wrap=True)
-        judged = _judge(bench, cells, config.judges, console)
+        # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
+        at_hand = [
+            name for name in stored.judges if bench.judge(name).combines or not bench.judge(name).heavy
+        ]
+        asked = [name for name in config.judges if name in {*judges, *at_hand}]
+        judged = _judge(bench, cells, asked, console)
         # A judge that failed must not become one of the run's.
         left = {*judged.failed, *judged.waiting} - {*stored.judges}
         kept = tuple(name for name in config.judges if name not in left)

@@ -179,7 +179,7 @@ class JudgingConfig(Section):
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str = "run"
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
     methods: tuple[str, ...] = ("all",)
     method_options: dict[str, dict[str, Any]] = {}
@@ -220,6 +220,12 @@ class RunConfig(Section):
     def _no_keys_in_urls(cls, value: Any) -> Any:
         for text in value.values() if isinstance(value, dict) else value:
             _refuse_key(text)
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        _check_name(value)
         return value
 
     @field_validator("train_data", mode="before")
@@ -265,10 +271,7 @@ class RunConfig(Section):
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not is_name(name):
-                raise ValueError(
-                    f"name {name[:40]!r} may hold up to 100 letters from a to z, digits, '-', '_' and '.'"
-                )
+            _check_name(name)
             if name.startswith(("checkpoint.", "epoch-")) or name.endswith((".json", ".svg")):
                 raise ValueError(f"name {name!r} is that of a run's own file; choose another")
         return value
@@ -316,6 +319,13 @@ def _check_plain(values: Any) -> None:
             raise ValueError(f"{printable(where)}: a number with {value.bit_length()} bits is too large")
         elif not (value is None or isinstance(value, (int, float, BaseModel))):
             raise ValueError(f"{printable(where)}: a {type(value).__name__} is no value of a recipe")
+
+
+def _check_name(name: str) -> None:
+    if not is_name(name):
+        raise ValueError(
+            f"name {name[:40]!r} may hold up to 100 letters from a to z, digits, '-', '_' and '.'"
+        )
 
 
 def _refuse_key(text: str) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from harness import figures, leaderboard, plan, scores
 from harness.config import RunConfig
 from harness.store import write_text_atomic
-from harness.tables import SCORE_COLUMNS
+from harness.tables import SCORE_COLUMNS, as_csv
 
 FILE = "epochs.csv"
 
@@ -42,7 +42,7 @@ def write(
         results = scores.collect(config, out, found, failures)
         frames.append(leaderboard.long_scores(results).assign(epoch=epoch))
     frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]
-    write_text_atomic(folder / FILE, frame.to_csv(index=False))
+    write_text_atomic(folder / FILE, as_csv(frame))
     for task in config.train_tasks:
         title = f"Utility and safety by epoch, trained on {task}"
         figures.trajectories(_ways(frame, config, task), title, folder / f"epochs-{task}.svg")

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from harness.contracts import HarnessError
 from harness.store import read_json, write_text_atomic
-from harness.text import one_line
+from harness.text import csv_cell, one_line
 
 LARGEST = 1e300  # of any figure, a FLOP count included
 ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p counts as a difference
@@ -208,20 +208,25 @@ def _csv(frame: pd.DataFrame) -> str:
         name: ["" if pd.isna(value) else _csv_format(name)(value) for value in frame[name]]
         for name in map(str, frame.columns)
     }
-    return str(pd.DataFrame(text).to_csv(index=False, lineterminator="\n"))
+    return str(pd.DataFrame(text).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _csv_format(name: str) -> Callable[[Any], str]:
     if name in TEXT:
-        return _csv_text
+        return csv_cell
     if _is_percent(name) and not _is_whole(name):
         return "{:.2f}".format
     return str
 
 
-def _csv_text(text: str) -> str:
-    text = one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+def as_csv(frame: pd.DataFrame) -> str:
+    """Any frame, its figures as they are."""
+    texts = {
+        name: frame[name].map(csv_cell)
+        for name in frame.columns
+        if not pd.api.types.is_numeric_dtype(frame[name])
+    }
+    return str(frame.assign(**texts).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 # --- what a table says, in Markdown and in a terminal ------------------------------------------------

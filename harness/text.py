@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from typing import Any
 
 LEFT_OUT = "(left out)"
 SHORTEST_KEY = 8  # characters; anything shorter is a setting, not a key
+_FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _KEY_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
@@ -17,6 +19,14 @@ _LIKE_KEYS = (
     re.compile(r"(?i)(?<=://)[^/\s@]+@"),
     re.compile(r"(?i)[\w-]*(?:api[-_]?key|token|secret|password)\s*[=:]\s*[^\s&'\",]+"),
 )
+
+
+def csv_cell(value: Any) -> Any:
+    """A value of a CSV file: text in one line that no spreadsheet takes for a formula; others as they are."""
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(_FORMULAS) else line
 
 
 def is_name(text: str) -> bool:

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness import figures, records, tuning
 from harness.plan import SEED
 from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, one_decimal, print_whole, say
+from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, as_csv, one_decimal, print_whole, say
 from harness.tuning import Floor
 from harness.tuning_search import KEYS, TRIALS, Row, Search
 
@@ -81,7 +81,7 @@ def write(record: Row, out: Path) -> None:
     rows = [
         {name: row.get(name) for name in names} | {"chosen": row["row"] == record["chosen"]} for row in front
     ]
-    write_text_atomic(out / "pareto.csv", pd.DataFrame(rows)[names].to_csv(index=False))
+    write_text_atomic(out / "pareto.csv", as_csv(pd.DataFrame(rows)[names]))
     draw(record, figures.files(out, "pareto"))
 
 
