@@ -361,10 +361,10 @@ SPLICED = (
 # Inputs that have broken readers
 
 DEEP = 100_000
-_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-_MERGES = "a: &a {k: 1}\n" + "".join(
+MERGES = "a: &a {k: 1}\n" + "".join(
     f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 9)}]}}\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -417,8 +417,8 @@ HOSTILE: Sequence[bytes] = (
     b'{"score": 5, "kind": {"a": []}}',
     b'{"score": 5, "score": 1}',
     b'{"score": ' + b"9" * 5_000 + b"}",
-    _LAUGHS.encode(),
-    _MERGES.encode(),
+    LAUGHS.encode(),
+    MERGES.encode(),
     b"a: &a [*a]\n",
     b"&a {*a : 1}",
     b"<<: 1\n",
@@ -451,7 +451,7 @@ HOSTILE: Sequence[bytes] = (
     b"x=[" + b"[" * DEEP,
     b"training.epochs=" + b"9" * 5_000,
     b"a." * DEEP + b"a=1",
-    b"a=" + _LAUGHS.encode(),
+    b"a=" + LAUGHS.encode(),
     b'{"title": 1, "notes": [], "rows": []}',
     b'{"title": "x", "notes": [], "rows": [{}]}',
     b'{"title": "x", "notes": null, "rows": [[]]}',
