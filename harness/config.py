@@ -150,7 +150,7 @@ class ResponsesConfig(Section):
     @field_validator("server")
     @classmethod
     def _no_key_in_url(cls, value: str | None) -> str | None:
-        _refuse_key(value or "")
+        _refuse_key(f"://{value}" if value else "")  # one without a scheme is no URL, and may hold a key
         return value
 
 
@@ -330,7 +330,7 @@ def _check_name(name: str) -> None:
 
 def _refuse_key(text: str) -> None:
     """Raises ValueError for a URL with a key in it: it would be printed and stored."""
-    if re.search(r"https?://[^/\s]*@|https?://\S*\?", text):
+    if re.search(r"://[^/\s]*@|://\S*\?", text):
         raise ValueError(
             f"no key in a server's URL, it would be printed; put it into the environment ({KEYS})"
         )

@@ -357,8 +357,10 @@ def echo(code: int) -> fault_server.Step:
     return step
 
 
-@pytest.mark.parametrize("code", [200, 400, 401, 404, 422, 500])
-@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["plain", "debug"])
+@pytest.mark.parametrize(
+    ("code", "debug"),
+    [(200, ()), (400, ()), (401, ()), (401, ("--debug",)), (422, ("--debug",)), (500, ("--debug",))],
+)
 def test_a_judges_key_stays_here(
     code: int, debug: tuple[str, ...], planted: Path, run: Path, command: Run
 ) -> None:
@@ -370,7 +372,8 @@ def test_a_judges_key_stays_here(
         flags = ("--set", "judging.attempts=1", "--set", "judging.timeout_s=5")
         ended = command("judge", run, "--judge", judge, *flags, *debug)
         assert server.headers
-        assert all(one["Authorization"] == f"Bearer {KEYS['JUDGE_API_KEY']}" for one in server.headers)
+        sent = {value for one in server.headers for name, value in one.items() if "uthorization" in name}
+        assert sent == {f"Bearer {KEYS['JUDGE_API_KEY']}"}
         assert ended.code == (0 if code in (200, 500) else 1), ended.err
         assert_none(ended.out, ended.err, run, planted)
         server.key = "another"  # each reply is a 401 that quotes ours
@@ -382,24 +385,21 @@ def test_a_judges_key_stays_here(
         assert_none(ended.out, ended.err, run, planted)
 
 
-@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["plain", "debug"])
-def test_an_answering_servers_key_stays_here(
-    debug: tuple[str, ...], planted: Path, tmp_path: Path, command: Run
-) -> None:
+def test_an_answering_servers_key_stays_here(planted: Path, tmp_path: Path, command: Run) -> None:
     out = tmp_path / "answers"
     with completions_server.running(load_tokenizer(seed_model_path())) as server:
         server.takes_ids = server.completes = False
         server.key = KEYS[OTHER_KEY]
         model = f"openai:served@{server.url}"
         flags = ("--tasks", "hexphi_raw-mini", "--set", "responses.limit=2", "--out", out)
-        good = command("respond", model, *flags, *debug)
+        good = command("respond", model, *flags, "--debug")
         assert good.code == 0, good.err
         server.key = "another"
-        bad = command("respond", model, "--name", "again", *flags, *debug)
+        bad = command("respond", model, "--name", "again", *flags, "--debug")
         assert bad.code == 1
         assert f"the key in {OTHER_KEY} is wrong" in bad.out + bad.err
         assert all(KEYS[KEY] not in str(one) for one in server.headers)  # OpenAI's is for OpenAI alone
-        doctor = command("doctor", "--engine", "openai", "--server", server.url, *debug)
+        doctor = command("doctor", "--engine", "openai", "--server", server.url, "--debug")
     assert_none(good.out, good.err, bad.out, bad.err, doctor.out, doctor.err, out, planted)
 
 
@@ -409,6 +409,7 @@ def test_an_answering_servers_key_stays_here(
         ("--server", f"http://{USER}:{PASSWORD}@127.0.0.1:9/v1"),
         ("--server", f"http://127.0.0.1:9/v1?key={GIVEN}"),
         ("--server", f"ftp://{USER}:{PASSWORD}@127.0.0.1:9/v1"),
+        ("--server", f"{USER}:{PASSWORD}@127.0.0.1:9/v1"),
         ("--set", f"responses.server=http://{USER}:{PASSWORD}@127.0.0.1:9/v1"),
         ("--checkpoint", f"mine=openai:m@http://{USER}:{PASSWORD}@127.0.0.1:9/v1"),
         ("--judge", f"openai:m@http://{USER}:{PASSWORD}@127.0.0.1:9/v1"),
@@ -420,7 +421,7 @@ def test_an_answering_servers_key_stays_here(
     ],
     ids=lambda flags: " ".join(flags)[:40].replace("/", "_"),
 )
-@pytest.mark.parametrize("end", [("--dry-run",), (), ("--debug",)], ids=["dry", "run", "debug"])
+@pytest.mark.parametrize("end", [("--dry-run",), ("--debug",)], ids=["dry", "debug"])
 def test_keys_on_the_command_line_stay_there(
     flags: tuple[str, ...], end: tuple[str, ...], planted: Path, tmp_path: Path, command: Run, small: Run
 ) -> None:
