@@ -393,14 +393,15 @@ def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]
         where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_bytes()
     else:
         path = Path(recipe)
-        if "\0" in recipe or not path.is_file():
+        try:
+            where, found = str(path), path.read_bytes() if path.is_file() else None
+        except (OSError, ValueError) as error:  # not readable; no path at all
+            raise UsageError(f"recipe '{recipe[:60]}': cannot be read ({type(error).__name__})") from error
+        if found is None:
             near = difflib.get_close_matches(recipe, recipe_names(), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"packaged: {', '.join(recipe_names())}"
             raise UsageError(f"no recipe '{recipe}': neither a file nor a packaged recipe; {hint}")
-        try:
-            where, text = str(path), path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{recipe}: cannot be read ({error.strerror})") from error
+        text = found
     try:
         values = yaml_value(text)
     except ValueError as error:

@@ -437,6 +437,8 @@ HOSTILE: Sequence[bytes] = (
     b"judging: {threshold: .nan}\n",
     b"judging: {prices: {m: [.nan, -1]}}\n",
     b"extends: [mini]\n",
+    b"extends: " + b"x" * 5_000,
+    b"extends: .\n",
     b"extends: {}\n",
     b'model: "\\0"\n',
     b'extends: "\\0"\n',
