@@ -119,7 +119,7 @@ def test_a_hub_data_set_keeps_its_name_and_revision(run_copy: Path) -> None:
 
 
 def test_hostile_names_are_text_in_metadata_and_body(run_copy: Path) -> None:
-    hostile = "x'\"--- : [a](javascript:b) <script> {{ | # & *c !!python/name:d"
+    hostile = "x'\"--- : [a](javascript:b) <script> {{ | # & *c !!set"
     record = read_json(run_copy / "run.json")
     record["config"] |= {"model": hostile, "note": hostile}
     write_json_atomic(run_copy / "run.json", record)
