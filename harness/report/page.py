@@ -33,7 +33,7 @@ from harness.report.tables import (
 from harness.report.verdict import Verdict, verdict
 from harness.store import write_text_atomic
 from harness.tables import grouped
-from harness.text import without_keys
+from harness.text import whole, without_keys
 
 ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
     (
@@ -74,6 +74,9 @@ ANALYSES = (  # figures that other commands leave in a run: how their files begi
     ),
     ("epochs", "By epoch", "Each method's way through utility and prefilled safe rate, epoch by epoch.", ""),
 )
+
+
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> Path:
@@ -124,7 +127,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         facts=_facts(record),
         settings=yaml.safe_dump(_public(record["config"]), sort_keys=False, allow_unicode=True),
     )
-    return text.encode("utf-8", "replace").decode()
+    return STEERING.sub(" ", whole(text))
 
 
 # --- parts -----------------------------------------------------------------------------------------
