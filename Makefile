@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: compare test test-extras check bench clean
+FUZZ_S ?= 60
+
+.PHONY: compare test test-extras check bench fuzz clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
@@ -32,6 +34,10 @@ bench: .venv/bench.done
 	$(BIN)/python tests/bench/respond_speed.py --size 110m --limit 24
 	$(BIN)/python tests/bench/scale.py
 
+# Each reader of what comes from outside, for FUZZ_S seconds; what breaks one is left in .fuzz/.
+fuzz: .venv/fuzz.done
+	@for name in $$($(BIN)/python tests/fuzz/fuzz.py); do $(BIN)/python tests/fuzz/fuzz.py $$name -max_total_time=$(FUZZ_S) || exit 1; done
+
 # torch first and pinned: an unpinned one brings gigabytes of CUDA packages.
 .venv/run.done: pyproject.toml constraints.txt
 	@echo "Setting up .venv (once; a few minutes)"
@@ -50,9 +56,13 @@ bench: .venv/bench.done
 	@$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+.venv/fuzz.done: .venv/test.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,fuzz]"
+	@touch $@
+
 .venv/bench.done: .venv/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import comparison, judging, plan, registry
+from harness import comparison, judging, plan, records, registry
 from harness.contracts import HarnessError, UsageError
 from harness.statistics import ALPHA, Estimate, rate
-from harness.store import jsonl_lines, read_jsonl, write_jsonl_atomic
+from harness.store import jsonl_lines, write_jsonl_atomic
 
 Key = tuple[str, str, str]  # cell's folder, task, exchange id
 Verdicts = dict[str, dict[Key, bool | None]]  # judge -> harmful; None unjudged
@@ -229,7 +229,7 @@ def collect(run: Path) -> Verdicts:
             for task in judging.safety_tasks(one):
                 for judge in config.judges:
                     path = run / one.folder / task / judging.verdicts_file(judge)
-                    for row in read_jsonl(path) if path.is_file() else ():
+                    for row in records.verdicts(path) if path.is_file() else ():
                         key = (one.folder.as_posix(), task, row["exchange_id"])
                         verdicts.setdefault(judge, {})[key] = row["harmful"]
     if not verdicts:

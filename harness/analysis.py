@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import comparison, plan
+from harness import comparison, plan, records
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
-from harness.store import read_json
 from harness.tables import bare_table, natural_width, print_whole
 
 FOLDER = "analysis"  # of a run, for what analyses write
@@ -129,10 +128,10 @@ def _record(out: Path, cell: Cell, failures: Mapping[Path, str]) -> Row | str:
         failure = failures.get(cell.folder)
         return f"failed: {failure}" if failure else "not trained yet"
     try:
-        record = read_json(folder / "training.json")
+        record = records.training(folder)
     except HarnessError as error:
         return str(error)
-    if not isinstance(record, dict) or not record.get("train_flops"):
+    if not record.get("train_flops"):
         return f"{folder / 'training.json'} has no train_flops"
     return record
 

@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import benchmarks, models, responding, scores
+from harness import benchmarks, models, records, responding, scores
 from harness.contracts import HarnessError, UsageError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
 from harness.plan import Cell
-from harness.store import read_json
 from harness.workshop import Workshop
 
 
@@ -29,7 +28,7 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
         folder = out / cell.folder
         if not (folder / task / "respond.done.json").exists():
             continue
-        record = read_json(folder / task / "task.json")
+        record = records.documents(folder / task)
         for outcome in scores.all_measured(cell, folder, task):
             estimate = outcome.estimate()
             found.append(
@@ -60,7 +59,9 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
         console.print(table)
         for task in dict.fromkeys(row["task"] for row in found if row["unfinished_reasoning"]):
             count = next(row["unfinished_reasoning"] for row in found if row["task"] == task)
-            console.print(f"{task}: {count} answers ended in the middle of their reasoning", style="yellow")
+            console.print(
+                f"{escape(task)}: {count} answers ended in the middle of their reasoning", style="yellow"
+            )
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
             console.print(
                 "Safety by rule: refusal phrases (mini tasks: the world's grammar). "
@@ -128,7 +129,6 @@ def print_ids(
     for cell in cells:
         for task in cell.tasks:
             ids, opened, tokenizer = prompt(shop, cell, task, index)
-            kind = benchmarks.get(task, cell.sets).kind
             console.print(
                 f"[bold]{escape(task)}[/bold], document {index}: {len(ids)} tokens", highlight=False
             )
@@ -138,7 +138,7 @@ def print_ids(
             if bos is not None:
                 console.print(f"  BOS ({bos}): {ids.count(bos)}", highlight=False)
             console.print(json.dumps(ids), highlight=False, soft_wrap=True)
-            if kind == "utility" or show_harmful:
+            if show_harmful or benchmarks.get(task, cell.sets).readable:
                 pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
                 console.print(escape("│".join(pieces)), highlight=False, soft_wrap=True, markup=True)
             else:

@@ -16,6 +16,7 @@ import yaml
 from harness import registry
 from harness.contracts import HarnessError, UsageError
 from harness.store import file_hash
+from harness.text import is_name
 
 
 class _IgnoreFunctions(yaml.SafeLoader):
@@ -54,6 +55,12 @@ class Benchmark:
     hub: str | None = None
     foreign: bool = False  # one of lm-eval's own
 
+    @property
+    def readable(self) -> bool:
+        """Whether its texts are harmless: it measures a skill, and is none of lm-eval's own tasks, some of
+        which are about toxic language."""
+        return self.kind == "utility" and not self.foreign
+
     def prefill_tokens(self, otherwise: int) -> int | None:
         """k, where the task counts its prefill in tokens; ``otherwise``: the run's."""
         return (self.depth or otherwise) if self.counted else None
@@ -82,6 +89,8 @@ def installed() -> dict[str, Benchmark]:
         if not isinstance(values.get("task"), str):
             continue  # a group, or a base that others include
         benchmark = _benchmark(path, values)
+        if not is_name(benchmark.name):
+            raise HarnessError(f"{path}: a task called {benchmark.name!r} can have no folder: rename it")
         if benchmark.name in found:
             other = found[benchmark.name].path
             raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
@@ -167,7 +176,7 @@ def _entry(keys: str, name: str) -> re.Pattern[str]:
 @functools.cache
 def _of_lm_eval(name: str) -> Benchmark | None:
     """One of lm-eval's own tasks, by its YAML: lm-eval's index of all 14,000 takes ten seconds to build."""
-    if not re.fullmatch(r"[\w.+-]+", name):
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
         return None
     folder = lm_eval_tasks()
     named = _entry("task", name)

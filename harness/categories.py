@@ -27,6 +27,7 @@ from harness.plan import Cell
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.tables import ALPHA, BASELINE, METHOD_ORDER, bare_table
+from harness.text import csv_cell
 
 VERSION = 2
 COLUMNS = (
@@ -244,7 +245,7 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(record["rows"])
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in record["rows"])
     write_text_atomic(folder / "categories.csv", text.getvalue())
     for task in config.train_tasks:
         for metric in SAFE_RATES:

@@ -27,6 +27,7 @@ from harness.commands import (
 )
 from harness.commands.options import Commands
 from harness.contracts import HarnessError, JudgePendingError, UsageError
+from harness.text import one_line, shortened, shown_traceback, without_keys
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,29 +84,30 @@ def main() -> NoReturn:
             if isinstance(error, click.UsageError) and error.ctx
             else ""
         )
-        click.echo(f"Error: {error.format_message()}{hint}", err=True)
+        click.echo(f"Error: {one_line(without_keys(error.format_message()))}{hint}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted. The same command goes on where this one stopped.", err=True)
         sys.exit(130)
     except JudgePendingError as error:
-        click.echo(f"Not done yet: {' '.join(str(error).splitlines())}", err=True)
+        click.echo(f"Not done yet: {error}", err=True)
         sys.exit(4)
     except HarnessError as error:
-        if debug:
-            raise
-        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
+        _tell(str(error), debug)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except Exception as error:
-        if debug:
-            raise
         refused = disk.refusal(error)
         if refused:
-            click.echo(f"Error: {refused}", err=True)
+            _tell(str(refused), debug)
             sys.exit(1)
-        message = " ".join(str(error).split())[:300]
-        click.echo(f"Error: {type(error).__name__}: {message} (--debug shows the traceback)", err=True)
+        message = f"{type(error).__name__}: {shortened(error)}"
+        _tell(f"{message} (--debug shows the traceback)", debug)
         sys.exit(1)
+
+
+def _tell(line: str, debug: bool) -> None:
+    """An error's line, or with --debug where it comes from; neither holds a key."""
+    click.echo(shown_traceback() if debug else f"Error: {line}", err=True)
 
 
 if __name__ == "__main__":

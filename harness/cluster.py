@@ -27,6 +27,7 @@ from harness.plan import Cell
 from harness.progress import Display, Event, Reporter
 from harness.stages import Step
 from harness.store import content_hash, file_hash, files_below, write_text_atomic
+from harness.text import shortened
 from harness.workers import Outcome, attempt
 from harness.workshop import AUTO, Workshop, choose_engine
 
@@ -66,7 +67,7 @@ def connect(config: RunConfig) -> Any:
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             where = config.ray.address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
-            why = " ".join(str(error).split())[:200]
+            why = shortened(error, 200)
             raise HarnessError(
                 f"Ray: no connection to {where} ({why}); is its head up (ray status), ray.address right?"
             ) from error
@@ -204,7 +205,7 @@ def run_cells(
 
 
 def _lost(error: Exception, config: RunConfig) -> str:
-    why = " ".join(str(error).split())[:200]
+    why = shortened(error, 200)
     return (
         f"its worker on the cluster was lost, {config.ray.retries + 1} times ({type(error).__name__}: {why})"
     )

@@ -30,6 +30,7 @@ from harness import (
     judging,
     models,
     plan,
+    records,
     registry,
     responding,
     splits,
@@ -45,7 +46,8 @@ from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step
-from harness.store import Stage, content_hash, files_below, held, read_json, write_json_atomic
+from harness.store import Stage, content_hash, files_below, held, leading_out, write_json_atomic
+from harness.text import without_keys
 from harness.workshop import AUTO, CLOCK, Workshop, quiet
 
 if TYPE_CHECKING:
@@ -253,7 +255,8 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = (
         "1"  # before their libraries are imported
     )
-    console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    console.print(settings, highlight=False, markup=False)
     cells, bench = plan.cells(config), judging.Bench(shop)
     if not models.is_here(config.model):
         estimate.show(bench, cells, cells, console)
@@ -261,6 +264,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
             f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
         return
     _check(shop, kinds)
@@ -305,7 +309,12 @@ def judge_again(
             store.sweep(out)
         for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
             console.print(escape(line), highlight=False, soft_wrap=True)
-        judged = _judge(bench, cells, config.judges, console)
+        # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
+        at_hand = [
+            name for name in stored.judges if bench.judge(name).combines or not bench.judge(name).heavy
+        ]
+        asked = [name for name in config.judges if name in {*judges, *at_hand}]
+        judged = _judge(bench, cells, asked, console)
         # A judge that failed must not become one of the run's.
         left = {*judged.failed, *judged.waiting} - {*stored.judges}
         kept = tuple(name for name in config.judges if name not in left)
@@ -320,11 +329,10 @@ def judge_again(
 
 def stored_config(out: Path) -> RunConfig:
     """The configuration of a run folder. Raises HarnessError where there is none."""
-    if not (out / "run.json").is_file():
-        raise HarnessError(f"{out}: no run.json; not a run folder")
+    record = records.run(out)
     try:
-        return RunConfig.model_validate(read_json(out / "run.json")["config"])
-    except (KeyError, TypeError, ValueError) as error:
+        return RunConfig.model_validate(record["config"])
+    except ValueError as error:
         raise HarnessError(
             f"{out / 'run.json'}: not a run's record ({' '.join(str(error).split())[:200]})"
         ) from error
@@ -425,7 +433,7 @@ def _sources(out: Path) -> list[Path]:
 
 def failed(out: Path) -> dict[Path, str]:
     """Why cells of a run failed in its last command, by folder."""
-    stored = read_json(out / "run.json").get("failures", {})
+    stored = records.run(out).get("failures", {})
     return {Path(folder): line for folder, line in stored.items()}
 
 
@@ -438,6 +446,11 @@ def lock(out: Path) -> Iterator[None]:
         foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
+    links = [path for path in leading_out(out) if path.name != "checkpoint"]
+    if links:
+        raise HarnessError(
+            f"{links[0]} is a link that leads out of the run; put what it leads to in its place"
+        )
     with held(out, "another harness command is at work on this run; wait for it to end"):
         yield
 
@@ -453,7 +466,7 @@ def _join_run(shop: Workshop) -> RunConfig:
         before = stored_config(out)
         answered = {task for cell in plan.cells(before) for task in cell.tasks}
         answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
-        record = read_json(record_file)
+        record = records.run(out)
         stored, fixed = record["config"], record.get("fixed", {})
         fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
@@ -511,7 +524,7 @@ def _join_run(shop: Workshop) -> RunConfig:
         {
             "config": config.model_dump(mode="json"),
             "fixed": now,
-            "command": sys.argv,
+            "command": [*map(without_keys, sys.argv)],
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "harness": metadata.version("safetune-harness"),
             "commit": _commit(),
@@ -589,7 +602,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
 
 def _outcome(out: Path, cells: Sequence[Cell], failures: Mapping[Path, str]) -> dict[str, Any]:
     """What a command adds to the record: failures of its cells in place of their former ones, documents."""
-    record, tried = read_json(out / "run.json"), {str(cell.folder) for cell in cells}
+    record, tried = records.run(out), {str(cell.folder) for cell in cells}
     left = {folder: line for folder, line in record.get("failures", {}).items() if folder not in tried}
     now = {str(folder): line for folder, line in failures.items()}
     return {"failures": left | now, "data": record.get("data", {}) | _documents(out, cells)}
@@ -601,9 +614,9 @@ def _documents(out: Path, cells: Sequence[Cell]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell in cells:
         for task in cell.tasks:
-            path = out / cell.folder / task / "task.json"
-            if task not in found and path.is_file():
-                record = read_json(path)
+            folder = out / cell.folder / task
+            if task not in found and (folder / "task.json").is_file():
+                record = records.documents(folder)
                 found[task] = {name: record[name] for name in ("source", "version", "documents", "sha256")}
     return found
 
@@ -614,7 +627,7 @@ def _short(value: Any) -> str:
 
 
 def _update_record(out: Path, **values: Any) -> None:
-    write_json_atomic(out / "run.json", {**read_json(out / "run.json"), **values})
+    write_json_atomic(out / "run.json", {**records.run(out), **values})
 
 
 def _commit() -> str | None:

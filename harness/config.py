@@ -7,23 +7,39 @@ recipe can ``extends: ANOTHER`` and hold only what differs.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from harness.contracts import JudgedScope, UsageError
+from harness.reading import check, yaml_value
+from harness.text import is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
+Price = Annotated[float, Field(ge=0)]
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
 
 
+LARGEST_INTEGER = 2**63 - 1
+KEYS = "HARNESS_API_KEY, JUDGE_API_KEY"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraConfig(Section):
@@ -37,7 +53,7 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """The one budget under which all methods train (the paper's values: §4.1), and how it is computed."""
 
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=3, ge=1, le=10_000)
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=64, ge=1)  # the global batch, in examples
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -73,6 +89,10 @@ class TrainingConfig(Section):
     save_steps: int | None = Field(default=None, ge=1)  # resume state; None: about every ten minutes
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     peak_tflops: float | None = Field(default=None, gt=0)  # of one device, for MFU; None: known devices
+
+    @field_serializer("launcher", when_used="json")
+    def _without_keys(self, value: str | None) -> str | None:
+        return value if value is None else without_keys(value)
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -127,6 +147,12 @@ class ResponsesConfig(Section):
     in_flight: int = Field(default=32, ge=1)  # openai: requests at once
     timeout_s: float = Field(default=600.0, gt=0)  # openai: of one request
 
+    @field_validator("server")
+    @classmethod
+    def _no_key_in_url(cls, value: str | None) -> str | None:
+        _refuse_key(f"://{value}" if value else "")  # one without a scheme is no URL, and may hold a key
+        return value
+
 
 class SafetyConfig(Section):
     raw_task: str = "hexphi_raw-mini"
@@ -149,7 +175,7 @@ class JudgingConfig(Section):
     attempts: int = Field(default=6, ge=1)  # tries of a request that fails in passing
     mode: Literal["direct", "batch"] = "direct"  # batch: the Batch API
     max_cost: float | None = Field(default=None, ge=0)  # USD in one command
-    prices: dict[str, tuple[float, float]] = {}  # model: [USD in, USD out] for a million tokens
+    prices: dict[str, tuple[Price, Price]] = {}  # model: [USD in, USD out] for a million tokens
 
 
 class RayConfig(Section):
@@ -163,7 +189,7 @@ class RayConfig(Section):
 
 
 class RunConfig(Section):
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = "run"
     model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
     methods: tuple[str, ...] = ("all",)
     method_options: dict[str, dict[str, Any]] = {}
@@ -194,6 +220,25 @@ class RunConfig(Section):
     ray: RayConfig = RayConfig()
     paper: str | None = None  # whose published figures stand beside this setting's: lookahead-tuning
     note: str | None = None  # printed in every table's heading
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any) -> Any:
+        _check_plain(values)
+        return values
+
+    @field_validator("checkpoints", "judges")
+    @classmethod
+    def _no_keys_in_urls(cls, value: Any) -> Any:
+        for text in value.values() if isinstance(value, dict) else value:
+            _refuse_key(text)
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        _check_name(value)
+        return value
 
     @field_validator("train_data", mode="before")
     @classmethod
@@ -238,16 +283,9 @@ class RunConfig(Section):
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] in ".-":
-                raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.'")
-            if (
-                len(name) > 100
-                or name.startswith(("checkpoint.", "epoch-"))
-                or name.endswith((".json", ".svg"))
-            ):
-                raise ValueError(
-                    f"name {name[:40]!r} is too long, or that of a run's own file; choose another"
-                )
+            _check_name(name)
+            if name.startswith(("checkpoint.", "epoch-")) or name.endswith((".json", ".svg")):
+                raise ValueError(f"name {name!r} is that of a run's own file; choose another")
         return value
 
     @model_validator(mode="after")
@@ -273,6 +311,41 @@ class RunConfig(Section):
             training = TrainingConfig.model_validate(_merged(training.model_dump(), variant.training))
         options = self.method_options.get(variant.method, {}) | variant.options
         return Row(variant.method, options, training)
+
+
+def _check_plain(values: Any) -> None:
+    """Raises ValueError for what no file could hold: other values than JSON's, control characters."""
+    check(values)
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{where}.{key}".lstrip("."), inner) for key, inner in value.items()]
+            waiting += [(where, key) for key in value]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(where, inner) for inner in value]
+        elif isinstance(value, (str, Path)):
+            if _CONTROL.search(str(value)):
+                raise ValueError(f"{printable(where)}: holds a control character")
+        elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ValueError(f"{printable(where)}: a number with {value.bit_length()} bits is too large")
+        elif not (value is None or isinstance(value, (int, float, BaseModel))):
+            raise ValueError(f"{printable(where)}: a {type(value).__name__} is no value of a recipe")
+
+
+def _check_name(name: str) -> None:
+    if not is_name(name):
+        raise ValueError(
+            f"name {name[:40]!r} may hold up to 100 letters from a to z, digits, '-', '_' and '.'"
+        )
+
+
+def _refuse_key(text: str) -> None:
+    """Raises ValueError for a URL with a key in it: it would be printed and stored."""
+    if re.search(r"://[^/\s]*@|://\S*\?", text):
+        raise ValueError(
+            f"no key in a server's URL, it would be printed; put it into the environment ({KEYS})"
+        )
 
 
 def recipe_names() -> list[str]:
@@ -315,11 +388,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """``key=value`` of ``--set``; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set '{text}': expected key=value, as in --set training.epochs=1")
+        raise UsageError(f"--set '{text[:60]}': expected key=value, as in --set training.epochs=1")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set '{text}': the value is not valid YAML") from error
+        return key.strip(), yaml_value(value)
+    except ValueError as error:  # without the value, which may be a key
+        raise UsageError(f"--set {key.strip()}: the value is not valid YAML") from error
 
 
 def _packaged() -> Any:
@@ -332,24 +405,30 @@ def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]
         where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_bytes()
     else:
         path = Path(recipe)
-        if not path.is_file():
+        try:
+            where, found = str(path), path.read_bytes() if path.is_file() else None
+        except (OSError, ValueError) as error:  # not readable; no path at all
+            raise UsageError(f"recipe '{recipe[:60]}': cannot be read ({type(error).__name__})") from error
+        if found is None:
             near = difflib.get_close_matches(recipe, recipe_names(), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"packaged: {', '.join(recipe_names())}"
             raise UsageError(f"no recipe '{recipe}': neither a file nor a packaged recipe; {hint}")
-        where, text = str(path), path.read_bytes()
+        text = found
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+        values = yaml_value(text)
+    except ValueError as error:
+        raise UsageError(f"{where}: not valid YAML ({error})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: expected keys and values at the top level")
     base = values.pop("extends", None)
     if base is not None:
+        if not isinstance(base, str):
+            raise UsageError(f"{where}: extends names one recipe, packaged or a file")
         if base in (*seen, recipe):
             raise UsageError(
                 f"{where}: extends goes round in a circle: {' -> '.join([*seen, recipe, str(base)])}"
             )
-        inherited = _read(str(base), (*seen, recipe))[1]
+        inherited = _read(base, (*seen, recipe))[1]
         values = _merged(inherited, {"name": _stem(recipe), **values})
     values.setdefault("name", _stem(recipe))
     return where, values

@@ -1,8 +1,8 @@
 """The contracts between the harness and its plugins: data, methods, train tasks, judges.
 
-Standard library only, so that a plugin's author can read the whole of it in a sitting and import it for
-nothing. Tensors appear as ``Any``: the shapes are in the comments. Rates are fractions in [0, 1] all
-through the code and become percentages only where they are printed.
+Standard library only (harness.text is that, too), so that a plugin's author can read the whole of it in a
+sitting and import it for nothing. Tensors appear as ``Any``: the shapes are in the comments. Rates are
+fractions in [0, 1] all through the code and become percentages only where they are printed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from harness.text import one_line, without_keys
+
 Role = Literal["system", "user", "assistant"]
 Label = Literal["refusal", "compliance", "partial", "incoherent"]
 JudgedScope = Literal["prefill+response", "response"]
 
 
 class HarnessError(Exception):
-    """A failure that the user can mend: one line that says what, where and how. Exit code 1."""
+    """A failure that the user can mend: one line that says what, where and how. Exit code 1.
+
+    It may quote what came from outside: as text it prints, and holds no key of the environment.
+    """
+
+    def __str__(self) -> str:
+        return one_line(without_keys(super().__str__()))
 
 
 class UsageError(HarnessError):

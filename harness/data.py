@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 from harness.contracts import Example, HarnessError, Message, Role, TrainTask, UsageError
 from harness.mini import data as mini_data
+from harness.reading import json_value
 from harness.store import file_hash, jsonl_lines
 
 ALPACA = ("instruction", "output")  # with an optional column "input"
@@ -173,7 +174,7 @@ def source_hash(source: str) -> str:
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json_value(path.read_bytes())
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -198,7 +199,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
             yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), 1)
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, ValueError, OverflowError) as error:  # the last: its texts and dates
         raise HarnessError(f"{path}: cannot be read as Parquet ({_line(error)})") from error
 
 

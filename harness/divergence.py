@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from harness import benchmarks, models, plan, responding, training
+from harness import benchmarks, models, plan, records, responding, training
 from harness.analysis import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -245,7 +245,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     }
     if settings.answers == "seed":
         marker = shop.out / plan.SEED / benchmark.name / "respond.done.json"
-        inputs["answers"] = read_json(marker)["outputs"]
+        inputs["answers"] = records.marker(marker)["outputs"]
     return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
 
 
@@ -255,7 +255,7 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
         marker = shop.out / cell.folder / "train.done.json"
         if not marker.is_file():
             raise HarnessError("not trained yet")
-        outputs = read_json(marker)["outputs"]
+        outputs = records.marker(marker)["outputs"]
         return {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
     checkpoint = responding.checkpoint_of(shop, cell)
     if checkpoint.folder is None:
@@ -367,9 +367,7 @@ def _answers(
         from harness import chat
 
         folder = shop.out / plan.SEED / shop.config.safety.raw_task
-        stored = {
-            row["document"]: row["response"] for row in reversed(read_jsonl(folder / "responses.jsonl"))
-        }
+        stored = {row["document"]: row["response"] for row in reversed(records.responses(folder))}
         found = {name: chat.token_ids(engine.tokenizer, stored.get(name, "")) for name in requests}
     answers = {name: ids[: settings.tokens] for name, ids in found.items() if ids}
     if not answers:

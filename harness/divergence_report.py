@@ -32,6 +32,7 @@ from harness.progress import Display, Reporter
 from harness.statistics import ALPHA
 from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
 from harness.tables import bare_table
+from harness.text import csv_cell
 
 VERSION = 1
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # positions in a terminal; the files have all
@@ -250,7 +251,8 @@ def _csv(record: Row) -> str:
             for one in row[figure]:
                 kind = "position" if figure == "positions" else "first"
                 values = (one[name] for name in ("value", "low", "high", "n"))
-                writer.writerow((row["train_task"], row["method"], row["seed"], kind, one[key], *values))
+                place = (row["train_task"], row["method"], row["seed"], kind, one[key])
+                writer.writerow(map(csv_cell, (*place, *values)))
     return text.getvalue()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import figures, leaderboard, plan, scores
 from harness.config import RunConfig
 from harness.store import write_text_atomic
-from harness.tables import SCORE_COLUMNS
+from harness.tables import SCORE_COLUMNS, as_csv
 
 FILE = "epochs.csv"
 
@@ -46,7 +47,7 @@ def write(
         results = scores.collect(config, out, found, failures)
         frames.append(leaderboard.long_scores(results).assign(epoch=epoch))
     frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]
-    write_text_atomic(folder / FILE, frame.to_csv(index=False))
+    write_text_atomic(folder / FILE, as_csv(frame))
     for task in config.train_tasks:
         title = f"Utility and safety by epoch, trained on {task}"
         figures.trajectories(_ways(frame, config, task), title, folder / f"epochs-{task}.svg")
@@ -84,5 +85,5 @@ def render(config: RunConfig, out: Path, console: Console) -> None:
         for epoch in range(1, max(map(len, ways.values()), default=0) + 1):
             table.add_column(f"epoch {epoch}", justify="right")
         for method, way in ways.items():
-            table.add_row(method, *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
+            table.add_row(Text(method), *(f"{utility:.1f} / {jsr:.1f}" for utility, jsr in way))
         console.print(table)

@@ -25,7 +25,9 @@ def show(
     """Print what will be done and what is done already."""
     shop = bench.shop
     config = shop.config
-    table = Table(title=f"Plan: {config.name} → {shop.out}", title_justify="left", header_style="bold")
+    table = Table(
+        title=escape(f"Plan: {config.name} → {shop.out}"), title_justify="left", header_style="bold"
+    )
     for column in ("cells", "train", "answer", "to do"):
         table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
     groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
@@ -40,19 +42,22 @@ def show(
             label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
         else:
             work, label = "-", name
-        table.add_row(label, work, ", ".join(tasks), f"{sum(c in todo for c in members)}/{len(members)}")
+        table.add_row(
+            escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
+        )
     console.print(table)
     console.print(
         f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
         f"model {config.model}, {_engines(shop, cells)}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     for line in judging.forecast(bench, todo):
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed:
-        console.print(needed, highlight=False, soft_wrap=True)
+        console.print(escape(needed), highlight=False, soft_wrap=True)
 
 
 def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> str:

@@ -3,9 +3,12 @@ are the same for the same values. And the two figures that training draws."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from harness.text import printable
 
 COLOURS = (
     "#0072B2",
@@ -20,6 +23,7 @@ COLOURS = (
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 FORMATS = ("svg", "pdf", "png")
+_POWER = re.compile(r"|\$\\mathdefault\{[-−0-9.^{} \\times]*\}\$")  # matplotlib's own, of a logarithmic axis
 
 
 def style(number: int) -> dict[str, Any]:
@@ -68,10 +72,29 @@ def files(folder: Path, stem: str) -> list[Path]:
     return [folder / f"{stem}.{kind}" for kind in FORMATS]
 
 
+def _as_text(figure: Any) -> None:
+    """Names are text whatever they hold: no formula between dollar signs, no character that SVG has not."""
+    from matplotlib.text import Text
+
+    def shown(text: str) -> str:
+        return "\n".join(map(printable, text.split("\n")))
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if [*map(shown, labels)] != labels:  # they are written anew as they are drawn
+                axis.set_ticklabels([*map(shown, labels)])
+    for text in figure.findobj(Text):
+        text.set_text(shown(text.get_text()))
+        if not _POWER.fullmatch(text.get_text()):
+            text.set_parse_math(False)
+
+
 def save(figure: Any, *paths: Path) -> None:
     """Write a figure to each path in its suffix's format (FORMATS), the same bytes for the same values."""
     import matplotlib
 
+    _as_text(figure)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     for path in paths:
         kind = path.suffix.removeprefix(".")

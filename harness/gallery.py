@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import comparison, figures, plan
+from harness import comparison, figures, plan, records, tables
 from harness.contracts import HarnessError
-from harness.store import read_json
-from harness.tables import BASELINE, DONE, KEY, MEAN, Row, grouped, means
+from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means
 
 FOLDER = "figures"
 SMOOTHED = 20  # a curve's running mean takes one step in so many
@@ -68,12 +67,8 @@ def draw(run: Path) -> list[Picture]:
 
 def leaderboard_rows(run: Path) -> list[Row]:
     """The rows of a run's leaderboard.json. Raises HarnessError where there is none that can be read."""
-    path = run / "leaderboard.json"
-    try:
-        rows: list[Row] = read_json(path)["rows"]
-        return [row for row in rows if {*KEY, "status", "jsr"} <= {*row}]
-    except (KeyError, TypeError) as error:
-        raise HarnessError(f"{path}: not a leaderboard (harness leaderboard {run} writes it)") from error
+    rows: list[Row] = tables.record(run)["rows"]
+    return rows
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -222,7 +217,7 @@ def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
     for cell in plan.cells(comparison.stored_config(run)):
         folder = run / cell.folder
         if cell.train_task == task and (folder / "train.done.json").exists():
-            losses = read_json(folder / "training.json").get("losses")
+            losses = records.training(folder).get("losses")
             if losses:
                 found.setdefault(cell.method, []).append(losses)
     return found

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, Method
 from harness.measure import cost
 from harness.store import Cache, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from harness.text import shortened, shown_traceback
 
 POLL_S = 0.5
 
@@ -228,18 +228,14 @@ def main() -> None:
         with contextlib.suppress(RuntimeError):  # all is written; another may be gone already
             torch.distributed.barrier()
     except BaseException as error:
-        traceback.print_exc()
+        print(shown_traceback(), file=sys.stderr)
         message = (
-            str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {_one_line(error)}"
+            str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {shortened(error)}"
         )
         write_json_atomic(folder / f"error-{rank}.json", {"message": message})
         os._exit(1)  # the others may wait in a collective for ever; the launcher ends them
     sys.stdout.flush()
     os._exit(0)  # all is written; gloo's threads abort a process that takes itself apart
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _end_with(host: str, pid: int) -> None:

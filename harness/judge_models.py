@@ -39,7 +39,7 @@ def load(
 def _config(folder: Path) -> dict[str, Any]:
     """The model's, or of what an adapter is put on."""
     if models.is_adapter(folder):
-        folder = models.locate(read_json(folder / models.ADAPTER_CONFIG)["base_model_name_or_path"])
+        folder = models.locate(models.base_of(folder))
     found: dict[str, Any] = read_json(folder / "config.json")
     return found
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, crash, disk, judge_models, models, plan, registry
+from harness import benchmarks, crash, disk, judge_models, models, plan, records, registry
 from harness.config import RunConfig
 from harness.contracts import (
     Budget,
@@ -32,14 +32,8 @@ from harness.contracts import (
     Verdict,
 )
 from harness.plan import Cell
-from harness.store import (
-    Journal,
-    Stage,
-    content_hash,
-    read_json,
-    read_jsonl,
-    write_jsonl_atomic,
-)
+from harness.reading import json_value
+from harness.store import Journal, Stage, content_hash, write_jsonl_atomic
 
 if TYPE_CHECKING:
     from harness.workshop import Workshop
@@ -139,7 +133,7 @@ class Kept:
     def get(self, key: str) -> dict[str, Any] | None:
         try:
             row = self._table.execute("SELECT value FROM verdicts WHERE key = ?", (key,)).fetchone()
-            found: dict[str, Any] | None = json.loads(row[0]) if row else None
+            found: dict[str, Any] | None = json_value(row[0]) if row else None
         except (sqlite3.Error, ValueError) as error:
             raise self._broken(error) from error
         return found
@@ -159,9 +153,7 @@ class Kept:
 
 def journaled(journal: Journal) -> dict[str, Verdict]:
     """What an interrupted judging had found, by exchange. What was unjudged is asked again."""
-    verdicts: list[Verdict] = []
-    with contextlib.suppress(TypeError):
-        verdicts.extend(Verdict(**row) for row in journal.rows())
+    verdicts = [Verdict(**row) for row in records.verdict_rows(journal.rows())]
     return {verdict.exchange_id: verdict for verdict in verdicts if verdict.harmful is not None}
 
 
@@ -182,13 +174,13 @@ def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
     folder = shop.out / cell.folder / task
     inputs = {
         "version": VERSION,
-        "responses": read_json(folder / "respond.done.json")["outputs"],
+        "responses": records.marker(folder / "respond.done.json")["outputs"],
         "judge": bench.identity(name),
         "scope": shop.config.safety.judged_scope,
     }
     if bench.judge(name).combines:
         inputs["others"] = {
-            other: read_json(folder / marker_file(other))["outputs"] for other in _others(bench, name)
+            other: records.marker(folder / marker_file(other))["outputs"] for other in _others(bench, name)
         }
     return Stage(folder, f"judge-{plan.judge_slug(name)}", inputs, [verdicts_file(name)])
 
@@ -208,7 +200,7 @@ def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
 
 
 def _unjudged(stage: Stage) -> int:
-    return sum(row["harmful"] is None for row in read_jsonl(stage.folder / stage.outputs[0]))
+    return sum(row["harmful"] is None for row in records.verdicts(stage.folder / stage.outputs[0]))
 
 
 def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
@@ -220,7 +212,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     found = _settled(judge, exchanges, scope)
     if judge.heavy:
         if stage.done():  # judged again for what it left unjudged
-            rows = read_jsonl(stage.folder / stage.outputs[0])
+            rows = records.verdicts(stage.folder / stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
         found |= journaled(journal)
     if not stage.done():
@@ -366,12 +358,12 @@ def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
 
 def read_exchanges(folder: Path) -> list[Exchange]:
     names = [field.name for field in dataclasses.fields(Exchange)]
-    rows = read_jsonl(folder / "responses.jsonl")
+    rows = records.responses(folder)
     return [Exchange(**{name: row[name] for name in names if name in row}) for row in rows]
 
 
 def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
-    rows = read_jsonl(folder / verdicts_file(judge))
+    rows = records.verdicts(folder / verdicts_file(judge))
     return {row["exchange_id"]: Verdict(**row) for row in rows}
 
 
@@ -532,7 +524,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         for cell in cells:
             for task in safety_tasks(cell):
                 path = out / cell.folder / task / verdicts_file(name)
-                for row in read_jsonl(path) if path.is_file() else ():
+                for row in records.verdicts(path) if path.is_file() else ():
                     if row["harmful"] is None:
                         reasons[row["reason"] or "no reason given"] += 1
                     tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)

@@ -25,9 +25,9 @@ from harness.tables import (
     grouped,
     label,
     means,
-    one_line,
     records,
 )
+from harness.text import one_line
 
 STANDARD = ("rsr", "jsr", "utility")  # the order of the paper's table
 AVERAGE = "Average"

@@ -13,7 +13,7 @@ from rich.text import Text
 from harness import figures
 from harness.analysis import FOLDER
 from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import print_whole, say
+from harness.tables import as_csv, print_whole, say
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -28,7 +28,7 @@ def write(record: Row, out: Path) -> list[Path]:
     folder = out / FOLDER
     write_json_atomic(folder / "matched.json", record)
     frame = pd.DataFrame([row for task in record["train_tasks"] for row in _rows(record, task)])
-    write_text_atomic(folder / "matched.csv", frame[[*COLUMNS]].to_csv(index=False))
+    write_text_atomic(folder / "matched.csv", as_csv(frame[[*COLUMNS]]))
     drawn = [draw(record, task, folder) for task in record["train_tasks"]]
     return [folder / "matched.json", folder / "matched.csv", *drawn]
 

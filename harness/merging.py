@@ -17,11 +17,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from harness import benchmarks, comparison, judging, latex, plan, tables
+from harness import benchmarks, comparison, judging, latex, plan, records, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
-from harness.store import read_json
 from harness.tables import COLUMNS, COSTS, METHOD_ORDER, Row
 
 SHOWN = 6  # differences that an error names
@@ -107,7 +106,7 @@ def _read(folder: Path, name: str) -> Run:
     config = comparison.stored_config(folder)
     with comparison.lock(folder):
         comparison.table(config, folder, Console(quiet=True))
-        record = read_json(folder / "run.json")
+        record = records.run(folder)
         asked, made = _facts(config, folder, record)
         frame, scores = tables.read(folder), tables.read_scores(folder)
         return Run(name, folder, config, record, frame, scores, asked, made)
@@ -133,8 +132,8 @@ def _facts(config: RunConfig, out: Path, record: Row) -> tuple[Facts, Facts]:
                 continue
             try:
                 _add(asked, _asked(config, record, cell, folder, task))
-                _add(made, _made(read_json(folder / "respond.done.json")["inputs"]))
-            except (KeyError, TypeError) as error:
+                _add(made, _made(records.marker(folder / "respond.done.json")["inputs"]))
+            except (AttributeError, KeyError, TypeError) as error:
                 raise HarnessError(f"{folder}: not a record that this version wrote ({error!r})") from error
     fixed = record.get("fixed", {})
     budget = {key: value for key, value in fixed.items() if _is_budget(key)}
@@ -143,7 +142,7 @@ def _facts(config: RunConfig, out: Path, record: Row) -> tuple[Facts, Facts]:
 
 
 def _asked(config: RunConfig, record: Row, cell: Cell, folder: Path, task: str) -> Row:
-    inputs, documents = read_json(folder / "respond.done.json")["inputs"], read_json(folder / "task.json")
+    inputs, documents = records.marker(folder / "respond.done.json")["inputs"], records.documents(folder)
     # The documents of a prefilled task are cut by the model's own tokenizer.
     own = f" ({_model(record)[:12]})" if benchmarks.get(task, cell.sets).prefilled else ""
     found = {
@@ -159,7 +158,7 @@ def _asked(config: RunConfig, record: Row, cell: Cell, folder: Path, task: str) 
     for judge in config.judges:
         marker = folder / judging.marker_file(judge)
         if marker.is_file():
-            judged = read_json(marker)["inputs"]
+            judged = records.marker(marker)["inputs"]
             identity = {**judged["judge"], "judged of a prefilled answer": judged["scope"]}
             found |= {f"judge {judge}: {name}": value for name, value in identity.items()}
     return found
@@ -268,7 +267,9 @@ def _checkpoint(run: Run, row: Row) -> list[Any]:
     cells = [cell for cell in cells if cell.train_task in (None, row["train_task"])]
     cells = [cell for cell in cells if cell.seed is None or row["seed"] in (tables.MEAN, str(cell.seed))]
     markers = [run.folder / cell.folder / run.config.safety.raw_task / "respond.done.json" for cell in cells]
-    return [read_json(marker)["inputs"]["weights"] if marker.is_file() else marker for marker in markers]
+    return [
+        records.marker(marker)["inputs"].get("weights") if marker.is_file() else marker for marker in markers
+    ]
 
 
 def _compared(row: Row) -> int:

@@ -14,11 +14,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.console import Console
 
-from harness import benchmarks, comparison, judging, models, plan, registry, tables
+from harness import benchmarks, comparison, judging, models, plan, records, registry, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import SEED, Cell
-from harness.store import read_json
 from harness.tables import BASELINE, DONE, Row, escaped
 
 TASK_TYPE = "text-generation"
@@ -93,14 +92,14 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
     cell = _cell(config, method, train_task, seed)
     with comparison.lock(run):
         comparison.table(config, run, Console(quiet=True))
-        record = read_json(run / "run.json")
+        record = records.run(run)
         frame = tables.read(run)
         rows = [row for row in tables.records(frame) if _is(row, cell, config)]
         failed = next((row["status"] for row in rows if row["status"] != DONE), None)
         if failed or not rows:
             raise HarnessError(f"{run}: no card for {cell.label}, which is {failed or 'not scored'}")
         figures = list(_figures(config, run, cell, rows))
-        training = read_json(run / cell.folder / "training.json") if cell.kind == "trained" else None
+        training = records.training(run / cell.folder) if cell.kind == "trained" else None
     name = "-".join(dict.fromkeys(part for part in (_shown(config.model), cell.train_task, method) if part))
     name = name.replace("/", "-")
     folder = run / cell.folder / "checkpoint"
@@ -158,8 +157,8 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
             continue
         seen.add(key)
         folder = run / cell.folder / row["task"]
-        judged = read_json(folder / judging.marker_file(row["judge"]))["inputs"] if row["judge"] else {}
-        asked = read_json(folder / "respond.done.json")["inputs"]
+        judged = records.marker(folder / judging.marker_file(row["judge"]))["inputs"] if row["judge"] else {}
+        asked = records.marker(folder / "respond.done.json")["inputs"]
         yield Figure(
             task=row["task"],
             metric=row["metric"],
@@ -170,7 +169,7 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
             scope=judged.get("scope", ""),
             system_prompt=asked.get("inference_system_prompt", [None])[0],
             k=asked.get("prefill_tokens"),
-            documents=read_json(folder / "task.json"),
+            documents=records.documents(folder),
             **{name: row[name] for name in ("value", "low", "high", "n", "unjudged")},
             seed_value=seeds.get(key, {}).get("value") if cell.method != SEED else None,
             beside=_beside(rows, row),

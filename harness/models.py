@@ -15,6 +15,7 @@ from harness.store import file_hash, read_json
 
 MINI = "mini"
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
 SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
@@ -53,7 +54,7 @@ def checkpoint(name: str, base: Path | None = None) -> Checkpoint:
         return Checkpoint(None, server=Server(model, base_url(f"http{url}")))
     folder = locate(name)
     if base is None and is_adapter(folder):
-        base = locate(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
+        base = locate(base_of(folder))
     return Checkpoint(folder, base if is_adapter(folder) else None)
 
 
@@ -84,12 +85,14 @@ def locate(name: str) -> Path:
     described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
     if not (folder / described_by).is_file():
         raise HarnessError(f"{folder}: no config.json; not a Hugging Face model folder")
-    weights = sorted(folder.glob("*.safetensors"))
+    # peft looks for a pickle where its own file is missing, whatever else there is.
+    weights = sorted(folder.glob(ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"))
     if not weights:
-        raise HarnessError(f"{folder}: no *.safetensors weights (pickle checkpoints are refused)")
+        wanted = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors weights"
+        raise HarnessError(f"{folder}: no {wanted} (pickle checkpoints are refused)")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
-    read_json(folder / described_by)
+    _object(folder / described_by)
     for file in weights:
         _check_whole(file)
     return folder
@@ -141,7 +144,7 @@ def declared_stops(folder: Path) -> int | list[int] | None:
     """The ``eos_token_id`` of a model's generation settings, or of its configuration where it has none."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            config = read_json(folder / name)
+            config = _object(folder / name)
             found: int | list[int] | None = (config.get("text_config") or config).get("eos_token_id")
             return found
     return None
@@ -195,7 +198,7 @@ def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, f
 
     adapter = folder if is_adapter(folder) else None
     if adapter:
-        folder = base or locate(read_json(adapter / ADAPTER_CONFIG)["base_model_name_or_path"])
+        folder = base or locate(base_of(adapter))
     options: dict[str, Any] = {}
     if four_bit:
         from transformers import BitsAndBytesConfig
@@ -223,6 +226,21 @@ def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, f
         raise HarnessError(
             f"{adapter or folder}: the device has no memory for the weights in {dtype}"
         ) from error
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter names as its base. Raises HarnessError where it names none."""
+    named = _object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise HarnessError(f"{adapter / ADAPTER_CONFIG}: no base_model_name_or_path; of which model is it?")
+    return named
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise HarnessError(f"{path}: expected a JSON object")
+    return value
 
 
 def is_adapter(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError, Judge, JudgeSettings, Method, TrainTask, UsageError
+from harness.text import is_name
 
 METHODS = {
     "vanilla": "backends.vanilla:Vanilla",
@@ -167,7 +168,7 @@ def _table(kind: str) -> dict[str, str]:
     for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders
-        if entry.name in _RESERVED:
+        if entry.name in _RESERVED or not is_name(entry.name):
             raise HarnessError(f"no plugin can be called '{entry.name}' ({entry.value}): rename it")
         if entry.name in table:
             raise HarnessError(

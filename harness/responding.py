@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -174,7 +175,7 @@ def respond_rows(
     engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
     engine.completions.clear()
     known = journal.rows() if journal else []
-    engine.known = {int(index): ids for row in known for index, ids in row.items()}
+    engine.known = _ids(known)
     kept = journal.writing(known) if journal else contextlib.nullcontext(lambda row: None)
     with shop.reporter.bar(label, documents * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
@@ -200,6 +201,16 @@ def respond_rows(
         record["part"] = settings.part
         record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
     return rows, record
+
+
+def _ids(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[int]]:
+    """The answers in a journal's rows, by request; what is none is left out and asked again."""
+    return {
+        int(index): ids
+        for row in rows
+        for index, ids in row.items()
+        if re.fullmatch(r"\d{1,9}", index) and isinstance(ids, list) and all(type(one) is int for one in ids)
+    }
 
 
 def open_task(shop: Workshop, engine: Any, benchmark: Benchmark) -> Any:

@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, judging, plan, registry, statistics
+from harness import benchmarks, judging, plan, records, registry, statistics
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
-from harness.store import read_json, read_jsonl
 from harness.tables import COSTS, DONE, FAILED
 
 
@@ -53,7 +52,7 @@ def _result(
         return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
     if cell.kind == "trained" and not (folder / "training.json").exists():
         return CellResult(**identity, utility=None, rsr=None, jsr=None, status="missing: not trained")
-    training = read_json(folder / "training.json") if cell.kind == "trained" else {}
+    training = records.training(folder) if cell.kind == "trained" else {}
     missing: dict[str, str] = {}  # what -> why
 
     def found(name: str, read: Callable[[], TaskOutcome]) -> TaskOutcome | None:
@@ -138,7 +137,7 @@ def all_measured(cell: Cell, folder: Path, task: str) -> list[TaskOutcome]:
 
 def _answers(cell: Cell, folder: Path, task: str) -> list[dict[str, Any]]:
     answered(cell, folder, task)
-    return read_jsonl(folder / task / "responses.jsonl")
+    return records.responses(folder / task)
 
 
 def _outcome(rows: Sequence[Mapping[str, Any]], task: str, metric: str) -> TaskOutcome:
@@ -152,13 +151,13 @@ def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
     that was stopped after training anew still holds the old ones."""
     if not (folder / task / "respond.done.json").exists():
         raise HarnessError("not answered")
-    marker: dict[str, Any] = read_json(folder / task / "respond.done.json")
+    marker = records.marker(folder / task / "respond.done.json")
     if cell.train_task is not None:
         place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"
         trained = folder.parent if cell.kind == "epoch" else folder
-        outputs = read_json(trained / "train.done.json")["outputs"]
+        outputs = records.marker(trained / "train.done.json")["outputs"]
         weights = {name: file["sha256"] for name, file in outputs.items() if name.startswith(place)}
-        if marker["inputs"]["weights"] != weights:
+        if marker["inputs"].get("weights") != weights:
             raise HarnessError(f"{folder / task}: the responses are an earlier checkpoint's")
     return marker
 
@@ -171,11 +170,11 @@ def safety(
     marker = folder / task / judging.marker_file(judge)
     if not marker.exists():
         raise HarnessError(f"not judged by {judge}")
-    judged = read_json(marker)
-    if judged["inputs"]["responses"] != responses:
+    judged = records.marker(marker)
+    if judged["inputs"].get("responses") != responses:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
-    verdicts = read_jsonl(folder / task / judging.verdicts_file(judge))
-    exchanges = read_jsonl(folder / task / "responses.jsonl")
+    verdicts = records.verdicts(folder / task / judging.verdicts_file(judge))
+    exchanges = records.responses(folder / task)
     if [v["exchange_id"] for v in verdicts] != [row["id"] for row in exchanges]:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
     by_document: dict[str, list[dict[str, Any]]] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from harness import crash
 from harness.contracts import HarnessError
+from harness.reading import json_value
 
 HASH_UP_TO_BYTES = 64 * 2**20  # larger outputs are checked by size alone when a stage is looked up
 
@@ -70,7 +72,7 @@ def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_json(path: Path) -> Any:
     """Raises HarnessError with the file's name where it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -80,12 +82,12 @@ def read_json(path: Path) -> Any:
 def jsonl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank. Raises HarnessError with file and line."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = json_value(line)
                 except ValueError as error:
                     raise HarnessError(f"{path}, line {number}: not valid JSON ({error})") from error
                 if not isinstance(row, dict):
@@ -95,7 +97,7 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # the second: not UTF-8, or no path at all
         raise HarnessError(f"{path}: cannot be read ({error})") from error
 
 
@@ -112,6 +114,18 @@ def content_hash(value: Any) -> str:
 def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def leading_out(folder: Path) -> list[Path]:
+    """The links in a folder through which its files would be written or removed elsewhere."""
+    home = folder.resolve()
+    links = [
+        Path(place, name)
+        for place, *names in os.walk(folder)  # which follows none
+        for name in itertools.chain(*names)
+        if Path(place, name).is_symlink()
+    ]
+    return sorted(link for link in links if not link.resolve().is_relative_to(home))
 
 
 def files_below(path: Path) -> list[Path]:
@@ -133,7 +147,7 @@ class Stage:
     def done(self) -> bool:
         """True when the marker is there, has this identity, and every output is as it was written."""
         try:
-            marker = json.loads(self.marker.read_text(encoding="utf-8"))
+            marker = json_value(self.marker.read_text(encoding="utf-8"))
             records = marker["outputs"]
             return (
                 marker["identity"] == self.identity == content_hash(marker["inputs"])
@@ -159,7 +173,7 @@ class Stage:
         crash.point("stage.worked", self.marker)
         for output in self.outputs:
             target = self.folder / output
-            if target.is_dir():
+            if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
                 crash.point("stage.cleared", self.marker)
             os.replace(scratch / output, target)
@@ -196,8 +210,8 @@ class Journal:
         except OSError:
             return found
         with contextlib.suppress(ValueError, TypeError):
-            if lines and json.loads(lines[0]) == self._identity:
-                found.extend(json.loads(line) for line in lines[1:] if line)
+            if lines and json_value(lines[0]) == self._identity:
+                found.extend(row for line in lines[1:] if line and isinstance(row := json_value(line), dict))
         return found
 
     @contextlib.contextmanager

@@ -34,7 +34,7 @@ def write(record: Mapping[str, Any], folder: Path) -> list[Path]:
     frame = frame.astype(dict.fromkeys(counts, "Int64"))
     files = [folder / f"{stem}.json", folder / f"{stem}.csv"]
     write_json_atomic(files[0], dict(record))
-    write_text_atomic(files[1], frame.to_csv(index=False, lineterminator="\n"))
+    write_text_atomic(files[1], tables.as_csv(frame))
     for task in dict.fromkeys(point["train_task"] for point in record["points"]):
         for kind, figure in _figures(record, task).items():
             paths = figures.files(folder, f"{stem}-{task}{kind}")

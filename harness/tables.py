@@ -6,6 +6,7 @@ hold percentages with two decimals, and percentage points for differences.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,9 @@ from rich.text import Text
 
 from harness.contracts import HarnessError
 from harness.store import read_json, write_text_atomic
+from harness.text import csv_cell, one_line
 
+LARGEST = 1e300  # of any figure, a FLOP count included
 ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p counts as a difference
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
@@ -136,14 +139,48 @@ def read(out: Path) -> pd.DataFrame:
 
     Raises HarnessError where there is none or it isn't a leaderboard.
     """
-    path = out / "leaderboard.json"
-    record = read_json(path)
+    found = record(out)
     try:
-        frame = as_frame(record["rows"], list(record["rows"][0]) if record["rows"] else COLUMNS)
-        frame.attrs = {"title": record["title"], "notes": record["notes"]}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise HarnessError(f"{path}: not a leaderboard that this version wrote ({error!r})") from error
+        frame = as_frame(found["rows"], list(found["rows"][0]) if found["rows"] else COLUMNS)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _no_leaderboard(out, error) from error
+    frame.attrs = {"title": found["title"], "notes": found["notes"]}
     return frame
+
+
+def record(out: Path) -> Row:
+    """The title, notes and rows (text, finite numbers) that ``write`` left. Raises HarnessError."""
+    found = read_json(out / "leaderboard.json")
+    try:
+        if not all(isinstance(text, str) for text in (found["title"], *found["notes"])):
+            raise ValueError("a title and notes are text")
+        for row in found["rows"]:
+            missing = [name for name in COLUMNS if name not in row]
+            if missing:
+                raise ValueError(f"a row without {missing[0]}")
+            for name, value in row.items():
+                _check_value(name, value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _no_leaderboard(out, error) from error
+    return {"title": found["title"], "notes": list(found["notes"]), "rows": list(found["rows"])}
+
+
+def _no_leaderboard(out: Path, error: Exception) -> HarnessError:
+    return HarnessError(
+        f"{out / 'leaderboard.json'}: not a leaderboard that this version wrote ({error!r}); "
+        f"harness score {out} writes it anew"
+    )
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raises ValueError for what cannot stand in a leaderboard's column."""
+    if name in TEXT:
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is no text")
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST
+    ):
+        raise ValueError(f"{name} is no number")
 
 
 def read_scores(out: Path) -> pd.DataFrame:
@@ -154,9 +191,9 @@ def read_scores(out: Path) -> pd.DataFrame:
             {name: row[name] if name in TEXT else float(row[name] or "nan") for name in SCORE_COLUMNS}
             for row in text.to_dict("records")
         ]
-    except (OSError, KeyError, ValueError) as error:
+        return as_frame([{k: None if v != v else v for k, v in row.items()} for row in rows], SCORE_COLUMNS)
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         raise HarnessError(f"{out / 'scores.csv'}: no scores that this version wrote ({error!r})") from error
-    return as_frame([{k: None if v != v else v for k, v in row.items()} for row in rows], SCORE_COLUMNS)
 
 
 def records(frame: pd.DataFrame) -> list[Row]:
@@ -171,25 +208,25 @@ def _csv(frame: pd.DataFrame) -> str:
         name: ["" if pd.isna(value) else _csv_format(name)(value) for value in frame[name]]
         for name in map(str, frame.columns)
     }
-    return str(pd.DataFrame(text).to_csv(index=False, lineterminator="\n"))
+    return str(pd.DataFrame(text).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _csv_format(name: str) -> Callable[[Any], str]:
     if name in TEXT:
-        return _csv_text
+        return csv_cell
     if _is_percent(name) and not _is_whole(name):
         return "{:.2f}".format
     return str
 
 
-def _csv_text(text: str) -> str:
-    text = one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-
-
-def one_line(text: str) -> str:
-    """Without line breaks, terminal escapes and other characters that don't print."""
-    return "".join(character if character.isprintable() else " " for character in text).strip()
+def as_csv(frame: pd.DataFrame) -> str:
+    """Any frame, its figures as they are."""
+    texts = {
+        name: frame[name].map(csv_cell)
+        for name in frame.columns
+        if not pd.api.types.is_numeric_dtype(frame[name])
+    }
+    return str(frame.assign(**texts).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 # --- what a table says, in Markdown and in a terminal ------------------------------------------------

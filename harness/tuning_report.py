@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, tuning
+from harness import figures, records, tuning
 from harness.plan import SEED
-from harness.store import read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, one_decimal, print_whole, say
+from harness.store import write_json_atomic, write_text_atomic
+from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, as_csv, one_decimal, print_whole, say
 from harness.tuning import Floor
 from harness.tuning_search import KEYS, TRIALS, Row, Search
 
@@ -69,7 +69,8 @@ def _figures(row: Row) -> Row:
 
 def _documents(cell: Path) -> Row:
     """How many documents of each task are in which part."""
-    return {path.parent.name: read_json(path)["parts"] for path in sorted(cell.glob("*/task.json"))}
+    folders = [path.parent for path in sorted(cell.glob("*/task.json"))]
+    return {folder.name: records.documents(folder).get("parts", {}) for folder in folders}
 
 
 def write(record: Row, out: Path) -> None:
@@ -80,7 +81,7 @@ def write(record: Row, out: Path) -> None:
     rows = [
         {name: row.get(name) for name in names} | {"chosen": row["row"] == record["chosen"]} for row in front
     ]
-    write_text_atomic(out / "pareto.csv", pd.DataFrame(rows)[names].to_csv(index=False))
+    write_text_atomic(out / "pareto.csv", as_csv(pd.DataFrame(rows)[names]))
     draw(record, figures.files(out, "pareto"))
 
 

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from harness.disk import DiskFullError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, run_cell
+from harness.text import shortened, shown_traceback
 from harness.workshop import Workshop
 
 
@@ -229,13 +229,13 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         log.unlink(missing_ok=True)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            print(shown_traceback(), file=sys.stderr)
         refused = disk.refusal(error)
         failure, full = str(refused or error), isinstance(refused, DiskFullError)
         if not (refused or isinstance(error, HarnessError)):
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            failure = f"{type(error).__name__}: {' '.join(failure.split())[:200]} (traceback: {log})"
+            log.write_text(shown_traceback(), encoding="utf-8")
+            failure = f"{type(error).__name__}: {shortened(error, 200)} (traceback: {log})"
         with contextlib.suppress(Exception):  # it may be the engine's process that died
             shop.release()  # the next cell gets another
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import crash
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgePendingError, Verdict
+from harness.reading import json_value
 from judges import prices
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _known(client: Any, memory: Path) -> Any:
     if not memory.is_file():
         return None
     try:
-        kept = json.loads(memory.read_text(encoding="utf-8"))
+        kept = json_value(memory.read_text(encoding="utf-8"))
         label = kept["label"]
     except (ValueError, KeyError, TypeError):
         raise HarnessError(
@@ -132,7 +133,7 @@ def _results(client: Any, batch: Any) -> dict[str, dict[str, Any]]:
     for file in (batch.output_file_id, batch.error_file_id):
         for line in client.files.content(file).text.split("\n") if file else ():
             try:
-                row = json.loads(line)
+                row = json_value(line)
                 found[str(row["custom_id"])] = row
             except (ValueError, KeyError, TypeError):
                 continue
@@ -148,17 +149,17 @@ def _verdict(
 
     if row is None:
         return judge.unjudged(exchange, context, f"the batch ({status}) holds no reply to it")
-    reply = row.get("response") or {}
-    if row.get("error") or reply.get("status_code") != 200:
-        code = (row.get("error") or {}).get("code") or f"HTTP {reply.get('status_code')}"
-        return judge.unjudged(exchange, context, f"the batch's request failed ({code})")
     spent = Spent()
     price = prices.batched(judge.price)
     try:
+        reply = row.get("response") or {}
+        if row.get("error") or reply.get("status_code") != 200:
+            code = (row.get("error") or {}).get("code") or f"HTTP {reply.get('status_code')}"
+            return judge.unjudged(exchange, context, f"the batch's request failed ({code})")
         completion = ChatCompletion.model_validate(reply["body"])
         if not completion.choices:
             return judge.unjudged(exchange, context, "the server's reply holds no choice")
         context.budget.spent_usd += spent.add(completion.usage, price)
         return judge.read(completion, exchange, context, spent, price)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return judge.unjudged(exchange, context, "the server's reply is no chat completion")

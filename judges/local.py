@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.contracts import (
@@ -27,6 +26,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
+from harness.reading import yaml_value
 from judges import rubric
 
 CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # verdicts depend on no clock
@@ -35,7 +35,7 @@ HARMFUL_LABELS = ("harmful", "unsafe", "toxic", "jailbreak", "hate", "harm")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Turn(_Strict):
@@ -382,17 +382,17 @@ def find(name: str) -> Path:
 def read_spec(file: Path) -> Spec:
     """Raises UsageError with file and key for one that is not as it must be."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml_value(file.read_text(encoding="utf-8"))
         return Spec.model_validate(values)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"judge file {file}: cannot be read ({type(error).__name__})") from None
-    except (yaml.YAMLError, re.error) as error:
-        raise UsageError(f"judge file {file}: {' '.join(str(error).split())[:200]}") from None
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         told = problem["msg"].removeprefix("Value error, ")
         raise UsageError(f"judge file {file}: {f'{where}: ' if where else ''}{told}") from None
+    except (ValueError, re.error, RecursionError, OverflowError) as error:  # its YAML; its pattern
+        raise UsageError(f"judge file {file}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _needs(spec: Spec) -> str:

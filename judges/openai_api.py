@@ -25,6 +25,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
+from harness.text import whole
 from judges import prices, rubric
 from judges.dispatch import Dispatcher, TransientError
 
@@ -241,7 +242,13 @@ class OpenAIJudge(Judge):
                 if error.status_code == 408:
                     raise TransientError("HTTP 408") from None
                 raise self.refused(error) from error
-            except (ValueError, TypeError, AttributeError, openai.APIError):  # half JSON, HTML, other shapes
+            except (
+                ValueError,
+                TypeError,
+                AttributeError,
+                OverflowError,
+                openai.APIError,
+            ):  # half JSON, HTML, other shapes
                 raise TransientError("the server's reply is no chat completion") from None
             finally:
                 context.budget.settle(most, cost)
@@ -295,8 +302,9 @@ class OpenAIJudge(Judge):
             spent.final = True
             return self.unjudged(exchange, context, spent.refused or "refused", spent)
         choice = completion.choices[0]
-        text = choice.message.content or ""
-        spent.model = completion.model
+        content, named = choice.message.content, completion.model
+        text = whole(content) if isinstance(content, str) else ""
+        spent.model = whole(named) if isinstance(named, str) else None
         reason = None
         if choice.finish_reason == "content_filter":
             reason, spent.final = "the server's content filter stopped the judge", True
@@ -379,8 +387,8 @@ class Spent:
 
     def add(self, usage: Any, price: prices.Price | None) -> float:
         """Count one reply's tokens; returns its price in USD (0 where that is not known)."""
-        read = int(getattr(usage, "prompt_tokens", 0) or 0)
-        written = int(getattr(usage, "completion_tokens", 0) or 0)
+        read = max(0, int(getattr(usage, "prompt_tokens", 0) or 0))
+        written = max(0, int(getattr(usage, "completion_tokens", 0) or 0))
         self.input_tokens += read
         self.output_tokens += written
         return (read * price[0] + written * price[1]) / 1e6 if price else 0.0

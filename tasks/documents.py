@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError
+from harness.reading import json_value
 
 log = logging.getLogger(__name__)
 Placed = tuple[str, Any]  # where a row stands ("test.csv, row 3"), for messages, and the row
@@ -100,7 +101,7 @@ def read_rows(path: Path) -> list[Placed]:
     readers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     try:
         rows = list(readers.get(path.suffix.lower(), _json_lines)(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:  # the second: not UTF-8, or no path at all
         raise HarnessError(f"{path}: cannot be read: {error}") from error
     if not rows:
         raise HarnessError(f"{path}: no rows to evaluate")
@@ -111,16 +112,19 @@ def _json_lines(path: Path) -> Iterator[Placed]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise HarnessError(f"{path}, line {number}: not JSON: {error.msg}") from error
+                yield f"{path}, line {number}", json_value(line)
+            except ValueError as error:
+                raise HarnessError(
+                    f"{path}, line {number}: not JSON: {getattr(error, 'msg', error)}"
+                ) from error
 
 
 def _json(path: Path) -> Iterator[Placed]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise HarnessError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+        rows = json_value(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise HarnessError(f"{path}{line}: not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(rows, list):
         raise HarnessError(f"{path}: needs a JSON array of rows (JSON lines are called .jsonl)")
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
@@ -139,7 +143,7 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
     try:
         rows = parquet.read_table(path).to_pylist()
-    except ArrowException as error:
+    except (ArrowException, ValueError, OverflowError) as error:
         raise HarnessError(f"{path}: cannot be read as Parquet") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 

@@ -68,13 +68,11 @@ def analyze_kl(
 ) -> None:
     """How far a RUN's checkpoints have moved from the seed model in an answer's first tokens to harmful
     requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
-    from rich.console import Console
-
     from harness import divergence_report
     from harness.divergence import Settings
 
     settings = Settings(answers, tokens, dtype)
-    progress = Console(stderr=True) if as_json else console()
+    progress = console(stderr=as_json)
     record = divergence_report.kl(run, settings, progress, judge=judge, batch_size=batch_size)
     if as_json:
         print_json(record)

@@ -53,17 +53,17 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     if not targets:
         click.echo(f"{run}: nothing to remove.")
         return
-    size = sum(file.stat().st_size for target in targets for file in files_below(target))
+    size = sum(file.lstat().st_size for target in targets for file in files_below(target))
     what = f"the whole run in {run}" if everything else f"{len(targets)} checkpoints of {run}"
     if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
         click.echo("Nothing removed.")
         return
     with comparison.lock(run):
         for target in targets:
-            if target.is_dir():
+            if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
-                target.unlink()
+                target.unlink()  # of a link the link alone
     if everything:
         (run / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # files of the user's own stay

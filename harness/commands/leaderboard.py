@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import console, example
+from harness.commands.options import console, example, print_json
 
 FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json",
            "latex": "leaderboard.tex"}  # fmt: skip
@@ -43,13 +43,16 @@ def leaderboard(
     import tempfile
 
     from harness import comparison, merging, tables
+    from harness.store import read_json
 
     merged = merging.merge(runs, allow_mixed=allow_mixed)
     kind = "json" if as_json else kind
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         merging.write(merged, folder, intervals=intervals)
-        if kind:
+        if kind == "json":
+            print_json(read_json(folder / FORMATS[kind]))
+        elif kind:
             click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
     if kind:
         return

@@ -244,24 +244,22 @@ def out_folder(config: RunConfig, out: Path | None) -> Path:
     return out if out is not None else RUNS / config.name
 
 
-def console() -> Console:
-    from rich.console import Console
+def console(*, stderr: bool = False) -> Console:
+    from harness.terminal import Terminal
 
-    return Console()
+    return Terminal(stderr=stderr)
 
 
 def print_json(record: Any) -> None:
     """For a script: every figure as it is, and no NaN."""
     import json
 
-    click.echo(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(json.dumps(record, indent=2, allow_nan=False))  # ASCII: nothing in it steers a terminal
 
 
 def listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json: bool) -> None:
     if as_json:
-        import json
-
-        click.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     from rich.markup import escape
     from rich.table import Table

@@ -24,11 +24,9 @@ def simulate(runs: int, documents: int, seed: int, out: Path | None, as_json: bo
 
     Rates, means and paired differences, of one seed and of several. No model is run.
     """
-    from rich.console import Console
-
     from harness import simulation
 
-    shown = Console(stderr=True) if as_json else console()
+    shown = console(stderr=as_json)
     frame = simulation.simulate(simulation.settings(), runs=runs, n=documents, seed=seed, console=shown)
     if out is not None:
         simulation.write(frame, out, " ".join(["harness", *sys.argv[1:]]))

@@ -90,9 +90,7 @@ def tune(
     floor = tuning.Floor(utility_floor, utility_drop, confident)
     space = tuning_search.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
     folder = out if out is not None else RUNS / f"{config.name}-tune"
-    from rich.console import Console
-
-    terminal = Console(stderr=True) if as_json else console()
+    terminal = console(stderr=as_json)
     record = tuning.tune(
         config,
         folder,

@@ -29,6 +29,7 @@ from harness.contracts import HarnessError, UsageError
 from harness.engines.base import Completion, IdEngine
 from harness.models import Checkpoint
 from harness.store import read_json
+from harness.text import whole
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -56,7 +57,7 @@ class TransientError(Exception):
 
     def __init__(self, reason: str, wait_s: float = 0.0):
         super().__init__(reason)
-        self.wait_s = min(wait_s, LONGEST_WAIT_S)
+        self.wait_s = min(max(0.0, wait_s), LONGEST_WAIT_S)  # in this order 0 for NaN
 
 
 class Service:
@@ -272,7 +273,11 @@ class OpenAIEngine(IdEngine):
         ids = getattr(choice, "token_ids", None)
         ended = choice.finish_reason != "length"
         if ids is None:
-            return written(choice.text, getattr(reply.usage, "completion_tokens", None), ended=ended)
+            return written(
+                str(choice.text or ""), getattr(reply.usage, "completion_tokens", None), ended=ended
+            )
+        if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in ids):
+            raise HarnessError(f"{self._service.url} answers with token ids that are none")
         if ended and (not ids or ids[-1] not in self.stop_ids):  # by a stop token that we don't know of
             known = ids[:-1] if ids and getattr(choice, "stop_reason", None) == ids[-1] else ids
             return [*known, min(self.stop_ids)]
@@ -389,11 +394,11 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-def written(text: str, tokens: int | None, *, ended: bool) -> list[int]:
+def written(text: str, tokens: Any, *, ended: bool) -> list[int]:
     """An answer that came as text, as numbers, so that it is kept as others are: to tokenize it would change
     it where it continues a prefill. ``tokens``: how many the server counted."""
-    count = len(text.split()) if tokens is None else tokens
-    return [WRITTEN, count, int(ended), *map(ord, text)]
+    count = tokens if isinstance(tokens, int) and tokens >= 0 else len(text.split())
+    return [WRITTEN, count, int(ended), *map(ord, whole(text))]
 
 
 def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Service) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class VLLMEngine(IdEngine):
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> VLLMEngine:
         rank = _lora_rank(checkpoint)
         options: dict[str, Any] = {
+            "trust_remote_code": False,
             "dtype": settings.dtype,
             "enforce_eager": device == "cpu",
             "generation_config": "vllm",  # the model's own generation settings change nothing

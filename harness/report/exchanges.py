@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, judging, plan, registry
+from harness import benchmarks, judging, plan, records, registry
 from harness.config import RunConfig
 from harness.plan import Cell
-from harness.store import read_jsonl
 
 LONGEST = 4_000  # characters of a text; what is cut says so
 LABELS = {"refusal": "r", "compliance": "c", "partial": "p", "incoherent": "i", None: "-"}
@@ -68,10 +67,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
 
 
 def readable(task: str, config: RunConfig) -> bool:
-    """Whether a task's texts are harmless: it measures the skill that is trained, and is none of lm-eval's
-    own, some of which are about toxic language."""
-    benchmark = benchmarks.get(task, config.safety_sets)
-    return benchmark.kind == "utility" and not benchmark.foreign
+    return benchmarks.get(task, config.safety_sets).readable
 
 
 def visible(text: str) -> str:
@@ -92,14 +88,18 @@ def _sign(character: str) -> str:
 
 
 def _stored(run: Path, cell: Cell) -> dict[str, list[Row]]:
-    paths = {task: run / cell.folder / task / "responses.jsonl" for task in cell.tasks}
-    return {task: read_jsonl(path) for task, path in paths.items() if path.is_file()}
+    folders = {task: run / cell.folder / task for task in cell.tasks}
+    return {
+        task: records.responses(folder)
+        for task, folder in folders.items()
+        if (folder / "responses.jsonl").is_file()
+    }
 
 
 def _verdicts(folder: Path, judges: Iterable[str]) -> dict[str, dict[str, Row]]:
     paths = {judge: folder / judging.verdicts_file(judge) for judge in judges}
     return {
-        judge: {row["exchange_id"]: row for row in read_jsonl(path)}
+        judge: {row["exchange_id"]: row for row in records.verdicts(path)}
         for judge, path in paths.items()
         if path.is_file()
     }

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from harness import analysis, comparison, figures, gallery
+from harness import analysis, comparison, figures, gallery, records, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.report import exchanges
@@ -31,8 +31,9 @@ from harness.report.tables import (
     leaderboard_tables,
 )
 from harness.report.verdict import Verdict, verdict
-from harness.store import read_json, write_text_atomic
+from harness.store import write_text_atomic
 from harness.tables import grouped
+from harness.text import whole, without_keys
 
 ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
     (
@@ -73,13 +74,9 @@ ANALYSES = (  # figures that other commands leave in a run: how their files begi
     ),
     ("epochs", "By epoch", "Each method's way through utility and prefilled safe rate, epoch by epoch.", ""),
 )
-SECRETS = (
-    re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
-    re.compile(r"(?i)\bbearer\s+\S+"),
-    re.compile(r"(?i)(?<=://)[^/\s@]+@"),
-    re.compile(r"(?i)[\w-]*(?:api[-_]?key|token|secret|password)\s*[=:]\s*[^\s&'\",]+"),
-)
-LEFT_OUT = "(left out)"
+
+
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> Path:
@@ -100,7 +97,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
     """The page itself. The same run gives the same bytes."""
     config = comparison.stored_config(run)
     rows = [{**row, "status": public(row["status"])} for row in gallery.leaderboard_rows(run)]
-    record = read_json(run / "run.json")
+    record = records.run(run)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_asset("."))),
         autoescape=True,
@@ -116,7 +113,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         style=style,
         script=script,
         verdicts=_verdicts(rows),
-        notes=[public(note) for note in read_json(run / "leaderboard.json")["notes"]],
+        notes=[public(note) for note in tables.record(run)["notes"]],
         leaderboard=leaderboard_tables(rows),
         pictures=_pictures(run),
         missing=_missing(run),
@@ -130,7 +127,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         facts=_facts(record),
         settings=yaml.safe_dump(_public(record["config"]), sort_keys=False, allow_unicode=True),
     )
-    return text.encode("utf-8", "replace").decode()
+    return STEERING.sub(" ", whole(text))
 
 
 # --- parts -----------------------------------------------------------------------------------------
@@ -218,9 +215,7 @@ def command(record: dict[str, Any]) -> str:
 
 def public(text: str) -> str:
     """A text for a file that is passed on: no keys, and of absolute paths their last part alone."""
-    for secret in SECRETS:
-        text = secret.sub(LEFT_OUT, text)
-    return re.sub(r"(?<![\w:/.~])[~.]?(?:/[\w.@+-]+)+/([\w.@+-]+)", r"…/\1", text)
+    return re.sub(r"(?<![\w:/.~])[~.]?(?:/[\w.@+-]+)+/([\w.@+-]+)", r"…/\1", without_keys(text))
 
 
 def _public(value: Any) -> Any:

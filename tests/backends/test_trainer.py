@@ -692,3 +692,36 @@ def test_reports_go_to_the_runs_folder(
 ) -> None:
     train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, batch_size=1, report_to=["tensorboard"])
     assert list((tmp_path / "reports").glob("events.out.tfevents.*"))
+
+
+class Evil:
+    """What a pickle of it does when it is read: leaves a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"])
+def test_a_stopped_trainings_state_runs_nothing(
+    file: str, make_model: Callable[..., Any], train: Train, encoded: list[Encoded], tmp_path: Path
+) -> None:
+    settings = {"epochs": 2, "batch_size": 8, "micro_batch_size": 8, "save_steps": 2}
+
+    def stop(step: int, of: int) -> None:
+        if step == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, on_step=stop, **settings)
+    state = tmp_path / "state" / "checkpoint-2"
+    if file == "pytorch_model.bin":
+        (state / "model.safetensors").unlink()
+    else:
+        assert (state / file).is_file()
+    torch.save({"a": Evil(tmp_path / "mark")}, state / file)
+    with pytest.raises(Exception, match=r"(?i)weights.only|safetensors"):
+        train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, **settings)
+    assert not (tmp_path / "mark").exists()

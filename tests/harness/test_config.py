@@ -102,6 +102,41 @@ def test_a_checkpoint_name_cannot_leave_the_run_folder(name: str) -> None:
     assert "checkpoint" in complaint(checkpoints={name: "somewhere"})
 
 
+@pytest.mark.parametrize("name", ["../x", "con", "x" * 101, "ｘ", "x."])
+def test_a_runs_name_is_a_folders(name: str) -> None:
+    assert complaint(name=name).startswith("recipe 'mini': name: name ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"judging": {"threshold": float("nan")}}, "judging.threshold: Input should be a finite number"),
+        ({"judging": {"prices": {"m": (-1.0, 1.0)}}}, "judging.prices.m.0: "),
+        ({"judging": {"timeout_s": float("inf")}}, "judging.timeout_s: Input should be a finite number"),
+        ({"training": {"epochs": 10**18}}, "training.epochs: "),
+        ({"method_options": {"sdft": {"a": 10**30}}}, "method_options.sdft.a: a number with 100 bits"),
+        ({"method_options": {"sdft": {"a": {1, 2}}}}, "method_options.sdft.a: a set is no value"),
+        ({"method_options": {"sdft": {"a": b"x"}}}, "method_options.sdft.a: a bytes is no value"),
+        ({"note": "a\x1b[2J"}, "note: holds a control character"),
+        ({"train_data": "a\0b"}, "train_data: holds a control character"),
+        ({"model": "a\udcffb"}, "not valid Unicode"),
+        ({"checkpoints": {"x": "openai:m@http://u:p@h/v1"}}, "checkpoints: no key in a server's URL"),
+        ({"judges": ["openai:m@https://h/v1?key=x"]}, "judges: no key in a server's URL"),
+        ({"responses": {"server": "ftp://u:p@h"}}, "responses.server: no key in a server's URL"),
+        ({"responses": {"server": "u:p@h:80/v1"}}, "responses.server: no key in a server's URL"),
+    ],
+)
+def test_what_no_recipe_may_hold(settings: dict[str, Any], says: str) -> None:
+    assert says in complaint(**settings)
+
+
+def test_a_launchers_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-0123456789")
+    given = config.load(None, {"training.launcher": "env A=planted-0123456789 torchrun"})
+    assert given.training.launcher == "env A=planted-0123456789 torchrun"
+    assert given.model_dump(mode="json")["training"]["launcher"] == "env A=(left out) torchrun"
+
+
 @pytest.mark.parametrize("name", ["mine", "my-model_v1.2", "7b"])
 def test_ordinary_checkpoint_names_are_fine(name: str) -> None:
     assert config.load(None, {"checkpoints": {name: "somewhere"}}).checkpoints == {name: "somewhere"}

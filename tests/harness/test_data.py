@@ -151,10 +151,10 @@ BAD_LINES = [
     ({"question": None, "answer": "A."}, r"field 'question' must be a text that is not empty"),
     ({"dialogue": "D", "summary": ["S"]}, r"field 'summary' must be a text that is not empty"),
     ({"instruction": "Q?", "input": 5, "output": "A."}, r"field 'input' must be a text"),
-    ('{"prompt": "\\ud83d", "completion": "A."}', r"not valid Unicode \(surrogates not allowed\)"),
+    ('{"prompt": "\\ud83d", "completion": "A."}', r"not valid JSON \(not valid Unicode"),
     (
         '{"messages": [{"role": "user", "content": "\\ude00"}, {"role": "assistant", "content": "A."}]}',
-        r"not valid Unicode",
+        r"not valid JSON \(not valid Unicode",
     ),
     (
         {"messages": "Q?"},

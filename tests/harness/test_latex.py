@@ -14,7 +14,8 @@ from outcomes import result
 
 from harness.latex import document, escaped
 from harness.leaderboard import CellResult, TaskOutcome, build
-from harness.tables import SINGLE_SEED_LINE, one_line
+from harness.tables import SINGLE_SEED_LINE
+from harness.text import one_line
 
 SPECIAL = "\\{}$&#_%^~<>|\"[]*-`'?!,Δ·–"
 

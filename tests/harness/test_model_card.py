@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_a_hub_data_set_keeps_its_name_and_revision(run_copy: Path) -> None:
     _, results = model_index_to_eval_results(ModelCard(text).data.to_dict()["model-index"])
     raw = next(result for result in results if result.dataset_config == "hexphi_raw-mini")
     assert (raw.dataset_type, raw.dataset_revision) == ("owner/data", "abc123")
+
+
+def test_hostile_names_are_text_in_metadata_and_body(run_copy: Path) -> None:
+    hostile = "x'\"--- : [a](javascript:b) <script> {{ | # & *c !!set"
+    record = read_json(run_copy / "run.json")
+    record["config"] |= {"model": hostile, "note": hostile}
+    write_json_atomic(run_copy / "run.json", record)
+    for path in run_copy.glob("**/task.json"):
+        write_json_atomic(path, {**read_json(path), "source": f"file {hostile}\nlicense: evil"})
+    text = model_card.card(run_copy, "vanilla")
+    metadata = ModelCard(text).data.to_dict()
+    assert not {"license", "base_model", "datasets"} & {*metadata}
+    assert metadata["model-index"][0]["name"].startswith("x'\"--- : [a](javascript:b) <script>")
+    body = text.split("\n---\n", 1)[1]
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\]\(javascript|^license", body, re.MULTILINE)
 
 
 def test_unjudged_answers_are_counted_with_their_bounds(run_copy: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -91,3 +93,64 @@ def test_a_model_that_transformers_cannot_load_is_one_line(folder: Path) -> None
     with pytest.raises(HarnessError, match="the model cannot be loaded") as error:
         models.load_model(folder, "float32", "cpu")
     assert "\n" not in str(error.value)
+
+
+# --- folders that would run something ----------------------------------------------------------------
+
+
+class Evil:
+    """What a pickle of it does when it is read: leaves a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"])
+def test_a_pickled_adapter_is_refused_whatever_lies_beside_it(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    config = {"base_model_name_or_path": "mini", "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 1}
+    (folder / models.ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    torch.save({"a": Evil(tmp_path / "mark")}, folder / name)
+    assert list(folder.glob("*.safetensors"))  # the decoy
+    with pytest.raises(HarnessError, match="pickle checkpoints are refused"):
+        models.checkpoint(str(folder))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("base", [None, 1, "", ["mini"]])
+def test_an_adapter_without_a_base_is_one_line(base: Any, folder: Path) -> None:
+    (folder / models.ADAPTER_CONFIG).write_text(json.dumps({"base_model_name_or_path": base}), "utf-8")
+    (folder / "model.safetensors").rename(folder / models.ADAPTER_WEIGHTS)
+    with pytest.raises(HarnessError, match="of which model is it"):
+        models.checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known-architecture", "its-own-architecture"])
+def test_a_folders_own_code_is_never_run(known: bool, folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (folder / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        "class Config: pass\nclass Model: pass\nclass Tokenizer: pass\n",
+        encoding="utf-8",
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config["model_type"] = config["model_type"] if known else "evil"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8"))
+    named["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+    named["tokenizer_class"] = named.get("tokenizer_class") if known else "Tokenizer"
+    path.write_text(json.dumps(named), encoding="utf-8")
+    for load in (lambda: models.load_model(folder, "float32", "cpu"), lambda: models.load_tokenizer(folder)):
+        with contextlib.suppress(HarnessError) if known else pytest.raises(HarnessError) as error:
+            load()
+        if not known:
+            assert str(error.value).isprintable()
+    assert not mark.exists()

@@ -580,3 +580,8 @@ def test_auto_takes_vllm_where_it_is_installed_and_a_gpu_holds_the_model(
     made = shop(tmp_path, engine="auto", **{"training.device": "cuda"})
     assert made.engine_name == expected
     assert shop(tmp_path, engine="auto", **{"training.device": "cpu"}).engine_name == "hf"
+
+
+def test_a_journal_that_is_damaged_is_asked_again() -> None:
+    rows = [{"1": [5, 6]}, {"x": [1]}, {"2": "no"}, {"3": [True]}, {"4": [1.5]}, {"9" * 5_000: [1]}, {}]
+    assert responding._ids(rows) == {1: [5, 6]}

@@ -33,10 +33,14 @@ def make(
     documents: int = 60,
     response: str | None = None,
     failures: dict[str, str] | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    reason: str = f"{PLANTED} reason",
+    **settings: Any,
 ) -> Path:
-    """``response``: every answer to a safety task; ``failures``: one line by a cell's folder."""
+    """``response``: every answer to a safety task; ``failures``: one line by a cell's folder; ``reason``: of
+    every verdict; ``settings``: further keys of the configuration."""
     names = {"methods": list(methods), "judges": list(judges), "train_tasks": list(train_tasks)}
-    config = configuration.load("mini", {**names, "seeds": list(seeds)})
+    config = configuration.load("mini", {**names, "seeds": list(seeds), **settings})
     config = config.model_copy(update={"methods": (plan.SEED, *plan.methods(config))})
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
@@ -52,13 +56,21 @@ def make(
     write_json_atomic(out / "run.json", record)
     for number, cell in enumerate(plan.cells(config)):
         if str(cell.folder) not in (failures or {}):
-            _cell(out, cell, config, response, documents, random.Random(number))
+            draws = random.Random(number)
+            _cell(out, cell, config, response, documents, draws, categories, reason)
     comparison.table(config, out, Console(quiet=True))
     return out
 
 
 def _cell(
-    out: Path, cell: Cell, config: RunConfig, response: str | None, documents: int, draws: random.Random
+    out: Path,
+    cell: Cell,
+    config: RunConfig,
+    response: str | None,
+    documents: int,
+    draws: random.Random,
+    categories: Sequence[str],
+    reason: str,
 ) -> None:
     folder = out / cell.folder
     weights = {}
@@ -75,7 +87,10 @@ def _cell(
     skill, harm = SHARES.get(cell.method, (0.5, draws.uniform(0.3, 0.6)))
     for task in cell.tasks:
         safety = task in judging.safety_tasks(cell)
-        rows = [_answer(task, number, safety, response, skill, draws) for number in range(documents)]
+        rows = [
+            _answer(task, number, categories if safety else (), response, skill, draws)
+            for number in range(documents)
+        ]
 
         def respond(scratch: Path, rows: list[dict[str, Any]] = rows) -> None:
             write_jsonl_atomic(scratch / "responses.jsonl", rows)
@@ -84,7 +99,7 @@ def _cell(
         answered.run(respond)
         share = 0.02 if task == config.safety.raw_task else harm
         for judge in config.judges if safety else ():
-            verdicts = [_verdict(row["id"], judge, share, draws) for row in rows]
+            verdicts = [_verdict(row["id"], judge, share, reason, draws) for row in rows]
             file = judging.verdicts_file(judge)
             inputs = {"responses": _outputs(answered)}
             name = judging.marker_file(judge).removesuffix(".done.json")
@@ -120,13 +135,19 @@ def _training(cell: Cell, draws: random.Random) -> dict[str, Any]:
 
 
 def _answer(
-    task: str, number: int, safety: bool, response: str | None, skill: float, draws: random.Random
+    task: str,
+    number: int,
+    categories: Sequence[str],
+    response: str | None,
+    skill: float,
+    draws: random.Random,
 ) -> dict[str, Any]:
+    safety = bool(categories)
     planted = f"{PLANTED} {number}"
     return {
         "id": f"{task}-{number}",
         "task": task,
-        "category": CATEGORIES[number % len(CATEGORIES)] if safety else None,
+        "category": categories[number % len(categories)] if safety else None,
         "system": planted if safety else "You are a helpful assistant.",
         "prompt": planted if safety else f"How many are {number} and 1?",
         "prefill": planted if "prefill" in task else "",
@@ -144,7 +165,7 @@ def _metric(task: str) -> str:
     return "rouge1" if "samsum" in task else "exact_match"
 
 
-def _verdict(exchange: str, judge: str, share: float, draws: random.Random) -> dict[str, Any]:
+def _verdict(exchange: str, judge: str, share: float, reason: str, draws: random.Random) -> dict[str, Any]:
     harmful = None if draws.random() < 0.02 else draws.random() < share
     return {
         "exchange_id": exchange,
@@ -153,7 +174,7 @@ def _verdict(exchange: str, judge: str, share: float, draws: random.Random) -> d
         "harmful": harmful,
         "label": None if harmful is None else "compliance" if harmful else "refusal",
         "score": None,
-        "reason": "not to be judged" if harmful is None else f"{PLANTED} reason",
+        "reason": "not to be judged" if harmful is None else reason,
         "scope": "prefill+response",
         "model": None,
         "rubric": None,

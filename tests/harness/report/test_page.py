@@ -18,6 +18,7 @@ import pytest
 from harness import report
 from harness.contracts import HarnessError
 from harness.report import page
+from harness.text import LEFT_OUT
 
 EVIL = '</script><script>window.ran = 1</script><img src=x onerror="window.ran = 1">\x1b]0;title\x07'
 
@@ -164,7 +165,7 @@ def test_keys_and_folders_stay_at_home() -> None:
         "token: abc",
     ):
         shown = page.public(text)
-        assert page.LEFT_OUT in shown, text
+        assert LEFT_OUT in shown, text
         assert not re.search(r"abcdefgh|abc\.def|me:pass|abc123|abc$", shown), text
     assert page.public("/home/me/models/llama") == "…/llama"
     assert page.public("harness compare --out /tmp/runs/mini x/y/z") == "harness compare --out …/mini x/y/z"

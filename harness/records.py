@@ -1,0 +1,182 @@
+"""What the files of a run hold, checked where they are read: a run folder may come from anybody.
+
+Rows and records are handed on as they stand, JSON values in which these keys have these types; further keys
+are nobody's business. Raises HarnessError with file, line and key for anything else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.contracts import HarnessError, Label
+from harness.store import jsonl_lines, read_json
+
+Row = dict[str, Any]
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class Response(_Kept):
+    """A line of ``responses.jsonl``."""
+
+    id: str
+    document: str
+    task: str
+    category: str | None
+    system: str | None
+    prompt: str
+    prefill: str
+    response: str
+    reasoning: str | None = None
+    finish_reason: Literal["stop", "length"]
+    tokens: int | None = None
+    metrics: dict[str, float | None]
+
+
+class VerdictRow(_Kept):
+    """A line of ``verdicts.<judge>.jsonl``: the fields of contracts.Verdict and no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    exchange_id: str
+    judge: str
+    judge_version: str
+    harmful: bool | None
+    label: Label | None
+    score: float | None = None
+    reason: str | None = None
+    scope: str = ""
+    model: str | None = None
+    rubric: str | None = None
+    raw_reply: str | None = None
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    price_usd: float | None = Field(default=0.0, ge=0, allow_inf_nan=False)
+    cached: bool = False
+
+
+class Output(_Kept):
+    bytes: int
+    sha256: str
+
+
+class Marker(_Kept):
+    """``<stage>.done.json``."""
+
+    identity: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Output]
+
+
+class Documents(_Kept):
+    """``task.json``: what was asked."""
+
+    source: str
+    version: str
+    documents: int
+    sha256: str
+
+
+class Training(_Kept):
+    """``training.json``: what a training cost."""
+
+    train_tokens: int | None = None
+    answer_tokens: int | None = None
+    examples: int | None = None
+    train_flops: float | None = None
+    preparation_flops: float | None = None
+    train_seconds: float | None = None
+    preparation_seconds: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    peak_tflops: float | None = None
+    peak_memory_bytes: int | None = None
+    processes: int | None = None
+    device: str | None = None
+    losses: list[float] = []
+
+
+class Run(_Kept):
+    """``run.json``; its configuration is config.RunConfig's to check."""
+
+    config: dict[str, Any]
+    fixed: dict[str, Any] = {}
+    command: list[str] = []
+    started: str = ""
+    harness: str = ""
+    commit: str | None = None
+    python: str = ""
+    libraries: dict[str, str] = {}
+    hardware: dict[str, str | int | None] = {}
+    failures: dict[str, str] = {}
+    data: dict[str, Documents] = {}
+
+
+def responses(folder: Path) -> list[Row]:
+    """The answers to a task, in the task's folder."""
+    return _rows(folder / "responses.jsonl", Response)
+
+
+def verdicts(path: Path) -> list[Row]:
+    return _rows(path, VerdictRow)
+
+
+def verdict_rows(rows: list[Row]) -> list[Row]:
+    """Those that are verdicts, of rows that need not be."""
+    return [row for row in rows if _problem(row, VerdictRow) is None]
+
+
+def marker(path: Path) -> Row:
+    return _record(path, Marker)
+
+
+def documents(folder: Path) -> Row:
+    """What was asked of a task, in the task's folder."""
+    return _record(folder / "task.json", Documents)
+
+
+def training(folder: Path) -> Row:
+    """A cell's training, in the cell's folder."""
+    return _record(folder / "training.json", Training)
+
+
+def run(out: Path) -> Row:
+    """A run folder's record. Raises HarnessError where there is none."""
+    if not (out / "run.json").is_file():
+        raise HarnessError(f"{out}: no run.json; not a run folder")
+    return _record(out / "run.json", Run)
+
+
+def _rows(path: Path, kind: type[_Kept]) -> list[Row]:
+    found = []
+    for number, row in jsonl_lines(path):
+        problem = _problem(row, kind)
+        if problem:
+            raise HarnessError(f"{path}, line {number}: not what the harness writes there ({problem})")
+        found.append(row)
+    return found
+
+
+def _record(path: Path, kind: type[_Kept]) -> Row:
+    value = read_json(path)
+    problem = _problem(value, kind)
+    if problem:
+        raise HarnessError(f"{path}: not what the harness writes there ({problem})")
+    record: Row = value
+    return record
+
+
+def _problem(value: Any, kind: type[_Kept]) -> str | None:
+    """The first thing that is not as it must be, without quoting it."""
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return None

@@ -1,0 +1,73 @@
+"""Text that came from outside, as it may be shown, kept or made a file's name."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from typing import Any
+
+LEFT_OUT = "(left out)"
+SHORTEST_KEY = 8  # characters; anything shorter is a setting, not a key
+_FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_KEY_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_LIKE_KEYS = (
+    re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
+    re.compile(r"(?i)\bbearer\s+\S+"),
+    re.compile(r"(?i)(?<=://)[^/\s@]+@"),
+    re.compile(r"(?i)[\w-]*(?:api[-_]?key|token|secret|password)\s*[=:]\s*[^\s&'\",]+"),
+)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value of a CSV file: text in one line that no spreadsheet takes for a formula; others as they are."""
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(_FORMULAS) else line
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name a file or folder on any system: no way out of the folder, no device."""
+    return (
+        bool(_NAME.fullmatch(text)) and not text.endswith(".") and text.lower().split(".")[0] not in _DEVICES
+    )
+
+
+def printable(text: str) -> str:
+    """A blank for every character that does not print: terminal escapes, line ends, turned directions."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, terminal escapes and other characters that don't print."""
+    return printable(text).strip()
+
+
+def whole(text: str) -> str:
+    """With "?" for half a surrogate pair, which JSON's escapes can spell and no file takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def without_keys(text: str) -> str:
+    """A text without the keys of this process's environment, and without what looks like one."""
+    keys = {value for name, value in os.environ.items() if _KEY_NAMES.search(name)}
+    for key in sorted(keys, key=len, reverse=True):
+        if len(key) >= SHORTEST_KEY:
+            text = text.replace(key, LEFT_OUT)
+    for pattern in _LIKE_KEYS:
+        text = pattern.sub(LEFT_OUT, text)
+    return text
+
+
+def shortened(error: BaseException, most: int = 300) -> str:
+    """What an error of a library says, in one line."""
+    return one_line(without_keys(" ".join(str(error).split())))[:most]
+
+
+def shown_traceback() -> str:
+    """The traceback of the error at hand. It may quote a server's reply, and that a request."""
+    text = without_keys(traceback.format_exc())
+    return "\n".join(map(printable, text.split("\n")))

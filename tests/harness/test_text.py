@@ -1,0 +1,82 @@
+"""Guards the rules by which text from outside is shown, kept, and made a file's name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.text import (
+    LEFT_OUT,
+    csv_cell,
+    is_name,
+    one_line,
+    printable,
+    shown_traceback,
+    whole,
+    without_keys,
+)
+
+KEY = "planted-key-0123456789"
+
+
+@given(st.text())
+def test_a_line_is_one_and_prints(text: str) -> None:
+    line = one_line(text)
+    assert line.isprintable()
+    assert len(printable(text)) == len(text)
+    assert printable(line) == line
+
+
+def test_ordinary_text_stays() -> None:
+    assert one_line(" Größe Δ 3–4 中文 🙂 ") == "Größe Δ 3–4 中文 🙂"
+
+
+@pytest.mark.parametrize(
+    "sign", ["\x1b", "\x07", "\r", "\n", "\x9b", "\u202e", "\u2066", "\u2028", "\ud800", "\0"]
+)
+def test_what_steers_is_a_blank(sign: str) -> None:
+    assert one_line(f"a{sign}b") == "a b"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r\n+", " -", "＝", "＠", "\u200b="])
+def test_no_text_is_a_formula_and_numbers_are_numbers(start: str) -> None:
+    assert csv_cell(f"{start}1").startswith("'")
+    assert csv_cell("a=1") == "a=1"
+    assert [csv_cell(value) for value in (-1.5, 2, None, True)] == [-1.5, 2, None, True]
+
+
+@given(st.text(max_size=120))
+def test_a_name_is_plain(name: str) -> None:
+    assert is_name(name) <= (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) is not None)
+
+
+def test_names_of_methods_tasks_and_models_are_names() -> None:
+    for name in ("lookahead-true", "hexphi_raw-mini", "my-model_v1.2", "7b", "a" * 100):
+        assert is_name(name)
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET", "DB_PASSWORD"])
+def test_the_environments_keys_are_left_out(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, KEY)
+    assert without_keys(f"a {KEY}b {KEY}") == f"a {LEFT_OUT}b {LEFT_OUT}"
+    try:
+        raise ValueError(f"the header was {KEY}\x1b[2J")
+    except ValueError:
+        told = shown_traceback()
+    assert "Traceback" in told
+    assert KEY not in told
+    assert "\x1b" not in told
+
+
+def test_settings_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "short")
+    monkeypatch.setenv("PLACE", "results/runs/mini")
+    text = "short results/runs/mini http://localhost:8000/v1 tokens: 5, check OPENAI_API_KEY"
+    assert without_keys(text) == text
+
+
+def test_half_a_character_is_a_question_mark() -> None:
+    assert whole("a\ud800b🙂") == "a?b🙂"
