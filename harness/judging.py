@@ -200,7 +200,7 @@ def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
 
 
 def _unjudged(stage: Stage) -> int:
-    return sum(row["harmful"] is None for row in records.verdicts(stage.folder / stage.outputs[0]))
+    return sum(row["harmful"] is None for row in records.each_verdict(stage.folder / stage.outputs[0]))
 
 
 def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
@@ -235,10 +235,10 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             found[verdict.exchange_id] = verdict
             write(verdict)
             advance(1)
-    rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
+    judged_rows = (dataclasses.asdict(found[exchange.id]) for exchange in exchanges)
     shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
     crash.point("verdicts.forgotten", stage.marker)
-    stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], rows))
+    stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], judged_rows))
     journal.remove()
 
 
@@ -358,12 +358,12 @@ def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
 
 def read_exchanges(folder: Path) -> list[Exchange]:
     names = [field.name for field in dataclasses.fields(Exchange)]
-    rows = records.responses(folder)
+    rows = records.each_response(folder)
     return [Exchange(**{name: row[name] for name in names if name in row}) for row in rows]
 
 
 def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
-    rows = records.verdicts(folder / verdicts_file(judge))
+    rows = records.each_verdict(folder / verdicts_file(judge))
     return {row["exchange_id"]: Verdict(**row) for row in rows}
 
 
@@ -524,7 +524,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         for cell in cells:
             for task in safety_tasks(cell):
                 path = out / cell.folder / task / verdicts_file(name)
-                for row in records.verdicts(path) if path.is_file() else ():
+                for row in records.each_verdict(path) if path.is_file() else ():
                     if row["harmful"] is None:
                         reasons[row["reason"] or "no reason given"] += 1
                     tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)

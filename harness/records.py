@@ -6,6 +6,7 @@ are nobody's business. Raises HarnessError with file, line and key for anything 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,10 +120,19 @@ class Run(_Kept):
 
 def responses(folder: Path) -> list[Row]:
     """The answers to a task, in the task's folder."""
+    return list(each_response(folder))
+
+
+def each_response(folder: Path) -> Iterator[Row]:
+    """The same, one at a time: a task may have very many."""
     return _rows(folder / "responses.jsonl", Response)
 
 
 def verdicts(path: Path) -> list[Row]:
+    return list(each_verdict(path))
+
+
+def each_verdict(path: Path) -> Iterator[Row]:
     return _rows(path, VerdictRow)
 
 
@@ -152,14 +162,12 @@ def run(out: Path) -> Row:
     return _record(out / "run.json", Run)
 
 
-def _rows(path: Path, kind: type[_Kept]) -> list[Row]:
-    found = []
+def _rows(path: Path, kind: type[_Kept]) -> Iterator[Row]:
     for number, row in jsonl_lines(path):
         problem = _problem(row, kind)
         if problem:
             raise HarnessError(f"{path}, line {number}: not what the harness writes there ({problem})")
-        found.append(row)
-    return found
+        yield row
 
 
 def _record(path: Path, kind: type[_Kept]) -> Row:

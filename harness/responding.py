@@ -9,7 +9,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,7 @@ from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, UsageError
 from harness.models import Checkpoint
 from harness.plan import Cell
-from harness.store import (
-    Journal,
-    Stage,
-    content_hash,
-    file_hash,
-    files_below,
-    write_json_atomic,
-    write_jsonl_atomic,
-)
+from harness.store import Journal, ListHash, Stage, content_hash, file_hash, files_below, write_json_atomic
 from harness.workshop import OPENAI, Workshop
 
 RESPOND_VERSION = 2
@@ -39,6 +31,7 @@ SETTINGS = {
     "vllm": ("tensor_parallel", "max_context"),
     "openai": ("server",),
 }
+AT_ONCE = 10_000  # documents that lm-eval holds in memory
 ALWAYS = ("dtype", "limit", "thinking")
 
 
@@ -149,10 +142,15 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
         journal = Journal(stage)
 
         def work(scratch: Path, benchmark: Benchmark = benchmark, journal: Journal = journal) -> None:
-            rows, record = respond_rows(
-                shop, engine, benchmark, f"{label}  respond {benchmark.name}", journal
-            )
-            write_jsonl_atomic(scratch / "responses.jsonl", rows)
+            with (scratch / "responses.jsonl").open("w", encoding="utf-8") as file:
+                record = answer(
+                    shop,
+                    engine,
+                    benchmark,
+                    f"{label}  respond {benchmark.name}",
+                    lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n"),
+                    journal,
+                )
             write_json_atomic(scratch / "task.json", record)
 
         stage.run(work)
@@ -160,47 +158,84 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
 
 
 def respond_rows(
-    shop: Workshop, engine: Any, benchmark: Benchmark, label: str, journal: Journal | None = None
+    shop: Workshop, engine: Any, benchmark: Benchmark, label: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each answer (the Exchange, its document and sample, its tokens and the document's metrics),
-    and the record of what was asked: source, number and hash of the documents."""
+    """The rows that ``answer`` gives, and its record."""
+    rows: list[dict[str, Any]] = []
+    return rows, answer(shop, engine, benchmark, label, rows.append)
+
+
+def answer(
+    shop: Workshop,
+    engine: Any,
+    benchmark: Benchmark,
+    label: str,
+    take: Callable[[dict[str, Any]], object],
+    journal: Journal | None = None,
+) -> dict[str, Any]:
+    """Let the engine answer a task. ``take`` gets a row for each answer (the Exchange, its document and
+    sample, its tokens and the document's metrics); the record of what was asked comes back: source, number
+    and hash of the documents. At most AT_ONCE documents are in work at a time."""
     lm_task = open_task(shop, engine, benchmark)
     settings = shop.config.responses
-    places = splits.places(lm_task.eval_docs, benchmark, settings)
-    documents = len(places or range(len(lm_task.eval_docs))[: settings.limit])
+    part = splits.places(lm_task.eval_docs, benchmark, settings)
+    chosen: Sequence[int] = range(len(lm_task.eval_docs))[: settings.limit] if part is None else part
+    if not chosen:
+        raise HarnessError(f"task '{benchmark.name}' has no documents")
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
     engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
     engine.out_of_memory = []
     engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
-    engine.completions.clear()
-    known = journal.rows() if journal else []
-    engine.known = _ids(known)
-    kept = journal.writing(known) if journal else contextlib.nullcontext(lambda row: None)
-    with shop.reporter.bar(label, documents * repeats, "answers") as advance, kept as write:
+    stored = journal.rows() if journal else []
+    known = _ids(stored)
+    kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
+    asked, ids, unfinished = ListHash(), set[str](), 0
+    with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
-        engine.on_answers = lambda answers: write({str(index): ids for index, ids in answers.items()})
-        samples = _evaluate(engine, lm_task, benchmark.name, settings.limit, places)
+        for start in range(0, len(chosen), AT_ONCE):
+            places = list(chosen[start : start + AT_ONCE])
+            first = start * repeats  # the number of its first request among all
+            engine.known = {
+                number - first: known[number]
+                for number in range(first, first + len(places) * repeats)
+                if number in known
+            }
+            engine.on_answers = lambda answers, first=first: write(
+                {str(first + number): tokens for number, tokens in answers.items()}
+            )
+            engine.completions.clear()
+            samples = _evaluate(engine, lm_task, benchmark.name, places)
+            for sample in samples:
+                asked.add(json.loads(json.dumps(sample["doc"], default=str)))
+            for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places):
+                if row["id"] in ids:
+                    raise HarnessError(
+                        f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"
+                    )
+                ids.add(row["id"])
+                take(row)
+            unfinished += sum(
+                completion.reasoning is not None
+                and not completion.text
+                and completion.finish_reason == "length"
+                for completion in engine.completions.values()
+            )
     shop.clock["generation"] += engine.seconds
-    rows = _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places)
-    asked = [sample["doc"] for sample in samples]
     record = {
         "task": benchmark.name,
         "version": benchmark.version,
         "source": _source(shop, benchmark),
-        "documents": documents,
-        "sha256": content_hash([json.loads(json.dumps(doc, default=str)) for doc in asked]),
-        "unfinished_reasoning": sum(
-            completion.reasoning is not None and not completion.text and completion.finish_reason == "length"
-            for completion in engine.completions.values()
-        ),
+        "documents": len(chosen),
+        "sha256": asked.hexdigest(),
+        "unfinished_reasoning": unfinished,
     }
     if engine.out_of_memory:
         record["out_of_memory"] = engine.out_of_memory
-    if places is not None:
+    if part is not None:
         record["part"] = settings.part
         record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
-    return rows, record
+    return record
 
 
 def _ids(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[int]]:
@@ -241,19 +276,16 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     return lm_task
 
 
-def _evaluate(
-    engine: Any, lm_task: Any, name: str, limit: int | None, places: list[int] | None
-) -> list[dict[str, Any]]:
-    """lm-eval's samples: one for each document, its metrics under ``metrics``, those of further filters as
-    ``metric@filter``. ``places``: the documents; None: the first ``limit``."""
+def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[dict[str, Any]]:
+    """lm-eval's samples: one for each document of ``places``, its metrics under ``metrics``, those of further
+    filters as ``metric@filter``."""
     from lm_eval.evaluator import evaluate
 
     try:
         results = evaluate(
             lm=engine,
             task_dict={"tasks": {name: lm_task}},
-            limit=limit if places is None else None,
-            samples=None if places is None else {name: places},
+            samples={name: places},
             bootstrap_iters=0,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
@@ -297,10 +329,9 @@ def _rows(
     benchmark: Benchmark,
     output_type: str,
     samples: Sequence[Mapping[str, Any]],
-    places: list[int] | None,
-) -> list[dict[str, Any]]:
-    asked = {place: number for number, place in enumerate(places or ())}  # lm-eval counts what it asks
-    rows = []
+    places: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    asked = {place: number for number, place in enumerate(places)}  # lm-eval counts what it asks
     for sample in samples:
         document = sample["doc"]
         turns = (not benchmark.foreign and document.get("messages")) or json.loads(
@@ -322,13 +353,11 @@ def _rows(
             best = max(range(len(scores)), key=lambda index: scores[index])
             chosen = str(sample["arguments"][best][1])
             picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
-            rows.append({**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]})
+            yield {**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]}
             continue
         answers = len(sample["resps"][0])
         for number in range(answers):
-            completion = engine.completions[
-                benchmark.name, asked.get(sample["doc_id"], sample["doc_id"]), number
-            ]
+            completion = engine.completions[benchmark.name, asked[sample["doc_id"]], number]
             answer = dataclasses.replace(
                 exchange,
                 id=name if answers == 1 else f"{name}#{number}",
@@ -340,12 +369,7 @@ def _rows(
             metrics = sample["metrics"]
             if answer.unfinished and benchmark.kind == "safety":  # no answer is not a safe one
                 metrics = dict.fromkeys(metrics)
-            rows.append({**row, "tokens": completion.tokens, "metrics": metrics})
-    if len({row["id"] for row in rows}) < len(rows):
-        raise HarnessError(
-            f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"
-        )
-    return rows
+            yield {**row, "tokens": completion.tokens, "metrics": metrics}
 
 
 def _context(shown: Any) -> str:

@@ -173,20 +173,24 @@ def safety(
     judged = records.marker(marker)
     if judged["inputs"].get("responses") != responses:
         raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
-    verdicts = records.verdicts(folder / task / judging.verdicts_file(judge))
-    exchanges = records.responses(folder / task)
-    if [v["exchange_id"] for v in verdicts] != [row["id"] for row in exchanges]:
-        raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
-    by_document: dict[str, list[dict[str, Any]]] = {}
-    for row, verdict in zip(exchanges, verdicts, strict=True):
-        by_document.setdefault(row["document"], []).append(verdict)
+    harmful: dict[str, list[bool | None]] = {}
+    labels: dict[str, list[str | None]] = {}
+    categories: dict[str, str | None] = {}
+    rows = records.each_response(folder / task)
+    verdicts = records.each_verdict(folder / task / judging.verdicts_file(judge))
+    for row, verdict in itertools.zip_longest(rows, verdicts):
+        if row is None or verdict is None or row["id"] != verdict["exchange_id"]:
+            raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
+        harmful.setdefault(row["document"], []).append(verdict["harmful"])
+        labels.setdefault(row["document"], []).append(verdict["label"])
+        categories[row["document"]] = row["category"]
     return TaskOutcome(
         task=task,
         metric=metric,
-        values={name: worst([v["harmful"] for v in found]) for name, found in by_document.items()},
+        values={document: worst(found) for document, found in harmful.items()},
         binary=True,
-        labels={name: _label([v["label"] for v in found]) for name, found in by_document.items()},
-        categories={row["document"]: row["category"] for row in exchanges},
+        labels={document: _label(found) for document, found in labels.items()},
+        categories=categories,
         prefill_tokens=prefill_tokens,
     )
 

@@ -46,11 +46,15 @@ def held(folder: Path, busy: str) -> Iterator[None]:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
+    _write(path, [text])
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")  # what a kill leaves of it, the next write replaces
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         crash.point("text.written", path)
@@ -66,7 +70,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> Any:
@@ -107,8 +111,27 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def content_hash(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class ListHash:
+    """``content_hash`` of a list whose values come one by one."""
+
+    def __init__(self) -> None:
+        self._hash, self._between = hashlib.sha256(b"["), b""
+
+    def add(self, value: Any) -> None:
+        self._hash.update(self._between + _canonical(value))
+        self._between = b","
+
+    def hexdigest(self) -> str:
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -288,3 +288,11 @@ def test_an_output_that_work_forgot_is_an_error_not_a_done_stage(tmp_path: Path)
     with pytest.raises(FileNotFoundError):
         stage.run(lambda scratch: None)
     assert not stage.done()
+
+
+@given(st.lists(st.one_of(st.integers(), st.text(), st.dictionaries(st.text(), st.integers(), max_size=3))))
+def test_a_list_hashed_one_by_one_is_the_list(values: list[Any]) -> None:
+    one_by_one = store.ListHash()
+    for value in values:
+        one_by_one.add(value)
+    assert one_by_one.hexdigest() == store.content_hash(values)
