@@ -380,9 +380,10 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     if fresh:
         from harness import latex, leaderboard, papers, scores
 
-        results = scores.collect(config, out, cells, failures)
+        reader = scores.Reader()
+        results = scores.collect(config, out, cells, failures, reader)
         of_cells = {
-            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell)
+            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell, reader)
             for cell in cells
             if cell.folder not in failures
         }

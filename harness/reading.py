@@ -25,7 +25,8 @@ def json_value(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] 
         text = text.decode(json.detect_encoding(text))
     try:
         value = json.loads(text, object_pairs_hook=pairs)
-        if text.count("[") + text.count("{") > DEEPEST or _HALF_PAIR.search(text):
+        odd = "\\u" in text or not text.isascii()  # quick to see; most text is neither
+        if text.count("[") + text.count("{") > DEEPEST or (odd and _HALF_PAIR.search(text)):
             check(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -18,12 +18,29 @@ from harness.plan import Cell
 from harness.tables import COSTS, DONE, FAILED
 
 
+class Reader:
+    """Outcomes of a run's files, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def once(self, read: Callable[..., Any], *given: Any) -> Any:
+        key = read, *given
+        if key not in self._known:
+            self._known[key] = read(*given)
+        return self._known[key]
+
+
 def collect(
-    config: RunConfig, out: Path, cells: list[Cell], failures: Mapping[Path, str] | None = None
+    config: RunConfig,
+    out: Path,
+    cells: list[Cell],
+    failures: Mapping[Path, str] | None = None,
+    reader: Reader | None = None,
 ) -> list[CellResult]:
     """One result for each (train task, cell, judge), from the run's files. A cell that failed, or whose
     files are not there yet, is a result that says so."""
-    results = []
+    reader, results = reader or Reader(), []
     for train_task in config.train_tasks:
         task: TrainTask = registry.load("train task", train_task)
         for cell in cells:
@@ -33,12 +50,19 @@ def collect(
             seeds = (cell.seed,) if cell.seed is not None else config.seeds
             for judge, seed in itertools.product(config.judges, seeds):
                 failure = (failures or {}).get(cell.folder)
-                results.append(_result(config, out, cell, task, judge, seed, failure))
+                results.append(_result(config, out, cell, task, judge, seed, failure, reader))
     return results
 
 
 def _result(
-    config: RunConfig, out: Path, cell: Cell, task: TrainTask, judge: str, seed: int, failure: str | None
+    config: RunConfig,
+    out: Path,
+    cell: Cell,
+    task: TrainTask,
+    judge: str,
+    seed: int,
+    failure: str | None,
+    reader: Reader,
 ) -> CellResult:
     folder = out / cell.folder
     identity: dict[str, Any] = {
@@ -62,18 +86,19 @@ def _result(
             missing[name] = str(error)
             return None
 
-    utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric))
+    utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric, reader))
     raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
-    rsr = found("rsr", lambda: safety(cell, folder, raw, judge, None, "rsr"))
-    jsr = found("jsr", lambda: safety(cell, folder, prefilled, judge, k, "jsr"))
+    rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr"))
+    jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr"))
     others = [registry.load("train task", name) for name in config.train_tasks] if config.cross_tasks else []
     cross = [
-        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric))
+        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
         for other in others
         if other.utility_task != task.utility_task
     ]
     further = [
-        found(name, partial(_further, config, cell, folder, name, judge)) for name in plan.further(config)
+        found(name, partial(_further, config, cell, folder, name, judge, reader))
+        for name in plan.further(config)
     ]
     return CellResult(
         **identity,
@@ -95,13 +120,15 @@ def _missing(missing: Mapping[str, str]) -> str:
     return "missing: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
 
 
-def _further(config: RunConfig, cell: Cell, folder: Path, task: str, judge: str) -> TaskOutcome:
+def _further(
+    config: RunConfig, cell: Cell, folder: Path, task: str, judge: str, reader: Reader
+) -> TaskOutcome:
     """The outcome of a task that the run adds: a judge's where it is a safety task, else its first metric."""
     benchmark = benchmarks.get(task, cell.sets)
     if benchmark.kind == "safety":
-        return safety(
-            cell, folder, task, judge, benchmark.prefill_tokens(config.safety.prefill_tokens), "safe"
-        )
+        k = benchmark.prefill_tokens(config.safety.prefill_tokens)
+        outcome: TaskOutcome = reader.once(safety, cell, folder, task, judge, k, "safe")
+        return outcome
     found = measured(cell, folder, task)
     kinds = {t.utility_task: t.utility_kind for t in _train_tasks()}  # a mean may happen to be all 0 or 1
     return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")
@@ -111,21 +138,26 @@ def _train_tasks() -> list[TrainTask]:
     return [registry.load("train task", name) for name in registry.names("train task")]
 
 
-def utility(cell: Cell, folder: Path, train_task: TrainTask, metric: str) -> TaskOutcome:
+def utility(
+    cell: Cell, folder: Path, train_task: TrainTask, metric: str, reader: Reader | None = None
+) -> TaskOutcome:
     """The per-document metric of a train task's utility task."""
-    found = measured(cell, folder, train_task.utility_task, metric)
+    task = train_task.utility_task
+    every: list[TaskOutcome] = (reader or Reader()).once(all_measured, cell, folder, task)
+    found = next((outcome for outcome in every if outcome.metric == metric), None)
+    if found is None:
+        names = ", ".join(outcome.metric for outcome in every)
+        raise HarnessError(f"task '{task}' has no metric '{metric}': {names}")
     return dataclasses.replace(found, binary=train_task.utility_kind == "rate")
 
 
-def measured(cell: Cell, folder: Path, task: str, metric: str | None = None) -> TaskOutcome:
-    """lm-eval's own metric by document, from the stored responses. None: the first that is a share of one."""
+def measured(cell: Cell, folder: Path, task: str) -> TaskOutcome:
+    """The first of lm-eval's own metrics that is a share of one, by document, from the stored responses."""
     rows = _answers(cell, folder, task)
+    metric = benchmarks.first_share(rows)
     if metric is None:
-        metric = benchmarks.first_share(rows)
-    names = list(rows[0]["metrics"]) if rows else []
-    if metric is None or metric not in names:
-        wanted = f"metric '{metric}'" if metric else "metric between 0 and 1 for each document"
-        raise HarnessError(f"task '{task}' has no {wanted}: {', '.join(names)}")
+        names = ", ".join(rows[0]["metrics"] if rows else ())
+        raise HarnessError(f"task '{task}' has no metric between 0 and 1 for each document: {names}")
     return _outcome(rows, task, metric)
 
 
@@ -209,10 +241,12 @@ def _label(labels: Sequence[str | None]) -> str | None:
     return min(labels, key=order.index)
 
 
-def cell_scores(config: RunConfig, out: Path, cell: Cell) -> list[dict[str, Any]]:
+def cell_scores(
+    config: RunConfig, out: Path, cell: Cell, reader: Reader | None = None
+) -> list[dict[str, Any]]:
     """What ``scores.json`` of one cell holds: each task's value, interval, n and unjudged, by category for
     safety. What is not answered or not judged is left out."""
-    folder = out / cell.folder
+    folder, reader = out / cell.folder, reader or Reader()
     scores: list[dict[str, Any]] = []
     for task in cell.tasks:
         benchmark = benchmarks.get(task, cell.sets)
@@ -221,10 +255,10 @@ def cell_scores(config: RunConfig, out: Path, cell: Cell) -> list[dict[str, Any]
             k = benchmark.prefill_tokens(config.safety.prefill_tokens)
             for judge in config.judges:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
-                    scores.append(_score(safety(cell, folder, task, judge, k, metric), judge))
+                    scores.append(_score(reader.once(safety, cell, folder, task, judge, k, metric), judge))
         else:
             with contextlib.suppress(HarnessError):
-                scores += [_score(outcome, None) for outcome in all_measured(cell, folder, task)]
+                scores += [_score(outcome, None) for outcome in reader.once(all_measured, cell, folder, task)]
     return scores
 
 

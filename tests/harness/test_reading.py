@@ -31,7 +31,7 @@ def test_ordinary_values_are_read_as_they_are(value: Any) -> None:
     for ascii_only in (True, False):
         text = json.dumps(value, ensure_ascii=ascii_only)
         assert json_value(text) == json_value(text.encode()) == value
-    assert yaml_value(yaml.safe_dump(value, allow_unicode=True)) == value
+    assert yaml_value(yaml.safe_dump(value)) == value
 
 
 @pytest.mark.parametrize(
