@@ -89,7 +89,8 @@ def test_the_python_api_returns_the_leaderboard(quick_copy: Path, run_quick: Run
 def test_a_dry_run_writes_nothing_and_prints_configuration_and_plan(
     tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison.estimate, "forecast", lambda *_: "Estimated time: about 1 s")
+    found = comparison.forecast.Forecast(1, seconds=1.0)
+    monkeypatch.setattr(comparison.forecast, "forecast", lambda *_: found)
     ended = command("compare", "--methods", "vanilla", "--dry-run", "--out", tmp_path / "run", *small())
     assert ended.code == 0
     assert not (tmp_path / "run").exists()
