@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,6 +267,14 @@ def _kept_to_contract(
         )
 
 
+def _whole(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
+    """The verdicts. Raises HarnessError at one that could not be read back, before it is written anywhere."""
+    for verdict in verdicts:
+        if problem := records.verdict_problem(verdict):
+            raise HarnessError(f"judge '{name}': {problem}")
+        yield verdict
+
+
 @contextlib.contextmanager
 def _writing(
     journal: Journal, judge: Judge, known: Mapping[str, Verdict]
@@ -302,7 +310,7 @@ def _verdicts(
 ) -> Iterator[Verdict]:
     """The judge's verdicts, with equal exchanges judged once, here and over runs, where that saves work."""
     if not judge.heavy or judge.combines:
-        yield from judge.judge(todo, context)
+        yield from _whole(judge.judge(todo, context), judge.name)
         return
     tally = bench.tally.setdefault(judge.name, Counter())
     twins: dict[str, list[Exchange]] = {}
@@ -312,7 +320,7 @@ def _verdicts(
     held = 0
     for key, equal in list(twins.items()):
         kept = bench.kept.get(key)
-        if kept is None:
+        if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
             if key in bench.handed_on:
                 held += len(twins.pop(key))
             else:
@@ -323,7 +331,7 @@ def _verdicts(
             yield judge.verdict(exchange, context, **kept, cached=True)
     submitted = set(asked.values())
     try:
-        for verdict in judge.judge([equal[0] for equal in twins.values()], context):
+        for verdict in _whole(judge.judge([equal[0] for equal in twins.values()], context), judge.name):
             key = asked.pop(verdict.exchange_id, "")
             tally["asked"] += 1
             tally["input_tokens"] += verdict.input_tokens
@@ -393,10 +401,16 @@ def answered(out: Path, cell: Cell) -> list[str]:
 
 
 def judge_cell(bench: Bench, cell: Cell, judges: Sequence[str], label: str) -> None:
+    """A judge that cannot go on is left to ``judge_all``, which names it: the cell and the others stand."""
     for task in answered(bench.shop.out, cell):
         for name in judges:
-            if not judged(bench, cell, task, name):
-                judge(bench, cell, task, name, label)
+            try:
+                if not judged(bench, cell, task, name):
+                    judge(bench, cell, task, name, label)
+            except disk.DiskFullError:
+                raise
+            except HarnessError:
+                continue
 
 
 @dataclasses.dataclass
@@ -524,11 +538,12 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         for cell in cells:
             for task in safety_tasks(cell):
                 path = out / cell.folder / task / verdicts_file(name)
-                for row in records.each_verdict(path) if path.is_file() else ():
-                    if row["harmful"] is None:
-                        reasons[row["reason"] or "no reason given"] += 1
-                    tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
-                    usd += row.get("price_usd") or 0.0
+                with contextlib.suppress(HarnessError):  # the row's status says what is wrong with the file
+                    for row in records.each_verdict(path) if path.is_file() else ():
+                        if row["harmful"] is None:
+                            reasons[row["reason"] or "no reason given"] += 1
+                        tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
+                        usd += row.get("price_usd") or 0.0
         if reasons:
             lines.append(f"Unjudged by {name}: {_listed(reasons)}.")
         if tokens:

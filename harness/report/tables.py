@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import analysis, registry
 from harness.config import RunConfig
+from harness.contracts import HarnessError
 from harness.report.verdict import plain, signed
 from harness.tables import (
     ALPHA,
@@ -180,7 +181,10 @@ def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
         return []
     from harness import agreement  # brings scipy: seconds
 
-    record = agreement.analyse(run)
+    try:
+        record = agreement.analyse(run)
+    except HarnessError:  # verdicts that cannot be read: the leaderboard's status says so
+        return []
     if not record["pairs"]:
         return []
     alpha = record["alpha"]
