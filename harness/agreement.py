@@ -288,7 +288,7 @@ def write_template(run: Path, path: Path, sample: int) -> int:
 def analyse(run: Path, labels_file: Path | None = None) -> dict[str, Any]:
     """All figures as JSON values; rates are fractions."""
     verdicts = collect(run)
-    own = {name: given for name, given in verdicts.items() if not registry.judge_class(name).combines}
+    own = {name: given for name, given in verdicts.items() if not registry.combines(name)}
     if len(own) < 2 and labels_file is None:
         raise HarnessError(
             f"{run}: only '{next(iter(own))}' has judged it; add another (harness judge RUN --judge ...) "

@@ -186,7 +186,7 @@ def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
 
 
 def _others(bench: Bench, name: str) -> list[str]:
-    return [other for other in bench.shop.config.judges if not bench.judge(other).combines]
+    return [other for other in bench.shop.config.judges if not registry.combines(other)]
 
 
 def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
@@ -454,7 +454,7 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
 def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     """A line for each judge that costs: what is left to judge, and about what that takes."""
     lines = []
-    for name in bench.shop.config.judges:
+    for name in filter(registry.is_judge, bench.shop.config.judges):
         judge = bench.judge(name)
         if not judge.heavy or judge.combines:
             continue

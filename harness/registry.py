@@ -101,6 +101,17 @@ def judge_class(spec: str) -> type[Judge]:
     return loaded
 
 
+def is_judge(spec: str) -> bool:
+    """Whether there is a judge of that name: one that has judged a run need not be installed any more."""
+    name = spec.partition(":")[0]
+    return _is_file(name) or name in _table("judge")
+
+
+def combines(spec: str) -> bool:
+    """Whether a judge goes by other judges' verdicts; one that is not installed any more does not."""
+    return is_judge(spec) and judge_class(spec).combines
+
+
 def make_judge(spec: str, settings: JudgeSettings) -> Judge:
     """A judge ready to work. Raises UsageError for a name or argument that cannot be."""
     name, argument = judge_parts(spec)

@@ -58,7 +58,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
         answers.append(mine)
     return {
         "harmful": show_harmful,
-        "judges": [{"name": name, "combines": registry.judge_class(name).combines} for name in config.judges],
+        "judges": [{"name": name, "combines": registry.combines(name)} for name in config.judges],
         "tasks": tasks,
         "cells": [
             {"method": cell.method, "answers": mine} for cell, mine in zip(cells, answers, strict=True)

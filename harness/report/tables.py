@@ -177,7 +177,7 @@ def _heat(values: Sequence[float] | None) -> Cell:
 
 def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
     """How far the judges agree, and where they dispute; [] where there is but one."""
-    if sum(not registry.judge_class(name).combines for name in config.judges) < 2:
+    if sum(not registry.combines(name) for name in config.judges) < 2:
         return []
     from harness import agreement  # brings scipy: seconds
 
