@@ -27,6 +27,7 @@ _IgnoreFunctions.add_constructor("!function", lambda loader, node: str(node.valu
 
 
 NOT_PINNED = "not-pinned"
+KINDS = ("utility", "safety", "over-refusal")
 CONVERSATIONS = "conversations"  # the task behind every safety set of the user's own
 
 
@@ -139,6 +140,8 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
     options = {} if foreign else _section(values, "dataset_kwargs")
     hub = meta.get("hub")
     name = str(values["task"])
+    if not foreign:
+        _check_kind(path, meta)
     return Benchmark(
         name=name,
         task=name,
@@ -154,6 +157,14 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
         hub=f"{hub['path']}@{hub.get('revision') or NOT_PINNED}" if hub else values.get("dataset_path"),
         foreign=foreign,
     )
+
+
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """What a task is compared by hangs on its kind: none, or a mistyped one, must not pass for another."""
+    if "kind" not in metadata:
+        raise HarnessError(f"{path}: metadata has no kind: {', '.join(KINDS)}")
+    if metadata["kind"] not in KINDS:
+        raise HarnessError(f"{path}: {registry.unknown('kind', str(metadata['kind']), KINDS)}")
 
 
 def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
