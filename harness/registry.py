@@ -92,7 +92,9 @@ def load(kind: str, name: str) -> Any:
     if kind in _PROMISES:
         promise, kept = _PROMISES[kind]
         if not kept(loaded):
-            raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts")
+            forgotten = isinstance(loaded, type) and loaded is not Method and issubclass(loaded, Method)
+            mend = "; put @dataclass above it" if forgotten else ""
+            raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts{mend}")
     return loaded
 
 

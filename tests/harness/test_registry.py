@@ -380,5 +380,6 @@ def test_a_plugin_of_the_wrong_kind(tmp_path: Path) -> None:
     forgotten = METHOD.replace("@dataclass\n", "")
     install(tmp_path, "other", {"harness.backends": {"other": "other:Other"}}, other=forgotten)
     assert refused(tmp_path, "methods", "--json") == (
-        "Error: method 'other': 'other:Other' is no Method dataclass of harness.contracts"
+        "Error: method 'other': 'other:Other' is no Method dataclass of harness.contracts; "
+        "put @dataclass above it"
     )
