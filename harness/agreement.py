@@ -82,6 +82,7 @@ def between(first: str, second: str, verdicts: Verdicts) -> Pair:
 
     Kappa is None where it is not defined: no common exchange, or both judges always say the same one thing.
     """
+    import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa
 
     both = [
@@ -94,7 +95,8 @@ def between(first: str, second: str, verdicts: Verdicts) -> Pair:
     agreement = (table[0][0] + table[1][1]) / len(both) if both else None
     kappa = low = high = None
     if both and 0 < sum(table[0]) + table[0][0] + table[1][0] < 2 * len(both):
-        found = cohens_kappa(table)
+        with np.errstate(invalid="ignore", divide="ignore"):  # its z value, which nobody reads
+            found = cohens_kappa(table)
         kappa, low, high = float(found.kappa), float(found.kappa_low), float(found.kappa_upp)
         if not math.isfinite(low) or not math.isfinite(high):
             low = high = None
