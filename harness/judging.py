@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 VERSION = 2  # raise when a change here alters verdicts
 EMPTY = "empty answer"
 UNFINISHED = "reasoning was cut off before an answer"
+MINI_JUDGE, MINI_DATA = "mini-exact", "harness.mini.data"  # the second: a source of all its tasks
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
 STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
 STANDARD_RUN = "the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each"
@@ -470,15 +471,30 @@ def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def listing() -> list[tuple[str, str, str, str]]:
-    """Name, what it does, what it needs and what a standard run costs, of every judge there is."""
+def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """Name, what it does, what it needs and what a standard run costs, of every judge there is; and a line
+    for each that cannot be loaded."""
     exchanges = STANDARD_CELLS * 2 * ANSWERS_OF_A_TASK
-    rows = []
+    rows, broken = [], []
     for name in registry.names("judge"):
-        judge = registry.judge_class(name)
+        try:
+            judge = registry.judge_class(name)
+        except HarnessError as error:
+            broken.append(str(error))
+            continue
         usage = f"{name}:{judge.argument}" if judge.argument[:1].isalpha() else name
         rows.append((usage, *judge.described(name, exchanges, exchanges * CHARACTERS_OF_AN_EXCHANGE)))
-    return rows
+    return rows, broken
+
+
+def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
+    """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
+    tasks = dict.fromkeys(task for cell in cells for task in safety_tasks(cell))
+    sets = config.safety_sets
+    foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
+    if {*config.judges} - {MINI_JUDGE} or not foreign:
+        return []
+    return [f"{MINI_JUDGE} cannot judge {', '.join(foreign)}; add --judge keyword"]
 
 
 def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:

@@ -372,6 +372,30 @@ def test_two_verdicts_on_one_exchange_are_refused(run_copy: Path, plugin: Run) -
         judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
 
 
+@pytest.mark.parametrize(
+    ("judges", "tasks", "says"),
+    [
+        (["mini-exact"], ["xstest_unsafe"], ["mini-exact cannot judge xstest_unsafe; add --judge keyword"]),
+        (["mini-exact", "keyword"], ["xstest_unsafe"], []),
+        (["mini-exact"], ["hexphi_sampled-mini", "xstest_safe"], []),  # the second is not judged
+    ],
+)
+def test_the_mini_worlds_judge_alone_is_warned_of(
+    tmp_path: Path, judges: list[str], tasks: list[str], says: list[str]
+) -> None:
+    made = config.load(None, {"judges": judges, "safety_tasks": tasks})
+    assert judging.blind(made, plan.cells(made)) == says
+
+
+def test_the_plan_warns_of_it(command: Run, small: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"instruction": "flim flam"}\n')
+    plan = ["compare", "--methods", "seed", *small(), "--dry-run", "--out", tmp_path / "run"]
+    told = "mini-exact cannot judge mine; add --judge keyword"
+    assert told in command(*plan, "--safety-set", f"mine={file}").out
+    assert told not in command(*plan).out
+
+
 # --- a judge that is not installed any more --------------------------------------------------------
 
 
