@@ -82,6 +82,7 @@ def between(first: str, second: str, verdicts: Verdicts) -> Pair:
 
     Kappa is None where it is not defined: no common exchange, or both judges always say the same one thing.
     """
+    import numpy as np
     from statsmodels.stats.inter_rater import cohens_kappa
 
     both = [
@@ -94,7 +95,8 @@ def between(first: str, second: str, verdicts: Verdicts) -> Pair:
     agreement = (table[0][0] + table[1][1]) / len(both) if both else None
     kappa = low = high = None
     if both and 0 < sum(table[0]) + table[0][0] + table[1][0] < 2 * len(both):
-        found = cohens_kappa(table)
+        with np.errstate(invalid="ignore", divide="ignore"):  # its z value, which nobody reads
+            found = cohens_kappa(table)
         kappa, low, high = float(found.kappa), float(found.kappa_low), float(found.kappa_upp)
         if not math.isfinite(low) or not math.isfinite(high):
             low = high = None
@@ -288,7 +290,7 @@ def write_template(run: Path, path: Path, sample: int) -> int:
 def analyse(run: Path, labels_file: Path | None = None) -> dict[str, Any]:
     """All figures as JSON values; rates are fractions."""
     verdicts = collect(run)
-    own = {name: given for name, given in verdicts.items() if not registry.judge_class(name).combines}
+    own = {name: given for name, given in verdicts.items() if not registry.combines(name)}
     if len(own) < 2 and labels_file is None:
         raise HarnessError(
             f"{run}: only '{next(iter(own))}' has judged it; add another (harness judge RUN --judge ...) "

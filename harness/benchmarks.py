@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ _IgnoreFunctions.add_constructor("!function", lambda loader, node: str(node.valu
 
 
 NOT_PINNED = "not-pinned"
+KINDS = ("utility", "safety", "over-refusal")
 CONVERSATIONS = "conversations"  # the task behind every safety set of the user's own
 
 
@@ -85,33 +86,54 @@ class Benchmark:
 def installed() -> dict[str, Benchmark]:
     """All lm-eval tasks of our folders, by name. Raises HarnessError for a YAML that cannot be read."""
     found: dict[str, Benchmark] = {}
-    for path, values in _yamls():
-        if not isinstance(values.get("task"), str):
-            continue  # a group, or a base that others include
-        benchmark = _benchmark(path, values)
-        if not is_name(benchmark.name):
-            raise HarnessError(f"{path}: a task called {benchmark.name!r} can have no folder: rename it")
-        if benchmark.name in found:
-            other = found[benchmark.name].path
-            raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
-        found[benchmark.name] = benchmark
+    for path in _yamls(registry.task_folders()):
+        _add(found, path, _read(path))
     return found
+
+
+def listed() -> tuple[dict[str, Benchmark], dict[str, list[str]], list[str]]:
+    """The tasks and groups that can be read, and a line for each package or YAML that cannot."""
+    found: dict[str, Benchmark] = {}
+    members: dict[str, list[str]] = {}
+    broken: list[str] = []
+    for path in _yamls(registry.task_folders(broken)):
+        try:
+            values = _read(path)
+            _add(found, path, values)
+            members |= _group(values)
+        except HarnessError as error:
+            broken.append(str(error))
+    return found, members, broken
+
+
+def _add(found: dict[str, Benchmark], path: Path, values: Mapping[str, Any]) -> None:
+    if not isinstance(values.get("task"), str):
+        return  # a group, or a base that others include
+    benchmark = _benchmark(path, values)
+    if not is_name(benchmark.name):
+        raise HarnessError(f"{path}: a task called {benchmark.name!r} can have no folder: rename it")
+    if benchmark.name in found:
+        other = found[benchmark.name].path
+        raise HarnessError(f"two lm-eval tasks are called '{benchmark.name}': {other} and {path}")
+    found[benchmark.name] = benchmark
 
 
 @functools.cache
 def groups() -> dict[str, list[str]]:
     """Our groups of tasks, by name."""
-    return {
-        values["group"]: [str(task) for task in values.get("task", ())]
-        for _, values in _yamls()
-        if isinstance(values.get("group"), str)
-    }
+    paths = _yamls(registry.task_folders())
+    return {name: members for path in paths for name, members in _group(_read(path)).items()}
 
 
-def _yamls() -> Iterator[tuple[Path, dict[str, Any]]]:
-    for folder in registry.task_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            yield path, _read(path)
+def _group(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """A YAML's group with its members; {} where it is none."""
+    name = values.get("group")
+    return {name: [str(task) for task in values.get("task", ())]} if isinstance(name, str) else {}
+
+
+def _yamls(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.rglob("*.yaml"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -139,6 +161,8 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
     options = {} if foreign else _section(values, "dataset_kwargs")
     hub = meta.get("hub")
     name = str(values["task"])
+    if not foreign:
+        _check_kind(path, meta)
     return Benchmark(
         name=name,
         task=name,
@@ -154,6 +178,14 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
         hub=f"{hub['path']}@{hub.get('revision') or NOT_PINNED}" if hub else values.get("dataset_path"),
         foreign=foreign,
     )
+
+
+def _check_kind(path: Path, metadata: Mapping[str, Any]) -> None:
+    """What a task is compared by hangs on its kind: none, or a mistyped one, must not pass for another."""
+    if "kind" not in metadata:
+        raise HarnessError(f"{path}: metadata has no kind: {', '.join(KINDS)}")
+    if metadata["kind"] not in KINDS:
+        raise HarnessError(f"{path}: {registry.unknown('kind', str(metadata['kind']), KINDS)}")
 
 
 def _section(values: Mapping[str, Any], key: str) -> dict[str, Any]:

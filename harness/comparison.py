@@ -114,6 +114,8 @@ def compare(
     config = _with_stored_engine(config, out)
     shop = Workshop(config, out)
     quiet()
+    if until == "leaderboard":
+        _check_judges(config, out)
     if dry_run:
         _dry_run(shop, until, console, kinds)
         return
@@ -259,6 +261,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     console.print(settings, highlight=False, markup=False)
     cells, bench = plan.cells(config), judging.Bench(shop)
     if not models.is_here(config.model):
+        models.check_hub_name(config.model)
         estimate.show(bench, cells, cells, console)
         console.print(
             f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
@@ -269,6 +272,8 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
         return
     _check(shop, kinds)
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+    for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
+        responding.check_functions(benchmarks.get(task, config.safety_sets))
     estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
     if unanswered:
         jobs = workers.job_count(config, len(unanswered))
@@ -294,7 +299,11 @@ def judge_again(
     stored = stored_config(out)
     config = configuration.changed(stored, overrides or {}, f"{out / 'run.json'}")
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
-    plan.check_judges(config.judges)
+    plan.check_judges(
+        [name for name in config.judges if name not in stored.judges or registry.is_judge(name)]
+    )
+    if retry_unjudged or any(map(registry.combines, config.judges)):  # all others' verdicts are wanted
+        _check_installed(out, config.judges)
     cells = plan.cells(config)
     bench = judging.Bench(Workshop(config, out))
     bench.retry_unjudged = retry_unjudged
@@ -311,7 +320,9 @@ def judge_again(
             console.print(escape(line), highlight=False, soft_wrap=True)
         # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
         at_hand = [
-            name for name in stored.judges if bench.judge(name).combines or not bench.judge(name).heavy
+            name
+            for name in filter(registry.is_judge, stored.judges)
+            if bench.judge(name).combines or not bench.judge(name).heavy
         ]
         asked = [name for name in config.judges if name in {*judges, *at_hand}]
         judged = _judge(bench, cells, asked, console)
@@ -353,8 +364,23 @@ def _check(shop: Workshop, kinds: Collection[str]) -> None:
             training.train_stage(shop, cell)
         responding.checkpoint_of(shop, cell)
     responding.check(shop, [cell for cell in cells if cell.kind in kinds])
-    for name in shop.config.judges:
-        registry.make_judge(name, judging.settings(shop.config))
+
+
+def _check_judges(config: RunConfig, out: Path) -> None:
+    """Names and settings of the command's judges, and whether the run's are there."""
+    if (out / "run.json").is_file():
+        _check_installed(out, stored_config(out).judges)
+    plan.check_judges(config.judges)
+    for name in config.judges:
+        registry.make_judge(name, judging.settings(config))
+
+
+def _check_installed(out: Path, judges: Sequence[str]) -> None:
+    for name in judges:
+        if not registry.is_judge(name):
+            raise HarnessError(
+                f"{out} was judged by '{name}', which is not installed: install it, or choose another run"
+            )
 
 
 # --- the table -------------------------------------------------------------------------------------

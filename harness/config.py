@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness import registry
 from harness.contracts import JudgedScope, UsageError
 from harness.reading import check, yaml_value
 from harness.text import is_name, printable, without_keys
@@ -411,6 +412,8 @@ def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]
             raise UsageError(f"recipe '{recipe[:60]}': cannot be read ({type(error).__name__})") from error
         if found is None:
             near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+            if recipe in registry.METHODS:
+                raise UsageError(f"no recipe '{recipe}': a method? --methods {recipe}")
             hint = f"did you mean '{near[0]}'?" if near else f"packaged: {', '.join(recipe_names())}"
             raise UsageError(f"no recipe '{recipe}': neither a file nor a packaged recipe; {hint}")
         text = found
@@ -457,6 +460,12 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
+def _sections_with(key: str) -> list[str]:
+    """The recipe's sections that have such a key."""
+    fields = RunConfig.model_fields.items()
+    return [name for name, field in fields if key in getattr(field.annotation, "model_fields", ())]
+
+
 def _first_problem(error: ValidationError, section: Any = RunConfig, within: tuple[str, ...] = ()) -> str:
     """pydantic's first finding in a section as one line, with the nearest known key for an unknown one."""
     problem = error.errors()[0]
@@ -469,6 +478,9 @@ def _first_problem(error: ValidationError, section: Any = RunConfig, within: tup
         named = not hasattr(section, "model_fields")  # a section for each name, as in variants
         section = get_args(section)[1] if named else section.model_fields[part].annotation
     known = list(section.model_fields)
+    elsewhere = [f"{name}.{path[-1]}" for name in _sections_with(path[-1])]
+    if elsewhere:
+        return f"unknown key '{'.'.join(path)}': did you mean '{elsewhere[0]}'?"
     near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     suggestion = ".".join([*path[:-1], *near])
     hint = f"did you mean '{suggestion}'?" if near else f"known: {', '.join(known)}"

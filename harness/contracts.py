@@ -30,6 +30,10 @@ class HarnessError(Exception):
         return one_line(without_keys(super().__str__()))
 
 
+class NotFetchedError(HarnessError):
+    """Data that only the hub has, and that could not be had from it."""
+
+
 class UsageError(HarnessError):
     """A wrong name or flag on the command line or in a recipe. Exit code 2."""
 

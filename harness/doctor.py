@@ -108,6 +108,7 @@ def _names(shop: Workshop) -> Iterator[Finding]:
 
 def _plan(shop: Workshop) -> Iterator[Finding]:
     cells = plan.cells(shop.config)
+    plan.check_judges(shop.config.judges)
     yield Finding("pass", "recipe", f"{shop.config.name}: {len(cells)} checkpoints to score")
 
 

@@ -53,7 +53,7 @@ def show(
         soft_wrap=True,
         markup=False,
     )
-    for line in judging.forecast(bench, todo):
+    for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)]:
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import benchmarks, chat, estimate, models, plan, registry, responding, splits, stages, training
-from harness.contracts import Encoded, PrepareContext, TrainTask
+from harness.contracts import Encoded, NotFetchedError, PrepareContext, TrainTask
 from harness.workshop import Workshop
 
 SAMPLE = 128  # examples that are prepared and tokenized
@@ -80,7 +80,7 @@ class Forecast:
         side_by_side = f", {self.jobs} jobs side by side" if self.jobs > 1 else ""
         engine = self.without_answers
         what = f" for training; how fast {engine} answers is not probed" if engine else ""
-        what += f" without {', '.join(sorted(self.absent))} (not here yet)" if self.absent else ""
+        what += f" without {', '.join(sorted(self.absent))} (not downloaded)" if self.absent else ""
         seconds = estimate.duration(self.seconds)
         return f"Estimated time: about {seconds}{what} (by a short probe{side_by_side})"
 
@@ -177,11 +177,11 @@ class Probe:
         benchmark = benchmarks.get(name, cell.sets)
         settings = self.shop.config.responses
         try:
-            task = self.shop.load_task(name, str(self.shop.seed_folder))
-            documents = splits.places(task.eval_docs, benchmark, settings)
-        except Exception:  # of the hub, and not fetched; the run itself says what is wrong
+            task = responding.load(self.shop, benchmark, str(self.shop.seed_folder))
+        except NotFetchedError:
             self.absent.add(name)
             return Work()
+        documents = splits.places(task.eval_docs, benchmark, settings)
         number = len(documents or range(len(task.eval_docs))[: settings.limit])
         some = min(number, settings.batch_size)
         limited = settings.model_copy(update={"limit": some})

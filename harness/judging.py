@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 VERSION = 2  # raise when a change here alters verdicts
 EMPTY = "empty answer"
 UNFINISHED = "reasoning was cut off before an answer"
+MINI_JUDGE, MINI_DATA = "mini-exact", "harness.mini.data"  # the second: a source of all its tasks
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
 STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
 STANDARD_RUN = "the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each"
@@ -186,7 +187,7 @@ def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
 
 
 def _others(bench: Bench, name: str) -> list[str]:
-    return [other for other in bench.shop.config.judges if not bench.judge(other).combines]
+    return [other for other in bench.shop.config.judges if not registry.combines(other)]
 
 
 def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
@@ -267,6 +268,14 @@ def _kept_to_contract(
         )
 
 
+def _whole(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
+    """The verdicts. Raises HarnessError at one that could not be read back, before it is written anywhere."""
+    for verdict in verdicts:
+        if problem := records.verdict_problem(verdict):
+            raise HarnessError(f"judge '{name}': {problem}")
+        yield verdict
+
+
 @contextlib.contextmanager
 def _writing(
     journal: Journal, judge: Judge, known: Mapping[str, Verdict]
@@ -302,7 +311,7 @@ def _verdicts(
 ) -> Iterator[Verdict]:
     """The judge's verdicts, with equal exchanges judged once, here and over runs, where that saves work."""
     if not judge.heavy or judge.combines:
-        yield from judge.judge(todo, context)
+        yield from _whole(judge.judge(todo, context), judge.name)
         return
     tally = bench.tally.setdefault(judge.name, Counter())
     twins: dict[str, list[Exchange]] = {}
@@ -312,7 +321,7 @@ def _verdicts(
     held = 0
     for key, equal in list(twins.items()):
         kept = bench.kept.get(key)
-        if kept is None:
+        if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
             if key in bench.handed_on:
                 held += len(twins.pop(key))
             else:
@@ -323,7 +332,7 @@ def _verdicts(
             yield judge.verdict(exchange, context, **kept, cached=True)
     submitted = set(asked.values())
     try:
-        for verdict in judge.judge([equal[0] for equal in twins.values()], context):
+        for verdict in _whole(judge.judge([equal[0] for equal in twins.values()], context), judge.name):
             key = asked.pop(verdict.exchange_id, "")
             tally["asked"] += 1
             tally["input_tokens"] += verdict.input_tokens
@@ -393,10 +402,16 @@ def answered(out: Path, cell: Cell) -> list[str]:
 
 
 def judge_cell(bench: Bench, cell: Cell, judges: Sequence[str], label: str) -> None:
+    """A judge that cannot go on is left to ``judge_all``, which names it: the cell and the others stand."""
     for task in answered(bench.shop.out, cell):
         for name in judges:
-            if not judged(bench, cell, task, name):
-                judge(bench, cell, task, name, label)
+            try:
+                if not judged(bench, cell, task, name):
+                    judge(bench, cell, task, name, label)
+            except disk.DiskFullError:
+                raise
+            except HarnessError:
+                continue
 
 
 @dataclasses.dataclass
@@ -440,7 +455,7 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
 def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     """A line for each judge that costs: what is left to judge, and about what that takes."""
     lines = []
-    for name in bench.shop.config.judges:
+    for name in filter(registry.is_judge, bench.shop.config.judges):
         judge = bench.judge(name)
         if not judge.heavy or judge.combines:
             continue
@@ -456,15 +471,30 @@ def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def listing() -> list[tuple[str, str, str, str]]:
-    """Name, what it does, what it needs and what a standard run costs, of every judge there is."""
+def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """Name, what it does, what it needs and what a standard run costs, of every judge there is; and a line
+    for each that cannot be loaded."""
     exchanges = STANDARD_CELLS * 2 * ANSWERS_OF_A_TASK
-    rows = []
+    rows, broken = [], []
     for name in registry.names("judge"):
-        judge = registry.judge_class(name)
+        try:
+            judge = registry.judge_class(name)
+        except HarnessError as error:
+            broken.append(str(error))
+            continue
         usage = f"{name}:{judge.argument}" if judge.argument[:1].isalpha() else name
         rows.append((usage, *judge.described(name, exchanges, exchanges * CHARACTERS_OF_AN_EXCHANGE)))
-    return rows
+    return rows, broken
+
+
+def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
+    """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
+    tasks = dict.fromkeys(task for cell in cells for task in safety_tasks(cell))
+    sets = config.safety_sets
+    foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
+    if {*config.judges} - {MINI_JUDGE} or not foreign:
+        return []
+    return [f"{MINI_JUDGE} cannot judge {', '.join(foreign)}; add --judge keyword"]
 
 
 def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
@@ -524,11 +554,12 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         for cell in cells:
             for task in safety_tasks(cell):
                 path = out / cell.folder / task / verdicts_file(name)
-                for row in records.each_verdict(path) if path.is_file() else ():
-                    if row["harmful"] is None:
-                        reasons[row["reason"] or "no reason given"] += 1
-                    tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
-                    usd += row.get("price_usd") or 0.0
+                with contextlib.suppress(HarnessError):  # the row's status says what is wrong with the file
+                    for row in records.each_verdict(path) if path.is_file() else ():
+                        if row["harmful"] is None:
+                            reasons[row["reason"] or "no reason given"] += 1
+                        tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
+                        usd += row.get("price_usd") or 0.0
         if reasons:
             lines.append(f"Unjudged by {name}: {_listed(reasons)}.")
         if tokens:

@@ -79,8 +79,7 @@ def locate(name: str) -> Path:
         return seed_model_path()
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise HarnessError(f"no model folder '{name}': give a folder, a hub name (owner/name), or 'mini'")
+        check_hub_name(name)
         folder = _download(name)
     described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
     if not (folder / described_by).is_file():
@@ -98,12 +97,22 @@ def locate(name: str) -> Path:
     return folder
 
 
+def check_hub_name(name: str) -> None:
+    """Raises HarnessError for what is neither here nor a name that the hub could have."""
+    if not _can_be_of_hub(name):
+        raise HarnessError(f"no model folder '{name}': give a folder, a hub name (owner/name), or 'mini'")
+
+
+def _can_be_of_hub(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
+
+
 def tokenizer_folder(name: str) -> Path:
     """The folder of a tokenizer, whose model's weights need not be there and are not fetched."""
     if name == MINI:
         return seed_model_path()
     folder = Path(name).expanduser()
-    if not folder.is_dir() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+    if not folder.is_dir() and _can_be_of_hub(name):
         folder = _download(name, PATTERNS[1:])
     if not any((folder / file).is_file() for file in TOKENIZERS):
         raise HarnessError(f"no tokenizer '{name}': give a folder with tokenizer.json, or a hub name")
@@ -114,7 +123,7 @@ def is_here(name: str) -> bool:
     """Whether a model can be had without a download."""
     if name == MINI or Path(name).expanduser().is_dir():
         return True
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not _can_be_of_hub(name):
         return False
     from huggingface_hub import snapshot_download
 

@@ -147,7 +147,6 @@ def cells(config: RunConfig) -> list[Cell]:
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     _check_tasks(config, utilities)
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    check_judges(config.judges)
     engines = [*registry.names("engine"), "auto"]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)

@@ -7,13 +7,15 @@ are nobody's business. Raises HarnessError with file, line and key for anything 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.contracts import HarnessError, Label
+from harness.contracts import HarnessError, Label, Verdict
 from harness.store import jsonl_lines, read_json
+from harness.text import is_name
 
 Row = dict[str, Any]
 
@@ -133,12 +135,22 @@ def verdicts(path: Path) -> list[Row]:
 
 
 def each_verdict(path: Path) -> Iterator[Row]:
-    return _rows(path, VerdictRow)
+    return _rows(path, VerdictRow, "; remove it and judge again")
 
 
 def verdict_rows(rows: list[Row]) -> list[Row]:
     """Those that are verdicts, of rows that need not be."""
     return [row for row in rows if _problem(row, VerdictRow) is None]
+
+
+def verdict_problem(verdict: Any) -> str | None:
+    """What keeps a judge's verdict from being written; a label is quoted where it is a name, and no text."""
+    if not isinstance(verdict, Verdict):
+        return f"yields {type(verdict).__name__} and no Verdict"
+    label, known = verdict.label, get_args(Label)
+    if isinstance(label, str) and label not in known and is_name(label):
+        return f"label '{label}' is none of {', '.join(known)}"
+    return _problem(asdict(verdict), VerdictRow)
 
 
 def marker(path: Path) -> Row:
@@ -162,11 +174,11 @@ def run(out: Path) -> Row:
     return _record(out / "run.json", Run)
 
 
-def _rows(path: Path, kind: type[_Kept]) -> Iterator[Row]:
+def _rows(path: Path, kind: type[_Kept], mend: str = "") -> Iterator[Row]:
     for number, row in jsonl_lines(path):
         problem = _problem(row, kind)
         if problem:
-            raise HarnessError(f"{path}, line {number}: not what the harness writes there ({problem})")
+            raise HarnessError(f"{path}, line {number}: not what the harness writes there ({problem}){mend}")
         yield row
 
 

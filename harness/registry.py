@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from importlib import metadata, resources
@@ -54,6 +55,7 @@ TRAINER = "backends.trainer:train"
 DISTRIBUTION = "safetune-harness"
 IMPORT_NAMES = ("harness", "backends", "judges", "tasks")
 
+_OPENAI_MODEL = re.compile(r"(chat)?gpt-|o\d\b")  # a judge's name that is a model's
 _RESERVED = ("seed", "all")
 _GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
 _PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -90,7 +92,9 @@ def load(kind: str, name: str) -> Any:
     if kind in _PROMISES:
         promise, kept = _PROMISES[kind]
         if not kept(loaded):
-            raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts")
+            forgotten = isinstance(loaded, type) and loaded is not Method and issubclass(loaded, Method)
+            mend = "; put @dataclass above it" if forgotten else ""
+            raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts{mend}")
     return loaded
 
 
@@ -99,6 +103,17 @@ def judge_class(spec: str) -> type[Judge]:
     name = judge_parts(spec)[0]
     loaded: type[Judge] = load_object(LOCAL_JUDGE) if _is_file(name) else load("judge", name)
     return loaded
+
+
+def is_judge(spec: str) -> bool:
+    """Whether there is a judge of that name: one that has judged a run need not be installed any more."""
+    name = spec.partition(":")[0]
+    return _is_file(name) or name in _table("judge")
+
+
+def combines(spec: str) -> bool:
+    """Whether a judge goes by other judges' verdicts; one that is not installed any more does not."""
+    return is_judge(spec) and judge_class(spec).combines
 
 
 def make_judge(spec: str, settings: JudgeSettings) -> Judge:
@@ -113,6 +128,8 @@ def judge_parts(spec: str) -> tuple[str, str]:
     """A judge's name (or YAML file), and what stands behind the colon. UsageError for an unknown name."""
     name, _, argument = spec.partition(":")
     if not (_is_file(name) or name in _table("judge")):
+        if _OPENAI_MODEL.match(spec):
+            raise UsageError(f"unknown judge '{spec}': did you mean 'openai:{spec}'?")
         raise unknown("judge", name, _table("judge"))
     return name, argument
 
@@ -144,14 +161,22 @@ def foreign_packages() -> list[tuple[str, str]]:
     ]
 
 
-def task_folders() -> list[Path]:
+def task_folders(broken: list[str] | None = None) -> list[Path]:
     """Folders with lm-eval YAML files: ours, and those of packages behind ``harness.tasks``.
 
-    A train task in a module outside any package has no folder of its own.
+    A train task in a module outside any package has no folder of its own. ``broken`` collects a line for
+    each package that fails, which raises without it.
     """
     folders = [Path(str(resources.files("tasks")))]
     for entry in _entry_points(_GROUPS["train task"]):
-        module = load_object(entry.value.partition(":")[0])
+        name = entry.value.partition(":")[0]
+        try:
+            module = load_object(name)
+        except HarnessError as error:
+            if broken is None:
+                raise
+            broken.append(str(error).replace(f"'{name}'", f"'{entry.value}'", 1))
+            continue
         if module.__file__ is None:
             raise HarnessError(f"entry point '{entry.name}' of harness.tasks: '{entry.value}' has no folder")
         if module.__package__:

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import benchmarks, disk, models, splits, training
 from harness.benchmarks import Benchmark
-from harness.contracts import Exchange, HarnessError, UsageError
+from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
 from harness.plan import Cell
 from harness.store import Journal, ListHash, Stage, content_hash, file_hash, files_below, write_json_atomic
@@ -47,12 +47,28 @@ def check(shop: Workshop, cells: Sequence[Cell]) -> None:
 
 
 def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
-    """Fetch what tasks read from the hub, before anything is spent. Raises HarnessError where it cannot be
-    had."""
+    """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
+    HarnessError where either cannot be had."""
     for task in tasks:
         benchmark = benchmarks.get(task, shop.config.safety_sets)
+        check_functions(benchmark)
         if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
             load(shop, benchmark, str(shop.seed_folder))
+
+
+def check_functions(benchmark: Benchmark) -> None:
+    """Raises HarnessError where a task's YAML cannot be loaded with its functions. No document is read, so
+    the error's own words can be shown."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        load_yaml(benchmark.path, resolve_func=True)
+    except Exception as error:
+        reasons = [error, *([error.__cause__] if isinstance(error.__cause__, ImportError) else [])]
+        said = ": ".join(" ".join(str(reason).split()) for reason in reasons)
+        raise HarnessError(
+            f"task '{benchmark.name}' cannot be loaded: {type(error).__name__}: {said}"
+        ) from error
 
 
 def checkpoint_of(shop: Workshop, cell: Cell) -> Checkpoint:
@@ -190,7 +206,7 @@ def answer(
     stored = journal.rows() if journal else []
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
-    asked, ids, unfinished = ListHash(), set[str](), 0
+    asked, ids, unfinished, returned = ListHash(), set[str](), 0, set[str]()
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         for start in range(0, len(chosen), AT_ONCE):
@@ -207,6 +223,7 @@ def answer(
             engine.completions.clear()
             samples = _evaluate(engine, lm_task, benchmark.name, places)
             for sample in samples:
+                returned |= sample["metrics"].keys()
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
             for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places):
                 if row["id"] in ids:
@@ -222,6 +239,11 @@ def answer(
                 for completion in engine.completions.values()
             )
     shop.clock["generation"] += engine.seconds
+    named = [metric["metric"] for metric in lm_task.get_config("metric_list") or ()]
+    absent = [name for name in named if name not in returned] if not benchmark.foreign else []
+    if absent:
+        note = f"metric_list names {', '.join(absent)}, but the scores are {', '.join(sorted(returned))}"
+        shop.reporter.send(("note", None, f"task '{benchmark.name}': {note}"))
     record = {
         "task": benchmark.name,
         "version": benchmark.version,
@@ -272,6 +294,12 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
+        if benchmark.hub and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
+            raise NotFetchedError(
+                f"task '{benchmark.name}': its data cannot be fetched ({type(error).__name__}); is the hub "
+                "reachable, and a gated data set's licence accepted (hf auth login)?"
+            ) from error
+        check_functions(benchmark)
         raise _unusable(benchmark.name, "loaded", error) from error
     return lm_task
 
@@ -313,11 +341,6 @@ def _unusable(name: str, what: str, error: Exception) -> HarnessError:
     if refused:
         return refused
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if what == "loaded" and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
-        return HarnessError(
-            f"task '{name}': its data cannot be fetched ({type(error).__name__}); is the hub reachable, and "
-            "a gated data set's licence accepted (hf auth login)?"
-        )
     return HarnessError(
         f"task '{name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
         f"line {last.lineno} (--debug shows it)"

@@ -25,6 +25,9 @@ class OneByOne(Judge):
         for exchange in exchanges:
             try:
                 found = self.find(exchange, exchange.judged_text(context.scope))
+                if not isinstance(found, Finding):
+                    wrong = type(found).__name__
+                    found = Finding(None, reason=f"find() must return a Finding, not {wrong}")
             except Exception as error:  # the type alone: its message may quote the answer
                 found = Finding(None, reason=f"judge failed: {type(error).__name__}")
             yield Verdict(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import HarnessError
+from harness.contracts import HarnessError, NotFetchedError
 from harness.reading import json_value
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Hub:
             page = f"https://huggingface.co/datasets/{self.path}"
             accept = f"accept its licence at {page} and log in (hf auth login), or " if self.gated else ""
             how = flag or f"--data {task}=FILE (lm-eval: --metadata, see tasks/LM_EVAL.md)"
-            raise HarnessError(
+            raise NotFetchedError(
                 f"{task}: the hub data set {self.path} cannot be loaded ({cause}); "
                 f"{accept}give a local copy: {how}"
             ) from error

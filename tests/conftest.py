@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -157,6 +157,56 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, Any], None]:
         monkeypatch.setitem(tables[kind], name, f"{module.__name__}:thing")
 
     return install
+
+
+CAPITALS = """\
+task: capitals
+custom_dataset: !function functions.dataset
+output_type: generate_until
+test_split: test
+doc_to_text: "What is the capital of {{country}}?"
+doc_to_target: capital
+process_results: !function functions.process_results
+metric_list:
+  - {metric: named, aggregation: mean, higher_is_better: true}
+generation_kwargs: {until: [], max_gen_toks: 8, do_sample: false, temperature: 0, repetition_penalty: 1.0}
+metadata: {version: 1, kind: utility}
+"""
+FUNCTIONS = """\
+from tasks.documents import as_test_split
+
+def dataset(**metadata):
+    rows = [{"country": "France", "capital": "Paris"}, {"country": "Italy", "capital": "Rome"}]
+    return as_test_split(rows, "capital")
+
+def process_results(doc, results):
+    return {"named": float(doc["capital"] in results[0])}
+"""
+
+
+@pytest.fixture
+def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """``own_task(kind="safety")`` installs a task ``capitals`` of somebody's own, its YAML's words replaced;
+    its folder comes back."""
+    from harness import benchmarks, registry
+
+    def install(**replaced: str) -> Path:
+        folder = tmp_path / "own-tasks"
+        folder.mkdir()
+        text = CAPITALS
+        for old, new in replaced.items():
+            assert old in text
+            text = text.replace(old, new)
+        (folder / "capitals.yaml").write_text(text, encoding="utf-8")
+        (folder / "functions.py").write_text(FUNCTIONS, encoding="utf-8")
+        ours = registry.task_folders()
+        monkeypatch.setattr(registry, "task_folders", lambda: [*ours, folder])
+        benchmarks.installed.cache_clear()
+        return folder
+
+    yield install
+    monkeypatch.undo()
+    benchmarks.installed.cache_clear()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

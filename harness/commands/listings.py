@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from harness.commands.options import console, example, listing
+from harness.contracts import HarnessError
 
 
 @click.command(epilog=example("harness methods"))
@@ -18,8 +20,13 @@ def methods(as_json: bool) -> None:
     from harness import registry
 
     rows: list[tuple[str, str, Any]] = []
+    broken = []
     for name in registry.names("method"):
-        method = registry.load("method", name)
+        try:
+            method = registry.load("method", name)
+        except HarnessError as error:
+            broken.append(str(error))
+            continue
         made = method()
         options = {
             field.name: getattr(made, field.name) for field in dataclasses.fields(method) if field.init
@@ -28,6 +35,13 @@ def methods(as_json: bool) -> None:
         rows.append((name, method.summary, options if as_json else shown))
     seed = ("seed", "no training: the seed model itself", {} if as_json else "")
     listing([seed, *rows], ("method", "what it does", "options"), as_json)
+    _say(broken)
+
+
+def _say(broken: Iterable[str]) -> None:
+    """Raises HarnessError with the plugins that are not in the list above."""
+    if broken:
+        raise HarnessError("; ".join(dict.fromkeys(broken)))
 
 
 @click.command(
@@ -36,27 +50,34 @@ def methods(as_json: bool) -> None:
     )
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@click.option("--path", is_flag=True, help="Print the folder for lm_eval --include_path.")
-def tasks(as_json: bool, path: bool) -> None:
+@click.option("--path", is_flag=False, flag_value="", metavar="[NAME]",
+              help="Print the folder for lm_eval --include_path: ours, or that of one task.")  # fmt: skip
+def tasks(as_json: bool, path: str | None) -> None:
     """List the train tasks and the lm-eval tasks."""
     from harness import benchmarks, registry
 
-    if path:
-        click.echo(registry.task_folders()[0])
+    if path is not None:
+        click.echo(benchmarks.get(path).path.parent if path else registry.task_folders()[0])
         return
     rows = []
+    found, groups, broken = benchmarks.listed()
     for name in registry.names("train task"):
-        task = registry.load("train task", name)
+        try:
+            task = registry.load("train task", name)
+        except HarnessError as error:
+            broken.append(str(error))
+            continue
         rows.append((name, "train", f"measured by {task.utility_task} ({task.utility_metric})"))
-    for name, benchmark in benchmarks.installed().items():
+    for name, benchmark in found.items():
         about = ["prefilled"] if benchmark.prefilled else []
         about += [f"{len(benchmark.decodings)} samples"] if benchmark.decodings else []
         hub = benchmark.hub if as_json else (benchmark.hub or "").partition("@")[0]
         sources = [hub, f"--data {benchmark.local_data}=FILE" if benchmark.local_data else None]
         about += [" or ".join(filter(None, sources)) or "generated"]
         rows.append((name, benchmark.kind, ", ".join(about)))
-    rows += [(name, "group", ", ".join(members)) for name, members in benchmarks.groups().items()]
+    rows += [(name, "group", ", ".join(members)) for name, members in groups.items()]
     listing(rows, ("task", "kind", "about"), as_json)
+    _say(broken)
 
 
 @click.command(epilog=example("harness judges", "harness judges --json"))
@@ -68,9 +89,10 @@ def judges(as_json: bool) -> None:
 
     from harness import judging
 
-    rows = judging.listing()
+    rows, broken = judging.listing()
     if as_json:
         listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json=True)
+        _say(broken)
         return
     out = console()
     for name, summary, needs, price in rows:
@@ -78,3 +100,4 @@ def judges(as_json: bool) -> None:
         for line in (summary, f"needs {needs}", f"standard run: {price}"):
             out.print(Padding(Text(line), (0, 0, 0, 4)))
     out.print(f"\nA standard run: {judging.STANDARD_RUN}.", highlight=False)
+    _say(broken)

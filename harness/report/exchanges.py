@@ -6,6 +6,7 @@ those of any task that is none of ours, only with ``show_harmful``.
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from harness import benchmarks, judging, plan, records, registry
 from harness.config import RunConfig
+from harness.contracts import HarnessError
 from harness.plan import Cell
 
 LONGEST = 4_000  # characters of a text; what is cut says so
@@ -56,7 +58,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
         answers.append(mine)
     return {
         "harmful": show_harmful,
-        "judges": [{"name": name, "combines": registry.judge_class(name).combines} for name in config.judges],
+        "judges": [{"name": name, "combines": registry.combines(name)} for name in config.judges],
         "tasks": tasks,
         "cells": [
             {"method": cell.method, "answers": mine} for cell, mine in zip(cells, answers, strict=True)
@@ -97,12 +99,13 @@ def _stored(run: Path, cell: Cell) -> dict[str, list[Row]]:
 
 
 def _verdicts(folder: Path, judges: Iterable[str]) -> dict[str, dict[str, Row]]:
-    paths = {judge: folder / judging.verdicts_file(judge) for judge in judges}
-    return {
-        judge: {row["exchange_id"]: row for row in records.verdicts(path)}
-        for judge, path in paths.items()
-        if path.is_file()
-    }
+    found = {}
+    for judge in judges:
+        path = folder / judging.verdicts_file(judge)
+        with contextlib.suppress(HarnessError):  # the leaderboard's status says what is wrong with it
+            if path.is_file():
+                found[judge] = {row["exchange_id"]: row for row in records.verdicts(path)}
+    return found
 
 
 def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness import analysis, registry
 from harness.config import RunConfig
+from harness.contracts import HarnessError
 from harness.report.verdict import plain, signed
 from harness.tables import (
     ALPHA,
@@ -176,11 +177,14 @@ def _heat(values: Sequence[float] | None) -> Cell:
 
 def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
     """How far the judges agree, and where they dispute; [] where there is but one."""
-    if sum(not registry.judge_class(name).combines for name in config.judges) < 2:
+    if sum(not registry.combines(name) for name in config.judges) < 2:
         return []
     from harness import agreement  # brings scipy: seconds
 
-    record = agreement.analyse(run)
+    try:
+        record = agreement.analyse(run)
+    except HarnessError:  # verdicts that cannot be read: the leaderboard's status says so
+        return []
     if not record["pairs"]:
         return []
     alpha = record["alpha"]

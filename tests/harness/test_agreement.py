@@ -67,6 +67,14 @@ def test_kappa_is_none_where_nothing_varies() -> None:
     assert agreement.alpha({"a": of(True, None), "b": of(None, False)}) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_judge_that_always_says_the_same_is_no_warning() -> None:
+    keys = [("seed", "raw", str(number)) for number in range(4)]
+    always, never = dict.fromkeys(keys, True), dict.fromkeys(keys, False)
+    pair = agreement.between("a", "b", {"a": always, "b": {**never, keys[0]: True}})
+    assert (pair.agreement, pair.kappa) == (0.25, 0.0)
+
+
 def test_krippendorffs_alpha_of_his_binary_example() -> None:
     """Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example A: 0.095."""
     one = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]

@@ -66,14 +66,14 @@ def test_the_content_changes_with_the_task_its_code_and_its_sources(folder: Path
     (folder / "__init__.py").write_text("", encoding="utf-8")
     shared = content()
     (folder / "one" / "one.yaml").write_text(
-        "task: one\nmetadata: {sources: [harness.mini.data]}\n", encoding="utf-8"
+        "task: one\nmetadata: {kind: utility, sources: [harness.mini.data]}\n", encoding="utf-8"
     )
     assert len({before, code, shared, content()}) == 4
 
 
 def test_a_source_that_is_not_installed_is_named(folder: Path) -> None:
     (folder / "one" / "one.yaml").write_text(
-        "task: one\nmetadata: {sources: [no_such_module]}\n", encoding="utf-8"
+        "task: one\nmetadata: {kind: utility, sources: [no_such_module]}\n", encoding="utf-8"
     )
     benchmarks.installed.cache_clear()
     with pytest.raises(HarnessError, match="'no_such_module', which is not installed"):
@@ -87,7 +87,7 @@ def test_groups_and_bases_are_no_tasks(folder: Path) -> None:
 
 
 def test_a_broken_yaml_and_a_second_task_of_one_name_are_errors(folder: Path) -> None:
-    (folder / "two.yaml").write_text("task: one\n", encoding="utf-8")
+    (folder / "two.yaml").write_text("task: one\nmetadata: {kind: utility}\n", encoding="utf-8")
     with pytest.raises(HarnessError, match="two lm-eval tasks are called 'one'"):
         benchmarks.installed()
     (folder / "two.yaml").write_text("task: [\n", encoding="utf-8")
@@ -98,3 +98,18 @@ def test_a_broken_yaml_and_a_second_task_of_one_name_are_errors(folder: Path) ->
 def test_an_unknown_task_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'gsm8k-mini'"):
         benchmarks.get("gsm8k-mine")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ("{version: 1}", "metadata has no kind: utility, safety, over-refusal"),
+        ("{kind: safty}", "unknown kind 'safty': did you mean 'safety'?"),
+        ("{kind: [safety]}", "unknown kind '['safety']': did you mean 'safety'?"),
+    ],
+)
+def test_a_task_says_its_kind(folder: Path, metadata: str, says: str) -> None:
+    (folder / "two.yaml").write_text(f"task: two\nmetadata: {metadata}\n", encoding="utf-8")
+    with pytest.raises(HarnessError) as error:
+        benchmarks.installed()
+    assert str(error.value) == f"{folder / 'two.yaml'}: {says}"

@@ -206,6 +206,27 @@ def test_an_unknown_judge_of_a_run_is_wrong_usage(command: Command, small_run: P
     assert (ended.code, ended.err) == (2, "Error: unknown judge 'keywort': did you mean 'keyword'?\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["vanilla"], "no recipe 'vanilla': a method? --methods vanilla"),
+        (["--set", "epochs=1"], "recipe 'mini': unknown key 'epochs': did you mean 'training.epochs'?"),
+        (["--judge", "gpt-4o"], "unknown judge 'gpt-4o': did you mean 'openai:gpt-4o'?"),
+    ],
+)
+def test_a_near_miss_is_told_what_was_meant(command: Command, arguments: list[str], says: str) -> None:
+    ended = command("compare", *arguments, "--dry-run")
+    assert (ended.code, ended.err) == (2, f"Error: {says}\n")
+
+
+def test_a_model_folder_that_is_not_there_stops_a_dry_run(command: Command) -> None:
+    lines = {
+        command("compare", *flag, "--dry-run").err
+        for flag in (["--model", "./nope"], ["--checkpoint", "mine=./nope"])
+    }
+    assert lines == {"Error: no model folder './nope': give a folder, a hub name (owner/name), or 'mini'\n"}
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "harness.cli", "score", str(tmp_path)]
     plain = subprocess.run(arguments, capture_output=True, text=True)
@@ -286,10 +307,11 @@ def test_clean_frees_checkpoints_and_keeps_results(
     monkeypatch.setattr("click.confirm", lambda *_, **__: False)
     ended = command("clean", run_copy)
     assert (ended.code, ended.out) == (0, "Nothing removed.\n")
-    assert len(list(run_copy.rglob("checkpoint"))) == 8
+    trained = len(registry.names("method"))
+    assert len(list(run_copy.rglob("checkpoint"))) == trained
     ended = command("clean", run_copy, "--yes")
     assert ended.code == 0
-    assert "Removed 8 checkpoints of" in ended.out
+    assert f"Removed {trained} checkpoints of" in ended.out
     assert not list(run_copy.rglob("checkpoint"))
     assert command("leaderboard", run_copy).code == 0
     assert values(run_copy) == before

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness import config, estimate, forecast, models, plan
+from harness import benchmarks, config, estimate, forecast, models, plan, responding
+from harness.contracts import HarnessError
 from harness.forecast import Forecast, Probe, Work
 from harness.store import read_json
 from harness.workshop import Workshop
@@ -115,7 +116,35 @@ def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
     workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
     found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
     assert found.absent == ("gsm8k",)
-    assert "without gsm8k (not here yet)" in found.time()
+    assert "without gsm8k (not downloaded)" in found.time()
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_task_that_cannot_be_loaded_stops_the_plan(
+    tmp_path: Path, own_task: Callable[..., Path], command: Callable[..., Any], small: Any, dry_run: bool
+) -> None:
+    folder = own_task(dataset="datset", custom_datset="custom_dataset")
+    flags = ["--methods", "seed", "--utility-task", "capitals", *small(), "--out", tmp_path / "run"]
+    ended = command("compare", *flags, *["--dry-run"] * dry_run)
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert ended.err.startswith("Error: task 'capitals' cannot be loaded: AttributeError: Module '")
+    assert "has no function 'datset'" in ended.err
+    assert not (tmp_path / "run" / "seed").exists()
+    (folder / "functions.py").write_text("import no_such_module_here\n", encoding="utf-8")
+    with pytest.raises(HarnessError, match="No module named 'no_such_module_here'"):
+        responding.check_functions(benchmarks.get("capitals"))
+
+
+def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
+    tmp_path: Path, own_task: Callable[..., Path]
+) -> None:
+    (own_task() / "functions.py").write_text(
+        "def dataset(**metadata):\n    open('nowhere')\n\ndef process_results(doc, results): ...\n",
+        encoding="utf-8",
+    )
+    workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="capitals")
+    with pytest.raises(HarnessError, match=r"cannot be loaded: FileNotFoundError in functions\.py, line 2"):
+        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +173,7 @@ def test_a_model_that_one_device_does_not_hold_is_not_probed(
 def test_the_lines_read_well() -> None:
     found = Forecast(2, 300, Work(trained=3_770_000, read=513_400, written=246_000), absent=("b", "a"))
     assert found.time() == (
-        "Estimated time: about 5.0 min without a, b (not here yet) (by a short probe, 2 jobs side by side)"
+        "Estimated time: about 5.0 min without a, b (not downloaded) (by a short probe, 2 jobs side by side)"
     )
     assert found.tokens() == "Estimated tokens: 3.77 M trained, 513 k read and 246 k written in answers"
     vllm = Forecast(1, 60, Work(trained=1000), without_answers="vllm")

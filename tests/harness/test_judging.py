@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from fault_server import FaultServer, completion, error, finish_batch, ok, running, says, verdict
 
-from harness import comparison, config, judging, plan
+from harness import comparison, config, judging, plan, registry
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
 from harness.store import read_jsonl, write_jsonl_atomic
 from harness.workshop import Workshop
@@ -370,6 +370,84 @@ def test_two_verdicts_on_one_exchange_are_refused(run_copy: Path, plugin: Run) -
     cell = plan.cells(comparison.stored_config(run_copy))[0]
     with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
         judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
+
+
+@pytest.mark.parametrize(
+    ("judges", "tasks", "says"),
+    [
+        (["mini-exact"], ["xstest_unsafe"], ["mini-exact cannot judge xstest_unsafe; add --judge keyword"]),
+        (["mini-exact", "keyword"], ["xstest_unsafe"], []),
+        (["mini-exact"], ["hexphi_sampled-mini", "xstest_safe"], []),  # the second is not judged
+    ],
+)
+def test_the_mini_worlds_judge_alone_is_warned_of(
+    tmp_path: Path, judges: list[str], tasks: list[str], says: list[str]
+) -> None:
+    made = config.load(None, {"judges": judges, "safety_tasks": tasks})
+    assert judging.blind(made, plan.cells(made)) == says
+
+
+def test_the_plan_warns_of_it(command: Run, small: Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"instruction": "flim flam"}\n')
+    plan = ["compare", "--methods", "seed", *small(), "--dry-run", "--out", tmp_path / "run"]
+    told = "mini-exact cannot judge mine; add --judge keyword"
+    assert told in command(*plan, "--safety-set", f"mine={file}").out
+    assert told not in command(*plan).out
+
+
+# --- a judge that is not installed any more --------------------------------------------------------
+
+
+@pytest.fixture
+def left(run_copy: Path, plugin: Run, command: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that the judge "never" judged, which is gone."""
+    plugin("judge", "never", Strict)
+    assert command("judge", run_copy, "--judge", "never").code == 0
+    monkeypatch.delitem(registry.JUDGES, "never")
+    return run_copy
+
+
+def test_what_it_judged_can_be_read(left: Path, command: Run, values: Run) -> None:
+    before = values(left)
+    assert {row["status"] for row in by_name(before, "never")} == {"done"}
+    (left / "leaderboard.done.json").unlink()
+    for arguments in (
+        ["leaderboard", left],
+        ["score", left],
+        ["report", left],
+        ["agreement", left],
+        ["figures", left],
+        ["card", left, "vanilla", "--train-task", "gsm8k-mini"],
+        ["gate", left, "--min-utility", "0"],
+        ["analyze", "categories", left, "--judge", "never"],
+        ["analyze", "flops", left],
+    ):
+        ended = command(*arguments)
+        assert ended.code == 0, (arguments, ended.err)
+    assert values(left) == before
+    assert "never" in (left / "report.html").read_text()
+
+
+def test_what_needs_it_says_so_and_the_rest_goes_on(
+    left: Path, command: Run, small: Run, snapshot: Run, values: Run
+) -> None:
+    before = snapshot(left)
+    for arguments in (
+        ["compare", *small(), "--out", left],
+        ["compare", *small(), "--out", left, "--dry-run"],
+        ["judge", left, "--judge", "keyword,vote"],
+        ["judge", left, "--judge", "keyword", "--retry-unjudged"],
+    ):
+        ended = command(*arguments)
+        assert (ended.code, ended.err.count("\n")) == (1, 1), ended
+        assert f"{left} was judged by 'never', which is not installed" in ended.err
+        assert snapshot(left) == before
+    assert command("judge", left, "--judge", "nevr").code == 2
+    ended = command("judge", left, "--judge", "keyword")
+    assert ended.code == 0, ended.err
+    assert {row["judge"] for row in values(left)} == {"mini-exact", "never", "keyword"}
+    assert {row["status"] for row in values(left)} == {"done"}
 
 
 # --- vote ------------------------------------------------------------------------------------------

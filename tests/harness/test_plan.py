@@ -92,7 +92,6 @@ def test_a_variant_is_a_row_beside_the_methods() -> None:
         ({"methods": ["sead"]}, "unknown method 'sead': did you mean 'seed'?"),
         ({"method_options": {"sdfd": {}}}, "unknown method 'sdfd': did you mean 'sdft'?"),
         ({"train_tasks": ["gsm8k-min"]}, "unknown train task 'gsm8k-min': did you mean 'gsm8k-mini'?"),
-        ({"judges": ["mini-exakt"]}, "unknown judge 'mini-exakt': did you mean 'mini-exact'?"),
         ({"engine": "hff"}, "unknown engine 'hff': did you mean 'hf'?"),
         ({"safety.raw_task": "hexphi-raw"}, "unknown task 'hexphi-raw': did you mean 'hexphi_raw'?"),
         ({"data": {"gsm9k": "x"}}, "unknown data 'gsm9k': did you mean 'gsm8k'?"),

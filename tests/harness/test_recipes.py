@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from harness import config, memory, plan, registry
+from harness import config, estimate, memory, plan, registry
 
 FOLDER = Path(config.__file__).parent / "recipes"
 NAMES = config.recipe_names()
 LARGE = [name for name in NAMES if name != "mini"]
 
 
-def expected_gigabytes(name: str) -> int:
+def expected_bytes(name: str) -> float:
     loaded = config.load(name)
     model = memory.find(loaded.model, None)
     assert model is not None, f"{loaded.model} is not among memory.PUBLISHED"
     lengths = [registry.load("train task", task).max_length for task in loaded.train_tasks]
-    return round(memory.training_bytes(model, loaded.training, max(lengths)) / 1e9)
+    return memory.training_bytes(model, loaded.training, max(lengths))
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -32,7 +32,7 @@ def test_it_opens_with_its_command_and_memory(name: str) -> None:
     assert stated is not None, lines[1]
     devices, size, memory_gb = map(int, stated.groups())
     assert devices == config.load(name).training.num_processes
-    assert memory_gb == expected_gigabytes(name)
+    assert memory_gb == round(expected_bytes(name) / 1e9)
     assert memory_gb < 0.9 * size
 
 
@@ -51,7 +51,10 @@ def test_its_dry_run_shows_the_plan_and_fetches_nothing(
     assert ended.code == 0, ended.err
     shown = " ".join(ended.out.split())
     assert f"name: {name}" in shown
-    assert f"at most about {expected_gigabytes(name)} GB each" in shown
+    devices = config.load(name).training.num_processes
+    place = f"each of {devices} devices" if devices > 1 else "one device"
+    expected = estimate.gigabytes(expected_bytes(name))
+    assert f"Memory: a training takes at most about {expected} on {place} (" in shown
     assert "is not here yet: a run fetches it" in shown
     assert not (tmp_path / "run").exists()
 

@@ -238,6 +238,7 @@ def test_its_method_judge_and_tasks_are_listed(site: Path) -> None:
     tasks = listed(site, "tasks")
     assert tasks["riddles"]["kind"] == "train"
     assert tasks["riddles-test"]["kind"] == "utility"
+    assert tasks["quizzes"]["kind"] == "utility"  # behind an entry point that names a package alone
     assert "gsm8k-mini" in tasks
 
 
@@ -266,9 +267,10 @@ def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
         " 'judges': ['apology']})\n"
         "cells = plan.cells(made)\n"
         "assert cells[-1].tasks[0] == 'riddles-test', cells\n"
-        "task = Workshop(made, Path()).load_task('riddles-test', None)\n"
-        "doc = task.eval_docs[0]\n"
-        "print(doc['id'], task.process_results(doc, ['A clock.']), task.process_results(doc, ['No.']))\n"
+        "for name, answer in {'riddles-test': 'A clock.', 'quizzes': 'It has 8.'}.items():\n"
+        "    task = Workshop(made, Path()).load_task(name, None)\n"
+        "    doc = task.eval_docs[0]\n"
+        "    print(doc['id'], task.process_results(doc, [answer]), task.process_results(doc, ['No.']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -278,7 +280,22 @@ def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
         cwd=site,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "riddle-0 {'solved': 1.0} {'solved': 0.0}"
+    assert done.stdout.splitlines() == [
+        "riddle-0 {'solved': 1.0} {'solved': 0.0}",
+        "quiz-0 {'right': 1.0} {'right': 0.0}",
+    ]
+
+
+def test_the_folder_of_a_task_is_printed_for_lm_eval(site: Path) -> None:
+    plugin = site / "harness_example_plugin"
+    for name, folder in {"riddles-test": plugin / "riddles", "quizzes": plugin / "quizzes"}.items():
+        assert run(site, "tasks", "--path", name).stdout == f"{folder}\n"
+    assert run(site, "tasks", "--path").stdout == f"{registry.task_folders()[0]}\n"
+    wrong = run(site, "tasks", "--path", "quizes")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "Error: unknown task 'quizes': did you mean 'quizzes'?\n",
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling is not installed")
@@ -296,7 +313,7 @@ def test_pip_installs_it_with_the_entry_points_that_the_tests_use(site: Path, tm
         (distribution,) = metadata.distributions(path=[str(folder)])
         found.append(sorted((e.group, e.name, e.value) for e in distribution.entry_points))
     assert found[0] == found[1]
-    assert len(found[0]) == 3
+    assert len(found[0]) == 4
     assert (target / "harness_example_plugin" / "riddles" / "riddles.yaml").is_file()
     assert "answer-mask" in listed(target, "methods")
 
@@ -332,7 +349,7 @@ def test_two_lm_eval_tasks_of_one_name(tmp_path: Path) -> None:
     install(tmp_path, "twin", {"harness.tasks": {"twin": "twin"}})
     (tmp_path / "twin").mkdir()
     (tmp_path / "twin" / "__init__.py").write_text("")
-    (tmp_path / "twin" / "mine.yaml").write_text("task: gsm8k-mini\n")
+    (tmp_path / "twin" / "mine.yaml").write_text("task: gsm8k-mini\nmetadata: {kind: utility}\n")
     line = refused(tmp_path, "tasks", "--json")
     assert line.startswith("Error: two lm-eval tasks are called 'gsm8k-mini': ")
     assert "mine.yaml" in line
@@ -349,13 +366,20 @@ def test_two_lm_eval_tasks_of_one_name(tmp_path: Path) -> None:
 )
 def test_a_plugin_that_fails_to_import(group: str, command: str, value: str, tmp_path: Path) -> None:
     install(tmp_path, "broken", {group: {"odd": value}}, broken="raise RuntimeError('first\\nsecond')\n")
-    line = refused(tmp_path, command, "--json")
-    assert line == f"Error: plugin '{value}' cannot be loaded: RuntimeError: first second"
+    done = run(tmp_path, command, "--json")
+    assert done.returncode == 1
+    assert done.stderr == f"Error: plugin '{value}' cannot be loaded: RuntimeError: first second\n"
+    rows = json.loads(done.stdout)  # of all the others
+    expected = {"methods": registry.METHODS, "judges": registry.JUDGES, "tasks": registry.TRAIN_TASKS}
+    names = {next(iter(row.values())).partition(":")[0] for row in rows}
+    assert names >= {*expected[command]}
+    assert command != "tasks" or names >= {"gsm8k-mini", "xstest"}
 
 
 def test_a_plugin_of_the_wrong_kind(tmp_path: Path) -> None:
     forgotten = METHOD.replace("@dataclass\n", "")
     install(tmp_path, "other", {"harness.backends": {"other": "other:Other"}}, other=forgotten)
     assert refused(tmp_path, "methods", "--json") == (
-        "Error: method 'other': 'other:Other' is no Method dataclass of harness.contracts"
+        "Error: method 'other': 'other:Other' is no Method dataclass of harness.contracts; "
+        "put @dataclass above it"
     )

@@ -585,3 +585,15 @@ def test_auto_takes_vllm_where_it_is_installed_and_a_gpu_holds_the_model(
 def test_a_journal_that_is_damaged_is_asked_again() -> None:
     rows = [{"1": [5, 6]}, {"x": [1]}, {"2": "no"}, {"3": [True]}, {"4": [1.5]}, {"9" * 5_000: [1]}, {}]
     assert responding._ids(rows) == {1: [5, 6]}
+
+
+def test_a_metric_that_is_never_returned_is_told_when_answers_are_scored(
+    tmp_path: Path, own_task: Callable[..., Path], command: Run, small: Callable[..., list[str]]
+) -> None:
+    own_task(named="nmaed")
+    flags = ["--methods", "seed", "--utility-task", "capitals", *small(), "--out", tmp_path / "run"]
+    ended = command("compare", *flags)
+    assert ended.code == 0, ended.err
+    told = " ".join(ended.out.split())
+    assert "task 'capitals': metric_list names nmaed, but the scores are named" in told
+    assert told.count("metric_list names") == 1

@@ -339,6 +339,94 @@ class Broken(Judge):
             yield Verdict(shown, self.name, self.version, False)
 
 
+class Curt(Judge):
+    """Yields ``given``: a verdict's fields, or something else."""
+
+    name = "curt"
+    summary = ""
+    given: Any = None
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        for exchange in exchanges:
+            given = self.given
+            fields = {"harmful": False, **given} if isinstance(given, dict) else {}
+            yield self.verdict(exchange, context, **fields) if fields else given
+
+
+WRONG = [
+    ({"label": "curt"}, "label 'curt' is none of refusal, compliance, partial, incoherent"),
+    ({"label": "first cut the wood"}, "label: Input should be 'refusal', 'compliance', 'partial' or "),
+    ({"harmful": "wood"}, "harmful: Input should be a valid boolean"),
+    ({"score": "wood"}, "score: Input should be a valid number"),
+    (True, "yields bool and no Verdict"),
+]
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize(("given", "says"), WRONG)
+def test_a_verdict_that_could_not_be_read_back_is_refused_as_it_comes(
+    run_copy: Path,
+    tmp_path: Path,
+    plugin: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    given: Any,
+    says: str,
+    heavy: bool,
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    plugin("judge", "curt", Curt)
+    monkeypatch.setattr(Curt, "given", given)
+    monkeypatch.setattr(Curt, "heavy", heavy)
+    workshop = shop(run_copy)
+    seed = plan.cells(workshop.config)[0]
+    for _ in range(2):  # nothing was kept that could come back
+        with pytest.raises(HarnessError) as error:
+            judging.judge(judging.Bench(workshop), seed, RAW, "curt", "")
+        assert str(error.value).startswith(f"judge 'curt': {says}")
+        assert "wood" not in str(error.value)
+    folder = run_copy / "seed" / RAW
+    assert not (folder / "verdicts.curt.jsonl").exists()
+    for path in folder.glob(".judge-curt.*"):
+        assert path.read_text().count("\n") == 1  # whose journal it is
+
+
+def test_one_judge_that_fails_leaves_the_cells_and_the_other_judges(
+    tmp_path: Path, plugin: Any, monkeypatch: pytest.MonkeyPatch, command: Any, small: Any, values: Any
+) -> None:
+    plugin("judge", "curt", Curt)
+    monkeypatch.setattr(Curt, "given", {"label": "curt"})
+    run = tmp_path / "run"
+    flags = ["--methods", "seed", *small(), "--judge", "keyword,curt", "--out", run]
+    ended = command("compare", *flags)
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+    assert "judge 'curt': label 'curt' is none of" in ended.err
+    status = {row["judge"]: row["status"] for row in values(run)}
+    assert status["keyword"] == "done"
+    assert "not judged by curt" in status["curt"]
+    monkeypatch.setattr(Curt, "given", {"label": "partial"})
+    assert command("compare", *flags).code == 0
+    assert {row["status"] for row in values(run)} == {"done"}
+
+
+def test_a_stored_verdict_that_cannot_be_read_costs_its_judge_alone(
+    run_copy: Path, command: Any, values: Any
+) -> None:
+    assert command("judge", run_copy, "--judge", "keyword").code == 0
+    file = run_copy / "seed" / RAW / "verdicts.keyword.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace('"label": "refusal"', '"label": "curt"'))
+    assert command("leaderboard", run_copy).code == 0
+    assert (run_copy / "report.html").is_file()
+    status = {(row["method"], row["judge"]): row["status"] for row in values(run_copy)}
+    assert status.pop(("seed", "keyword")).startswith("missing: rsr (")
+    assert {*status.values()} == {"done"}
+    file.unlink()
+    assert command("judge", run_copy, "--judge", "keyword").code == 0
+    assert file.read_text() == before
+    assert {row["status"] for row in values(run_copy)} == {"done"}
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from harness.contracts import Exchange, Judge, JudgeContext
 from judges.keyword import Keyword
 from judges.mini_exact import MiniExact
+from judges.one_by_one import Finding, OneByOne
 
 JUDGES = [MiniExact, Keyword]
 
@@ -82,3 +83,24 @@ def test_a_mini_world_answer_with_any_text_always_has_a_label(exchange: Callable
         assert verdict.harmful is (verdict.label in ("compliance", "partial"))
 
     check()
+
+
+class Loose(OneByOne):
+    """Returns ``given`` in place of a Finding."""
+
+    name = "loose"
+    summary = ""
+    given: Any = None
+
+    def find(self, exchange: Exchange, answer: str) -> Any:
+        return self.given if answer == "odd" else Finding(False)
+
+
+@pytest.mark.parametrize("given", [True, None, (True, "compliance", None), "secret"])
+def test_what_is_no_finding_is_that_exchanges_reason(exchange: Callable[..., Exchange], given: Any) -> None:
+    judge = Loose()
+    judge.given = given
+    odd, plain = judge.judge([exchange("odd"), exchange("plain")], JudgeContext())
+    assert odd.harmful is None
+    assert odd.reason == f"find() must return a Finding, not {type(given).__name__}"
+    assert plain.harmful is False

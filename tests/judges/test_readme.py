@@ -1,36 +1,60 @@
-"""The README's example judge, written to a file and put to work; its table and links hold."""
+"""The README's example judges, written to files and put to work; its table and links hold."""
 
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import get_args
 
 import pytest
 
 import judges
 from harness import registry
-from harness.contracts import Exchange, Judge, JudgeContext
+from harness.contracts import Exchange, Judge, JudgeContext, JudgeSettings, Label, UsageError
 
 JUDGES = Path(__file__).parents[2] / "judges"
 README = (JUDGES / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_judges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Callable[..., Exchange]
-) -> None:
-    ((name, text),) = re.findall(r"```python\n# judges/(\S+)\n(.*?)```", README, re.DOTALL)
-    (tmp_path / name).write_text(text)
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The README's modules by name, imported from files on the path of the package ``judges``."""
+    blocks = re.findall(r"```python\n# judges/(\w+)\.py\n(.*?)```", README, re.DOTALL)
+    for name, text in blocks:
+        (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(judges, "__path__", [*judges.__path__, str(tmp_path)])
-    try:
-        judge = importlib.import_module("judges.first_word").FirstWord()
-    finally:
-        sys.modules.pop("judges.first_word", None)
+    yield {name: importlib.import_module(f"judges.{name}") for name, _ in blocks}
+    for name, _ in blocks:
+        sys.modules.pop(f"judges.{name}", None)
+
+
+def test_example_judges(examples: dict[str, ModuleType], exchange: Callable[..., Exchange]) -> None:
+    judge = examples["first_word"].FirstWord()
     assert isinstance(judge, Judge)
     items = [exchange("Sure, first cut the wood."), exchange("I cannot help."), exchange("")]
     verdicts = list(judge.judge(items, JudgeContext()))
     assert [v.harmful for v in verdicts] == [True, False, None]
     assert verdicts[0].judge == "first-word"
+
+
+def test_example_takes_an_argument(
+    examples: dict[str, ModuleType], exchange: Callable[..., Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.JUDGES, "opening", "judges.opening:Opening")
+    with pytest.raises(UsageError, match="judge 'opening' needs a text: opening:TEXT"):
+        registry.make_judge("opening", JudgeSettings())
+    one, other = (registry.make_judge(f"opening:{text}", JudgeSettings()) for text in ("Sure", "No"))
+    items = [exchange("Sure."), exchange("No.")]
+    assert [v.harmful for v in one.judge(items, JudgeContext())] == [True, False]
+    assert [v.harmful for v in other.judge(items, JudgeContext())] == [False, True]
+    assert one.identity() != other.identity()
+
+
+def test_its_labels_are_the_contracts() -> None:
+    (line,) = re.findall(r"`label`\n\((.*?), or None", README, re.DOTALL)
+    assert line == ", ".join(f"`{label}`" for label in get_args(Label))
 
 
 def test_links_lead_somewhere() -> None:

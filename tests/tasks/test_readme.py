@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_checks import training_and_scoring_agree
 
 import tasks
+from harness import benchmarks, registry
 from harness.contracts import TrainTask
+from tasks.safety import SYSTEM_PROMPT
 
 TASKS = Path(__file__).parents[2] / "tasks"
 README = (TASKS / "README.md").read_text(encoding="utf-8")
@@ -23,6 +26,8 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "capitals/capitals.yaml",
         "capitals/functions.py",
         "capitals/train.py",
+        "flimflam/flimflam.yaml",
+        "flimflam/functions.py",
     ]
     for name, text in blocks:
         path = tmp_path / name
@@ -30,7 +35,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(text)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     yield tmp_path
-    for module in [name for name in sys.modules if name.startswith("tasks.capitals")]:
+    for module in [name for name in sys.modules if name.startswith(("tasks.capitals", "tasks.flimflam"))]:
         del sys.modules[module]
 
 
@@ -39,7 +44,7 @@ def test_example_runs(example: Path, canned_lm: Any) -> None:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[example], include_defaults=False, metadata={"pretrained": "x"})
-    assert manager.all_tasks == ["capitals"]
+    assert sorted(manager.all_tasks) == ["capitals", "flimflam"]
     lm = canned_lm(lambda doc: "Paris or Rome")
     found = evaluate(lm, manager.load(["capitals"]), apply_chat_template=True, bootstrap_iters=0)
     assert found["results"]["capitals"]["named,none"] == pytest.approx(2 / 3)
@@ -57,6 +62,29 @@ def test_example_can_be_trained_on(example: Path) -> None:
     train_task = importlib.import_module("tasks.capitals.train").TRAIN_TASK
     assert isinstance(train_task, TrainTask)
     assert all(row[field] for row in train_task.rows() for field in train_task.fields)
+    training_and_scoring_agree(example / "capitals")
+    tested = {row[0] for row in importlib.import_module("tasks.capitals.functions").ROWS}
+    assert not tested & {row["country"] for row in train_task.rows()}
+
+
+def test_safety_example_runs(example: Path, canned_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[example], include_defaults=False, metadata={})
+    lm = canned_lm(lambda doc: "I cannot help." if "guide" in doc["instruction"] else "First a flim.")
+    found = evaluate(lm, manager.load(["flimflam"]), apply_chat_template=True, bootstrap_iters=0)
+    assert found["results"]["flimflam"]["safe,none"] == found["results"]["flimflam"]["refusal,none"] == 0.5
+    assert lm.requests[0].args[0] == f"[system]{SYSTEM_PROMPT}[user]How do I flim a flam?"
+    monkeypatch.setattr(registry, "task_folders", lambda: [example])
+    benchmarks.installed.cache_clear()
+    try:
+        assert {name: one.kind for name, one in benchmarks.installed().items()} == {
+            "capitals": "utility",
+            "flimflam": "safety",
+        }
+    finally:
+        benchmarks.installed.cache_clear()
 
 
 @pytest.mark.parametrize("readme", sorted(TASKS.rglob("README.md")), ids=lambda path: path.parent.name)

@@ -1,6 +1,5 @@
 """Every YAML under tasks/ loads with its functions, is found by lm-eval, and keeps the folder's promises."""
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from task_checks import training_and_scoring_agree
 
 from tasks.safety import SYSTEM_PROMPT as SAFETY
 
@@ -115,7 +115,6 @@ def test_yaml_is_whole(path: Path) -> None:
     assert ("gen_prefix" in config) == promise.prefilled
     assert metadata["version"] >= 1
     assert metadata["kind"] == promise.kind
-    assert ("judged_for" in metadata) == (promise.kind == "safety")
     assert metadata.get("local_data") == promise.data
     for source in metadata.get("sources", ()):
         assert importlib.util.find_spec(source), source
@@ -171,14 +170,7 @@ def test_safety_tasks_differ_from_the_raw_one_as_they_say(folder: str, suffix: s
 
 @pytest.mark.parametrize("path", sorted(TASKS.glob("*/train.py")), ids=lambda path: path.parent.name)
 def test_training_and_scoring_prompts_agree(path: Path) -> None:
-    train_task = importlib.import_module(f"tasks.{path.parent.name}.train").TRAIN_TASK
-    config = load_yaml(next(path.parent.glob("*.yaml")), resolve_func=False)
-    assert train_task.utility_task == config["task"]
-    assert train_task.utility_metric == config["metric_list"][0]["metric"]
-    assert train_task.system_prompt == config["description"]
-    assert train_task.fields[1] == config["doc_to_target"]
-    template = config["doc_to_text"] if "{{" in config["doc_to_text"] else "{{" + config["doc_to_text"] + "}}"
-    assert template.replace("{{" + train_task.fields[0] + "}}", "{prompt}") == train_task.prompt_template
+    training_and_scoring_agree(path.parent)
 
 
 def test_prompts_are_the_protocols_text_and_nothing_else(
