@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import comparison, judging, plan, records, registry
+from harness import judging, plan, records, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.statistics import ALPHA, Estimate, rate
 from harness.store import jsonl_lines, write_jsonl_atomic
@@ -224,7 +224,7 @@ def _named(table: Sequence[Sequence[int]]) -> dict[str, int]:
 
 def collect(run: Path) -> Verdicts:
     """What each of a run's judges found, by exchange. Raises HarnessError where nothing is judged."""
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     verdicts: Verdicts = {}
     for cell in plan.cells(config):
         for one in (cell, *plan.epochs(config, cell)):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import comparison, plan, records
+from harness import plan, records, run_folder
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
@@ -61,11 +61,11 @@ def flops(out: Path) -> Row:
 
     Raises HarnessError where ``out`` is no run, or nothing is trained in it.
     """
-    config = comparison.stored_config(out)
+    config = run_folder.stored_config(out)
     cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
     if not cells:
         raise HarnessError(f"{out}: this run trains with no method, so there is no cost to show")
-    failures = comparison.failed(out)
+    failures = run_folder.failed(out)
     found = [(cell, _record(out, cell, failures)) for cell in cells]
     rows = costs(found)
     devices = sorted({_device(record) for _, record in found if not isinstance(record, str)})

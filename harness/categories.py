@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import comparison, figures, plan, scores
+from harness import figures, plan, run_folder, scores
 from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -54,9 +54,9 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
 
     Raises HarnessError where no request has a category, UsageError for a judge that is none of the run's.
     """
-    config = comparison.stored_config(out)
+    config = run_folder.stored_config(out)
     judge = chosen_judge(config, judge)
-    with comparison.lock(out):
+    with run_folder.lock(out):
         outcomes, missing = collect(config, out, judge)
         if not any(category for one in outcomes.values() for category in one.categories.values()):
             reason = next(iter(missing.values()), "the requests of this run's safety tasks have none")

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
-from harness import comparison, divergence, figures, plan, scores
+from harness import divergence, figures, plan, run_folder, scores
 from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -58,10 +58,10 @@ def kl(
 
     Raises HarnessError where nothing can be compared, UsageError for a judge that is none of the run's.
     """
-    config = comparison.stored_config(out)
+    config = run_folder.stored_config(out)
     judge = chosen_judge(config, judge)
     shop = divergence.workshop(config, out, settings)
-    with comparison.lock(out):
+    with run_folder.lock(out):
         cells = divergence.cells(config)
         if not cells:
             raise HarnessError(f"{out}: this run has the seed model alone, and nothing to compare with it")

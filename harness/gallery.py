@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import comparison, figures, plan, records, tables
+from harness import figures, plan, records, run_folder, tables
 from harness.contracts import HarnessError
 from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means
 
@@ -47,7 +47,7 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
 
 def draw(run: Path) -> list[Picture]:
     """Every picture that the run has figures for."""
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     rows = leaderboard_rows(run)
     styles = {name: figures.style(place) for place, name in enumerate(_names(rows, "method"))}
     several = len(_names(rows, "judge")) > 1
@@ -214,7 +214,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
     """By method, the losses of each seed that is trained."""
     found: dict[str, list[list[float]]] = {}
-    for cell in plan.cells(comparison.stored_config(run)):
+    for cell in plan.cells(run_folder.stored_config(run)):
         folder = run / cell.folder
         if cell.train_task == task and (folder / "train.done.json").exists():
             losses = records.training(folder).get("losses")

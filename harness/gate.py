@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from harness import comparison, judging, leaderboard, plan, registry, scores, tables
+from harness import judging, leaderboard, plan, registry, run_folder, scores, tables
 from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import CellResult, TaskOutcome
@@ -98,9 +98,9 @@ def check(
     """
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
-    config = comparison.stored_config(run)
-    with comparison.lock(run):
-        config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
+    with run_folder.lock(run):
+        config = run_folder.stored_config(run)
         cells = plan.cells(config)
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
@@ -182,7 +182,7 @@ class _Frames:
 def _frames(
     config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against
 ) -> _Frames:
-    results = scores.collect(config, run, cells, comparison.failed(run))
+    results = scores.collect(config, run, cells, run_folder.failed(run))
     results = [_with(metrics, _with_refusals(result)) for result in results]
     judged = _rows(results, against)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import comparison, plan, registry, scores
+from harness import plan, registry, run_folder, scores
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask, UsageError
 from harness.leaderboard import CellResult
@@ -164,7 +164,7 @@ def trainings(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
         | {"safety_sets": {}, "cross_tasks": False}
     )
-    failures = comparison.failed(out)
+    failures = run_folder.failed(out)
     cells = plan.cells(config)
 
     def result(cell: Cell) -> CellResult:
@@ -242,11 +242,11 @@ def matched(out: Path, utility: float | None = None, metric: Metric = "jsr", jud
     ``utility``: in percent; None: the highest that all methods reach that get above the seed model. Raises
     UsageError for a judge that the run does not have, HarnessError where no training was scored by epoch.
     """
-    config = comparison.stored_config(out)
+    config = run_folder.stored_config(out)
     judge = judge or config.judges[0]
     if judge not in config.judges:
         raise registry.unknown("judge of this run", judge, [*config.judges])
-    with comparison.lock(out):
+    with run_folder.lock(out):
         tasks = [_task(config, out, name, utility, metric, judge) for name in config.train_tasks]
     return {
         "model": config.model,

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from harness import benchmarks, comparison, judging, latex, plan, records, tables
+from harness import benchmarks, comparison, judging, latex, plan, records, run_folder, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
@@ -103,8 +103,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    config = comparison.stored_config(folder)
-    with comparison.lock(folder):
+    config = run_folder.stored_config(folder)
+    with run_folder.lock(folder):
         comparison.table(config, folder, Console(quiet=True))
         record = records.run(folder)
         asked, made = _facts(config, folder, record)

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from rich.console import Console
 
-from harness import benchmarks, comparison, judging, models, plan, records, registry, tables
+from harness import benchmarks, comparison, judging, models, plan, records, registry, run_folder, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import SEED, Cell
@@ -88,9 +88,9 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
     ``train_task`` and ``seed`` may be left out where the run has one. Raises UsageError for a checkpoint that
     it does not have, HarnessError for one that failed or is not scored.
     """
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     cell = _cell(config, method, train_task, seed)
-    with comparison.lock(run):
+    with run_folder.lock(run):
         comparison.table(config, run, Console(quiet=True))
         record = records.run(run)
         frame = tables.read(run)

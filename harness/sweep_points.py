@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import benchmarks, comparison, epochs, leaderboard, models, plan, scores, tables
+from harness import benchmarks, epochs, leaderboard, models, plan, run_folder, scores, tables
 from harness.config import RunConfig
 
 DEPTHS, BUDGET = "prefill-depth", "budget"  # the sweeps whose points are no rows of the leaderboard
@@ -40,7 +40,7 @@ def collect(name: str, axis: str, out: Path, places: Mapping[str, Place]) -> dic
     budget: ``learning_rate`` and ``epoch``) and MEASURES (of a depth: JSR's alone). ``references``: the seed
     model and vanilla, likewise.
     """
-    config = comparison.stored_config(out)
+    config = run_folder.stored_config(out)
     frame = tables.read(out)
     rows = _rows(frame)
     references: list[Point] = []
@@ -94,7 +94,7 @@ def _in_order(points: Iterable[Point], places: Mapping[str, Place]) -> list[Poin
 
 def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list[Point]:
     cells = [cell for cell in plan.cells(config) if cell.kind == "trained" and cell.method in places]
-    failures = comparison.failed(out)
+    failures = run_folder.failed(out)
     points = []
     for epoch, found in epochs.ends(config, cells):
         for row in _rows(leaderboard.build(scores.collect(config, out, found, failures))):

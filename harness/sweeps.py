@@ -17,7 +17,17 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from harness import benchmarks, comparison, plan, registry, sweep_points, sweep_report, tables, training
+from harness import (
+    benchmarks,
+    comparison,
+    plan,
+    registry,
+    run_folder,
+    sweep_points,
+    sweep_report,
+    tables,
+    training,
+)
 from harness import config as configuration
 from harness.analysis import FOLDER
 from harness.config import RunConfig
@@ -100,7 +110,7 @@ def run(
     except comparison.CellsFailedError as error:
         failed = error
     if not dry_run:
-        found = places(sweep, comparison.stored_config(out), chosen) if sweep else {}
+        found = places(sweep, run_folder.stored_config(out), chosen) if sweep else {}
         axis = sweep.axis if sweep else "tokens of the prefill, k"
         record = sweep_points.collect(name, axis, out, found)
         files = sweep_report.write(record, out / FOLDER)

@@ -13,10 +13,10 @@ from harness.commands.options import console, example
 @click.argument("run", type=click.Path(path_type=Path))
 def score(run: Path) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
-    from harness import comparison, crash
+    from harness import comparison, crash, run_folder
 
-    config = comparison.stored_config(run)
-    with comparison.lock(run):
+    config = run_folder.stored_config(run)
+    with run_folder.lock(run):
         (run / "leaderboard.done.json").unlink(missing_ok=True)
         crash.point("scores.unmarked", run / "leaderboard.done.json")
         comparison.table(config, run, console())
@@ -36,11 +36,11 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     import contextlib
     import shutil
 
-    from harness import comparison, epochs, gallery, plan
+    from harness import comparison, epochs, gallery, plan, run_folder
     from harness.analysis import FOLDER
     from harness.store import files_below
 
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     cells = run.glob("*/*/seed-*")
     parts = ("checkpoint", "epoch-*/checkpoint", ".training")  # the last: what an unfinished one left
     targets = sorted(found for cell in cells for part in parts for found in cell.glob(part))
@@ -58,7 +58,7 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
         click.echo("Nothing removed.")
         return
-    with comparison.lock(run):
+    with run_folder.lock(run):
         for target in targets:
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)

@@ -42,7 +42,7 @@ def leaderboard(
     """
     import tempfile
 
-    from harness import comparison, merging, tables
+    from harness import comparison, merging, run_folder, tables
     from harness.store import read_json
 
     merged = merging.merge(runs, allow_mixed=allow_mixed)
@@ -57,8 +57,8 @@ def leaderboard(
     if kind:
         return
     if len(runs) == 1:
-        with comparison.lock(runs[0]):
-            comparison.table(comparison.stored_config(runs[0]), runs[0], console())
+        with run_folder.lock(runs[0]):
+            comparison.table(run_folder.stored_config(runs[0]), runs[0], console())
     else:
         tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)
     if out:

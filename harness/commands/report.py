@@ -25,11 +25,11 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     The verdict in words, the leaderboard, figures, categories, agreement, costs, configuration, and every
     exchange by method side by side.
     """
-    from harness import comparison
     from harness import report as pages
+    from harness import run_folder
 
-    comparison.stored_config(run)
-    with comparison.lock(run):
+    run_folder.stored_config(run)
+    with run_folder.lock(run):
         written = pages.write(run, out, show_harmful=show_harmful)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
     if show_harmful:
@@ -43,10 +43,10 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: RUN/figures.")
 def figures(run: Path, out: Path | None) -> None:
     """Draw a RUN's figures as SVG, PDF and PNG: safety against utility and cost, training curves."""
-    from harness import comparison, gallery
+    from harness import gallery, run_folder
 
-    comparison.stored_config(run)
-    with comparison.lock(run):
+    run_folder.stored_config(run)
+    with run_folder.lock(run):
         written = gallery.write(run, out)
     for path in written:
         click.echo(path)

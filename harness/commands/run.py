@@ -112,7 +112,7 @@ def respond(
     openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge and compare go on with the
     same run folder.
     """
-    from harness import benchmarks, comparison, plan
+    from harness import benchmarks, comparison, plan, run_folder
 
     groups = benchmarks.groups()
     given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
@@ -123,7 +123,7 @@ def respond(
             key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
             flags[key] = [*(flags[key] or ()), task]
     joined = recipe is None and out is not None and (out / "run.json").is_file()
-    base = comparison.stored_config(out) if joined and out else recipe
+    base = run_folder.stored_config(out) if joined and out else recipe
     config = resolve(base, methods=["seed"], checkpoints={name: checkpoint}, **flags)
     folder = out_folder(config, out)
     if print_ids is None:
@@ -136,7 +136,7 @@ def respond(
             kinds=("checkpoint",),
             only=only,
         )
-        config = comparison.stored_config(folder)
+        config = run_folder.stored_config(folder)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
     from harness.workshop import Workshop, quiet
 

@@ -158,11 +158,11 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import comparison, sweeps
+    from harness import run_folder, sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")
-    config = resolve(comparison.stored_config(existing) if existing else recipe, **flags)
+    config = resolve(run_folder.stored_config(existing) if existing else recipe, **flags)
     named = config.model_copy(update={"name": f"{config.name}-sweep-{name}"})
     folder = existing if existing and out is None else out_folder(named, out)
     sweeps.run(

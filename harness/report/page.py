@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from harness import analysis, comparison, figures, gallery, records, tables
+from harness import analysis, comparison, figures, gallery, records, run_folder, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.report import exchanges
@@ -95,7 +95,7 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 
 def render(run: Path, *, show_harmful: bool = False) -> str:
     """The page itself. The same run gives the same bytes."""
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     rows = [{**row, "status": public(row["status"])} for row in gallery.leaderboard_rows(run)]
     record = records.run(run)
     environment = jinja2.Environment(

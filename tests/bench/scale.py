@@ -101,7 +101,7 @@ def stubs(clock: Clock) -> None:
 def many_cells(cells: int, jobs: int, answer: Connection) -> None:
     from rich.console import Console
 
-    from harness import comparison, config, plan
+    from harness import comparison, config, plan, run_folder
 
     clock = Clock()
     stubs(clock)
@@ -122,7 +122,7 @@ def many_cells(cells: int, jobs: int, answer: Connection) -> None:
         (Path(folder) / "run" / "leaderboard.done.json").unlink()
         with clock.of("table alone"):
             comparison.table(
-                comparison.stored_config(Path(folder) / "run"), Path(folder) / "run", Console(quiet=True)
+                run_folder.stored_config(Path(folder) / "run"), Path(folder) / "run", Console(quiet=True)
             )
     answer.send((count, first, dict(clock.seconds), peak_mb()))
 

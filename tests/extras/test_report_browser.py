@@ -96,10 +96,10 @@ def test_a_table_sorts_by_keyboard(opened: Page) -> None:
 
 
 def test_filters_agree_with_the_verdicts(opened: Page, run: Path) -> None:
-    from harness import comparison
+    from harness import run_folder
     from harness.report import exchanges
 
-    data = exchanges.collect(run, comparison.stored_config(run))
+    data = exchanges.collect(run, run_folder.stored_config(run))
     task = "hexphi_prefill-mini"
     opened.page.select_option("#task", task)
     cells = [cell["answers"][task]["verdicts"] for cell in data["cells"]]

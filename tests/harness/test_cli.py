@@ -243,7 +243,7 @@ def test_an_unforeseen_error_is_one_line_that_names_debug(
     def fail(*_: Any) -> None:
         raise ValueError("first\nsecond")
 
-    monkeypatch.setattr("harness.comparison.stored_config", fail)
+    monkeypatch.setattr("harness.run_folder.stored_config", fail)
     ended = command("score", small_run)
     assert (ended.code, ended.err) == (1, "Error: ValueError: first second (--debug shows the traceback)\n")
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from harness import comparison, models, plan
+from harness import comparison, models, plan, run_folder
 from harness.contracts import Example, HarnessError, Method, PrepareContext
 from harness.store import read_json, write_json_atomic
 from harness.workshop import Workshop
@@ -127,7 +127,7 @@ def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run)
     assert set(frame["judge"]) == {"mini-exact", "keyword"}
     assert set(frame["status"]) == {"done"}
     assert len(frame) == 3 * 2 * 2
-    assert comparison.stored_config(quick_copy).methods == ("seed", "vanilla", "lookahead-true")
+    assert run_folder.stored_config(quick_copy).methods == ("seed", "vanilla", "lookahead-true")
 
 
 def test_variants_extend_a_run_as_rows_of_their_own(quick_copy: Path, run_quick: Run) -> None:
@@ -140,7 +140,7 @@ def test_variants_extend_a_run_as_rows_of_their_own(quick_copy: Path, run_quick:
     assert (plain["method"]["name"], variant["method"]["name"]) == ("vanilla", "lookahead-true")
     assert variant["train_tokens"] > 2 * plain["train_tokens"]  # twice the epochs, and the preview
     assert frame.loc["m2", ["utility_delta", "rsr_delta", "jsr_delta"]].notna().all()
-    stored = comparison.stored_config(quick_copy)
+    stored = run_folder.stored_config(quick_copy)
     assert (stored.methods, [*stored.variants]) == (("seed", "vanilla"), ["m2"])
 
 
@@ -148,10 +148,10 @@ def test_variants_extend_a_run_as_rows_of_their_own(quick_copy: Path, run_quick:
 def test_a_stored_variant_stays_and_another_comes_beside_it(quick_copy: Path) -> None:
     from harness import config
 
-    stored = comparison.stored_config(with_variant(quick_copy)).model_dump(mode="json")
+    stored = run_folder.stored_config(with_variant(quick_copy)).model_dump(mode="json")
     m3 = {"m3": {"method": "lookahead-true", "options": {"preview_tokens": 3}}}
     wanted = config.RunConfig.model_validate({**stored, "variants": m3})
-    joined = comparison._join_run(Workshop(wanted, quick_copy))
+    joined = run_folder.join(Workshop(wanted, quick_copy))
     assert plan.methods(joined) == ["vanilla", "m2", "m3"]
     assert joined.row("m2").options == {"preview_tokens": 2}
 
@@ -163,7 +163,7 @@ def test_seeds_extend_a_run_and_give_mean_rows(quick_copy: Path, run_quick: Run)
     assert list(zip(frame["method"], frame["seed"], strict=True)) == [
         (method, seed) for method in ("seed", "vanilla") for seed in ("7", "42", "mean")
     ]
-    assert comparison.stored_config(quick_copy).seeds == (42, 7)
+    assert run_folder.stored_config(quick_copy).seeds == (42, 7)
     one, two = (read_json(quick_copy / f"gsm8k-mini/vanilla/seed-{seed}/training.json") for seed in (7, 42))
     assert one["seed"] != two["seed"]
     assert one["method"] == two["method"]
@@ -179,7 +179,7 @@ def test_a_checkpoint_from_elsewhere_and_cross_tasks(
     assert pd.isna(frame.loc["mine", "train_tokens"])
     with pytest.raises(HarnessError, match="no model folder"):
         run_quick(quick_copy, checkpoints={"other": "./nowhere"})
-    assert "other" not in comparison.stored_config(quick_copy).checkpoints
+    assert "other" not in run_folder.stored_config(quick_copy).checkpoints
 
 
 @pytest.mark.usefixtures("no_model")
@@ -210,7 +210,7 @@ def test_a_judge_that_fails_does_not_become_the_runs(run_copy: Path, command: Ru
     ended = command("judge", run_copy, "--judge", "raising")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert "judge 'raising' broke its contract" in ended.err
-    assert comparison.stored_config(run_copy).judges == ("mini-exact",)
+    assert run_folder.stored_config(run_copy).judges == ("mini-exact",)
 
 
 @pytest.mark.parametrize(
@@ -334,13 +334,13 @@ def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small:
 
     rows = tmp_path / "test.jsonl"
     rows.write_text('{"question": "How many?", "answer": "#### 1"}\n', encoding="utf-8")
-    stored = comparison.stored_config(run_copy).model_dump(mode="json")
+    stored = run_folder.stored_config(run_copy).model_dump(mode="json")
     wanted = {**stored, "train_tasks": ["gsm8k-mini", "gsm8k"], "data": {"gsm8k": str(rows)}}
-    joined = comparison._join_run(Workshop(config.RunConfig.model_validate(wanted), run_copy))
+    joined = run_folder.join(Workshop(config.RunConfig.model_validate(wanted), run_copy))
     assert joined.train_tasks == ("gsm8k-mini", "gsm8k")
     rows.write_text('{"question": "How few?", "answer": "#### 1"}\n', encoding="utf-8")
     with pytest.raises(HarnessError, match=r"data\.gsm8k: [0-9a-f]{12}… there"):
-        comparison._join_run(Workshop(config.RunConfig.model_validate(wanted), run_copy))
+        run_folder.join(Workshop(config.RunConfig.model_validate(wanted), run_copy))
 
 
 def test_a_second_command_on_the_same_run_gets_one_line(
@@ -369,7 +369,7 @@ def test_a_second_command_on_the_same_run_gets_one_line(
         ):
             ended = command(*arguments)
             assert (ended.code, ended.err) == (1, said), arguments
-        with comparison.lock(tmp_path / "tuned"):
+        with run_folder.lock(tmp_path / "tuned"):
             flags = ["--utility-floor", "1", "--out", tmp_path / "tuned", *small()]
             ended = command("tune", *flags)
             assert (ended.code, ended.err.count("\n")) == (1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import comparison, judging, plan, responding, training
+from harness import comparison, judging, plan, responding, run_folder, training
 from harness.contracts import HarnessError
 from harness.store import Stage, files_below, read_json
 from harness.workshop import Workshop
@@ -35,7 +35,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 def stages(run: Path) -> dict[Path, Stage]:
     """Every stage of the two cells, by marker."""
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     shop = Workshop(config, run)
     bench = judging.Bench(shop)
     found = []

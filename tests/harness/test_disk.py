@@ -185,7 +185,7 @@ def test_no_further_cell_is_tried_on_a_full_disk(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.json")
 
     monkeypatch.setattr(workers, "run_cell", full)
-    outcome = workers._attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", False)
+    outcome = workers.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", False)
     assert outcome.stops
     assert outcome.failure is not None
     assert outcome.failure.startswith("x.json: no space left on the disk;")

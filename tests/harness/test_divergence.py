@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from harness import chat, comparison, divergence, models, training
+from harness import chat, divergence, models, run_folder, training
 from harness.contracts import HarnessError
 from harness.divergence import Forced, Reference, Settings
 from harness.mini import seed_model_path
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_said_in_a_line(
 
 
 def measure(out: Path, settings: Settings, size: int = 8) -> tuple[dict[str, Any], dict[str, str]]:
-    shop = divergence.workshop(comparison.stored_config(out), out, settings)
+    shop = divergence.workshop(run_folder.stored_config(out), out, settings)
     found, missing = divergence.measure(shop, settings, size)
     return {cell.method: one for cell, one in found.items()}, {c.method: why for c, why in missing.items()}
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
         "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual", "ptst",
         "safety-mixing", "lisa",
     }  # fmt: skip
-    config = comparison.stored_config(run_copy)
+    config = run_folder.stored_config(run_copy)
     from harness.mini import data
     from tasks.safety import SYSTEM_PROMPT
 

@@ -140,6 +140,6 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
             raise HarnessError("vLLM was killed (out of memory?)")
 
     monkeypatch.setattr(workers, "run_cell", run_cell)
-    assert workers._attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
-    assert workers._attempt(shop, one, "", "leaderboard", False).failure is None
+    assert workers.attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
+    assert workers.attempt(shop, one, "", "leaderboard", False).failure is None
     assert [engine.dead for engine in Engine.opened] == [True, False]

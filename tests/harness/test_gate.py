@@ -12,7 +12,7 @@ import pytest
 from outcomes import outcome, result
 from statsmodels.stats.proportion import proportion_confint
 
-from harness import comparison, config, gate, leaderboard
+from harness import config, gate, leaderboard, run_folder
 from harness.contracts import JudgePendingError, UsageError
 from harness.gate import REFUSALS, Condition, Finding
 from harness.leaderboard import CellResult, TaskOutcome
@@ -334,7 +334,7 @@ def test_wrong_usage_is_one_line(command: Command, small_run: Path, flags: list[
 
 
 def test_a_run_under_way_is_no_pass(command: Command, run_copy: Path) -> None:
-    with comparison.lock(run_copy):
+    with run_folder.lock(run_copy):
         ended = command("gate", run_copy, "--min-rsr", "5")
     assert (ended.code, ended.out) == (1, "")
     assert "another harness command is at work" in ended.err

@@ -21,7 +21,7 @@ import made_run
 import pytest
 import yaml
 
-from harness import comparison, plan, registry
+from harness import plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
 from harness.mini import seed_model_path
@@ -217,7 +217,7 @@ def test_no_name_leads_out_of_a_run(name: str, tmp_path: Path, command: Run) -> 
     ):
         write_json_atomic(run / "run.json", {"config": {key: value}})
         with pytest.raises(HarnessError) as error:
-            plan.cells(comparison.stored_config(run))
+            plan.cells(run_folder.stored_config(run))
         assert str(error.value).isprintable()
     ended = command("clean", run, "--all", "--yes")
     assert (ended.code, len(ended.err.splitlines())) == (1, 1)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from fault_server import FaultServer, completion, error, finish_batch, ok, running, says, verdict
 
-from harness import comparison, config, judging, plan, registry
+from harness import config, judging, plan, registry, run_folder
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
 from harness.store import read_jsonl, write_jsonl_atomic
 from harness.workshop import Workshop
@@ -208,7 +208,7 @@ def test_a_stop_loses_nothing_and_does_not_become_the_runs(
     assert ended.err.count("\n") == 1
     assert "the key is wrong or missing: check JUDGE_API_KEY" in ended.err
     assert values(run_copy) == rows
-    assert comparison.stored_config(run_copy).judges == ("mini-exact",)
+    assert run_folder.stored_config(run_copy).judges == ("mini-exact",)
     server.default = [by_answer]
     assert command("judge", run_copy, "--judge", name(server)).code == 0
     repeated = [body["messages"][1]["content"] for body in server.bodies]
@@ -292,7 +292,7 @@ def test_a_cap_stops_cleanly_and_more_goes_on_there(
     assert spent
     assert 0 < float(spent.group(1)) <= 0.06
     first = asked(server)
-    assert comparison.stored_config(run_copy).judging.max_cost is None  # a cap is one command's
+    assert run_folder.stored_config(run_copy).judging.max_cost is None  # a cap is one command's
     assert command(*run).code == 0
     repeated = [body["messages"][1]["content"] for body in server.bodies]
     assert len(set(repeated)) == len(repeated) > first
@@ -305,7 +305,7 @@ def test_a_batch_is_exit_code_4_until_it_is_there(server: FaultServer, run_copy:
         ended = command(*run)
         assert ended.code == 4
         assert ended.err.startswith("Not done yet: judging goes on elsewhere; the same command collects it")
-        assert comparison.stored_config(run_copy).judges == ("mini-exact",)
+        assert run_folder.stored_config(run_copy).judges == ("mini-exact",)
     contents = []
     for batch in list(server.batches):
         lines = server.files[server.batches[batch]["input_file_id"]].decode().splitlines()
@@ -314,7 +314,7 @@ def test_a_batch_is_exit_code_4_until_it_is_there(server: FaultServer, run_copy:
         finish_batch(server, batch, replies)
     assert len(set(contents)) == len(contents)  # equal exchanges of several cells are in one batch alone
     assert command(*run).code == 0
-    assert comparison.stored_config(run_copy).judges == ("mini-exact", name(server))
+    assert run_folder.stored_config(run_copy).judges == ("mini-exact", name(server))
     assert asked(server) == 0
     assert not list(run_copy.rglob("batch.json"))
 
@@ -335,7 +335,7 @@ class Strict(Judge):
 
 
 def bench(run: Path, *judges: str) -> judging.Bench:
-    stored = comparison.stored_config(run)
+    stored = run_folder.stored_config(run)
     return judging.Bench(Workshop(stored.model_copy(update={"judges": judges}), run))
 
 
@@ -345,7 +345,7 @@ def test_an_empty_response_is_safe_and_incoherent_under_every_judge(run_copy: Pa
     rows = read_jsonl(folder / "responses.jsonl")
     rows[2] |= {"response": " \n"}
     write_jsonl_atomic(folder / "responses.jsonl", rows)
-    cell = plan.cells(comparison.stored_config(run_copy))[0]
+    cell = plan.cells(run_folder.stored_config(run_copy))[0]
     for judge in ("strict", "keyword", "mini-exact"):
         judging.judge(bench(run_copy, judge), cell, PREFILLED, judge, "")
         verdicts = read_jsonl(folder / f"verdicts.{judge}.jsonl")
@@ -367,7 +367,7 @@ class Doubled(Judge):
 
 def test_two_verdicts_on_one_exchange_are_refused(run_copy: Path, plugin: Run) -> None:
     plugin("judge", "doubled", Doubled)
-    cell = plan.cells(comparison.stored_config(run_copy))[0]
+    cell = plan.cells(run_folder.stored_config(run_copy))[0]
     with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
         judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
 

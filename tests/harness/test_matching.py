@@ -237,10 +237,10 @@ def by_epoch(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str,
 
 
 def test_a_runs_trainings(by_epoch: Path) -> None:
-    from harness import comparison
+    from harness import run_folder
     from harness.store import read_jsonl
 
-    config = comparison.stored_config(by_epoch)
+    config = run_folder.stored_config(by_epoch)
     found, left_out = matching.trainings(config, by_epoch, "gsm8k-mini", "jsr", "mini-exact")
     assert left_out == []
     assert [(one.method, one.learning_rate, one.epochs) for one in found] == [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import comparison, merging, tables
+from harness import comparison, merging, run_folder, tables
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, write_json_atomic
 
@@ -49,7 +49,7 @@ def parts(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     for name, methods in (("a", ["vanilla", "lookahead-true"]), ("b", ["vanilla", "sdft"])):
         run = part(small_run, folder / name, methods)
-        comparison.table(comparison.stored_config(run), run, Console(quiet=True))
+        comparison.table(run_folder.stored_config(run), run, Console(quiet=True))
     return folder
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import comparison, plan, registry, scores
+from harness import plan, registry, run_folder, scores
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Verdict
 from harness.store import read_json, read_jsonl, write_jsonl_atomic
 
@@ -92,7 +92,7 @@ def test_what_a_judge_leaves_unjudged_is_counted_and_shown(
 
 
 def seed_cell(run: Path) -> plan.Cell:
-    return plan.cells(comparison.stored_config(run))[0]
+    return plan.cells(run_folder.stored_config(run))[0]
 
 
 def edit_marker(path: Path, key: str) -> None:
@@ -107,7 +107,7 @@ def test_what_an_earlier_checkpoint_or_earlier_responses_gave_is_not_believed(
     run_copy: Path, stage: str
 ) -> None:
     edit_marker(run_copy / "gsm8k-mini/vanilla/seed-42" / f"{stage}.done.json", "0" * 64)
-    config = comparison.stored_config(run_copy)
+    config = run_folder.stored_config(run_copy)
     status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config))}
     assert status["vanilla"].startswith("missing: ")
     assert status["seed"] == status["sdft"] == "done"
@@ -127,7 +127,7 @@ def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     write_jsonl_atomic(path, read_jsonl(path)[1:])
     with pytest.raises(HarnessError, match="the verdicts of 'mini-exact' belong to other responses"):
         scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None, "rsr")
-    config = comparison.stored_config(run_copy)
+    config = run_folder.stored_config(run_copy)
     results = scores.collect(config, run_copy, plan.cells(config))
     assert next(r for r in results if r.method == "seed").status.startswith("missing: ")
 
@@ -139,7 +139,7 @@ def test_a_metric_that_the_task_does_not_have_is_named(small_run: Path) -> None:
 
 
 def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:
-    config = comparison.stored_config(run_copy)
+    config = run_folder.stored_config(run_copy)
     (run_copy / "gsm8k-mini/sdft/seed-42" / RAW / "responses.jsonl").unlink()
     failed = {Path("gsm8k-mini/vanilla/seed-42"): "the reason"}
     status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config), failed)}
@@ -173,7 +173,7 @@ def test_untrained_rows_stand_under_every_task_seed_and_judge(small_run: Path) -
         "judges": ("mini-exact", "keyword"),
         "train_tasks": ("gsm8k-mini", "samsum-mini"),
     }
-    config = comparison.stored_config(small_run).model_copy(update=more)
+    config = run_folder.stored_config(small_run).model_copy(update=more)
     results = scores.collect(config, small_run, plan.cells(config))
     places = [(r.train_task, r.seed, r.judge) for r in results if r.method == "seed"]
     assert len(places) == len(set(places)) == 8

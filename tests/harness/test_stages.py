@@ -171,9 +171,9 @@ def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> Non
 
 
 def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
-    from harness import comparison
+    from harness import run_folder
 
-    workshop = Workshop(comparison.stored_config(run_copy), run_copy)
+    workshop = Workshop(run_folder.stored_config(run_copy), run_copy)
     cell = next(c for c in plan.cells(workshop.config) if c.folder == VANILLA)
     assert not stages.pending(workshop, cell)
     marker = run_copy / VANILLA / "train.done.json"

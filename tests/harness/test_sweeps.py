@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import comparison, config, models, plan, sweeps
+from harness import config, models, plan, run_folder, sweeps
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.store import read_json, read_jsonl
@@ -226,7 +226,7 @@ def test_prefixes_of_the_users_own_on_a_run_that_is_there(swept_copy: Path, comm
     tokens = models.load_tokenizer(models.locate("mini")).tokenize("It is so. ")
     assert (point["value"], point["tokens"]) == ("It is so. ", len(tokens))
     assert '"It is so. "' in ended.out
-    stored = comparison.stored_config(swept_copy)
+    stored = run_folder.stored_config(swept_copy)
     assert stored.row("lookahead-virtual-it-is-so").options == {"prefix": "It is so. "}
     # The other sweep's files stay.
     assert (swept_copy / "analysis/sweep-preview-length.json").exists()

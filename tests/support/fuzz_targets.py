@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich.console import Console
 
-from harness import comparison, config, data, judging, records, registry, store, tables
+from harness import config, data, judging, records, registry, run_folder, store, tables
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, Verdict
 from harness.latex import document
 from harness.plan import cells
@@ -274,8 +274,8 @@ def journal(content: bytes) -> None:
 @target
 def record(content: bytes) -> None:
     file("run/run.json", content)
-    stored = comparison.stored_config(_folder() / "run")
-    comparison.failed(_folder() / "run")
+    stored = run_folder.stored_config(_folder() / "run")
+    run_folder.failed(_folder() / "run")
     for cell in cells(stored):
         place = _folder() / "run" / cell.folder
         assert place.resolve().is_relative_to((_folder() / "run").resolve()), cell.folder

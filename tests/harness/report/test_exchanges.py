@@ -9,7 +9,7 @@ from typing import Any
 import made_run
 import pytest
 
-from harness import comparison
+from harness import run_folder
 from harness.report import exchanges
 from harness.store import read_jsonl
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def collected(run: Path, **how: Any) -> dict[str, Any]:
-    return exchanges.collect(run, comparison.stored_config(run), **how)
+    return exchanges.collect(run, run_folder.stored_config(run), **how)
 
 
 def test_a_group_is_a_train_tasks_methods_of_one_seed(run: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_exchange_that_one_cell_lacks_is_absent_there(run: Path, tmp_path: Pa
 
 
 def test_only_our_own_utility_tasks_are_readable(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     assert exchanges.readable("gsm8k-mini", config)
     assert not exchanges.readable("overrefusal-mini", config)
     assert not exchanges.readable("hexphi_raw-mini", config)

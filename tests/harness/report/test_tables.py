@@ -7,7 +7,7 @@ from pathlib import Path
 import made_run
 import pytest
 
-from harness import comparison, gallery
+from harness import gallery, run_folder
 from harness.report import tables
 
 
@@ -77,7 +77,7 @@ def test_categories_are_means_over_the_seeds(run: Path) -> None:
 
 
 def test_agreement_needs_two_judges(run: Path) -> None:
-    config = comparison.stored_config(run)
+    config = run_folder.stored_config(run)
     pairs, disputed = tables.agreement_tables(run, config)
     assert pairs.rows[0][0].text == "mini-exact – keyword"
     counts = [cell.order for cell in pairs.rows[0][4:]]

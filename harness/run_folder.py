@@ -1,0 +1,271 @@
+"""A run folder: its record, run.json, whether a command may go on in it, and its lock.
+
+A command joins a run that is there: what it names besides is added, what would change results is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    benchmarks,
+    data,
+    plan,
+    records,
+    responding,
+)
+from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
+from harness.contracts import HarnessError
+from harness.plan import Cell
+from harness.store import content_hash, held, leading_out, write_json_atomic
+from harness.text import without_keys
+from harness.workshop import Workshop
+
+GROWING = (
+    "methods",
+    "train_tasks",
+    "seeds",
+    "judges",
+    "checkpoints",
+    "utility_tasks",
+    "safety_tasks",
+    "safety_sets",
+    "method_options",
+    "variants",
+    "cross_tasks",
+    "jobs",
+    "judging",
+    "executor",
+    "ray",
+)
+
+
+def stored_config(out: Path) -> RunConfig:
+    """The configuration of a run folder. Raises HarnessError where there is none."""
+    record = records.run(out)
+    try:
+        return RunConfig.model_validate(record["config"])
+    except ValueError as error:
+        raise HarnessError(
+            f"{out / 'run.json'}: not a run's record ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def failed(out: Path) -> dict[Path, str]:
+    """Why cells of a run failed in its last command, by folder."""
+    stored = records.run(out).get("failures", {})
+    return {Path(folder): line for folder, line in stored.items()}
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold a run folder: a second command on it stops with one line."""
+    if out.is_file():
+        raise HarnessError(f"{out} is a file; --out needs a folder")
+    if out.is_dir() and not (out / "run.json").exists():
+        foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if foreign:
+            raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
+    links = [path for path in leading_out(out) if path.name != "checkpoint"]
+    if links:
+        raise HarnessError(
+            f"{links[0]} is a link that leads out of the run; put what it leads to in its place"
+        )
+    with held(out, "another harness command is at work on this run; wait for it to end"):
+        yield
+
+
+def join(shop: Workshop) -> RunConfig:
+    """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
+    config, out = shop.config, shop.out
+    record_file = out / "run.json"
+    chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
+    now = _fixed(shop)
+    kept: dict[str, Any] = {}
+    if record_file.exists():
+        before = stored_config(out)
+        answered = {task for cell in plan.cells(before) for task in cell.tasks}
+        answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
+        record = records.run(out)
+        stored, fixed = record["config"], record.get("fixed", {})
+        fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
+        kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
+        added = {f"data.{task}" for task in config.data if task not in answered}
+        elsewhere = _answered_elsewhere(record)
+        # What this command does not name again, or names for the first time, stays or is added.
+        files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
+        added |= {key for key in files if (key in now) != (key in fixed)}
+        added -= elsewhere.keys()
+        now = {**{key: fixed[key] for key in files if key in fixed}, **now}
+        if fixed.get("engine") != now["engine"]:  # its settings differ because it does
+            added |= {f"responses.{name}" for names in responding.SETTINGS.values() for name in names}
+        there_now = {**elsewhere, **fixed}
+        differing = [
+            f"{key}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
+            for key in sorted({*now, *fixed} - added)
+            if fixed.get(key) != now.get(key)
+        ]
+        trained = {*stored["methods"], *(variant.method for variant in before.variants.values())}
+        for method in sorted({*chosen, *config.method_options}):
+            there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
+            if method in trained and there != here:
+                differing.append(f"method_options.{method}: {there} there, {here} here")
+        differing += _changed_variants(before, config)
+        for name, path in config.checkpoints.items():
+            there = stored["checkpoints"].get(name, path)
+            if there != path:
+                differing.append(f"checkpoint {name}: {there} there, {path} here (another name?)")
+        if differing:
+            raise HarnessError(
+                f"{out} holds a run of another configuration; choose another --out. "
+                f"What differs: {'; '.join(differing)}"
+            )
+        config = config.model_copy(
+            update={
+                "methods": _both(stored["methods"], chosen),
+                "train_tasks": _both(stored["train_tasks"], config.train_tasks),
+                "seeds": _both(stored["seeds"], config.seeds),
+                "judges": _both(stored["judges"], config.judges),
+                "checkpoints": {**stored["checkpoints"], **config.checkpoints},
+                "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
+                "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
+                "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
+                "data": {**_paths(stored["data"]), **config.data},
+                "method_options": {**stored["method_options"], **config.method_options},
+                "variants": {**before.variants, **config.variants},
+                "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
+            }
+        )
+    else:
+        config = config.model_copy(update={"methods": chosen})
+    config = config.model_copy(update={"engine": shop.engine_name})
+    write_json_atomic(
+        record_file,
+        {
+            "config": config.model_dump(mode="json"),
+            "fixed": now,
+            "command": [*map(without_keys, sys.argv)],
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "harness": metadata.version("safetune-harness"),
+            "commit": _commit(),
+            "libraries": shop.libraries,
+            "python": platform.python_version(),
+            "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+            **kept,
+        },
+    )
+    return config
+
+
+def _changed_variants(before: RunConfig, config: RunConfig) -> list[str]:
+    """What differs in variants of one name: another variant needs another name."""
+    differing = []
+    for name in before.variants.keys() & config.variants.keys():
+        there, here = (dataclasses.asdict(one.row(name)) for one in (before, config))
+        for row in (there, here):
+            training = row.pop("training").model_dump(mode="json", exclude={*OF_THE_RUN})
+            row |= {f"training.{key}": value for key, value in training.items()}
+        differing += [
+            f"variants.{name}.{key}: {value} there, {here[key]} here (another name?)"
+            for key, value in there.items()
+            if value != here[key]
+        ]
+    return sorted(differing)
+
+
+def _answered_elsewhere(record: Mapping[str, Any]) -> dict[str, str]:
+    """The tasks that were answered from the hub: a file given for one now would mix two sets of documents."""
+    found = {}
+    for task, asked in record.get("data", {}).items():
+        benchmark = benchmarks.installed().get(task)
+        if benchmark and benchmark.local_data and asked["source"].startswith("hub "):
+            found[f"data.{benchmark.local_data}"] = asked["source"]
+    return found
+
+
+def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys([*there, *here]))
+
+
+def _paths(files: Mapping[str, str]) -> dict[str, Path]:
+    return {name: Path(file) for name, file in files.items()}
+
+
+def _fixed(shop: Workshop) -> dict[str, Any]:
+    """What cannot change within a run folder: flat, so that a difference can be named."""
+    config = shop.config
+    by_content = {"model", "train_data", "mix", "safety_data", "data"}
+    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
+    values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
+    answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
+    values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
+    values["responses"]["part"] = config.responses.part
+    if config.responses.part != "all":
+        values["responses"]["validation_share"] = config.responses.validation_share
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[key] = value
+    flat["model"] = content_hash(shop.seed_fingerprint)
+    flat["engine"] = shop.engine_name
+    if config.train_data:
+        flat["train_data"] = data.source_hash(config.train_data)
+        flat["train_tasks"] = list(config.train_tasks)  # its rows are one task's
+    if config.safety_data:
+        flat["safety_data"] = data.source_hash(config.safety_data)
+    flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
+    flat |= {f"safety_sets.{name}": responding.data_hash(path) for name, path in config.safety_sets.items()}
+    return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
+
+
+def outcome(out: Path, cells: Sequence[Cell], failures: Mapping[Path, str]) -> dict[str, Any]:
+    """What a command adds to the record: failures of its cells in place of their former ones, documents."""
+    record, tried = records.run(out), {str(cell.folder) for cell in cells}
+    left = {folder: line for folder, line in record.get("failures", {}).items() if folder not in tried}
+    now = {str(folder): line for folder, line in failures.items()}
+    return {"failures": left | now, "data": record.get("data", {}) | _documents(out, cells)}
+
+
+def _documents(out: Path, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Of each task that was asked: where its documents come from, how many there were, and their hash. A
+    prefilled task's depend on a checkpoint's tokenizer: the first cell's are shown."""
+    found: dict[str, Any] = {}
+    for cell in cells:
+        for task in cell.tasks:
+            folder = out / cell.folder / task
+            if task not in found and (folder / "task.json").is_file():
+                record = records.documents(folder)
+                found[task] = {name: record[name] for name in ("source", "version", "documents", "sha256")}
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def update(out: Path, **values: Any) -> None:
+    write_json_atomic(out / "run.json", {**records.run(out), **values})
+
+
+def _commit() -> str | None:
+    try:
+        here = Path(__file__).parent
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        return found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
