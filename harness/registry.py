@@ -92,8 +92,8 @@ def load(kind: str, name: str) -> Any:
     if kind in _PROMISES:
         promise, kept = _PROMISES[kind]
         if not kept(loaded):
-            forgotten = isinstance(loaded, type) and loaded is not Method and issubclass(loaded, Method)
-            mend = "; put @dataclass above it" if forgotten else ""
+            forgotten = kind == "method" and isinstance(loaded, type) and issubclass(loaded, Method)
+            mend = "; put @dataclass above it" if forgotten and loaded is not Method else ""
             raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts{mend}")
     return loaded
 
