@@ -21,7 +21,7 @@ import made_run
 import pytest
 import yaml
 
-from harness import plan, registry, run_folder
+from harness import judging, plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
 from harness.mini import seed_model_path
@@ -210,7 +210,6 @@ def test_no_name_leads_out_of_a_run(name: str, tmp_path: Path, command: Run) -> 
         ("variants", {name: {"method": "sdft"}}),
         ("methods", [name]),
         ("train_tasks", [name]),
-        ("judges", [name]),
         ("data", {name: "x.jsonl"}),
         ("seeds", [name]),
         ("name", name),
@@ -219,6 +218,9 @@ def test_no_name_leads_out_of_a_run(name: str, tmp_path: Path, command: Run) -> 
         with pytest.raises(HarnessError) as error:
             plan.cells(run_folder.stored_config(run))
         assert str(error.value).isprintable()
+    # A judge need not be installed any more: whatever it is called, its files lie in the task's folder.
+    for file in (judging.verdicts_file(name), judging.marker_file(name)):
+        assert re.fullmatch(r"[A-Za-z0-9._@-]+", file)
     ended = command("clean", run, "--all", "--yes")
     assert (ended.code, len(ended.err.splitlines())) == (1, 1)
     assert ended.err.strip().isprintable()
