@@ -18,7 +18,7 @@ import pytest
 from fault_server import FaultServer, completion, finish_batch, running, verdict
 from forked import finish
 
-from harness import crash, estimate, figures, registry
+from harness import crash, figures, forecast, registry
 from harness.store import read_jsonl
 
 ROOT = Path(crash.__file__).parents[1]
@@ -38,9 +38,13 @@ SMALL = {
 MOVES = {"os.replace", "os.rename", "shutil.move", "shutil.rmtree"}
 # Outside of a run's walk.
 ELSEWHERE = {
-    "harness/store.py": {"write_text_atomic": "a failed write's own temporary file"},
+    "harness/store.py": {"_write": "a failed write's own temporary file"},
     "harness/job.py": {"launch": "messages of processes that have ended"},
-    "harness/workers.py": {"_attempt": "a log for people"},
+    "harness/workers.py": {"attempt": "a log for people"},
+    "harness/cluster.py": {
+        "run_cells": "a file by which a node sees the folder",
+        "bring": "a copy of what the recipe names, whole or not there",
+    },
     "harness/commands/folder.py": {"clean": "asked for; what is half removed is not done"},
     "harness/mini/build.py": {"build": "the maker of the packaged model"},
     "harness/tuning.py": {"_link": "a file that a marker vouches for, which is linked last"},
@@ -133,7 +137,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "save", lambda figure, path, *about: path.write_bytes(b""))
     monkeypatch.setattr("harness.report.page._pictures", lambda run: [])
     monkeypatch.setattr(registry, "foreign_packages", list)
-    monkeypatch.setattr(estimate, "forecast", lambda *about: "")
+    monkeypatch.setattr(forecast, "forecast", lambda *about: forecast.Forecast(1))
 
 
 def content(out: Path) -> dict[str, bytes | None]:

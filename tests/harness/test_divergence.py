@@ -233,9 +233,10 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     measure(run_copy, SHORT)
     assert opened == []
     assert not list((run_copy / "analysis").glob(".*"))  # the seed model's log-probabilities are gone
-    (run_copy / "gsm8k-mini/vanilla/seed-42/train.done.json").write_text(
-        json.dumps({"outputs": {"checkpoint/model.safetensors": {"sha256": "another"}}})
-    )
+    marker = run_copy / "gsm8k-mini/vanilla/seed-42/train.done.json"
+    record = json.loads(marker.read_text(encoding="utf-8"))
+    record["outputs"]["checkpoint/model.safetensors"]["sha256"] = "another"
+    marker.write_text(json.dumps(record), encoding="utf-8")
     measure(run_copy, SHORT)
     assert [Path(name).parts[-3] for name in opened[1:]] == ["vanilla"]
 
