@@ -104,7 +104,8 @@ def needs(config: RunConfig) -> dict[str, float]:
     if gpus is None:
         answering = config.responses
         engine = answering.tensor_parallel * answering.data_parallel if config.engine == "vllm" else 1
-        processes = max(config.row(name).training.num_processes for name in (*config.variants, "vanilla"))
+        trainings = [config.training, *(config.row(name).training for name in config.variants)]
+        processes = max(training.num_processes for training in trainings)
         gpus = max(processes, engine) if config.training.device == "cuda" else 0
     return {"CPU": config.ray.cpus_per_cell, "GPU": gpus}
 

@@ -30,12 +30,10 @@ from harness.reading import check, yaml_value
 from harness.text import is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
-Price = Annotated[float, Field(ge=0)]
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
-
-
 LARGEST_INTEGER = 2**63 - 1
 KEYS = "HARNESS_API_KEY, JUDGE_API_KEY"
+Price = Annotated[float, Field(ge=0)]  # USD
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -371,7 +369,7 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
 
 def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:
     """A configuration with ``overrides`` (keys may be dotted) laid over it. Raises UsageError."""
-    values = config.model_dump(mode="json")
+    values = config.model_dump()  # not as JSON: what is written leaves keys out
     for key, value in overrides.items():
         put(values, key, value)
     return validated(values, where)

@@ -34,9 +34,14 @@ def refusal(error: BaseException | None) -> HarnessError | None:
     return None
 
 
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def check_writable(folder: Path, mend: str) -> None:
     """Whether a folder can be made or written to, without making it. Raises HarnessError with the mend."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = nearest(folder)
     if not there.is_dir():
         raise HarnessError(f"{there} is a file and no folder; {mend}")
     if not os.access(there, os.W_OK):

@@ -137,7 +137,6 @@ def _device(shop: Workshop) -> Iterator[Finding]:
 
 def _memory(shop: Workshop) -> Iterator[Finding]:
     import psutil
-    import torch
 
     known = estimate.architecture(shop)
     if known is None:
@@ -155,7 +154,7 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     else:
         yield Finding("pass", "memory", line)
     host = HOST_SHARE * 4 * known.parameters
-    if shop.device == "cuda" and torch.cuda.is_available() and host > psutil.virtual_memory().available:
+    if estimate.on_cuda(shop) and host > psutil.virtual_memory().available:
         yield Finding("warn", "host memory", f"about {host / 1e9:.0f} GB to load and save", "free some")
 
 

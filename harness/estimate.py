@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import judging, memory, models, plan, registry, responding
+from harness import disk, judging, memory, models, plan, registry, responding
 from harness.config import TrainingConfig
 from harness.contracts import HarnessError
 from harness.workshop import Workshop
@@ -98,7 +98,7 @@ def free_memory(shop: Workshop) -> float:
     """Bytes that are free now on the device that trains."""
     import psutil
 
-    if _on_cuda(shop):
+    if on_cuda(shop):
         import torch
 
         return float(torch.cuda.mem_get_info()[0])
@@ -119,14 +119,15 @@ def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
         f"Memory: a training takes at most about {gigabytes(expected)} on {shared} "
         f"({known.parameters / 1e9:.3g} B parameters, {training.tuning} tuning; by formula)"
     )
-    if shop.config.executor != "local" or (shop.device == "cuda" and not _on_cuda(shop)):
+    if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
         return line
     free = free_memory(shop)
     verdict = "fits" if expected <= free else "does NOT fit (harness doctor says what helps)"
     return f"{line}; {gigabytes(free)} are free here: it {verdict}"
 
 
-def _on_cuda(shop: Workshop) -> bool:
+def on_cuda(shop: Workshop) -> bool:
+    """Whether trainings are on a CUDA device, and one is here."""
     if shop.device != "cuda":
         return False
     import torch  # seconds, for what a plan on a CPU does not need
@@ -154,22 +155,15 @@ def state_bytes(known: memory.Architecture) -> float:
 
 
 def disk_at(folder: Path) -> tuple[Path, int]:
-    """The nearest folder above that is there, and the bytes that are free on its disk."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
+    """The nearest folder that is there, and the bytes that are free on its disk."""
+    place = disk.nearest(folder.absolute())
     return place, shutil.disk_usage(place).free
 
 
 def gigabytes(size: float) -> str:
     """As much as is worth reading: 0.08 GB, 13.5 GB, 410 GB."""
-    return (
-        f"{size / 1e9:.0f} GB"
-        if size >= 99.5e9
-        else f"{size / 1e9:.2g} GB"
-        if size < 1e9
-        else f"{size / 1e9:.1f} GB"
-    )
+    digits = ".0f" if size >= 99.5e9 else ".2g" if size < 1e9 else ".1f"
+    return f"{size / 1e9:{digits}} GB"
 
 
 def duration(seconds: float) -> str:

@@ -10,14 +10,24 @@ from __future__ import annotations
 import copy
 import heapq
 import json
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import benchmarks, chat, estimate, models, plan, registry, responding, splits, stages, training
-from harness.contracts import Encoded, NotFetchedError, PrepareContext, TrainTask
+from harness import (
+    benchmarks,
+    estimate,
+    models,
+    plan,
+    preparation,
+    registry,
+    responding,
+    splits,
+    stages,
+    training,
+)
+from harness.contracts import Encoded, Message, NotFetchedError, TrainTask
 from harness.workshop import Workshop
 
 SAMPLE = 128  # examples that are prepared and tokenized
@@ -181,8 +191,7 @@ class Probe:
         except NotFetchedError:
             self.absent.add(name)
             return Work()
-        documents = splits.places(task.eval_docs, benchmark, settings)
-        number = len(documents or range(len(task.eval_docs))[: settings.limit])
+        number = len(splits.chosen(task.eval_docs, benchmark, settings))
         some = min(number, settings.batch_size)
         limited = settings.model_copy(update={"limit": some})
         small = Workshop(self.shop.config.model_copy(update={"responses": limited}), self.shop.out)
@@ -204,7 +213,8 @@ class Probe:
         examples = self.shop.examples(task)
         some = examples[:: -(-len(examples) // SAMPLE)]
         self.made = Work()
-        prepared = method.prepare(list(some), self._context(task, cell))
+        handed = preparation.context(self.shop, task, method, cell, self._rewrites)
+        prepared = method.prepare(list(some), handed)
         prepared = prepared or list(some)
         whole = len(examples) / len(some)
         made = Work(seconds=self.made.seconds) * whole if method.prepares_with == "rewrites" else Work()
@@ -224,23 +234,13 @@ class Probe:
             disk=disk,
         )
 
-    def _context(self, task: TrainTask, cell: plan.Cell) -> PrepareContext:
-        tokenizer = self.shop.seed_tokenizer
-
-        def generate(conversations: Any, *, opening: str, max_tokens: int, **decoding: Any) -> list[str]:
-            opened = chat.token_ids(tokenizer, opening) if opening else []
-            prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
-            found = self.engine.generate(prompts, max_tokens)
-            return [self.engine.completion(ids, opened).text for ids in found]
-
-        method = training.make_method(self.shop.config, cell.method)
-        return PrepareContext(
-            tokenizer=tokenizer,
-            train_task=task,
-            generate=generate,
-            rng=random.Random(0),
-            safety_examples=self.shop.safety_examples(task) if method.needs_safety_data else (),
-        )
+    def _rewrites(
+        self, conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int, **decoding: float
+    ) -> list[str]:
+        """A method's ``generate``, cut short."""
+        prompts, opened = preparation.prompted(self.shop, conversations, opening)
+        found = self.engine.generate(prompts, max_tokens)
+        return [self.engine.completion(ids, opened).text for ids in found]
 
     def _step_s_by_token(self, encoded: Sequence[Encoded]) -> float:
         """Seconds of an optimizer step for each of its tokens, on a copy of the model."""

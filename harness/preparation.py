@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from harness import chat
-from harness.contracts import Example, Message, Method, PrepareContext, TrainTask
+from harness.contracts import Example, Generate, Message, Method, PrepareContext, TrainTask
 from harness.measure import cost
 from harness.store import Journal, content_hash, read_jsonl, write_jsonl_atomic
 
@@ -43,9 +43,7 @@ def prepare(
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> list[str]:
-        tokenizer = shop.seed_tokenizer
-        opened = chat.token_ids(tokenizer, opening) if opening else []
-        prompts = [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations]
+        prompts, opened = prompted(shop, conversations, opening)
         decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
         made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
         spent = record.setdefault(
@@ -68,15 +66,35 @@ def prepare(
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
-    context = PrepareContext(
+    return method.prepare(shop.examples(task), context(shop, task, method, cell, generate, record)), record
+
+
+def prompted(
+    shop: Workshop, conversations: Sequence[Sequence[Message]], opening: str
+) -> tuple[list[list[int]], list[int]]:
+    """The ids that the seed model continues, and those at their end with which its answers are opened."""
+    tokenizer = shop.seed_tokenizer
+    opened = chat.token_ids(tokenizer, opening) if opening else []
+    return [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations], opened
+
+
+def context(
+    shop: Workshop,
+    task: TrainTask,
+    method: Method,
+    cell: Cell,
+    generate: Generate,
+    record: dict[str, Any] | None = None,
+) -> PrepareContext:
+    """What a method's ``prepare`` is handed; ``generate``: the seed model's writing."""
+    return PrepareContext(
         tokenizer=shop.seed_tokenizer,
         train_task=task,
         generate=generate,
         rng=random.Random(f"{cell.seed} prepare"),
-        record=record,
+        record={} if record is None else record,
         safety_examples=shop.safety_examples(task) if method.needs_safety_data else (),
     )
-    return method.prepare(shop.examples(task), context), record
 
 
 def continuations(

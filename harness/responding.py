@@ -19,7 +19,16 @@ from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
 from harness.plan import Cell
-from harness.store import Journal, ListHash, Stage, content_hash, file_hash, files_below, write_json_atomic
+from harness.store import (
+    Journal,
+    ListHash,
+    Stage,
+    content_hash,
+    file_hash,
+    files_below,
+    json_line,
+    write_json_atomic,
+)
 from harness.workshop import OPENAI, Workshop
 
 RESPOND_VERSION = 2
@@ -164,7 +173,7 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
                     engine,
                     benchmark,
                     f"{label}  respond {benchmark.name}",
-                    lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n"),
+                    lambda row: file.write(json_line(row)),
                     journal,
                 )
             write_json_atomic(scratch / "task.json", record)
@@ -194,8 +203,7 @@ def answer(
     and hash of the documents. At most AT_ONCE documents are in work at a time."""
     lm_task = open_task(shop, engine, benchmark)
     settings = shop.config.responses
-    part = splits.places(lm_task.eval_docs, benchmark, settings)
-    chosen: Sequence[int] = range(len(lm_task.eval_docs))[: settings.limit] if part is None else part
+    chosen = splits.chosen(lm_task.eval_docs, benchmark, settings)
     if not chosen:
         raise HarnessError(f"task '{benchmark.name}' has no documents")
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
@@ -254,7 +262,7 @@ def answer(
     }
     if engine.out_of_memory:
         record["out_of_memory"] = engine.out_of_memory
-    if part is not None:
+    if settings.part != "all":
         record["part"] = settings.part
         record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
     return record

@@ -17,13 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import (
-    benchmarks,
-    data,
-    plan,
-    records,
-    responding,
-)
+from harness import benchmarks, data, plan, records, responding
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell

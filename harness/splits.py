@@ -7,7 +7,7 @@ raw and the prefilled form of a request stand in the same part, though their ids
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from harness.benchmarks import Benchmark
@@ -52,6 +52,14 @@ def places(
             f"it needs more, or another responses.validation_share ({settings.validation_share} now)"
         )
     return found[: settings.limit]
+
+
+def chosen(
+    documents: Sequence[Mapping[str, Any]], benchmark: Benchmark, settings: ResponsesConfig
+) -> Sequence[int]:
+    """The places of the documents to answer, whatever the part."""
+    found = places(documents, benchmark, settings)
+    return range(len(documents))[: settings.limit] if found is None else found
 
 
 def counts(

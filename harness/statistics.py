@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # of the 95 % intervals
+KEPT = 2**14  # over many seeds the same counts come again and again
 POWER = 0.8  # with which the smallest detectable difference would have been shown
 RESAMPLES = 9_999  # bootstrap and permutation: the smallest two-sided p is 2 / 10,000
 SMALLEST_P = 1e-30  # of several seeds' differences
@@ -104,7 +105,7 @@ def paired_rate_difference(
     return _rate_difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True))), n)
 
 
-@cache  # over many seeds the same counts come again and again
+@lru_cache(KEPT)
 def _rate_difference(both: int, gained: int, lost: int, n: int) -> Difference:
     table = [[both, gained], [lost, n - both - gained - lost]]
     value = (gained - lost) / n
@@ -406,7 +407,7 @@ def _mcnemar_mde(discordant: float, n: int) -> float | None:
     return float(brentq(missing, 1e-9, 1.0))
 
 
-@cache
+@lru_cache(KEPT)
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson's limits of a rate."""
     low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")

@@ -70,7 +70,12 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, map(json_line, rows))
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of a JSON lines file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -244,7 +249,7 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
 
             def write(row: Mapping[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_line(row))
                 file.flush()
                 crash.point("journal.row", self.path)
 
@@ -260,9 +265,9 @@ def sweep(folder: Path) -> None:
     for path in folder.rglob(".*.journal.jsonl"):
         stage = path.name.removeprefix(".").removesuffix(".journal.jsonl")
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            marker = json.loads((path.parent / f"{stage}.done.json").read_text(encoding="utf-8"))
+            marker = json_value((path.parent / f"{stage}.done.json").read_text(encoding="utf-8"))
             with path.open(encoding="utf-8") as journal:
-                owner = json.loads(journal.readline())
+                owner = json_value(journal.readline())
             if owner["identity"] == marker["identity"]:
                 path.unlink()
                 crash.point("journal.removed", path)

@@ -14,23 +14,12 @@ from typing import Any, Literal
 
 from harness import chat, crash, figures, models, registry
 from harness.config import NO_EFFECT, RunConfig
-from harness.contracts import (
-    Encoded,
-    Example,
-    HarnessError,
-    Method,
-    TrainTask,
-    UsageError,
-)
+from harness.contracts import Encoded, Example, HarnessError, Method, TrainTask, UsageError
 from harness.job import TrainJob, launch, run
 from harness.measure import cost
 from harness.plan import Cell
 from harness.preparation import prepare
-from harness.store import (
-    Stage,
-    read_json,
-    write_json_atomic,
-)
+from harness.store import Stage, read_json, write_json_atomic
 from harness.workshop import Workshop
 
 TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results

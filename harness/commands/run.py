@@ -38,7 +38,9 @@ from harness.contracts import UsageError
 @click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
 @click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
 @judging_options
-@click.option("--dry-run", is_flag=True, help="Print the configuration, the plan and the time; do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the configuration, the plan and what it takes; do nothing."
+)
 @run_options
 @click.pass_context
 def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:

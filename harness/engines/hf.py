@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from transformers import GenerationConfig
@@ -14,6 +14,9 @@ from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class HFEngine(IdEngine):
@@ -65,29 +68,37 @@ class HFEngine(IdEngine):
             pad_token_id=self._pad_id,
             **({"cache_implementation": "static"} if self._static_cache else {}),
         )
+
+        def work(part: list[int]) -> list[list[int]]:
+            return self._continue([prompts[index] for index in part], config)
+
+        def about(index: int) -> str:
+            return f"one prompt of {len(prompts[index]):,} tokens and its answer"
+
         found: dict[int, list[int]] = {}
         for number, batch in enumerate(self.plan(prompts)):
             draws = _own_draws(seed + number * self.batch_size, self.model.device)
             with draws if temperature > 0 else contextlib.nullcontext():
-                for rows, made in self._fitting(prompts, batch, config):
+                for rows, made in self._fitting(batch, work, about):
                     found |= zip(rows, made, strict=True)
             self.on_progress(len(batch))
         return [found[index] for index in range(len(prompts))]
 
     def _fitting(
-        self, prompts: Sequence[list[int]], batch: list[int], config: GenerationConfig
-    ) -> Iterator[tuple[list[int], list[list[int]]]]:
-        """The batch at once, or in as many parts as the device's memory asks for."""
-        left = list(batch)
+        self, items: Sequence[Item], work: Callable[[list[Item]], list[Made]], about: Callable[[Item], str]
+    ) -> Iterator[tuple[list[Item], list[Made]]]:
+        """What ``work`` makes of the items, all at once or in as many parts as the device's memory asks for.
+        ``about``: one of them in words."""
+        left = list(items)
         while left:
             part, made = left[: self._fits], None
             with contextlib.suppress(torch.OutOfMemoryError):
-                made = self._continue([prompts[index] for index in part], config)
-            if made is not None:
-                yield part, made
-                del left[: len(part)]
+                made = work(part)
+            if made is None:  # out here the failed attempt's tensors are free
+                self._halve(len(part), about(part[0]))
                 continue
-            self._halve(len(part), f"one prompt of {len(prompts[part[0]]):,} tokens and its answer")
+            yield part, made
+            del left[: len(part)]
 
     def _halve(self, size: int, least: str) -> None:
         """Fewer prompts at once from now on. Raises HarnessError where one is too much."""
@@ -118,17 +129,10 @@ class HFEngine(IdEngine):
         return ids if end is None else ids[: end + 1]
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        left, found = list(pairs), list[tuple[float, bool]]()
-        while left:
-            part, made = left[: self._fits], None
-            with contextlib.suppress(torch.OutOfMemoryError):
-                made = self._logprobs(part)
-            if made is None:
-                self._halve(len(part), f"one prompt of {sum(map(len, part[0])):,} tokens with its answer")
-            else:
-                found += made
-                del left[: len(part)]
-        return found
+        def about(pair: tuple[list[int], list[int]]) -> str:
+            return f"one prompt of {sum(map(len, pair)):,} tokens with its answer"
+
+        return [one for _, made in self._fitting(pairs, self._logprobs, about) for one in made]
 
     @torch.inference_mode()
     def _logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:

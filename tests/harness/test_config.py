@@ -252,3 +252,12 @@ def test_a_variant_that_cannot_be_is_named_with_its_key(variant: dict[str, Any],
 @pytest.mark.parametrize("name", ["../x", "x/y", "", ".hidden", "a b", "epoch-1"])
 def test_a_variants_name_cannot_leave_the_run_folder(name: str) -> None:
     assert "variants" in complaint(variants={name: M2})
+
+
+def test_a_changed_configuration_keeps_what_is_not_written() -> None:
+    launcher = "srun --token=planted-0123456789 torchrun"
+    given = config.load("mini", {"training.launcher": launcher, "variants.one": {"method": "sdft"}})
+    assert "planted" not in given.model_dump_json()
+    changed = config.changed(given, {"training.epochs": 2}, "a test")
+    assert changed.training.launcher == launcher
+    assert changed == given.model_copy(update={"training": given.training.model_copy(update={"epochs": 2})})
