@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import threading
@@ -121,7 +122,12 @@ class Service:
 
         pool = ThreadPool(self._settings.in_flight)  # daemons: Ctrl-C waits for no server's reply
         try:
-            for place, result in pool.imap_unordered(numbered, range(len(items))):
+            replies = pool.imap_unordered(numbered, range(len(items)))
+            while len(found) < len(items):
+                try:  # not for ever: a Ctrl-C just before a wait is only seen after it
+                    place, result = replies.next(timeout=1)
+                except multiprocessing.TimeoutError:
+                    continue
                 found[place] = result
                 on_done(1)
         finally:

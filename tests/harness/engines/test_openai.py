@@ -16,7 +16,7 @@ from typing import Any
 
 import completions_server
 import pytest
-from completions_server import CompletionsServer
+from completions_server import Answer, CompletionsServer
 from lm_eval.api.instance import Instance
 
 from harness import chat, models
@@ -346,19 +346,23 @@ def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, 
 
 
 def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: Open, ctrl_c: None) -> None:
-    engine = opened(timeout_s=60)
-    server.latency_s = 30
-    started = time.monotonic()
+    engine, asked, answered = opened(timeout_s=300), threading.Event(), threading.Event()
+
+    def answer(prompt: Any) -> Answer:
+        asked.set()
+        answered.wait(120)
+        return [1], "stop"
 
     def interrupt() -> None:
-        while not server.bodies and time.monotonic() < started + 20:
-            time.sleep(0.02)
+        asked.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
 
+    server.answer = answer
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         engine.generate([[1, 2, 3]] * 6, 4)
-    assert time.monotonic() - started < 25
+    assert server.in_flight  # not one reply was sent
+    answered.set()
 
 
 @pytest.fixture
