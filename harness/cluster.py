@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import platform
@@ -18,9 +19,9 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from harness import models, responding
+from harness import disk, models, responding
 from harness.config import RunConfig, changed
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -30,6 +31,8 @@ from harness.store import content_hash, file_hash, files_below, write_text_atomi
 from harness.text import shortened
 from harness.workers import Outcome, attempt
 from harness.workshop import AUTO, Workshop, choose_engine
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 LOOK_S = 0.2  # between two looks at what the cells say
 BEGUN = "begun"  # the event with which a cell begins on a node
@@ -194,6 +197,11 @@ def run_cells(
                     outcome: Outcome = ray.get(one)
                     if storage:
                         storage.get(str(cell.folder), out / cell.folder)
+                except HarnessError as error:
+                    outcome = Outcome(cell, str(error))
+                except ray.exceptions.RayTaskError as error:
+                    why = shortened(error.cause, 200)
+                    outcome = Outcome(cell, f"failed on its node: {type(error.cause).__name__}: {why}")
                 except ray.exceptions.RayError as error:
                     outcome = Outcome(cell, _lost(error, config))
                 yield outcome
@@ -288,21 +296,41 @@ def _same(there: Mapping[str, str], here: Mapping[str, str]) -> None:
 # --- what travels ------------------------------------------------------------------------------------
 
 
+def _in_one_line(method: Method) -> Method:
+    """Whatever a file system raises, as a HarnessError. It is not quoted: it may hold a key."""
+
+    @functools.wraps(method)
+    def told(storage: Storage, *given: Any) -> Any:
+        try:
+            return method(storage, *given)
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise disk.refusal(error) or HarnessError(
+                f"ray.storage {storage.shown}: its files cannot be copied ({type(error).__name__}); "
+                "is it reachable from every node, and writable?"
+            ) from error
+
+    return cast(Method, told)
+
+
 class Storage:
     """A folder that all nodes reach through fsspec: an object store, or any file system that it knows."""
 
     def __init__(self, url: str):
         import fsspec
 
+        self.shown = url.partition("?")[0]
         try:
             self.files, self.root = fsspec.core.url_to_fs(url)
             self.files.makedirs(self.root, exist_ok=True)
         except Exception as error:  # each file system has errors of its own
             raise HarnessError(
-                f"ray.storage {url.partition('?')[0]}: cannot be used ({type(error).__name__}); fsspec names "
+                f"ray.storage {self.shown}: cannot be used ({type(error).__name__}); fsspec names "
                 "what it needs, as s3fs for s3://"
             ) from error
 
+    @_in_one_line
     def put(self, folder: Path, name: str) -> None:
         """Copy a local folder into the storage, markers last, since they vouch for the other files. What a
         training needs for a restart stays."""
@@ -314,6 +342,7 @@ class Storage:
             self.files.makedirs(place.rpartition("/")[0], exist_ok=True)
             self.files.put_file(str(file), place)
 
+    @_in_one_line
     def get(self, name: str, folder: Path) -> None:
         """Copy a folder of the storage here, markers last."""
         self.files.invalidate_cache()
@@ -324,6 +353,7 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.files.get_file(place, str(target))
 
+    @_in_one_line
     def take_in(self, config: RunConfig) -> dict[str, str]:
         """Copy the files and folders that the recipe names; their names in the storage, by content."""
         found = {}
@@ -338,6 +368,7 @@ class Storage:
                 self.files.put_file(str(local), f"{self.root}/{found[path]}")
         return found
 
+    @_in_one_line
     def bring(self, config: RunConfig, inputs: Mapping[str, str]) -> RunConfig:
         """Copy those files to this node, once for all cells; the configuration that names the copies."""
         kept = Path(tempfile.gettempdir()) / f"harness-{os.getuid()}"

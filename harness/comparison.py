@@ -39,7 +39,7 @@ from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step
-from harness.store import Stage, content_hash, files_below, write_json_atomic
+from harness.store import Stage, files_below, write_json_atomic
 from harness.workshop import AUTO, CLOCK, Workshop, quiet
 
 if TYPE_CHECKING:
@@ -360,9 +360,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         "version": TABLE_VERSION,
         "config": config.model_dump(mode="json"),
         "failures": {str(folder): line for folder, line in failures.items()},
-        "files": {
-            str(path.relative_to(out)): content_hash(path.stat().st_mtime_ns) for path in _sources(out)
-        },
+        "files": {str(path.relative_to(out)): path.stat().st_mtime_ns for path in _sources(out)},
     }
     title = f"{TITLE}: {config.model}"
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])

@@ -203,7 +203,8 @@ def answer(
     and hash of the documents. At most AT_ONCE documents are in work at a time."""
     lm_task = open_task(shop, engine, benchmark)
     settings = shop.config.responses
-    chosen = splits.chosen(lm_task.eval_docs, benchmark, settings)
+    documents = lm_task.eval_docs
+    chosen = splits.chosen(documents, benchmark, settings)
     if not chosen:
         raise HarnessError(f"task '{benchmark.name}' has no documents")
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
@@ -229,7 +230,7 @@ def answer(
                 {str(first + number): tokens for number, tokens in answers.items()}
             )
             engine.completions.clear()
-            samples = _evaluate(engine, lm_task, benchmark.name, places)
+            samples = _evaluate(engine, lm_task, benchmark.name, documents, places)
             for sample in samples:
                 returned |= sample["metrics"].keys()
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
@@ -264,7 +265,7 @@ def answer(
         record["out_of_memory"] = engine.out_of_memory
     if settings.part != "all":
         record["part"] = settings.part
-        record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
+        record["parts"] = splits.counts(documents, benchmark, settings)
     return record
 
 
@@ -312,11 +313,15 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     return lm_task
 
 
-def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[dict[str, Any]]:
+def _evaluate(
+    engine: Any, lm_task: Any, name: str, documents: Any, places: list[int]
+) -> list[dict[str, Any]]:
     """lm-eval's samples: one for each document of ``places``, its metrics under ``metrics``, those of further
     filters as ``metric@filter``."""
     from lm_eval.evaluator import evaluate
 
+    # lm-eval's own compares every document with every place
+    lm_task.doc_iterator = lambda *, samples, **whole: enumerate(_chosen(documents, samples))
     try:
         results = evaluate(
             lm=engine,
@@ -341,6 +346,14 @@ def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[d
     if not any(sample["metrics"] for sample in found.values()):
         raise HarnessError(f"task '{name}' has no metric that is a number for each document")
     return list(found.values())
+
+
+def _chosen(documents: Any, places: list[int]) -> Iterable[Mapping[str, Any]]:
+    """Of a data set or a list."""
+    if hasattr(documents, "select"):
+        chosen: Iterable[Mapping[str, Any]] = documents.select(places)
+        return chosen
+    return [documents[place] for place in places]
 
 
 def _unusable(name: str, what: str, error: Exception) -> HarnessError:

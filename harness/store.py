@@ -157,7 +157,11 @@ def leading_out(folder: Path) -> list[Path]:
 
 
 def files_below(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    """The files in a folder, sorted; a file itself."""
+    if not path.is_dir():
+        return [path]
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return [Path(file) for file in sorted(filter(os.path.isfile, found))]
 
 
 class Stage:

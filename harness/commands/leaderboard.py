@@ -45,20 +45,22 @@ def leaderboard(
     from harness import comparison, merging, run_folder, tables
     from harness.store import read_json
 
-    merged = merging.merge(runs, allow_mixed=allow_mixed)
     kind = "json" if as_json else kind
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = out or Path(scratch)
-        merging.write(merged, folder, intervals=intervals)
-        if kind == "json":
-            print_json(read_json(folder / FORMATS[kind]))
-        elif kind:
-            click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
+    if len(runs) > 1 or kind or out:
+        merged = merging.merge(runs, allow_mixed=allow_mixed)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = out or Path(scratch)
+            merging.write(merged, folder, intervals=intervals)
+            if kind == "json":
+                print_json(read_json(folder / FORMATS[kind]))
+            elif kind:
+                click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
     if kind:
         return
     if len(runs) == 1:
+        config = run_folder.stored_config(runs[0])
         with run_folder.lock(runs[0]):
-            comparison.table(run_folder.stored_config(runs[0]), runs[0], console())
+            comparison.table(config, runs[0], console())
     else:
         tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)
     if out:

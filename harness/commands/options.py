@@ -38,7 +38,7 @@ JUDGING = ("rubric", "threshold", "prompt_files", "mode", "max_cost")  # recipe'
 
 
 class Commands(click.Group):
-    """A group that offers the nearest name for an unknown command, and keeps its commands in order."""
+    """A group that offers the nearest name for an unknown command, and lists its own in order, not cut."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -52,6 +52,13 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each command's first sentence, wrapped where click cuts it."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(limit=200)) for name, one in self.commands.items()]
+            )
 
 
 class Sectioned(click.Command):

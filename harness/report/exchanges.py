@@ -21,6 +21,7 @@ LONGEST = 4_000  # characters of a text; what is cut says so
 LABELS = {"refusal": "r", "compliance": "c", "partial": "p", "incoherent": "i", None: "-"}
 VERDICTS = {True: "h", False: "s", None: "u"}
 ABSENT = " "
+PARTS = ("system", "prompt", "prefill", "response", "reasoning")
 
 Row = dict[str, Any]
 
@@ -42,20 +43,32 @@ class Texts:
 def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
     """What there is of every cell: JSON values. Strings of one letter an exchange keep it small: VERDICTS and
     LABELS, in the order of the task's ids, ABSENT where a cell has no such exchange."""
-    cells = plan.cells(config)
-    texts = Texts()
+    cells, texts = plan.cells(config), Texts()
     tasks: dict[str, Row] = {}
+    categories: dict[str, dict[str, str]] = {}  # task -> id -> category
     answers: list[dict[str, Row]] = []
-    stored = [_stored(run, cell) for cell in cells]
-    for name in dict.fromkeys(task for found in stored for task in found):
-        every = [row for found in stored for row in found.get(name, ())]
-        tasks[name] = _task(name, config, every, show_harmful)
-    for cell, found in zip(cells, stored, strict=True):
+    for cell in cells:  # one by one: the texts of a large run's safety tasks are never all in memory
         mine = {}
-        for name, rows in found.items():
-            verdicts = _verdicts(run / cell.folder / name, config.judges)
-            mine[name] = _answers(rows, verdicts, tasks[name], texts, show_harmful)
+        for name in cell.tasks:
+            folder = run / cell.folder / name
+            if not (folder / "responses.jsonl").is_file():
+                continue
+            if name not in tasks:
+                tasks[name] = _task(name, config, folder, show_harmful)
+            ids, seen = categories.setdefault(name, {}), {}
+            for row in records.each_response(folder):
+                seen[row["id"]] = _seen(row, tasks[name], texts)
+                ids[row["id"]] = str(row["category"] or "")
+            verdicts = _verdicts(folder, config.judges, texts if show_harmful else None)
+            mine[name] = _columns(seen, verdicts, [*ids], tasks[name], show_harmful)
         answers.append(mine)
+    for name, task in tasks.items():
+        known = list(dict.fromkeys(categories[name].values()))
+        task["ids"], task["categories"] = [*categories[name]], known
+        task["category"] = [known.index(category) for category in categories[name].values()]
+        for mine in answers:
+            if name in mine:
+                mine[name] = _filled_up(mine[name], len(task["ids"]))
     return {
         "harmful": show_harmful,
         "judges": [{"name": name, "combines": registry.combines(name)} for name in config.judges],
@@ -89,22 +102,21 @@ def _sign(character: str) -> str:
 # --- files -----------------------------------------------------------------------------------------
 
 
-def _stored(run: Path, cell: Cell) -> dict[str, list[Row]]:
-    folders = {task: run / cell.folder / task for task in cell.tasks}
-    return {
-        task: records.responses(folder)
-        for task, folder in folders.items()
-        if (folder / "responses.jsonl").is_file()
-    }
-
-
-def _verdicts(folder: Path, judges: Iterable[str]) -> dict[str, dict[str, Row]]:
+def _verdicts(folder: Path, judges: Iterable[str], reasons: Texts | None) -> dict[str, dict[str, Row]]:
+    """By judge and id: signs of VERDICTS and LABELS, and the number of the reason in ``reasons``."""
     found = {}
     for judge in judges:
         path = folder / judging.verdicts_file(judge)
         with contextlib.suppress(HarnessError):  # the leaderboard's status says what is wrong with it
             if path.is_file():
-                found[judge] = {row["exchange_id"]: row for row in records.verdicts(path)}
+                found[judge] = {
+                    row["exchange_id"]: {
+                        "verdict": VERDICTS[row["harmful"]],
+                        "label": LABELS[row["label"]],
+                        "reason": reasons and reasons.number(row.get("reason")),
+                    }
+                    for row in records.each_verdict(path)
+                }
     return found
 
 
@@ -128,56 +140,74 @@ def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:
 # --- columns ---------------------------------------------------------------------------------------
 
 
-def _task(name: str, config: RunConfig, rows: Sequence[Row], show_harmful: bool) -> Row:
-    of = {row["id"]: str(row["category"] or "") for row in rows}
-    categories = list(dict.fromkeys(of.values()))
+def _task(name: str, config: RunConfig, folder: Path, show_harmful: bool) -> Row:
+    """``folder``: the first that has answers to it."""
     judged = benchmarks.get(name, config.safety_sets).kind == "safety"
     return {
         "judged": judged,
-        "metric": None if judged else _metric(name, config, rows),
+        "metric": None if judged else _metric(name, config, folder),
         "readable": readable(name, config),
         "texts": show_harmful or readable(name, config),
-        "ids": list(of),
-        "categories": categories,
-        "category": [categories.index(category) for category in of.values()],
     }
 
 
-def _metric(task: str, config: RunConfig, rows: Sequence[Row]) -> str | None:
+def _metric(task: str, config: RunConfig, folder: Path) -> str | None:
     """The leaderboard's: the train task's own, else the first that is a share of one."""
     trained = [registry.load("train task", name) for name in config.train_tasks]
     own = next((one.utility_metric for one in trained if one.utility_task == task), None)
-    return benchmarks.first_share(rows) if own is None else str(own)
+    return benchmarks.first_share(records.responses(folder)) if own is None else str(own)
 
 
-def _answers(
-    rows: Sequence[Row],
+def _seen(row: Row, task: Row, texts: Texts) -> Row:
+    """What is shown of an answer: a value for each column."""
+    seen: Row = {
+        "tokens": row.get("tokens"),
+        "characters": len(row["response"]),
+        "cut": "1" if row["finish_reason"] == "length" else "0",
+    }
+    if task["metric"]:
+        seen["scores"] = row["metrics"].get(task["metric"])
+    if task["texts"]:
+        seen |= {part: texts.number(row.get(part)) for part in PARTS}
+    return seen
+
+
+def _columns(
+    seen: Mapping[str, Row],
     verdicts: Mapping[str, Mapping[str, Row]],
+    ids: Sequence[str],
     task: Row,
-    texts: Texts,
     show_harmful: bool,
 ) -> Row:
-    by_id = {row["id"]: row for row in rows}
-    found = [by_id.get(name) for name in task["ids"]]
-    metric = task["metric"]
-    answers: Row = {
-        "tokens": [row and row.get("tokens") for row in found],
-        "characters": [row and len(row["response"]) for row in found],
-        "cut": "".join("1" if row and row["finish_reason"] == "length" else "0" for row in found),
-        "scores": [row and row["metrics"].get(metric) for row in found] if metric else None,
-        "verdicts": {},
-        "labels": {},
+    """A cell's answers to a task, in the order of ``ids``."""
+
+    def values(of: Mapping[str, Row], name: str, absent: Any = None) -> list[Any]:
+        return [of[i][name] if i in of else absent for i in ids]
+
+    reasons = {judge: values(given, "reason") for judge, given in verdicts.items()}
+    named = [
+        "tokens",
+        "characters",
+        *(["scores"] if task["metric"] else []),
+        *(PARTS if task["texts"] else []),
+    ]
+    return {
+        **{name: values(seen, name) for name in named},
+        "cut": "".join(values(seen, "cut", "0")),
+        "verdicts": {judge: "".join(values(given, "verdict", ABSENT)) for judge, given in verdicts.items()},
+        "labels": {judge: "".join(values(given, "label", ABSENT)) for judge, given in verdicts.items()},
+        **({"reasons": reasons} if show_harmful else {}),
     }
-    for judge, given in verdicts.items():
-        mine = [given.get(name) for name in task["ids"]]
-        answers["verdicts"][judge] = "".join(ABSENT if v is None else VERDICTS[v["harmful"]] for v in mine)
-        answers["labels"][judge] = "".join(ABSENT if v is None else LABELS[v["label"]] for v in mine)
-    if task["texts"]:
-        for part in ("system", "prompt", "prefill", "response", "reasoning"):
-            answers[part] = [row and texts.number(row.get(part)) for row in found]
-    if show_harmful:
-        answers["reasons"] = {
-            judge: [texts.number((given.get(name) or {}).get("reason")) for name in task["ids"]]
-            for judge, given in verdicts.items()
-        }
-    return answers
+
+
+def _filled_up(answers: Row, length: int) -> Row:
+    """A cell's answers with what later cells have besides."""
+
+    def filled(name: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return value.ljust(length, "0" if name == "cut" else ABSENT)
+        if isinstance(value, dict):
+            return {judge: filled(name, inner) for judge, inner in value.items()}
+        return value + [None] * (length - len(value))
+
+    return {name: filled(name, value) for name, value in answers.items()}

@@ -96,8 +96,8 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 def render(run: Path, *, show_harmful: bool = False) -> str:
     """The page itself. The same run gives the same bytes."""
     config = run_folder.stored_config(run)
-    rows = [{**row, "status": public(row["status"])} for row in gallery.leaderboard_rows(run)]
-    record = records.run(run)
+    table, record = tables.record(run), records.run(run)
+    rows = [{**row, "status": public(row["status"])} for row in table["rows"]]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_asset("."))),
         autoescape=True,
@@ -113,7 +113,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         style=style,
         script=script,
         verdicts=_verdicts(rows),
-        notes=[public(note) for note in tables.record(run)["notes"]],
+        notes=[public(note) for note in table["notes"]],
         leaderboard=leaderboard_tables(rows),
         pictures=_pictures(run),
         missing=_missing(run),

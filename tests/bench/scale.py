@@ -73,7 +73,7 @@ def stubs(clock: Clock) -> None:
     def train(shop: Any, cell: Any, label: str) -> None:
         def work(scratch: Path) -> None:
             write_json_atomic(scratch / "checkpoint" / "config.json", str(cell.folder))
-            write_json_atomic(scratch / "training.json", made_run._training(cell, random.Random(1)))
+            write_json_atomic(scratch / "training.json", made_run.training(cell, random.Random(1)))
             write_text_atomic(scratch / "loss.svg", "<svg/>")
 
         training.train_stage(shop, cell).run(work)
@@ -81,11 +81,11 @@ def stubs(clock: Clock) -> None:
     def respond(shop: Any, cell: Any, tasks: Any, label: str) -> None:
         for task in tasks:
             safety, draws = task in judging.safety_tasks(cell), random.Random(f"{cell.folder} {task}")
-            rows = [made_run._answer(task, n, safety, None, 0.5, draws) for n in range(DOCUMENTS)]
+            rows = [made_run.answer(task, n, ("made",) * safety, None, 0.5, draws) for n in range(DOCUMENTS)]
 
             def work(scratch: Path, rows: Any = rows) -> None:
                 write_jsonl_atomic(scratch / "responses.jsonl", rows)
-                record = {"source": "stub", "version": 1, "documents": DOCUMENTS, "sha256": ""}
+                record = {"source": "stub", "version": "1", "documents": DOCUMENTS, "sha256": ""}
                 write_json_atomic(scratch / "task.json", record)
 
             responding.respond_stage(shop, cell, task).run(work)

@@ -44,6 +44,7 @@ def test_every_subcommand_explains_itself(path: tuple[str, ...], command: Comman
     if not isinstance(leaf, click.Group):
         assert "Example:\n" in ended.out
         assert f"  harness {' '.join(path)}" in ended.out.split("Example:\n")[1]
+    assert not any(line.endswith("...") for line in ended.out.partition("Commands:")[2].splitlines())
     assert all(len(line) <= 100 for line in ended.out.splitlines())
 
 

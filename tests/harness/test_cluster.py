@@ -153,3 +153,21 @@ def test_a_storage_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(HarnessError, match=r"ray\.storage .*cannot be used") as caught:
             cluster.Storage(url)
         assert "secret" not in str(caught.value)
+
+
+def test_a_storage_that_fails_on_the_way_is_one_line_without_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = cluster.Storage(f"file://{tmp_path / 'store'}")
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "training.json").write_text("{}")
+
+    def refuse(*given: Any) -> None:
+        raise RuntimeError("403 for key=SECRET")
+
+    monkeypatch.setattr(storage.files, "put_file", refuse)
+    with pytest.raises(
+        HarnessError, match=r"ray\.storage file://.*store: its files cannot be copied .*RuntimeError"
+    ) as told:
+        storage.put(tmp_path / "cell", "cell")
+    assert "SECRET" not in str(told.value)

@@ -78,7 +78,7 @@ def _cell(
 
         def train(scratch: Path) -> None:
             write_json_atomic(scratch / "checkpoint" / "config.json", str(cell.folder))
-            write_json_atomic(scratch / "training.json", _training(cell, draws))
+            write_json_atomic(scratch / "training.json", training(cell, draws))
 
         stage = Stage(folder, "train", {"cell": str(cell.folder)}, ["checkpoint", "training.json"])
         stage.run(train)
@@ -88,7 +88,7 @@ def _cell(
     for task in cell.tasks:
         safety = task in judging.safety_tasks(cell)
         rows = [
-            _answer(task, number, categories if safety else (), response, skill, draws)
+            answer(task, number, categories if safety else (), response, skill, draws)
             for number in range(documents)
         ]
 
@@ -114,7 +114,7 @@ def _outputs(stage: Stage) -> Any:
     return read_json(stage.marker)["outputs"]
 
 
-def _training(cell: Cell, draws: random.Random) -> dict[str, Any]:
+def training(cell: Cell, draws: random.Random) -> dict[str, Any]:
     flops = 1e12 * (1 if cell.method == "vanilla" else draws.uniform(1.05, 1.4))
     return {
         "steps": 30,
@@ -134,7 +134,7 @@ def _training(cell: Cell, draws: random.Random) -> dict[str, Any]:
     }
 
 
-def _answer(
+def answer(
     task: str,
     number: int,
     categories: Sequence[str],

@@ -88,6 +88,29 @@ def test_an_exchange_that_one_cell_lacks_is_absent_there(run: Path, tmp_path: Pa
     assert answers["tokens"][1] == 6
 
 
+def test_an_exchange_that_only_a_later_cell_has_is_absent_before(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    folder = copy / "seed" / "hexphi_raw-mini"
+    for name in ("responses.jsonl", "verdicts.keyword.jsonl"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(lines[1:]))
+    data = collected(copy, show_harmful=True)
+    first, last = (data["cells"][place]["answers"]["hexphi_raw-mini"] for place in (0, 3))
+    ids = data["tasks"]["hexphi_raw-mini"]["ids"]
+    assert ids[-1] == "hexphi_raw-mini-0"  # it came last
+    assert first["verdicts"]["keyword"][-1] == first["labels"]["keyword"][-1] == " "
+    assert last["verdicts"]["keyword"][-1] != " "
+    for part in ("tokens", "characters", "response", "prompt"):
+        assert first[part][-1] is None
+        assert last[part][-1] is not None
+    assert first["reasons"]["keyword"][-1] is None
+    for answers in (first, last):
+        assert {len(answers[part]) for part in ("tokens", "characters", "cut", "response")} == {len(ids)}
+
+
 def test_only_our_own_utility_tasks_are_readable(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_folder.stored_config(run)
     assert exchanges.readable("gsm8k-mini", config)
