@@ -51,7 +51,7 @@ for command in (
     *(leaderboard.leaderboard, report.report, report.figures, leaderboard.card, gate.gate),
     *(analyze.analyze, sweep.sweep, tune.tune, agreement.agreement),
     *(folder.clean, data.data, doctor.doctor, simulate.simulate),
-    *(listings.methods, listings.tasks, listings.judges, mini.mini),
+    *(listings.methods, listings.tasks, listings.judges, listings.recipes, mini.mini),
 ):
     cli.add_command(command)
 analyze.analyze.add_command(matched.matched)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -38,13 +38,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class LoraConfig(Section):
     """The adapters of ``tuning: lora`` and ``qlora`` (arXiv 2106.09685, 2305.14314), as peft names them."""
 
     r: int = Field(default=16, ge=1)
+    """rank"""
     alpha: float = Field(default=32, gt=0)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
@@ -53,41 +54,63 @@ class TrainingConfig(Section):
     """The one budget under which all methods train (the paper's values: §4.1), and how it is computed."""
 
     epochs: int = Field(default=3, ge=1, le=10_000)
+    """passes over the training rows"""
     learning_rate: float = Field(default=2e-5, gt=0)
-    batch_size: int = Field(default=64, ge=1)  # the global batch, in examples
+    batch_size: int = Field(default=64, ge=1)
+    """the global batch, in examples"""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """of the learning rate"""
     warmup_steps: int = Field(default=0, ge=0)
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    max_examples: int | None = Field(default=None, ge=1)  # the first so many rows
-    max_length: int | None = Field(default=None, ge=8)  # tokens; None: the train task's own
-    too_long: Literal["cut", "leave-out"] = (
-        "cut"  # an example over max_length: its answer's end, or all of it
-    )
+    """gradients are clipped to this norm"""
+    max_examples: int | None = Field(default=None, ge=1)
+    """the first so many rows"""
+    max_length: int | None = Field(default=None, ge=8)
+    """tokens; null: the train task's own"""
+    too_long: Literal["cut", "leave-out"] = "cut"
+    """an example over max_length: its answer's end, or all of it"""
 
     tuning: Literal["full", "lora", "qlora"] = "full"
+    """all weights, adapters, or adapters on 4-bit weights"""
     lora: LoraConfig = LoraConfig()
-    merge: bool = False  # save lora and qlora as one merged checkpoint, not as an adapter
+    merge: bool = False
+    """save lora and qlora as one merged checkpoint, not as an adapter"""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; weights in training are float32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the computation; weights in training are float32"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch_size: int = Field(default=64, ge=1)  # at most so many examples in one forward pass
-    micro_batch_tokens: int | None = Field(default=None, ge=1)  # and at most so many tokens, padding included
-    batching: Literal["grouped", "in-order", "padding-free"] = "grouped"  # how a global batch is cut
+    """auto: CUDA where there is a device"""
+    micro_batch_size: int = Field(default=64, ge=1)
+    """at most so many examples in one forward pass"""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """and at most so many tokens, padding included"""
+    batching: Literal["grouped", "in-order", "padding-free"] = "grouped"
+    """how a global batch is cut"""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    """transformers' kernels; auto: the fastest that is installed"""
     optimizer: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit"] = "adamw_torch_fused"
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile
-    liger: bool = False  # Liger kernels (GPU; the package liger-kernel)
+    """compute activations twice rather than keep them"""
+    compile: bool = False
+    """torch.compile"""
+    liger: bool = False
+    """Liger kernels (GPU; the package liger-kernel)"""
 
-    num_processes: int = Field(default=1, ge=1)  # devices of one training, one process each
-    distributed: Literal["ddp", "zero2", "zero3", "fsdp2"] = "zero2"  # how several processes share the work
-    launcher: str | None = None  # a command in front of the training instead of torchrun on this machine
+    num_processes: int = Field(default=1, ge=1)
+    """devices of one training, one process each"""
+    distributed: Literal["ddp", "zero2", "zero3", "fsdp2"] = "zero2"
+    """how several processes share the work"""
+    launcher: str | None = None
+    """a command in front of the training instead of torchrun on this machine"""
 
-    save_steps: int | None = Field(default=None, ge=1)  # resume state; None: about every ten minutes
+    save_steps: int | None = Field(default=None, ge=1)
+    """resume state; null: about every ten minutes"""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    peak_tflops: float | None = Field(default=None, gt=0)  # of one device, for MFU; None: known devices
+    """trackers that log each training"""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """of one device, for MFU; null: known devices"""
 
     @field_serializer("launcher", when_used="json")
     def _without_keys(self, value: str | None) -> str | None:
@@ -111,8 +134,10 @@ class VariantConfig(Section):
     """A row of its own: a method under other options, or trained otherwise, than the recipe says."""
 
     method: str
-    options: dict[str, Any] = {}  # laid over the recipe's method_options of the method
-    training: dict[str, Any] = {}  # laid over the recipe's section training; not OF_THE_RUN
+    options: dict[str, Any] = {}
+    """laid over the recipe's method_options of the method"""
+    training: dict[str, Any] = {}
+    """laid over the recipe's section training; not OF_THE_RUN"""
 
 
 @dataclass(frozen=True)
@@ -128,23 +153,37 @@ class ResponsesConfig(Section):
     """How checkpoints answer. Decoding, lengths and stop rules belong to the tasks."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    limit: int | None = Field(default=None, ge=1)  # the first so many documents of every task
-    part: Literal["all", "validation", "final"] = "all"  # of every task's documents (splits.py)
-    validation_share: float = Field(default=0.4, gt=0, lt=1)  # of the documents: those to choose settings on
-    thinking: bool = False  # let models reason that can; the answer alone is scored and judged
+    limit: int | None = Field(default=None, ge=1)
+    """the first so many documents of every task"""
+    part: Literal["all", "validation", "final"] = "all"
+    """of every task's documents: those to choose settings on, or those that no choice has seen"""
+    validation_share: float = Field(default=0.4, gt=0, lt=1)
+    """the share of the documents that are for choosing settings"""
+    thinking: bool = False
+    """let models reason that can; the answer alone is scored and judged"""
 
-    batch_size: int = Field(default=64, ge=1)  # hf: prompts at once
-    static_cache: bool = False  # hf: a cache of fixed size, compiled on CUDA
+    batch_size: int = Field(default=64, ge=1)
+    """hf: prompts at once"""
+    static_cache: bool = False
+    """hf: a cache of fixed size, compiled on CUDA"""
 
-    tensor_parallel: int = Field(default=1, ge=1)  # vllm: devices that hold one model
-    data_parallel: int = Field(default=1, ge=1)  # vllm: models that share the prompts
-    gpu_memory: float = Field(default=0.9, gt=0, le=1)  # vllm: the share of a device's memory that it takes
-    max_context: int | None = Field(default=None, ge=16)  # vllm: tokens; None: the model's own
+    tensor_parallel: int = Field(default=1, ge=1)
+    """vllm: devices that hold one model"""
+    data_parallel: int = Field(default=1, ge=1)
+    """vllm: models that share the prompts"""
+    gpu_memory: float = Field(default=0.9, gt=0, le=1)
+    """vllm: the share of a device's memory that it takes"""
+    max_context: int | None = Field(default=None, ge=16)
+    """vllm: tokens; null: the model's own"""
 
-    server: str | None = None  # openai: its base URL, as in http://localhost:8000/v1
-    tokenizer: str | None = None  # openai: whose tokenizer makes the ids; None: the model's, where it is here
-    in_flight: int = Field(default=32, ge=1)  # openai: requests at once
-    timeout_s: float = Field(default=600.0, gt=0)  # openai: of one request
+    server: str | None = None
+    """openai: its base URL, as in http://localhost:8000/v1"""
+    tokenizer: str | None = None
+    """openai: whose tokenizer makes the ids; null: the model's, where it is here"""
+    in_flight: int = Field(default=32, ge=1)
+    """openai: requests at once"""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """openai: of one request"""
 
     @field_validator("server")
     @classmethod
@@ -155,70 +194,117 @@ class ResponsesConfig(Section):
 
 class SafetyConfig(Section):
     raw_task: str = "hexphi_raw-mini"
+    """whose safe rate is RSR"""
     prefill_task: str = "hexphi_prefill-mini"
-    prefill_tokens: int = Field(default=3, ge=1)  # k
+    """whose safe rate is JSR: the answer is opened with a harmful one's first tokens"""
+    prefill_tokens: int = Field(default=3, ge=1)
+    """k, the number of those tokens"""
     judged_scope: JudgedScope = "prefill+response"
+    """what is judged of a prefilled answer"""
 
 
 class JudgingConfig(Section):
     """How judges work that are models or servers. Only the first five keys change verdicts."""
 
-    rubric: Path | None = None  # a text file with your own policy and meaning of the scores 1 to 5
-    threshold: float | None = None  # harmful from this score on; None: the judge's own
-    prompt_files: dict[str, Path] = {}  # judge: file with its published prompt, where it has a fixed one
-    engine: Literal["hf", "vllm"] = "hf"  # of local judges
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of local judges
-    batch_size: int = Field(default=16, ge=1)  # of local judges
-    in_flight: int = Field(default=32, ge=1)  # requests at once
-    timeout_s: float = Field(default=60.0, gt=0)  # of one request
-    attempts: int = Field(default=6, ge=1)  # tries of a request that fails in passing
-    mode: Literal["direct", "batch"] = "direct"  # batch: the Batch API
-    max_cost: float | None = Field(default=None, ge=0)  # USD in one command
-    prices: dict[str, tuple[Price, Price]] = {}  # model: [USD in, USD out] for a million tokens
+    rubric: Path | None = None
+    """a text file with your own policy and meaning of the scores 1 to 5"""
+    threshold: float | None = None
+    """harmful from this score on; null: the judge's own"""
+    prompt_files: dict[str, Path] = {}
+    """judge: file with its published prompt, where it has a fixed one"""
+    engine: Literal["hf", "vllm"] = "hf"
+    """of local judges"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of local judges"""
+    batch_size: int = Field(default=16, ge=1)
+    """of local judges"""
+    in_flight: int = Field(default=32, ge=1)
+    """requests at once"""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """of one request"""
+    attempts: int = Field(default=6, ge=1)
+    """tries of a request that fails in passing"""
+    mode: Literal["direct", "batch"] = "direct"
+    """batch: the Batch API"""
+    max_cost: float | None = Field(default=None, ge=0)
+    """USD in one command"""
+    prices: dict[str, tuple[Price, Price]] = {}
+    """model: [USD in, USD out] for a million tokens"""
 
 
 class RayConfig(Section):
     """Where ``executor: ray`` runs cells, and what one takes of a node."""
 
-    address: str | None = None  # of the head; None: RAY_ADDRESS, a cluster on this machine, or a new one
+    address: str | None = None
+    """of the head; null: RAY_ADDRESS, a cluster on this machine, or a new one"""
     cpus_per_cell: float = Field(default=1, gt=0)
-    gpus_per_cell: float | None = Field(default=None, ge=0)  # None: what the training and the engine use
-    storage: str | None = None  # a URL for fsspec (s3://…), where nodes do not share the run folder
-    retries: int = Field(default=3, ge=0)  # of a cell whose worker or node is lost
+    """that a cell takes of a node"""
+    gpus_per_cell: float | None = Field(default=None, ge=0)
+    """null: what the training and the engine use"""
+    storage: str | None = None
+    """a URL for fsspec (s3://…), where nodes do not share the run folder"""
+    retries: int = Field(default=3, ge=0)
+    """of a cell whose worker or node is lost"""
 
 
 class RunConfig(Section):
     name: str = "run"
-    model: str = "mini"  # "mini": the embedded seed model; else a folder or a hub name
+    """of the run: its folder under results/runs"""
+    model: str = "mini"
+    """"mini": the embedded seed model; else a folder or a hub name"""
     methods: tuple[str, ...] = ("all",)
+    """all, or some (harness methods)"""
     method_options: dict[str, dict[str, Any]] = {}
-    variants: dict[str, VariantConfig] = {}  # further rows: methods with other options or training
+    """method: its options (harness methods)"""
+    variants: dict[str, VariantConfig] = {}
+    """further rows: methods with other options or training"""
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
-    train_data: str | None = None  # a file (JSONL, JSON, Parquet) or hub data set for the tasks' own rows
-    columns: dict[str, str] = {}  # train_data's columns: {prompt: question, answer: response}
-    mix: dict[str, float] = {}  # further rows: file -> share of the training rows that come from it
-    safety_data: str | None = None  # refused harmful requests for methods that train on them; "mini"
-    data: dict[str, Path] = {}  # evaluation task -> local file in the task's published format
-    utility_tasks: tuple[str, ...] = ()  # further utility columns: of ours, or any lm-eval task
-    safety_tasks: tuple[str, ...] = ()  # further safety columns, over-refusal included
-    safety_sets: dict[str, Path] = {}  # the same from conversations of the user's own: name -> file
-    checkpoints: dict[str, str] = {}  # further rows: the user's own checkpoints
+    """what is fine-tuned for (harness tasks)"""
+    train_data: str | None = None
+    """a file (JSONL, JSON, Parquet) or hub data set for the tasks' own rows"""
+    columns: dict[str, str] = {}
+    """train_data's columns: {prompt: question, answer: response}"""
+    mix: dict[str, float] = {}
+    """further rows: file -> share of the training rows that come from it"""
+    safety_data: str | None = None
+    """refused harmful requests for methods that train on them; mini: the mini world's"""
+    data: dict[str, Path] = {}
+    """evaluation task -> local file in the task's published format"""
+    utility_tasks: tuple[str, ...] = ()
+    """further utility columns: of ours, or any lm-eval task"""
+    safety_tasks: tuple[str, ...] = ()
+    """further safety columns, over-refusal included"""
+    safety_sets: dict[str, Path] = {}
+    """the same from conversations of the user's own: name -> file"""
+    checkpoints: dict[str, str] = {}
+    """further rows: the user's own checkpoints"""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
+    """of the trainings"""
     judges: tuple[str, ...] = ("mini-exact",)
-    engine: str = "auto"  # of the answers; auto: vllm where it is installed and the model fits, else hf
-    threads: int | None = Field(default=None, ge=1)  # CPU threads of one job; None: torch's choice
-    jobs: int | None = Field(default=None, ge=1)  # cells side by side; None: as many as there is room for
-    executor: Literal["local", "ray"] = "local"  # cells on this machine, or over a Ray cluster
-    cross_tasks: bool = False  # score every checkpoint on the other utilities too
-    eval_every_epoch: bool = False  # score each epoch's checkpoint too
-    cache: Path | None = None  # rewrites and reference values by content; None: results/cache
+    """who judges the answers to harmful requests (harness judges)"""
+    engine: str = "auto"
+    """of the answers; auto: vllm where it is installed and the model fits, else hf"""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one job; null: torch's choice"""
+    jobs: int | None = Field(default=None, ge=1)
+    """cells side by side; null: as many as there is room for"""
+    executor: Literal["local", "ray"] = "local"
+    """cells on this machine, or over a Ray cluster"""
+    cross_tasks: bool = False
+    """score every checkpoint on the other utilities too"""
+    eval_every_epoch: bool = False
+    """score each epoch's checkpoint too"""
+    cache: Path | None = None
+    """rewrites and reference values by content; null: results/cache"""
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
     judging: JudgingConfig = JudgingConfig()
     ray: RayConfig = RayConfig()
-    paper: str | None = None  # whose published figures stand beside this setting's: lookahead-tuning
-    note: str | None = None  # printed in every table's heading
+    paper: str | None = None
+    """whose published figures stand beside this setting's: lookahead-tuning"""
+    note: str | None = None
+    """printed in every table's heading"""
 
     @model_validator(mode="before")
     @classmethod
@@ -345,6 +431,17 @@ def _refuse_key(text: str) -> None:
         raise ValueError(
             f"no key in a server's URL, it would be printed; put it into the environment ({KEYS})"
         )
+
+
+def meanings(section: type[Section] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(key, default, meaning) of all that a recipe may hold; keys of sections are dotted."""
+    for name, field in (section or RunConfig).model_fields.items():
+        if isinstance(field.default, Section):
+            yield from meanings(type(field.default), f"{prefix}{name}.")
+            continue
+        values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        meaning = (field.description or "", " | ".join(map(str, values)))
+        yield f"{prefix}{name}", field.default, "; ".join(filter(None, meaning))
 
 
 def recipe_names() -> list[str]:

@@ -26,13 +26,13 @@ def analyze() -> None:
 @AS_JSON
 def analyze_flops(run: Path, as_json: bool) -> None:
     """Print what each method's training cost in a RUN: FLOPs against vanilla, tokens, time, memory."""
-    from harness import analysis
+    from harness.analyses import flops
 
-    record = analysis.flops(run)
+    record = flops.flops(run)
     if as_json:
         print_json(record)
     else:
-        analysis.show_flops(record, console())
+        flops.show_flops(record, console())
 
 
 @analyze.command(
@@ -68,8 +68,8 @@ def analyze_kl(
 ) -> None:
     """How far a RUN's checkpoints have moved from the seed model in an answer's first tokens to harmful
     requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
-    from harness import divergence_report
-    from harness.divergence import Settings
+    from harness.analyses import divergence_report
+    from harness.analyses.divergence import Settings
 
     settings = Settings(answers, tokens, dtype)
     progress = console(stderr=as_json)
@@ -93,7 +93,7 @@ def analyze_kl(
 def analyze_categories(run: Path, judge: str | None, metric: str | None, as_json: bool) -> None:
     """Safe rates of a RUN by category of harm and method, and which differ from vanilla. Writes
     RUN/analysis/categories*"""
-    from harness import categories
+    from harness.analyses import categories
 
     record = categories.categories(run, judge=judge)
     if as_json:

@@ -37,7 +37,7 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
     import shutil
 
     from harness import comparison, epochs, gallery, plan, run_folder
-    from harness.analysis import FOLDER
+    from harness.analyses.shared import FOLDER
     from harness.store import files_below
 
     config = run_folder.stored_config(run)

@@ -1,4 +1,4 @@
-"""What is installed: methods, tasks, judges."""
+"""What there is: methods, tasks, judges, recipes and their keys."""
 
 from __future__ import annotations
 
@@ -84,9 +84,6 @@ def tasks(as_json: bool, path: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judges(as_json: bool) -> None:
     """List the judges: what each needs, and what a standard run costs with it."""
-    from rich.padding import Padding
-    from rich.text import Text
-
     from harness import judging
 
     rows, broken = judging.listing()
@@ -94,10 +91,48 @@ def judges(as_json: bool) -> None:
         listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json=True)
         _say(broken)
         return
-    out = console()
-    for name, summary, needs, price in rows:
-        out.print(Text(name, style="bold"))
-        for line in (summary, f"needs {needs}", f"standard run: {price}"):
-            out.print(Padding(Text(line), (0, 0, 0, 4)))
-    out.print(f"\nA standard run: {judging.STANDARD_RUN}.", highlight=False)
+    _described(
+        (name, [summary, f"needs {needs}", f"standard run: {price}"]) for name, summary, needs, price in rows
+    )
+    console().print(f"\nA standard run: {judging.STANDARD_RUN}.", highlight=False)
     _say(broken)
+
+
+@click.command(epilog=example("harness recipes", "harness recipes --keys"))
+@click.option("--keys", is_flag=True, help="List every key of a recipe: its default and what it means.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def recipes(keys: bool, as_json: bool) -> None:
+    """List the packaged recipes, or what a recipe may hold."""
+    from harness import config
+
+    if keys:
+        rows: list[tuple[Any, ...]] = list(config.meanings())
+        if as_json:
+            listing(rows, ("key", "default", "meaning"), as_json=True)
+        else:
+            _described(
+                [(f"{key}: {_value(default)}", [meaning] * bool(meaning)) for key, default, meaning in rows]
+            )
+        return
+    found = [(name, config.load(name)) for name in config.recipe_names()]
+    rows = [(name, one.model, ", ".join(one.train_tasks), one.training.tuning) for name, one in found]
+    listing(rows, ("recipe", "model", "trained on", "tuning"), as_json)
+
+
+def _value(default: Any) -> str:
+    """As a recipe writes it."""
+    import json
+
+    return json.dumps(default, default=str)
+
+
+def _described(items: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Print each name and, further in, what is said of it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    out = console()
+    for name, lines in items:
+        out.print(Text(name, style="bold"))
+        for line in lines:
+            out.print(Padding(Text(line), (0, 0, 0, 4)))

@@ -30,7 +30,7 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     training first reaches the utility; nothing is extrapolated. Writes RUN/analysis/matched.json,
     matched.csv and a figure for each train task.
     """
-    from harness import matching, matching_report
+    from harness.analyses import matching, matching_report
 
     record = matching.matched(run, utility, metric, judge)
     files = matching_report.write(record, run)

@@ -271,7 +271,9 @@ def listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json: 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console().print(table)

@@ -24,7 +24,7 @@ def simulate(runs: int, documents: int, seed: int, out: Path | None, as_json: bo
 
     Rates, means and paired differences, of one seed and of several. No model is run.
     """
-    from harness import simulation
+    from harness.analyses import simulation
 
     shown = console(stderr=as_json)
     frame = simulation.simulate(simulation.settings(), runs=runs, n=documents, seed=seed, console=shown)

@@ -158,7 +158,8 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import run_folder, sweeps
+    from harness import run_folder
+    from harness.analyses import sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")

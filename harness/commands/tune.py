@@ -81,7 +81,7 @@ def tune(
     trials for all settings all are tried, else Optuna proposes. The same command goes on after a kill;
     another floor on the same folder trains nothing anew. Exit code 3: no setting holds the floor.
     """
-    from harness import tuning, tuning_report, tuning_search
+    from harness.analyses import tuning, tuning_report, tuning_search
     from harness.comparison import RUNS
 
     if train_task:

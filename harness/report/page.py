@@ -20,7 +20,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from harness import analysis, comparison, figures, gallery, records, run_folder, tables
+from harness import comparison, figures, gallery, records, run_folder, tables
+from harness.analyses import flops, shared
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.report import exchanges
@@ -170,7 +171,7 @@ def _pictures(run: Path) -> list[dict[str, str]]:
 
 
 def _analyses(run: Path) -> list[Path]:
-    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / analysis.FOLDER).glob("*.svg"))]
+    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / shared.FOLDER).glob("*.svg"))]
 
 
 def _missing(run: Path) -> list[dict[str, str]]:
@@ -185,7 +186,7 @@ def _missing(run: Path) -> list[dict[str, str]]:
 
 def _costs(run: Path) -> dict[str, Any] | None:
     try:
-        record = analysis.flops(run)
+        record = flops.flops(run)
     except HarnessError:  # nothing is trained in it
         return None
     return {"tables": cost_tables(record), "notes": record["notes"]}

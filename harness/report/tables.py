@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness import analysis, registry
+from harness import registry
+from harness.analyses import flops
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.report.verdict import plain, signed
@@ -179,7 +180,7 @@ def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
     """How far the judges agree, and where they dispute; [] where there is but one."""
     if sum(not registry.combines(name) for name in config.judges) < 2:
         return []
-    from harness import agreement  # brings scipy: seconds
+    from harness.analyses import agreement
 
     try:
         record = agreement.analyse(run)
@@ -236,13 +237,13 @@ def cost_tables(record: Row) -> list[Table]:
     for group in grouped(record["rows"], "train_task"):
         lines = [
             [Cell(row["method"], order=row["method"])]
-            + [Cell(show(row), order=_order(name, row)) for name, show in analysis.COLUMNS]
+            + [Cell(show(row), order=_order(name, row)) for name, show in flops.COLUMNS]
             for row in group
         ]
         missing = [
             f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]
         ]
-        head = ["method", *(name for name, _ in analysis.COLUMNS)]
+        head = ["method", *(name for name, _ in flops.COLUMNS)]
         tables.append(Table(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing))
     return tables
 

@@ -57,6 +57,15 @@ def test_the_whole_shows_examples_and_every_command(command: Command) -> None:
     assert command().code == 2
 
 
+def test_recipes_lists_the_packaged_ones_and_what_one_may_hold(command: Command) -> None:
+    assert "llama2-7b-paper" in command("recipes").out
+    listed = command("recipes", "--keys").out
+    assert "training.epochs: 3\n    passes over the training rows" in listed
+    assert "\njudging.max_cost: null\n" in "\n".join(line.rstrip() for line in listed.splitlines())
+    keys = {row["key"]: row["default"] for row in json.loads(command("recipes", "--keys", "--json").out)}
+    assert keys["training.betas"] == [0.5, 0.999]
+
+
 # --- wrong usage: exit code 2 ----------------------------------------------------------------------
 
 

@@ -261,3 +261,32 @@ def test_a_changed_configuration_keeps_what_is_not_written() -> None:
     changed = config.changed(given, {"training.epochs": 2}, "a test")
     assert changed.training.launcher == launcher
     assert changed == given.model_copy(update={"training": given.training.model_copy(update={"epochs": 2})})
+
+
+def test_every_key_of_a_recipe_is_listed_with_its_default() -> None:
+    """What is listed, taken as it is, makes the default configuration."""
+    listed = {key: default for key, default, _ in config.meanings()}
+    values: dict[str, Any] = {}
+    for key, default in listed.items():
+        config.put(values, key, default)
+    assert config.validated(values, "a test") == config.RunConfig()
+    flat = config.RunConfig().model_dump()
+    assert {key.split(".")[0] for key in listed} == {*flat}
+    assert {key for key in listed if key.startswith("training.lora.")} == {
+        f"training.lora.{name}" for name in flat["training"]["lora"]
+    }
+
+
+def test_a_key_says_what_it_means_and_which_values_it_takes() -> None:
+    meanings = {key: meaning for key, _, meaning in config.meanings()}
+    assert meanings["training.batch_size"] == "the global batch, in examples"
+    assert meanings["training.distributed"].endswith("; ddp | zero2 | zero3 | fsdp2")
+    untold = [key for key, meaning in meanings.items() if not meaning]
+    assert untold == [
+        "training.learning_rate",
+        "training.warmup_steps",
+        "training.betas",
+        "training.weight_decay",
+        "training.lora.alpha",
+        "training.lora.target_modules",
+    ]  # their names say it

@@ -47,7 +47,7 @@ ELSEWHERE = {
     },
     "harness/commands/folder.py": {"clean": "asked for; what is half removed is not done"},
     "harness/mini/build.py": {"build": "the maker of the packaged model"},
-    "harness/tuning.py": {"_link": "a file that a marker vouches for, which is linked last"},
+    "harness/analyses/tuning.py": {"_link": "a file that a marker vouches for, which is linked last"},
 }
 
 

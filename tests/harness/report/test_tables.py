@@ -87,9 +87,9 @@ def test_agreement_needs_two_judges(run: Path) -> None:
 
 
 def test_costs_are_those_of_analyze_flops(run: Path) -> None:
-    from harness import analysis
+    from harness.analyses import flops
 
-    record = analysis.flops(run)
+    record = flops.flops(run)
     (table,) = tables.cost_tables(record)
     rows = {row["method"]: row for row in record["rows"]}
     for line in table.rows:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import matching
+from harness.analyses import matching
+from harness.analyses.matching import Resampled, Training
 from harness.contracts import HarnessError, UsageError
-from harness.matching import Resampled, Training
 
 
 def rates(*shares: float, documents: int = 20, seeds: int = 1) -> Any:
@@ -172,7 +172,8 @@ def test_a_whole_record(
     """Three methods of made documents, through files, figure and terminal."""
     from rich.console import Console
 
-    from harness import config, matching_report
+    from harness import config
+    from harness.analyses import matching_report
     from harness.store import write_json_atomic
 
     made = [

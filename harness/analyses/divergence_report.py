@@ -22,11 +22,12 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
-from harness import divergence, figures, plan, run_folder, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
+from harness import figures, plan, run_folder, scores
+from harness.analyses import divergence
+from harness.analyses.divergence import Settings
+from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.divergence import Settings
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.statistics import ALPHA

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from harness import comparison, tables, training
 from harness import config as configuration
+from harness.analyses.sweeps import PREFIXES, SWEEPS, slug
 from harness.config import RunConfig, VariantConfig
 from harness.contracts import Budget, HarnessError, UsageError
 from harness.progress import Display
 from harness.store import content_hash
-from harness.sweeps import PREFIXES, SWEEPS, slug
 from harness.tables import DONE, MEAN
 from harness.workshop import quiet
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, models, plan, run_folder, sweeps
+from harness import config, models, plan, run_folder
+from harness.analyses import sweeps
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.store import read_json, read_jsonl

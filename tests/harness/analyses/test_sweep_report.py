@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import sweep_points, sweep_report
+from harness.analyses import sweep_points, sweep_report
 
 Point = dict[str, Any]
 

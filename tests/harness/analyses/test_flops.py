@@ -12,7 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness import analysis, config
+from harness import config
+from harness.analyses import flops
 from harness.contracts import HarnessError
 from harness.store import write_json_atomic
 
@@ -72,12 +73,12 @@ WHOLE: dict[tuple[str, str, int], dict[str, Any]] = {
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(row["train_task"], row["method"]): row for row in analysis.flops(folder)["rows"]}
+    return {(row["train_task"], row["method"]): row for row in flops.flops(folder)["rows"]}
 
 
 def shown(folder: Path, width: int = 100, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    analysis.show_flops(analysis.flops(folder), Console(file=file, width=width))
+    flops.show_flops(flops.flops(folder), Console(file=file, width=width))
     file.seek(0)
     return file.read()
 
@@ -102,13 +103,13 @@ def test_each_method_against_vanilla_of_its_train_task(make: Make) -> None:
         0.4,
         [],
     )
-    assert {name: rows["gsm8k-mini", "vanilla"][name] for name in analysis.FIGURES} == {
-        name: training(100)[name] for name in analysis.FIGURES
+    assert {name: rows["gsm8k-mini", "vanilla"][name] for name in flops.FIGURES} == {
+        name: training(100)[name] for name in flops.FIGURES
     }
 
 
 def test_the_average_is_over_train_tasks_as_in_the_paper(make: Make) -> None:
-    found = {row["method"]: row for row in analysis.flops(make(WHOLE))["average"]}
+    found = {row["method"]: row for row in flops.flops(make(WHOLE))["average"]}
     assert found["sdft"]["average"] == pytest.approx(2.0)  # of 1.5 and 2.5, not (150 + 25) / (100 + 10)
     assert found["sdft"]["relative_flops"] == {"gsm8k-mini": 1.5, "samsum-mini": 2.5}
 
@@ -140,7 +141,7 @@ def test_what_is_missing_is_named_with_its_reason(make: Make) -> None:
     assert reasons["samsum-mini", "lookahead-true"].endswith("training.json has no train_flops")
     assert "cannot be read as JSON" in reasons["samsum-mini", "vanilla"]
     assert rows["samsum-mini", "sdft"]["relative_flops"] is None
-    average = {row["method"]: row["average"] for row in analysis.flops(folder)["average"]}
+    average = {row["method"]: row["average"] for row in flops.flops(folder)["average"]}
     assert average == {"vanilla": None, "sdft": None, "lookahead-true": None}
     text = shown(folder)
     assert "sdft seed 42 is missing: failed: out of memory" in text
@@ -162,9 +163,9 @@ def test_without_vanilla_there_are_figures_but_no_ratio(make: Make) -> None:
 
 def test_a_folder_that_has_nothing_to_show_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="not a run folder"):
-        analysis.flops(tmp_path / "nowhere")
+        flops.flops(tmp_path / "nowhere")
     with pytest.raises(HarnessError, match="trains with no method"):
-        analysis.flops(make({}, methods=["seed"]))
+        flops.flops(make({}, methods=["seed"]))
 
 
 # --- terminal and JSON -----------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_the_command_prints_the_same_as_json_and_writes_nothing(
     folder = make(WHOLE)
     before = snapshot(folder)
     ended = command("analyze", "flops", folder, "--json")
-    assert (ended.code, json.loads(ended.out)) == (0, analysis.flops(folder))
+    assert (ended.code, json.loads(ended.out)) == (0, flops.flops(folder))
     assert "trained on samsum-mini" in command("analyze", "flops", folder).out
     assert snapshot(folder) == before
     ended = command("analyze", "flops", folder / "nowhere")

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import figures, tables
+from harness.analyses.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
 from harness.store import write_json_atomic, write_text_atomic
-from harness.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
 
 NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
 LINES = {"seed": ":", "vanilla": "--"}  # of the references

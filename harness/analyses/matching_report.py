@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import figures
-from harness.analysis import FOLDER
+from harness.analyses.shared import FOLDER
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import as_csv, print_whole, say
 

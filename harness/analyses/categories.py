@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import figures, plan, run_folder, scores
-from harness.analysis import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
+from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import TaskOutcome

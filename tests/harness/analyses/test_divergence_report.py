@@ -17,9 +17,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 
-from harness import divergence, divergence_report, figures, statistics
-from harness.divergence import summary
-from harness.divergence_report import correlate, correlations, means
+from harness import figures, statistics
+from harness.analyses import divergence, divergence_report
+from harness.analyses.divergence import summary
+from harness.analyses.divergence_report import correlate, correlations, means
 from harness.store import read_json, read_jsonl
 
 VALUES = {"a": [1.0, 3.0, 5.0], "b": [2.0, 2.0, 8.0], "c": [6.0]}

@@ -17,22 +17,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from harness import (
-    benchmarks,
-    comparison,
-    plan,
-    registry,
-    run_folder,
-    sweep_points,
-    sweep_report,
-    tables,
-    training,
-)
+from harness import benchmarks, comparison, plan, registry, run_folder, tables, training
 from harness import config as configuration
-from harness.analysis import FOLDER
+from harness.analyses import sweep_points, sweep_report
+from harness.analyses.shared import FOLDER
+from harness.analyses.sweep_points import BUDGET, Place
 from harness.config import RunConfig
 from harness.contracts import UsageError
-from harness.sweep_points import BUDGET, Place
 
 PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
     "Let's solve this problem. ",

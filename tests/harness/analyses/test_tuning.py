@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import config, tuning, tuning_report, tuning_search
+from harness import config
+from harness.analyses import tuning, tuning_report, tuning_search
+from harness.analyses.tuning import Floor
+from harness.analyses.tuning_search import Row, Search
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, read_jsonl
-from harness.tuning import Floor
-from harness.tuning_search import Row, Search
 
 pytest.importorskip("optuna")
 QUIET = Console(quiet=True)

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from harness import benchmarks, models, plan, records, responding, training
-from harness.analysis import FOLDER
+from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.models import Checkpoint

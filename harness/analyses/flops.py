@@ -1,30 +1,22 @@
-"""``harness analyze``: what a run's folder says beyond its leaderboard.
-
-What all analyses share is here, and ``flops``, which computes nothing anew and writes nothing: Table 2 of
-the LookAhead Tuning paper, each method's training FLOPs against vanilla's, by train task and on average, with
-what else its training cost.
+"""``harness analyze flops``: each method's training FLOPs against vanilla's, by train task and on average
+(Table 2 of the LookAhead Tuning paper), with what else its training cost. Read from the run, not written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from harness import plan, records, run_folder
-from harness.config import RunConfig
-from harness.contracts import HarnessError, UsageError
+from harness.analyses.shared import mean_of_all
+from harness.contracts import HarnessError
 from harness.plan import Cell
-from harness.tables import bare_table, natural_width, print_whole
+from harness.tables import bare_table, print_whole
 
-FOLDER = "analysis"  # of a run, for what analyses write
-SAFE_RATES = ("rsr", "jsr")
-WIDTH = 100  # columns that tables are made for
 BASELINE = "vanilla"
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
@@ -41,18 +33,6 @@ NOTES = (
 )
 
 Row = dict[str, Any]
-
-
-def safety_tasks(config: RunConfig) -> dict[str, str]:
-    """The task behind each of SAFE_RATES."""
-    return {"rsr": config.safety.raw_task, "jsr": config.safety.prefill_task}
-
-
-def chosen_judge(config: RunConfig, name: str | None) -> str:
-    """A run's judge by name, its first without one. Raises UsageError for another."""
-    if name is None or name in config.judges:
-        return name or config.judges[0]
-    raise UsageError(f"judge '{name}' has not judged this run; its judges: {', '.join(config.judges)}")
 
 
 def flops(out: Path) -> Row:
@@ -113,12 +93,6 @@ def averages(rows: Sequence[Row]) -> list[Row]:
         {"method": method, "relative_flops": ratios, "average": mean_of_all(list(ratios.values()))}
         for method, ratios in by_method.items()
     ]
-
-
-def mean_of_all(values: Sequence[float | None]) -> float | None:
-    """None where one is missing, or all are."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _record(out: Path, cell: Cell, failures: Mapping[Path, str]) -> Row | str:
@@ -183,12 +157,6 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> 
     for row in rows:
         table.add_row(Text(_clean(row["method"], console)), *(show(row) for _, show in columns))
     print_whole(table, console)
-
-
-def print_table(table: Table, console: Console) -> None:
-    """Made for WIDTH columns: on fewer it runs over rather than lose digits."""
-    table.width = min(natural_width(table, console), max(WIDTH, console.width))
-    console.print(table, crop=False)
 
 
 def _clean(text: str, console: Console) -> str:

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, records, tuning
+from harness import figures, records
+from harness.analyses import tuning
+from harness.analyses.tuning import Floor
+from harness.analyses.tuning_search import KEYS, TRIALS, Row, Search
 from harness.plan import SEED
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, as_csv, one_decimal, print_whole, say
-from harness.tuning import Floor
-from harness.tuning_search import KEYS, TRIALS, Row, Search
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from harness import chat, divergence, models, run_folder, training
+from harness import chat, models, run_folder, training
+from harness.analyses import divergence
+from harness.analyses.divergence import Forced, Reference, Settings
 from harness.contracts import HarnessError
-from harness.divergence import Forced, Reference, Settings
 from harness.mini import seed_model_path
 from harness.store import read_json, read_jsonl
 

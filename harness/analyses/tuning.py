@@ -21,13 +21,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from harness import comparison, plan, training, tuning_search
+from harness import comparison, plan, training
+from harness.analyses import tuning_search
+from harness.analyses.tuning_search import KEYS, TRIALS, Objective, Row, Search, Space
 from harness.config import RunConfig, VariantConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import SEED, Cell
 from harness.store import files_below, held
 from harness.tables import BASELINE, DONE
-from harness.tuning_search import KEYS, TRIALS, Objective, Row, Search, Space
 from harness.workshop import Workshop
 
 FINAL = "final"  # in the tuning's folder
@@ -74,7 +75,7 @@ def tune(
 
     Raises UsageError for a recipe that cannot be tuned with, HarnessError where vanilla or every trial fails.
     """
-    from harness import tuning_report
+    from harness.analyses import tuning_report
 
     optuna = tuning_search.load_optuna()
     _check(config, out)

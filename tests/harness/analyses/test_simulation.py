@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from harness import simulation, statistics
-from harness.simulation import Coverage, Setting, coverage, seed_effect, settings, simulate
+from harness import statistics
+from harness.analyses import simulation
+from harness.analyses.simulation import Coverage, Setting, coverage, seed_effect, settings, simulate
 
 
 def found(setting: Setting, runs: int = 300, n: int = 330) -> Coverage:

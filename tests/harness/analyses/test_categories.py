@@ -17,7 +17,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from harness import categories, figures
+from harness import figures
+from harness.analyses import categories
 from harness.leaderboard import TaskOutcome
 from harness.statistics import difference_over_seeds
 from harness.store import read_json, read_jsonl, write_jsonl_atomic
