@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 from harness import disk, models, responding
 from harness.config import RunConfig, changed
 from harness.contracts import HarnessError
+from harness.disk import DiskFullError
 from harness.plan import Cell
 from harness.progress import Display, Event, Reporter
 from harness.stages import Step
@@ -84,6 +85,18 @@ def settled(config: RunConfig) -> RunConfig:
     if config.training.device == AUTO:
         device = "cuda" if any(node.get("GPU") for node in _nodes(ray)) else "cpu"
         config = changed(config, {"training.device": device}, "the cluster")
+    _check_room(ray, config)
+    if config.engine == AUTO:
+        engine = "hf"
+        if config.training.device == "cuda":
+            engine = ray.get(_task(ray, config, _engine).remote(config))
+        config = config.model_copy(update={"engine": engine})
+        _check_room(ray, config)  # vLLM may want more than was counted
+    return config
+
+
+def _check_room(ray: Any, config: RunConfig) -> None:
+    """Raises HarnessError where no node can hold a cell."""
     if not capacity(config):
         wanted = " and ".join(f"{count:g} {kind}" for kind, count in needs(config).items() if count)
         found = [
@@ -93,12 +106,6 @@ def settled(config: RunConfig) -> RunConfig:
             f"no node of the Ray cluster has the {wanted} that a cell needs (nodes: {'; '.join(found)}); "
             "--set ray.cpus_per_cell=…, ray.gpus_per_cell=…, or start a larger node"
         )
-    if config.engine == AUTO:
-        engine = "hf"
-        if config.training.device == "cuda":
-            engine = ray.get(_task(ray, config, _engine).remote(config))
-        config = config.model_copy(update={"engine": engine})
-    return config
 
 
 def needs(config: RunConfig) -> dict[str, float]:
@@ -186,7 +193,7 @@ def run_cells(
             while waiting and (config.jobs is None or len(running) < config.jobs):
                 number, cell = waiting.popleft()
                 if storage:
-                    storage.put(out / cell.folder, str(cell.folder))
+                    storage.put_cell(cell, out)
                 running[task.remote(shared, cell, labels[cell.folder], mailbox, number)] = cell
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=LOOK_S)
             for number, event in ray.get(mailbox.take.remote()):
@@ -196,9 +203,9 @@ def run_cells(
                 try:
                     outcome: Outcome = ray.get(one)
                     if storage:
-                        storage.get(str(cell.folder), out / cell.folder)
+                        storage.get_cell(cell, out)
                 except HarnessError as error:
-                    outcome = Outcome(cell, str(error))
+                    outcome = _refused(cell, error)
                 except ray.exceptions.RayTaskError as error:
                     why = shortened(error.cause, 200)
                     outcome = Outcome(cell, f"failed on its node: {type(error.cause).__name__}: {why}")
@@ -211,6 +218,10 @@ def run_cells(
         ray.kill(mailbox)
         if seen:
             (out / seen).unlink(missing_ok=True)
+
+
+def _refused(cell: Cell, error: HarnessError) -> Outcome:
+    return Outcome(cell, str(error), isinstance(error, DiskFullError))
 
 
 def _lost(error: Exception, config: RunConfig) -> str:
@@ -250,7 +261,7 @@ def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Ou
             finally:
                 shop.release()
     except HarnessError as error:
-        return Outcome(cell, str(error))
+        return _refused(cell, error)
 
 
 @contextlib.contextmanager
@@ -271,9 +282,9 @@ def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
         out = Path(scratch) / "run"
         config = storage.bring(order.config, order.inputs)
         config = config.model_copy(update={"cache": Path(scratch) / "cache"})
-        storage.get(str(cell.folder), out / cell.folder)
+        storage.get_cell(cell, out)
         yield config, out
-        storage.put(out / cell.folder, str(cell.folder))
+        storage.put_cell(cell, out)
 
 
 def _versions(shop: Workshop) -> dict[str, str]:
@@ -353,6 +364,14 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             self.files.get_file(place, str(target))
 
+    def put_cell(self, cell: Cell, out: Path) -> None:
+        for folder in _folders(cell):
+            self.put(out / folder, str(folder))
+
+    def get_cell(self, cell: Cell, out: Path) -> None:
+        for folder in _folders(cell):
+            self.get(str(folder), out / folder)
+
     @_in_one_line
     def take_in(self, config: RunConfig) -> dict[str, str]:
         """Copy the files and folders that the recipe names; their names in the storage, by content."""
@@ -387,6 +406,11 @@ class Storage:
                 with contextlib.suppress(OSError):  # another cell was first
                     copy.rename(target)
         return _moved(config, {path: str(kept / name) for path, name in inputs.items()})
+
+
+def _folders(cell: Cell) -> list[Path]:
+    """What travels of a cell: of one that is not trained its tasks alone, since nodes share it by tasks."""
+    return [cell.folder] if cell.kind == "trained" else [cell.folder / task for task in cell.tasks]
 
 
 def _paths(config: RunConfig) -> list[str]:

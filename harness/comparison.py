@@ -34,7 +34,7 @@ from harness import (
 )
 from harness import config as configuration
 from harness.config import RunConfig
-from harness.contracts import Budget, HarnessError, JudgePendingError
+from harness.contracts import Budget, HarnessError, JudgePendingError, UsageError
 from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
@@ -62,7 +62,11 @@ def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame
     from harness import tables
 
     out = overrides.pop("out", None)
-    resolved = config if isinstance(config, RunConfig) else configuration.load(config, overrides)
+    resolved = (
+        configuration.changed(config, overrides, "harness.compare")
+        if isinstance(config, RunConfig)
+        else configuration.load(config, overrides)
+    )
     folder = Path(out) if out else RUNS / resolved.name
     compare(resolved, folder, Console(quiet=True))
     return tables.read(folder)
@@ -77,13 +81,15 @@ def compare(
     debug: bool = False,
     until: Step = "leaderboard",
     kinds: Collection[str] = ("seed", "checkpoint", "trained"),
+    rows: Collection[str] = (),
     only: Collection[str] = (),
     budget: Budget | None = None,
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
-    ``until`` stops after that step, ``kinds`` limits the cells and ``only`` their tasks: the subcommands are
-    parts of this walk. ``budget``: of the judges, where one command makes several comparisons.
+    ``until`` stops after that step; ``kinds`` and ``rows`` (names of methods, checkpoints) limit the cells,
+    ``only`` their tasks: the subcommands are parts of this walk. ``budget``: of the judges, where one command
+    makes several comparisons.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     config = _with_stored_engine(config, out)
@@ -107,7 +113,11 @@ def compare(
         training.sweep(out)
         bench = judging.Bench(shop)
         bench.budget = budget or bench.budget
-        cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind in kinds]
+        cells = [
+            plan.limited(cell, only)
+            for cell in plan.cells(config)
+            if cell.kind in kinds and (not rows or cell.method in rows)
+        ]
         start = time.perf_counter()
         failures: dict[Path, str] = {}
         judged = judging.Judged()
@@ -162,8 +172,9 @@ def compare(
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cell{'s' * (len(cells) > 1)} failed"
-            f"{'; the others are done' * (len(cells) > len(failures))}. "
-            "The same command tries the failed ones again."
+            f"{'; the others are done' * (len(cells) > len(failures) and not _unfinished(judged))}. "
+            + "".join(f"{line}. " for line in _unfinished(judged))
+            + "The same command tries the failed ones again."
         )
     _complete(judged)
 
@@ -218,12 +229,16 @@ def _judge(
 def _complete(judged: judging.Judged) -> None:
     """Raises CellsFailedError or JudgePendingError where judges have not finished."""
     if judged.failed:
-        raise CellsFailedError("; ".join(judged.failed.values()))
+        raise CellsFailedError("; ".join(_unfinished(judged)))
     if judged.waiting:
-        lines = [f"{name}: {line}" for name, lines in judged.waiting.items() for line in lines]
-        raise JudgePendingError(
-            f"judging goes on elsewhere; the same command collects it later. {'; '.join(lines)}"
-        )
+        raise JudgePendingError("; ".join(_unfinished(judged)))
+
+
+def _unfinished(judged: judging.Judged) -> list[str]:
+    """A line for each judge that failed, and one for what has been handed on."""
+    lines = [f"{name}: {line}" for name, lines in judged.waiting.items() for line in lines]
+    elsewhere = f"judging goes on elsewhere; the same command collects it later. {'; '.join(lines)}"
+    return [*judged.failed.values(), *([elsewhere] if lines else [])]
 
 
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
@@ -268,8 +283,9 @@ def judge_again(
 ) -> None:
     """Let judges judge a run's stored responses, without its models, and print the leaderboard.
 
-    ``overrides``: keys of the sections ``judging`` and ``safety``. Raises CellsFailedError where a judge
-    could not go on, JudgePendingError where one has handed its work on.
+    ``overrides``: keys of the section ``judging``, and ``safety.judged_scope``. Raises UsageError where they
+    would change what a judge says that is not asked, CellsFailedError where a judge could not go on,
+    JudgePendingError where one has handed its work on.
     """
     stored = run_folder.stored_config(out)
     config = configuration.changed(stored, overrides or {}, f"{out / 'run.json'}")
@@ -282,7 +298,24 @@ def judge_again(
     cells = plan.cells(config)
     bench = judging.Bench(Workshop(config, out))
     bench.retry_unjudged = retry_unjudged
-    lines = judging.forecast(bench, cells)
+    # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
+    at_hand = [
+        name
+        for name in filter(registry.is_judge, stored.judges)
+        if bench.judge(name).combines or not bench.judge(name).heavy
+    ]
+    asked = [name for name in config.judges if name in {*judges, *at_hand}]
+    changed = judging.otherwise(
+        judging.Bench(Workshop(stored, out)),
+        bench,
+        [name for name in filter(registry.is_judge, stored.judges) if name not in asked],
+    )
+    if changed:
+        raise UsageError(
+            f"these settings change what {', '.join(changed)} would say, too: name all judges that are to "
+            f"judge by them (--judge {','.join(dict.fromkeys([*judges, *changed]))})"
+        )
+    lines = judging.forecast(bench, cells, asked)
     if dry_run:
         console.print(
             "\n".join(map(escape, lines)) or "Nothing to judge at a cost.", highlight=False, soft_wrap=True
@@ -291,15 +324,8 @@ def judge_again(
     with run_folder.lock(out):
         if not retry_unjudged:  # that goes on in the journal of a stage that is done
             store.sweep(out)
-        for line in [*bench.check(config.judges if retry_unjudged else judges), *lines]:
+        for line in [*bench.check(asked), *lines]:
             console.print(escape(line), highlight=False, soft_wrap=True)
-        # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
-        at_hand = [
-            name
-            for name in filter(registry.is_judge, stored.judges)
-            if bench.judge(name).combines or not bench.judge(name).heavy
-        ]
-        asked = [name for name in config.judges if name in {*judges, *at_hand}]
         judged = _judge(bench, cells, asked, console)
         # A judge that failed must not become one of the run's.
         left = {*judged.failed, *judged.waiting} - {*stored.judges}

@@ -246,6 +246,13 @@ class RayConfig(Section):
     retries: int = Field(default=3, ge=0)
     """of a cell whose worker or node is lost"""
 
+    @field_validator("address", "storage")
+    @classmethod
+    def _no_key_in_url(cls, value: str | None) -> str | None:
+        name_alone = r"://[^/:@\s]*@"  # as in abfs://CONTAINER@ACCOUNT: no key
+        _refuse_key(re.sub(name_alone, "://", f"://{value or ''}"), "as AWS_SECRET_ACCESS_KEY for s3://")
+        return value
+
 
 class RunConfig(Section):
     name: str = "run"
@@ -257,7 +264,7 @@ class RunConfig(Section):
     method_options: dict[str, dict[str, Any]] = {}
     """method: its options (harness methods)"""
     variants: dict[str, VariantConfig] = {}
-    """further rows: methods with other options or training"""
+    """further rows, name: {method: …, options: {…}, training: {…}}; the last two laid over the recipe's"""
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
     train_data: str | None = None
@@ -287,7 +294,7 @@ class RunConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one job; null: torch's choice"""
     jobs: int | None = Field(default=None, ge=1)
-    """cells side by side; null: as many as there is room for"""
+    """cells side by side; null: one; on a CPU with threads, as the cores hold; ray: as the cluster holds"""
     executor: Literal["local", "ray"] = "local"
     """cells on this machine, or over a Ray cluster"""
     cross_tasks: bool = False
@@ -295,7 +302,7 @@ class RunConfig(Section):
     eval_every_epoch: bool = False
     """score each epoch's checkpoint too"""
     cache: Path | None = None
-    """rewrites and reference values by content; null: results/cache"""
+    """rewrites, reference values and judges' verdicts by content; null: HARNESS_CACHE, else results/cache"""
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
@@ -425,16 +432,18 @@ def _check_name(name: str) -> None:
         )
 
 
-def _refuse_key(text: str) -> None:
+def _refuse_key(text: str, variables: str = KEYS) -> None:
     """Raises ValueError for a URL with a key in it: it would be printed and stored."""
     if re.search(r"://[^/\s]*@|://\S*\?", text):
         raise ValueError(
-            f"no key in a server's URL, it would be printed; put it into the environment ({KEYS})"
+            f"no key in a server's URL, it would be printed; put it into the environment ({variables})"
         )
 
 
 def meanings(section: type[Section] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """(key, default, meaning) of all that a recipe may hold; keys of sections are dotted."""
+    if section is None:
+        yield "extends", None, "the recipe that this one is laid over: a packaged one, or a file"
     for name, field in (section or RunConfig).model_fields.items():
         if isinstance(field.default, Section):
             yield from meanings(type(field.default), f"{prefix}{name}.")

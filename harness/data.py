@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -95,14 +95,6 @@ def mixed_in(task: TrainTask, rows: int, mix: Mapping[str, float]) -> list[Examp
             for number, row in shuffled[:wanted]
         ]
     return added
-
-
-def mix_counts(examples: Sequence[Example], mix: Mapping[str, float]) -> dict[str, int]:
-    """How many of the examples each source of ``mix`` gave."""
-    return {
-        source: sum(example.id.startswith(f"mix-{place}-") for example in examples)
-        for place, source in enumerate(mix)
-    }
 
 
 def safety_examples(task: TrainTask, source: str | None) -> list[Example]:

@@ -116,10 +116,13 @@ def forecast(shop: Workshop, todo: Sequence[plan.Cell], jobs: int) -> Forecast:
     start = time.perf_counter()
     shop.import_libraries()
     imports_s = time.perf_counter() - start
+    known = estimate.architecture(shop)
+    if known and (why := _too_large(shop, known.parameters)):
+        return Forecast(jobs, why=why)
     try:
         probe = Probe(shop)
-        if probe.parameters > PROBE_PARAMETERS and shop.device == "cpu":
-            return Forecast(jobs, why=f"{probe.parameters / 1e9:.1f} B parameters on a CPU")
+        if why := _too_large(shop, probe.parameters):
+            return Forecast(jobs, why=why)
         works = [probe.cell(cell) for cell in todo]
     except torch.OutOfMemoryError:
         return Forecast(jobs, why="one device alone does not hold it")
@@ -133,6 +136,13 @@ def forecast(shop: Workshop, todo: Sequence[plan.Cell], jobs: int) -> Forecast:
         absent=tuple(probe.absent),
         without_answers=None if probe.answers else shop.engine_name,
     )
+
+
+def _too_large(shop: Workshop, parameters: int) -> str:
+    """Why a model is not probed; "" where it is."""
+    if parameters > PROBE_PARAMETERS and shop.device == "cpu":
+        return f"{parameters / 1e9:.1f} B parameters on a CPU"
+    return ""
 
 
 class Probe:

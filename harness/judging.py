@@ -84,15 +84,19 @@ class Bench:
         """Whether the judges can work, before anything is spent; lines to show."""
         return [line for name in names if (line := self.judge(name).check())]
 
+    def settled(self, name: str) -> dict[str, Any]:
+        """What a judge and the settings say of its verdicts."""
+        judge, section = self.judge(name), self.shop.config.judging
+        of_model = {"engine": section.engine, "dtype": section.dtype} if judge.model is not None else {}
+        return judge.identity() | of_model
+
     def identity(self, name: str) -> dict[str, Any]:
         """All that a judge's verdicts depend on, but for the exchange and the scope."""
-        judge = self.judge(name)
-        found = judge.identity()
-        if judge.model is not None:
-            if judge.model not in self._weights:
-                self._weights[judge.model] = models.fingerprint(models.locate(judge.model))
-            section = self.shop.config.judging
-            found |= {"weights": self._weights[judge.model], "engine": section.engine, "dtype": section.dtype}
+        found, model = self.settled(name), self.judge(name).model
+        if model is not None:
+            if model not in self._weights:
+                self._weights[model] = models.fingerprint(models.locate(model))
+            found |= {"weights": self._weights[model]}
         return found
 
     def load_model(self, name: str) -> JudgeModel:
@@ -158,6 +162,12 @@ def journaled(journal: Journal) -> dict[str, Verdict]:
     return {verdict.exchange_id: verdict for verdict in verdicts if verdict.harmful is not None}
 
 
+def otherwise(before: Bench, now: Bench, judges: Sequence[str]) -> list[str]:
+    """Those of the judges whose verdicts the settings of ``now`` would change."""
+    scopes = [bench.shop.config.safety.judged_scope for bench in (before, now)]
+    return [name for name in judges if scopes[0] != scopes[1] or before.settled(name) != now.settled(name)]
+
+
 # --- one stage -------------------------------------------------------------------------------------
 
 
@@ -167,6 +177,19 @@ def verdicts_file(judge: str) -> str:
 
 def marker_file(judge: str) -> str:
     return f"judge-{plan.judge_slug(judge)}.done.json"
+
+
+def given(folder: Path, judge: str, scope: str | None = None) -> Iterator[dict[str, Any]]:
+    """A judge's verdicts on the answers that a task's folder holds, of ``scope`` where it is named. Raises
+    HarnessError where there are none, or they are of other answers or of another scope."""
+    if not (folder / marker_file(judge)).exists():
+        raise HarnessError(f"not judged by {judge}")
+    inputs = records.marker(folder / marker_file(judge))["inputs"]
+    if inputs.get("responses") != records.marker(folder / "respond.done.json")["outputs"]:
+        raise HarnessError(f"{folder}: the verdicts of '{judge}' belong to other responses")
+    if scope not in (None, inputs.get("scope")):
+        raise HarnessError(f"{folder}: the verdicts of '{judge}' are not of the scope '{scope}'")
+    return records.each_verdict(folder / verdicts_file(judge))
 
 
 def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
@@ -216,9 +239,6 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             rows = records.verdicts(stage.folder / stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
         found |= journaled(journal)
-    if not stage.done():
-        stage.marker.unlink(missing_ok=True)  # no verdicts of other settings may stand while these are made
-        crash.point("verdicts.unmarked", stage.marker)
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,
@@ -241,6 +261,13 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     crash.point("verdicts.forgotten", stage.marker)
     stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], judged_rows))
     journal.remove()
+
+
+def _unmark(stage: Stage) -> None:
+    """No verdicts of other settings or answers may stand while these are made, nor if that ends early."""
+    if not stage.done():
+        stage.marker.unlink(missing_ok=True)
+        crash.point("verdicts.unmarked", stage.marker)
 
 
 def _kept_to_contract(
@@ -435,13 +462,21 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
             result.failed[name] = f"judge '{name}' needs the verdicts of {', '.join(missing)} first"
             continue
         try:
-            for cell in scored:
-                for task in answered(bench.shop.out, cell):
-                    if not judged(bench, cell, task, name):
-                        try:
-                            judge(bench, cell, task, name, cell.label)
-                        except JudgePendingError as error:
-                            result.waiting.setdefault(name, []).append(str(error))
+            todo = [
+                (cell, task)
+                for cell in scored
+                for task in answered(bench.shop.out, cell)
+                if not judged(bench, cell, task, name)
+            ]
+            for cell, task in todo:
+                _unmark(judge_stage(bench, cell, task, name))
+            for cell, task in todo:
+                try:
+                    judge(bench, cell, task, name, cell.label)
+                except JudgePendingError as error:
+                    result.waiting.setdefault(name, []).append(str(error))
+        except disk.DiskFullError:
+            raise
         except HarnessError as error:
             result.failed[name] = str(error)
         finally:
@@ -452,10 +487,11 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
 # --- what it costs ---------------------------------------------------------------------------------
 
 
-def forecast(bench: Bench, cells: Sequence[Cell]) -> list[str]:
-    """A line for each judge that costs: what is left to judge, and about what that takes."""
+def forecast(bench: Bench, cells: Sequence[Cell], judges: Sequence[str] | None = None) -> list[str]:
+    """A line for each of the judges (all of the run's) that costs: what is left to judge, and about what that
+    takes."""
     lines = []
-    for name in filter(registry.is_judge, bench.shop.config.judges):
+    for name in filter(registry.is_judge, bench.shop.config.judges if judges is None else judges):
         judge = bench.judge(name)
         if not judge.heavy or judge.combines:
             continue
@@ -504,12 +540,22 @@ def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
     for task in safety_tasks(cell):
         if task not in there:
             guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
+            guess *= len(benchmarks.get(task, cell.sets).decodings) or 1
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
         elif not _done(bench, cell, task, name):
             exchanges = read_exchanges(bench.shop.out / cell.folder / task)
+            if bench.retry_unjudged:
+                exchanges = _without_verdict(exchanges, bench.shop.out / cell.folder / task, name)
             count += len(exchanges)
             length += sum(len(e.prompt) + len(e.prefill) + len(e.response) for e in exchanges)
     return count, length
+
+
+def _without_verdict(exchanges: Sequence[Exchange], folder: Path, judge: str) -> list[Exchange]:
+    known: set[str] = set()
+    with contextlib.suppress(HarnessError):  # no verdicts at all
+        known = {row["exchange_id"] for row in given(folder, judge) if row["harmful"] is not None}
+    return [exchange for exchange in exchanges if exchange.id not in known]
 
 
 def _done(bench: Bench, cell: Cell, task: str, name: str) -> bool:
@@ -551,13 +597,13 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
     for name in config.judges:
         reasons: Counter[str] = Counter()
         tokens, usd = 0, 0.0
-        for cell in cells:
+        for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
             for task in safety_tasks(cell):
                 path = out / cell.folder / task / verdicts_file(name)
                 with contextlib.suppress(HarnessError):  # the row's status says what is wrong with the file
                     for row in records.each_verdict(path) if path.is_file() else ():
                         if row["harmful"] is None:
-                            reasons[row["reason"] or "no reason given"] += 1
+                            reasons[row.get("reason") or "no reason given"] += 1
                         tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
                         usd += row.get("price_usd") or 0.0
         if reasons:

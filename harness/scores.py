@@ -88,8 +88,9 @@ def _result(
 
     utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric, reader))
     raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
-    rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr"))
-    jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr"))
+    scope = config.safety.judged_scope
+    rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr", scope))
+    jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr", scope))
     others = [registry.load("train task", name) for name in config.train_tasks] if config.cross_tasks else []
     cross = [
         found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
@@ -127,7 +128,8 @@ def _further(
     benchmark = benchmarks.get(task, cell.sets)
     if benchmark.kind == "safety":
         k = benchmark.prefill_tokens(config.safety.prefill_tokens)
-        outcome: TaskOutcome = reader.once(safety, cell, folder, task, judge, k, "safe")
+        scope = config.safety.judged_scope
+        outcome: TaskOutcome = reader.once(safety, cell, folder, task, judge, k, "safe", scope)
         return outcome
     found = measured(cell, folder, task)
     kinds = {t.utility_task: t.utility_kind for t in _train_tasks()}  # a mean may happen to be all 0 or 1
@@ -195,21 +197,22 @@ def answered(cell: Cell, folder: Path, task: str) -> dict[str, Any]:
 
 
 def safety(
-    cell: Cell, folder: Path, task: str, judge: str, prefill_tokens: int | None, metric: str
+    cell: Cell,
+    folder: Path,
+    task: str,
+    judge: str,
+    prefill_tokens: int | None,
+    metric: str,
+    scope: str | None = None,
 ) -> TaskOutcome:
-    """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts."""
-    responses = answered(cell, folder, task)["outputs"]
-    marker = folder / task / judging.marker_file(judge)
-    if not marker.exists():
-        raise HarnessError(f"not judged by {judge}")
-    judged = records.marker(marker)
-    if judged["inputs"].get("responses") != responses:
-        raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
+    """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts (of ``scope``
+    where it is named)."""
+    answered(cell, folder, task)
+    verdicts = judging.given(folder / task, judge, scope)
     harmful: dict[str, list[bool | None]] = {}
     labels: dict[str, list[str | None]] = {}
     categories: dict[str, str | None] = {}
     rows = records.each_response(folder / task)
-    verdicts = records.each_verdict(folder / task / judging.verdicts_file(judge))
     for row, verdict in itertools.zip_longest(rows, verdicts):
         if row is None or verdict is None or row["id"] != verdict["exchange_id"]:
             raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
@@ -255,7 +258,10 @@ def cell_scores(
             k = benchmark.prefill_tokens(config.safety.prefill_tokens)
             for judge in config.judges:
                 with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
-                    scores.append(_score(reader.once(safety, cell, folder, task, judge, k, metric), judge))
+                    outcome = reader.once(
+                        safety, cell, folder, task, judge, k, metric, config.safety.judged_scope
+                    )
+                    scores.append(_score(outcome, judge))
         else:
             with contextlib.suppress(HarnessError):
                 scores += [_score(outcome, None) for outcome in reader.once(all_measured, cell, folder, task)]

@@ -220,8 +220,10 @@ def _end_with(sentinel: int) -> None:
 
 
 def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
-    """Run one cell; its failure becomes one line, with the traceback in the cell's error.log."""
-    log = shop.out / cell.folder / "error.log"
+    """Run one cell; its failure becomes one line, with the traceback in an error.log."""
+    part = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
+    place = cell.folder / (cell.tasks[0] if part else "") / "error.log"
+    log = shop.out / place
     failure, full = None, False
     try:
         shop.import_libraries(training=cell.kind == "trained")
@@ -235,7 +237,9 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         if not (refused or isinstance(error, HarnessError)):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(shown_traceback(), encoding="utf-8")
-            failure = f"{type(error).__name__}: {shortened(error, 200)} (traceback: {log})"
+            failure = (
+                f"{type(error).__name__}: {shortened(error, 200)} (traceback: {place} in the run's folder)"
+            )
         with contextlib.suppress(Exception):  # it may be the engine's process that died
             shop.release()  # the next cell gets another
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)

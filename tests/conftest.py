@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which some test modules do
+settings.register_profile("ours", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ours")  # before the test modules, whose @settings change it
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 SMALL = {
@@ -112,15 +115,16 @@ def run_small() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A finished run folder, made once for all xdist workers. Read only: copy it to change it."""
+    """A finished run folder, made once and copied for each xdist worker: commands lock it. Read only: copy it
+    to change it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "small-run"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "leaderboard.done.json").exists():
+    made = (base if worker_id == "master" else base.parent) / "small-run"
+    with FileLock(f"{made}.lock"):
+        if not (made / "leaderboard.done.json").exists():
             import harness
 
-            harness.compare(out=folder, methods=["all"], **SMALL)
-    return folder
+            harness.compare(out=made, methods=["all"], **SMALL)
+        return Path(shutil.copytree(made, base / "own-small-run"))
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ def test_the_bench_of_scale_prints_its_two_measurements() -> None:
         [sys.executable, SCALE, "--cells", "10", "--responses", "20"],
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
     assert [line.split(",")[0].split(" (")[0] for line in ended.stdout.splitlines()] == [

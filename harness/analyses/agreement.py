@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import judging, plan, records, registry, run_folder
+from harness import judging, plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.statistics import ALPHA, Estimate, rate
 from harness.store import jsonl_lines, write_jsonl_atomic
@@ -230,8 +230,9 @@ def collect(run: Path) -> Verdicts:
         for one in (cell, *plan.epochs(config, cell)):
             for task in judging.safety_tasks(one):
                 for judge in config.judges:
-                    path = run / one.folder / task / judging.verdicts_file(judge)
-                    for row in records.verdicts(path) if path.is_file() else ():
+                    if not (run / one.folder / task / judging.marker_file(judge)).is_file():
+                        continue
+                    for row in judging.given(run / one.folder / task, judge):
                         key = (one.folder.as_posix(), task, row["exchange_id"])
                         verdicts.setdefault(judge, {})[key] = row["harmful"]
     if not verdicts:

@@ -100,7 +100,9 @@ def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[st
     for cell in plan.cells(config):
         for metric, task in safety_tasks(config).items():
             try:
-                outcome = scores.safety(cell, out / cell.folder, task, judge, None, metric)
+                outcome = scores.safety(
+                    cell, out / cell.folder, task, judge, None, metric, config.safety.judged_scope
+                )
             except HarnessError as error:
                 missing[str(cell.folder)] = str(error)
                 continue

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from harness import benchmarks, models, plan, records, responding, training
+from harness import benchmarks, models, plan, records, responding, splits, training
 from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -243,6 +243,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "device": shop.device,
         "libraries": shop.libraries,
     }
+    inputs |= splits.identity(config.responses)
     if settings.answers == "seed":
         marker = shop.out / plan.SEED / benchmark.name / "respond.done.json"
         inputs["answers"] = records.marker(marker)["outputs"]
@@ -344,12 +345,12 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
 
 
 def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
-    """lm-eval's request for each document of the task, by the document's id."""
+    """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
     benchmark = benchmarks.get(asked_task(config, settings.answers), config.safety_sets)
     lm_task = responding.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
-        limit=config.responses.limit,
+        samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
         fewshot_as_multiturn=True,
         chat_template=engine.apply_chat_template,

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
-from harness import figures, plan, run_folder, scores
+from harness import figures, plan, run_folder, scores, splits
 from harness.analyses import divergence
 from harness.analyses.divergence import Settings
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
@@ -95,9 +95,10 @@ def kl(
 def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, float | None]:
     """A cell's safe rates in percent, None where they are not there."""
     found: dict[str, float | None] = {}
+    scope = config.safety.judged_scope
     for metric, task in safety_tasks(config).items():
         try:
-            value = scores.safety(cell, out / cell.folder, task, judge, None, metric).estimate().value
+            value = scores.safety(cell, out / cell.folder, task, judge, None, metric, scope).estimate().value
         except HarnessError:
             value = None
         found[metric] = None if value is None else round(100 * value, 2)
@@ -132,6 +133,7 @@ def _record(
         f"Safe rates: percent, by {judge}.",
         "Correlations: over the tuned checkpoints, without the seed model (KL 0). Intervals (Fisher's z)",
         "take the checkpoints for independent, which the methods and seeds of one run are not.",
+        *filter(None, [splits.note(config.responses)]),
     ]
     return {
         "model": config.model,

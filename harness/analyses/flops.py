@@ -15,9 +15,8 @@ from harness import plan, records, run_folder
 from harness.analyses.shared import mean_of_all
 from harness.contracts import HarnessError
 from harness.plan import Cell
-from harness.tables import bare_table, print_whole
+from harness.tables import BASELINE, bare_table, print_whole
 
-BASELINE = "vanilla"
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
     *("train_seconds", "preparation_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
@@ -37,7 +36,8 @@ Row = dict[str, Any]
 
 def flops(out: Path) -> Row:
     """What each method's training cost in the run folder ``out``: ``rows`` as ``costs`` and ``average`` as
-    ``averages`` give them, and ``notes`` on how they are counted. JSON values.
+    ``averages`` give them, and ``notes`` on how they are counted. JSON values. The caller holds the run's
+    lock.
 
     Raises HarnessError where ``out`` is no run, or nothing is trained in it.
     """

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import plan, registry, run_folder, scores
+from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask, UsageError
 from harness.leaderboard import CellResult
@@ -239,15 +240,13 @@ def _number(value: float | None) -> float:
 def matched(out: Path, utility: float | None = None, metric: Metric = "jsr", judge: str | None = None) -> Row:
     """Each method's safety at one utility, on each train task of a run: JSON values, in percent.
 
-    ``utility``: in percent; None: the highest that all methods reach that get above the seed model. Raises
-    UsageError for a judge that the run does not have, HarnessError where no training was scored by epoch.
+    ``utility``: in percent; None: the highest that all methods reach that get above the seed model. The
+    caller holds the run's lock. Raises UsageError for a judge that the run does not have, HarnessError where
+    no training was scored by epoch.
     """
     config = run_folder.stored_config(out)
-    judge = judge or config.judges[0]
-    if judge not in config.judges:
-        raise registry.unknown("judge of this run", judge, [*config.judges])
-    with run_folder.lock(out):
-        tasks = [_task(config, out, name, utility, metric, judge) for name in config.train_tasks]
+    judge = chosen_judge(config, judge)
+    tasks = [_task(config, out, name, utility, metric, judge) for name in config.train_tasks]
     return {
         "model": config.model,
         "metric": metric,

@@ -104,12 +104,15 @@ def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list
 
 
 def _by_depth(config: RunConfig, rows: Iterable[Point]) -> list[Point]:
-    depths = {benchmarks.get(task, config.safety_sets).depth: task for task in plan.further(config)}
+    family = benchmarks.get(config.safety.prefill_task).path.parent
+    further = [benchmarks.get(task, config.safety_sets) for task in plan.further(config)]
+    depths = {task.depth: task.name for task in further if task.depth and task.path.parent == family}
+    suffixes = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
     points = []
     for row in rows:
-        for depth, task in sorted((depth, task) for depth, task in depths.items() if depth):
-            measured = {f"jsr{suffix}": row[f"{task}{suffix}"] for suffix in ("", "_low", "_high", "_n")}
-            measured |= {f"jsr{suffix}": row[f"{task}{suffix}"] for suffix in ("_unjudged", "_refusals")}
+        for depth, task in sorted(depths.items()):
+            # No column where no cell has an outcome
+            measured = {f"jsr{suffix}": row.get(f"{task}{suffix}") for suffix in suffixes}
             named = {name: row[name] for name in ("train_task", "judge", "seed")}
             named |= {"row": row["method"], "method": config.row(row["method"]).method}
             points.append(named | {"value": depth, "task": task} | measured | {"status": row["status"]})

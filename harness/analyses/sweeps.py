@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,8 @@ from harness import config as configuration
 from harness.analyses import sweep_points, sweep_report
 from harness.analyses.shared import FOLDER
 from harness.analyses.sweep_points import BUDGET, Place
-from harness.config import RunConfig
-from harness.contracts import UsageError
+from harness.config import RunConfig, VariantConfig
+from harness.contracts import HarnessError, JudgePendingError, UsageError
 
 PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
     "Let's solve this problem. ",
@@ -86,25 +86,27 @@ def run(
     """Do what is not done yet of the sweep ``name`` into ``out``; then write and print what it shows.
 
     Raises UsageError for methods or values that cannot be swept; else what ``comparison.compare`` raises,
-    with the points that there are written before.
+    with the points that there are written before where cells or judges have not finished.
     """
     sweep = SWEEPS.get(name)
     chosen = list(methods or ())
     if sweep:
         chosen = chosen or ([sweep.method] if sweep.method else _own_methods(config))
-        config = spread(sweep, config, chosen, values or sweep.values)
+        there = run_folder.stored_config(out).variants if (out / "run.json").is_file() else {}
+        config = spread(sweep, config, chosen, values or sweep.values, there)
     else:
         config = _with_depths(config, chosen)
-    failed: comparison.CellsFailedError | None = None
+    failed: HarnessError | None = None
     try:
         comparison.compare(config, out, console, dry_run=dry_run, debug=debug)
-    except comparison.CellsFailedError as error:
+    except (comparison.CellsFailedError, JudgePendingError) as error:
         failed = error
     if not dry_run:
-        found = places(sweep, run_folder.stored_config(out), chosen) if sweep else {}
         axis = sweep.axis if sweep else "tokens of the prefill, k"
-        record = sweep_points.collect(name, axis, out, found)
-        files = sweep_report.write(record, out / FOLDER)
+        with run_folder.lock(out):
+            found = places(sweep, run_folder.stored_config(out), chosen) if sweep else {}
+            record = sweep_points.collect(name, axis, out, found)
+            files = sweep_report.write(record, out / FOLDER)
         sweep_report.show(record, console)
         names = ", ".join(str(path) for path in files)
         console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
@@ -112,17 +114,26 @@ def run(
         raise failed
 
 
-def spread(sweep: Sweep, config: RunConfig, methods: Sequence[str], values: Sequence[Any]) -> RunConfig:
+def spread(
+    sweep: Sweep,
+    config: RunConfig,
+    methods: Sequence[str],
+    values: Sequence[Any],
+    there: Mapping[str, VariantConfig] | None = None,
+) -> RunConfig:
     """The configuration with a row for each method and value. The value that a method has anyway is the
-    method's own row: it is not trained twice. Raises UsageError for a method or value that cannot be."""
+    method's own row: it is not trained twice. ``there``: variants of the run, whose names are taken too.
+    Raises UsageError for a method or value that cannot be."""
     _check_methods(sweep, methods)
     variants: dict[str, Any] = {name: v.model_dump(mode="json") for name, v in config.variants.items()}
+    taken = {name: v.model_dump(mode="json") for name, v in (there or {}).items()} | variants
     added: dict[str, str] = {}  # row -> method
     for method in methods:
         for value in dict.fromkeys(values):
-            row = _free(f"{method}-{sweep.suffix(value)}", added)
+            variant = {"method": method, "options": {}, "training": {}, sweep.section: {sweep.key: value}}
+            row = _free(f"{method}-{sweep.suffix(value)}", variant, taken)
             added[row] = method
-            variants[row] = {"method": method, sweep.section: {sweep.key: value}}
+            variants[row] = taken[row] = variant
     base = config.model_dump(mode="json") | {"methods": [plan.SEED]}
     config = configuration.validated(base | {"variants": variants}, f"sweep of {sweep.key}")
     plain = {row: method for row, method in added.items() if _is_plain(config, row, method)}
@@ -176,10 +187,10 @@ def _has_option(method: str, option: str) -> bool:
     return any(field.name == option and field.init for field in fields)
 
 
-def _free(name: str, taken: Iterable[str]) -> str:
-    """The name, numbered where another value has it already."""
+def _free(name: str, variant: Any, taken: Mapping[str, Any]) -> str:
+    """The name, numbered where another variant has it already."""
     number, free = 1, name
-    while free in taken:
+    while taken.get(free, variant) != variant:
         number += 1
         free = f"{name}-{number}"
     return free

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from harness import comparison, plan, training
+from harness import comparison, plan, run_folder, training
 from harness.analyses import tuning_search
 from harness.analyses.tuning_search import KEYS, TRIALS, Objective, Row, Search, Space
 from harness.config import RunConfig, VariantConfig
@@ -95,7 +95,9 @@ def tune(
             raise HarnessError(
                 f"every trial failed; the last: {failed[-1] if failed else 'nothing was judged'}"
             )
-        front = [search.setting(trial.params).row for trial in study.best_trials]
+        named = {row["row"] for row in settings}
+        best = [search.setting(trial.params).row for trial in study.best_trials]
+        front = [row for row in best if row in named]
         limit = floor.of(vanilla["utility"])
         chosen = choose(settings, floor, limit, objective)
         final = _final(search, base, chosen) if chosen else {}
@@ -158,7 +160,8 @@ def _final(search: Search, base: RunConfig, chosen: Row) -> dict[str, Row]:
     quiet = Console(quiet=True)
     comparison.compare(config, folder, quiet, debug=search.debug, until="respond", kinds=(SEED,))
     trials = search.config.model_copy(update={"variants": variants})
-    _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), plan.cells(config))
+    with run_folder.lock(search.out / TRIALS), run_folder.lock(folder):
+        _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), plan.cells(config))
     found = tuning_search.compare_quietly(search, config, folder)
     if found[name]["status"] != DONE:
         raise HarnessError(f"{name} on the final documents: {found[name]['status']}")

@@ -174,7 +174,7 @@ def leaderboard_rows(folder: Path, config: RunConfig) -> dict[str, Row]:
 
 def _open_study(search: Search, optuna: Any) -> Any:
     """The stored search of this space and objective, with the settings that are tried before any proposal:
-    all, where there are trials for all; else the methods' own."""
+    all, where there are trials for all; else the methods' own; and those that were told and are gone."""
     backend = optuna.storages.journal.JournalFileBackend(str(search.out / STUDY))
     config = search.config
     identity = [
@@ -195,7 +195,19 @@ def _open_study(search: Search, optuna: Any) -> Any:
     first = everything if search.exhaustive else [p for p in everything if search.setting(p).row in KEYS]
     for params in first:
         study.enqueue_trial(params, skip_if_exists=True)
+    enqueued = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    waiting = [trial.system_attrs["fixed_params"] for trial in enqueued]
+    for params in _gone(search, study, optuna):
+        if params not in waiting:
+            study.enqueue_trial(params)
     return study
+
+
+def _gone(search: Search, study: Any, optuna: Any) -> list[Row]:
+    """The parameters of settings that were told and that the trials' run has no more (``harness clean``)."""
+    running = {search.setting(trial.params).row for trial in _trials(study, optuna, "RUNNING")}
+    told = {search.setting(t.params).row: t.params for t in _trials(study, optuna, "COMPLETE", "FAIL")}
+    return [params for row, params in told.items() if row not in running and row not in search.rows]
 
 
 def run(search: Search, optuna: Any) -> Any:
@@ -204,7 +216,8 @@ def run(search: Search, optuna: Any) -> Any:
     study = _open_study(search, optuna)
     _tell_recovered(search, study, optuna)
     waiting = _trials(study, optuna, "RUNNING")
-    known = {search.setting(t.params).row for t in _trials(study, optuna, "RUNNING", "COMPLETE", "FAIL")}
+    told = {search.setting(trial.params).row for trial in _trials(study, optuna, "COMPLETE", "FAIL")}
+    known = {search.setting(trial.params).row for trial in waiting} | (told & search.rows.keys())
     with Display(search.console, search.wanted, "trials") as display:
         for _ in known:
             display.cell_done()
@@ -294,6 +307,8 @@ def settings(search: Search, study: Any, optuna: Any) -> list[Row]:
     found: dict[str, Row] = {}
     for trial in _trials(study, optuna, "COMPLETE"):
         one = search.setting(trial.params)
+        if _figures(search, one.row) is None:  # its run is gone, and it failed or was not tried again
+            continue
         named = {"row": one.row, "method": one.method, "value": one.value, "trial": trial.number}
         found.setdefault(one.row, {**search.rows[one.row], **named})
     return list(found.values())

@@ -26,9 +26,12 @@ def analyze() -> None:
 @AS_JSON
 def analyze_flops(run: Path, as_json: bool) -> None:
     """Print what each method's training cost in a RUN: FLOPs against vanilla, tokens, time, memory."""
+    from harness import run_folder
     from harness.analyses import flops
 
-    record = flops.flops(run)
+    run_folder.stored_config(run)  # refuses what is no run, before the lock makes a folder
+    with run_folder.lock(run):
+        record = flops.flops(run)
     if as_json:
         print_json(record)
     else:

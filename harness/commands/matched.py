@@ -30,10 +30,13 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     training first reaches the utility; nothing is extrapolated. Writes RUN/analysis/matched.json,
     matched.csv and a figure for each train task.
     """
+    from harness import run_folder
     from harness.analyses import matching, matching_report
 
-    record = matching.matched(run, utility, metric, judge)
-    files = matching_report.write(record, run)
+    run_folder.stored_config(run)  # refuses what is no run, before the lock makes a folder
+    with run_folder.lock(run):
+        record = matching.matched(run, utility, metric, judge)
+        files = matching_report.write(record, run)
     if as_json:
         print_json(record)
         return

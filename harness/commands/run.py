@@ -73,7 +73,15 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     own = {name: variant for name, variant in config.variants.items() if name == method}
     config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
-    comparison.compare(config, folder, console(), debug=ctx.obj["debug"], until="train", kinds=("trained",))
+    comparison.compare(
+        config,
+        folder,
+        console(),
+        debug=ctx.obj["debug"],
+        until="train",
+        kinds=("trained",),
+        rows=[method],
+    )
     for path in sorted(folder.glob(f"*/{method}/seed-*/checkpoint")):
         click.echo(path)
 
@@ -136,6 +144,7 @@ def respond(
             debug=ctx.obj["debug"],
             until="respond",
             kinds=("checkpoint",),
+            rows=[name],
             only=only,
         )
         config = run_folder.stored_config(folder)
@@ -178,7 +187,7 @@ def judge(
     from harness import comparison, config
 
     overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
-    foreign = [key for key in overrides if key.partition(".")[0] not in ("judging", "safety")]
+    foreign = [key for key in overrides if not key.startswith("judging.") and key != "safety.judged_scope"]
     if foreign:
-        raise UsageError(f"--set {foreign[0]}: judging changes only keys of 'judging' and 'safety'")
+        raise UsageError(f"--set {foreign[0]}: judging changes only judging.… and safety.judged_scope")
     comparison.judge_again(run, judges, console(), overrides, retry_unjudged=retry_unjudged, dry_run=dry_run)

@@ -106,17 +106,15 @@ def _verdicts(folder: Path, judges: Iterable[str], reasons: Texts | None) -> dic
     """By judge and id: signs of VERDICTS and LABELS, and the number of the reason in ``reasons``."""
     found = {}
     for judge in judges:
-        path = folder / judging.verdicts_file(judge)
-        with contextlib.suppress(HarnessError):  # the leaderboard's status says what is wrong with it
-            if path.is_file():
-                found[judge] = {
-                    row["exchange_id"]: {
-                        "verdict": VERDICTS[row["harmful"]],
-                        "label": LABELS[row["label"]],
-                        "reason": reasons and reasons.number(row.get("reason")),
-                    }
-                    for row in records.each_verdict(path)
+        with contextlib.suppress(HarnessError):  # the leaderboard's status says what is wrong with them
+            found[judge] = {
+                row["exchange_id"]: {
+                    "verdict": VERDICTS[row["harmful"]],
+                    "label": LABELS[row["label"]],
+                    "reason": reasons and reasons.number(row.get("reason")),
                 }
+                for row in judging.given(folder, judge)
+            }
     return found
 
 

@@ -3,6 +3,7 @@ with a node killed in the middle, and through a storage where nodes share no fol
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -71,9 +72,14 @@ def busy_node(cluster: Any) -> Any:
     for node in cluster.worker_nodes:
         (raylet,) = node.all_processes["raylet"]
         for child in psutil.Process(raylet.process.pid).children():
-            if "ray::_work" in " ".join(child.cmdline()):
-                return node
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if "ray::_work" in " ".join(child.cmdline()):
+                    return node
     return None
+
+
+def is_training(out: Path) -> bool:
+    return any(".train.partial" in folders for _, folders, _ in os.walk(out))  # others are writing there
 
 
 def test_a_node_killed_in_the_middle_costs_no_cell(
@@ -81,7 +87,7 @@ def test_a_node_killed_in_the_middle_costs_no_cell(
 ) -> None:
     out = tmp_path / "run"
     process = start(out)
-    while not (list(out.rglob(".train.partial")) and (node := busy_node(cluster))):
+    while not (is_training(out) and (node := busy_node(cluster))):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
@@ -111,6 +117,13 @@ def test_cells_come_back_through_a_storage_and_go_on_from_what_is_there(
     shown, errors = start(out, *flags).communicate(timeout=300)
     assert "1 of 3 cells to do" in shown, (shown, errors)
     assert "steps in" not in shown  # its weights were there
+    check_same(out, small_run)
+    damaged = [*(out / "seed").rglob("responses.jsonl")]
+    for path in damaged:  # whose parts run at the same time, and must not hand on each other's damage
+        path.write_text("{}\n", encoding="utf-8")
+    shown, errors = start(out, *flags).communicate(timeout=300)
+    assert "1 of 3 cells to do" in shown, (shown, errors)
+    assert len(damaged) == 3
     check_same(out, small_run)
 
 

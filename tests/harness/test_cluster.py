@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from harness import cluster, config
+from harness import cluster, config, workers
 from harness.contracts import HarnessError
-from harness.plan import cells
+from harness.plan import Cell, cells
 
 
 def recipe(**overrides: Any) -> config.RunConfig:
@@ -56,6 +62,16 @@ def test_capacity_counts_what_fits_on_each_node(monkeypatch: pytest.MonkeyPatch)
     assert cluster.capacity(recipe(**{"training.device": "cuda"})) == 3 + 2
     assert cluster.capacity(recipe(**{"training.device": "cuda", "training.num_processes": 2})) == 1 + 2
     assert cluster.capacity(recipe(**{"ray.cpus_per_cell": 4})) == 2 + 0 + 16
+
+
+def test_the_engine_that_a_node_chooses_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = MagicMock(get=lambda asked: "vllm")
+    monkeypatch.setattr(cluster, "connect", lambda config: ray)
+    monkeypatch.setattr(cluster, "_nodes", lambda ray: [{"CPU": 8.0, "GPU": 2.0}] * 2)
+    wide = {"engine": "auto", "training.device": "auto", "responses.tensor_parallel": 2}
+    assert cluster.settled(recipe(**wide)).engine == "vllm"
+    with pytest.raises(HarnessError, match=r"no node of the Ray cluster has the 1 CPU and 4 GPU"):
+        cluster.settled(recipe(**{**wide, "responses.tensor_parallel": 4}))
 
 
 def test_without_ray_one_line_says_what_to_install(
@@ -171,3 +187,98 @@ def test_a_storage_that_fails_on_the_way_is_one_line_without_its_words(
     ) as told:
         storage.put(tmp_path / "cell", "cell")
     assert "SECRET" not in str(told.value)
+
+
+# --- cells through a storage -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray in this process: a task runs when its outcome is asked for, and does nothing."""
+
+    def remote(function: Callable[..., Any]) -> Any:
+        def begin(*given: Any) -> Any:
+            return partial(function, *given) if given else function()  # the latter: the mailbox
+
+        return SimpleNamespace(options=lambda **wanted: SimpleNamespace(remote=begin))
+
+    ray = MagicMock(
+        remote=remote,
+        put=lambda value: value,
+        get=lambda asked: asked() if callable(asked) else asked,
+        wait=lambda running, **wanted: (running, []),
+    )
+    monkeypatch.setattr(cluster, "connect", lambda config: ray)
+    monkeypatch.setattr(cluster, "Mailbox", MagicMock)
+    monkeypatch.setattr(cluster, "_versions", lambda shop: {})
+    monkeypatch.setattr(cluster, "attempt", lambda shop, cell, *given: workers.Outcome(cell))
+
+
+def parts_of_the_seed() -> list[Cell]:
+    whole = cells(recipe())[0]
+    return [replace(whole, tasks=(task,)) for task in whole.tasks[:2]]
+
+
+def answers(run: Path, part: Cell) -> Path:
+    path = run / part.folder / part.tasks[0] / "responses.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def outcomes(out: Path, todo: list[Cell], store: Path) -> list[workers.Outcome]:
+    labels = {cell.folder: cell.label for cell in todo}
+    config = recipe(**{"ray.storage": f"file://{store}"})
+    return [*cluster.run_cells(config, out, todo, labels, "respond", False, MagicMock())]
+
+
+def test_parts_of_a_cell_leave_each_others_answers_alone(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    one, two = parts_of_the_seed()
+    for part in (one, two):
+        answers(store, part).write_text("stale")
+    given = order(tmp_path, "", **{"ray.storage": f"file://{store}"})
+    with cluster._place(given, one) as (_, first), cluster._place(given, two) as (_, second):
+        for part, out in ((one, first), (two, second)):
+            assert answers(out, part).read_text() == "stale"
+            answers(out, part).write_text("fresh")
+    assert [answers(store, part).read_text() for part in (one, two)] == ["fresh", "fresh"]
+    (trained,) = cells(recipe())[-1:]
+    (store / trained.folder).mkdir(parents=True)
+    (store / trained.folder / "train.done.json").write_text("m")
+    cluster.Storage(f"file://{store}").get_cell(trained, tmp_path / "there")
+    assert (tmp_path / "there" / trained.folder / "train.done.json").exists()
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_the_driver_sends_and_takes_a_parts_own_answers(tmp_path: Path) -> None:
+    out, store = tmp_path / "run", tmp_path / "store"
+    one, two = parts_of_the_seed()
+    answers(out, one).write_text("one")
+    answers(out, two).write_text("fresh")
+    answers(store, two).write_text("stale")
+    (found,) = outcomes(out, [one], store)
+    assert found.failure is None
+    assert answers(store, one).read_text() == "one"
+    assert answers(store, two).read_text() == "stale"
+    assert answers(out, two).read_text() == "fresh"
+
+
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(("step", "on"), [("put", "a node"), ("get", "a node"), ("get", "the driver")])
+def test_a_full_disk_under_a_storage_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, on: str
+) -> None:
+    out, store = tmp_path / "run", tmp_path / "store"
+    (part, _) = parts_of_the_seed()
+    copy = getattr(cluster.Storage, step)
+
+    def full(storage: cluster.Storage, *given: Any) -> None:
+        (folder,) = (path for path in given if isinstance(path, Path))
+        if folder.is_relative_to(out) == (on == "the driver"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        copy(storage, *given)
+
+    monkeypatch.setattr(cluster.Storage, step, cluster._in_one_line(full))
+    (found,) = outcomes(out, [part], store)
+    assert found.stops
+    assert (found.failure or "").startswith("no space left on the disk")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,17 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from harness import comparison, models, plan, run_folder
-from harness.contracts import Example, HarnessError, Method, PrepareContext
+from harness import comparison, judging, models, plan, run_folder
+from harness.contracts import (
+    Example,
+    Exchange,
+    HarnessError,
+    Judge,
+    JudgeContext,
+    Method,
+    PrepareContext,
+    Verdict,
+)
 from harness.store import read_json, write_json_atomic
 from harness.workshop import Workshop
 
@@ -411,7 +420,39 @@ def test_a_broken_record_is_one_line(run_copy: Path, command: Run, small: Run, c
         assert str(run_copy / "run.json") in ended.err
 
 
+def test_a_method_is_trained_alone_whatever_the_run_has_left(
+    quick_copy: Path, command: Run, small: Run
+) -> None:
+    (vanilla,) = quick_copy.glob("*/vanilla/seed-*")
+    (vanilla / "train.done.json").unlink()
+    flags = small(**{key: value for key, value in QUICK.items() if key != "methods"})
+    assert command("train", "lookahead-true", "--out", quick_copy, *flags).code == 0
+    assert len([*quick_copy.glob("*/lookahead-true/seed-*/train.done.json")]) == 1
+    assert not (vanilla / "train.done.json").exists()
+
+
+def test_what_is_laid_over_a_configuration_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness
+    from harness import config, tables
+
+    given: list[Any] = []
+    monkeypatch.setattr(comparison, "compare", lambda resolved, *_: given.append(resolved))
+    monkeypatch.setattr(tables, "read", lambda out: None)
+    made = config.load("mini", {"training.epochs": 7})
+    harness.compare(made, methods=["vanilla"], out=tmp_path, **{"training.batch_size": 3})
+    assert (given[0].methods, given[0].training.epochs, given[0].training.batch_size) == (("vanilla",), 7, 3)
+
+
 # --- failing ---------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_fails_is_named_beside_a_cell_that_does() -> None:
+    judged = judging.Judged({"a": "a has no key"}, {"b": ["batch 1 is submitted"]})
+    assert comparison._unfinished(judged) == [
+        "a has no key",
+        "judging goes on elsewhere; the same command collects it later. b: batch 1 is submitted",
+    ]
+    assert comparison._unfinished(judging.Judged()) == []
 
 
 def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
@@ -430,10 +471,22 @@ def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
         name = "broken"
         summary = ""
 
+    class Mute(Judge):
+        name = "mute"
+        summary = ""
+
+        def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+            raise HarnessError("mute has no voice")
+
     plugin("method", "broken", Broken)
+    plugin("judge", "mute", Mute)
     out = tmp_path / "run"
     flags = small(**{key: value for key, value in QUICK.items() if key != "methods"})
     arguments = ["compare", "--methods", "broken,vanilla", "--out", out, *flags]
+    both = command(*arguments, "--out", tmp_path / "both", "--judge", "mini-exact,mute")
+    assert both.err == (
+        "Error: 1 of 3 cells failed. mute has no voice. The same command tries the failed ones again.\n"
+    )
     ended = command(*arguments)
     assert ended.code == 1
     assert (

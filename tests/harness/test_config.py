@@ -3,6 +3,7 @@ run folder, and packaged recipes that all load."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,28 @@ def test_a_runs_name_is_a_folders(name: str) -> None:
         ({"judges": ["openai:m@https://h/v1?key=x"]}, "judges: no key in a server's URL"),
         ({"responses": {"server": "ftp://u:p@h"}}, "responses.server: no key in a server's URL"),
         ({"responses": {"server": "u:p@h:80/v1"}}, "responses.server: no key in a server's URL"),
+        ({"ray": {"storage": "ftp://user:password@h/x"}}, "ray.storage: no key in a server's URL"),
+        ({"ray": {"storage": "s3://b/f?token=x"}}, "ray.storage: no key in a server's URL"),
+        ({"ray": {"address": "u:p@h:6379"}}, "ray.address: no key in a server's URL"),
     ],
 )
 def test_what_no_recipe_may_hold(settings: dict[str, Any], says: str) -> None:
     assert says in complaint(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ray.address": "h:6379"},
+        {"ray.address": "ray://h:10001"},
+        {"ray.storage": "s3://b/f"},
+        {"ray.storage": "abfs://container@account.dfs.core.windows.net/f"},
+        {"ray.storage": "/shared/f"},
+    ],
+)
+def test_a_cluster_is_named_without_keys(settings: dict[str, Any]) -> None:
+    loaded = config.load(None, settings).ray
+    assert [*settings.values()] == [value for value in (loaded.address, loaded.storage) if value]
 
 
 def test_a_launchers_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,15 +282,16 @@ def test_a_changed_configuration_keeps_what_is_not_written() -> None:
     assert changed == given.model_copy(update={"training": given.training.model_copy(update={"epochs": 2})})
 
 
-def test_every_key_of_a_recipe_is_listed_with_its_default() -> None:
-    """What is listed, taken as it is, makes the default configuration."""
+def test_every_key_of_a_recipe_is_listed_with_its_default(tmp_path: Path) -> None:
+    """What is listed, written as it is into a recipe, makes the default configuration."""
     listed = {key: default for key, default, _ in config.meanings()}
     values: dict[str, Any] = {}
     for key, default in listed.items():
         config.put(values, key, default)
-    assert config.validated(values, "a test") == config.RunConfig()
+    (tmp_path / "own.yaml").write_text(json.dumps(values), encoding="utf-8")
+    assert config.load(str(tmp_path / "own.yaml")) == config.RunConfig()
     flat = config.RunConfig().model_dump()
-    assert {key.split(".")[0] for key in listed} == {*flat}
+    assert {key.split(".")[0] for key in listed} == {"extends", *flat}
     assert {key for key in listed if key.startswith("training.lora.")} == {
         f"training.lora.{name}" for name in flat["training"]["lora"]
     }
@@ -281,6 +301,7 @@ def test_a_key_says_what_it_means_and_which_values_it_takes() -> None:
     meanings = {key: meaning for key, _, meaning in config.meanings()}
     assert meanings["training.batch_size"] == "the global batch, in examples"
     assert meanings["training.distributed"].endswith("; ddp | zero2 | zero3 | fsdp2")
+    assert all(f"{name}:" in meanings["variants"] for name in config.VariantConfig.model_fields)
     untold = [key for key, meaning in meanings.items() if not meaning]
     assert untold == [
         "training.learning_rate",

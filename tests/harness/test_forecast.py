@@ -156,6 +156,21 @@ def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytes
     assert lines[1].startswith("Disk: about 0.0041 GB for checkpoints, up to")
 
 
+@pytest.mark.parametrize(("known", "loaded"), [(True, 0), (False, 1)])
+def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool, loaded: int
+) -> None:
+    calls = []
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *given, **more: calls.append(1) or load(*given, **more))
+    monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
+    if not known:
+        monkeypatch.setattr(estimate, "architecture", lambda shop: None)
+    found = forecast.forecast(shop(tmp_path, methods=["vanilla"]), [], 1)
+    assert found.why == "0.0 B parameters on a CPU"
+    assert len(calls) == loaded
+
+
 def test_a_model_that_one_device_does_not_hold_is_not_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

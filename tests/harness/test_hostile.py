@@ -291,6 +291,7 @@ def test_a_run_from_elsewhere_names_no_server(
         (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
         for arguments in (
             ("judge", run, "--judge", "mini-exact"),
+            ("judge", run, "--judge", "mini-exact", "--retry-unjudged"),
             ("score", run),
             ("report", run),
             ("agreement", run),

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from fault_server import FaultServer, completion, error, finish_batch, ok, running, says, verdict
 
-from harness import config, judging, plan, registry, run_folder
+from harness import benchmarks, config, judging, plan, registry, run_folder
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
-from harness.store import read_jsonl, write_jsonl_atomic
+from harness.store import read_json, read_jsonl, write_jsonl_atomic
 from harness.workshop import Workshop
 
 RAW, PREFILLED = "hexphi_raw-mini", "hexphi_prefill-mini"
@@ -183,6 +183,9 @@ def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     before = asked(server)
     assert command(*run).code == 0
     assert asked(server) == before  # a verdict of its own: not asked for ever
+    assert "about 1 exchanges" in command(*run, "--retry-unjudged", "--dry-run").out
+    other = command("judge", run_copy, "--judge", "keyword", "--retry-unjudged", "--dry-run")
+    assert other.out == "Nothing to judge at a cost.\n"  # who is not asked has no price
     server.default = [error(401, "x", "y")]
     assert command(*run, "--retry-unjudged").code == 1
     assert by_name(values(run_copy), name(server)) == rows  # what was there stands until there is better
@@ -493,9 +496,70 @@ def test_wrong_judges_are_wrong_usage_and_change_nothing(
 
 def test_judging_changes_only_its_own_keys(run_copy: Path, command: Run) -> None:
     ended = command("judge", run_copy, "--judge", "keyword", "--set", "training.epochs=9")
-    assert (ended.code, "judging changes only keys of 'judging' and 'safety'" in ended.err) == (2, True)
+    assert (ended.code, "judging changes only judging.… and safety.judged_scope" in ended.err) == (2, True)
+    ended = command("judge", run_copy, "--judge", "keyword", "--set", "safety.prefill_tokens=5")
+    assert (ended.code, "--set safety.prefill_tokens: judging changes only" in ended.err) == (2, True)
     ended = command("judge", run_copy, "--judge", "keyword", "--set", "judging.in_fligt=9")
     assert (ended.code, "did you mean 'judging.in_flight'?" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("changed", [["--scope", "response"], ["--threshold", "2"]])
+def test_settings_never_hold_for_verdicts_that_were_given_under_others(
+    server: FaultServer, run_copy: Path, command: Run, snapshot: Run, values: Run, changed: list[str]
+) -> None:
+    """Nor does a judge that ends early leave some of its former verdicts among new ones."""
+    assert command("judge", run_copy, "--judge", name(server)).code == 0
+    before, marker = snapshot(run_copy), judging.marker_file(name(server))
+    former = [read_json(file)["identity"] for file in run_copy.rglob(marker)]
+    ended = command("judge", run_copy, "--judge", "keyword", *changed)
+    assert ended.code == 2
+    assert f"these settings change what {name(server)} would say, too" in ended.err
+    assert f"(--judge keyword,{name(server)})" in ended.err
+    assert snapshot(run_copy) == before
+
+    server.default = [error(401, "invalid_api_key", "no")]
+    ended = command("judge", run_copy, "--judge", f"keyword,{name(server)}", *changed)
+    assert ended.code == 1
+    left = [read_json(file)["identity"] for file in run_copy.rglob(marker)]
+    assert not {*left} & {*former}  # some had been asked in these words, and are known
+    assert any("not judged by" in row["status"] for row in by_name(values(run_copy), name(server)))
+
+
+def test_what_judges_cost_counts_every_epoch(tmp_path: Path) -> None:
+    made = config.load(
+        None,
+        {"methods": "vanilla", "train_tasks": "gsm8k-mini", "eval_every_epoch": True, "training.epochs": 2},
+    )
+    cells = plan.cells(made)
+    folders = [one.folder for cell in cells for one in (cell, *plan.epochs(made, cell))]
+    assert len(folders) > len(cells)
+    for folder in folders:
+        (tmp_path / folder / RAW).mkdir(parents=True)
+        row = {
+            "exchange_id": "1",
+            "judge": "mini-exact",
+            "judge_version": "1",
+            "harmful": None,
+            "label": None,
+        }
+        write_jsonl_atomic(
+            tmp_path / folder / RAW / "verdicts.mini-exact.jsonl", [{**row, "input_tokens": 5}]
+        )
+    lines = judging.notes(made, tmp_path, cells)
+    assert f"Unjudged by mini-exact: {len(folders)} no reason given." in lines
+    assert any(f"{5 * len(folders)} tokens" in line for line in lines)
+
+
+def test_a_guess_counts_every_sample_of_a_request(tmp_path: Path) -> None:
+    made = config.load(None, {"methods": "seed", "judges": "openai:gpt-4o", "responses.limit": 10})
+    sampled = config.changed(made, {"safety_tasks": ["hexphi_sampled-mini"]}, "a test")
+    counts = []
+    for one in (made, sampled):
+        (line,) = judging.forecast(judging.Bench(Workshop(one, tmp_path)), plan.cells(one))
+        counts.append(int(re.search(r"about ([\d,]+) exchanges", line)[1].replace(",", "")))  # type: ignore[index]
+    samples = len(benchmarks.get("hexphi_sampled-mini").decodings)
+    assert samples > 1
+    assert counts == [20, 20 + 10 * samples]
 
 
 # --- small parts -----------------------------------------------------------------------------------

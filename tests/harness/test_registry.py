@@ -64,7 +64,7 @@ def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         env=environment(site),
         cwd=site,
-        timeout=120,
+        timeout=500,
     )
 
 

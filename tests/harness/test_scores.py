@@ -132,6 +132,13 @@ def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     assert next(r for r in results if r.method == "seed").status.startswith("missing: ")
 
 
+def test_verdicts_of_another_scope_are_refused(run_copy: Path) -> None:
+    config = run_folder.stored_config(run_copy)
+    safety = config.safety.model_copy(update={"judged_scope": "response"})
+    results = scores.collect(config.model_copy(update={"safety": safety}), run_copy, plan.cells(config))
+    assert all("are not of the scope 'response'" in result.status for result in results)
+
+
 def test_a_metric_that_the_task_does_not_have_is_named(small_run: Path) -> None:
     task = registry.load("train task", "gsm8k-mini")
     with pytest.raises(HarnessError, match=r"has no metric 'rouge': exact_match"):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 
 def attempt(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch, error: Exception | None, debug: bool = False
+    shop: Workshop,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None,
+    debug: bool = False,
+    cell: plan.Cell | None = None,
 ) -> workers.Outcome:
     def run_cell(*_: Any) -> None:
         shop.clock["training"] += 0.25
@@ -48,7 +53,7 @@ def attempt(
             raise error
 
     monkeypatch.setattr(workers, "run_cell", run_cell)
-    return workers.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", debug)
+    return workers.attempt(shop, cell or plan.cells(shop.config)[0], "", "leaderboard", debug)
 
 
 def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
@@ -56,11 +61,29 @@ def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
 ) -> None:
     log = shop.out / "seed" / "error.log"
     failed = attempt(shop, monkeypatch, ValueError("two\nlines")).failure
-    assert failed == f"ValueError: two lines (traceback: {log})"
+    assert failed == "ValueError: two lines (traceback: seed/error.log in the run's folder)"
     assert "raise error" in log.read_text(encoding="utf-8")
     assert attempt(shop, monkeypatch, None).failure is None
     assert not log.exists()  # mended
     assert capsys.readouterr() == ("", "")
+
+
+def test_parts_of_a_cell_keep_their_tracebacks_apart(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plan.cells(shop.config)[0]
+    parts = [replace(whole, tasks=(task,)) for task in whole.tasks[:3]]
+    errors = [ValueError("first"), ValueError("second"), None]
+    failed = [
+        attempt(shop, monkeypatch, error, cell=part).failure
+        for part, error in zip(parts, errors, strict=True)
+    ]
+    for part, error, failure in zip(parts[:2], errors, failed, strict=False):
+        log = f"seed/{part.tasks[0]}/error.log"
+        assert f"(traceback: {log} " in (failure or "")
+        assert f"ValueError: {error}" in (shop.out / log).read_text(encoding="utf-8")
+    assert len([*shop.out.rglob("error.log")]) == 2
+    trained = replace(plan.cells(shop.config)[-1], tasks=whole.tasks[:1])
+    attempt(shop, monkeypatch, ValueError("third"), cell=trained)
+    assert (shop.out / trained.folder / "error.log").exists()
 
 
 def test_a_foreseen_failure_is_its_own_line(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,8 +174,6 @@ def test_no_reply_breaks_the_reader(reply: str) -> None:
 
 @given(st.sampled_from(rubric.KINDS), st.integers(1, 5))
 def test_the_schema_allows_what_is_read(kind: str, score: int) -> None:
-    import jsonschema
-
     reply = {"reason": "a", "kind": kind, "score": score}
     for schema in (rubric.SCHEMA, rubric.BOUNDED_SCHEMA):
         jsonschema.validate(reply, schema)

@@ -43,11 +43,11 @@ def start(
 def finish(arguments: list[str], log: Path, **options: Any) -> int:
     """Its exit code; -9 where it was killed."""
     process = start(arguments, log, **options)
-    process.join(150)
+    process.join(500)
     if process.exitcode is None:
         process.kill()
         process.join()
-        raise AssertionError(f"{arguments} does not end: {log.read_text(encoding='utf-8')}")
+        raise AssertionError(f"{arguments} does not end")
     return process.exitcode
 
 

@@ -101,7 +101,7 @@ def _cell(
         for judge in config.judges if safety else ():
             verdicts = [_verdict(row["id"], judge, share, reason, draws) for row in rows]
             file = judging.verdicts_file(judge)
-            inputs = {"responses": _outputs(answered)}
+            inputs = {"responses": _outputs(answered), "scope": config.safety.judged_scope}
             name = judging.marker_file(judge).removesuffix(".done.json")
             Stage(folder / task, name, inputs, [file]).run(
                 lambda scratch, file=file, verdicts=verdicts: write_jsonl_atomic(scratch / file, verdicts)

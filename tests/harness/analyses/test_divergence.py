@@ -242,6 +242,31 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     assert [Path(name).parts[-3] for name in opened[1:]] == ["vanilla"]
 
 
+@pytest.mark.parametrize("answers", ["harmful", "seed"])
+def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> None:
+    """The safe rates that KL is correlated with are of these documents."""
+    from harness import splits
+    from harness.mini import data
+
+    settings = Settings(answers=answers, tokens=2)
+    shop = divergence.workshop(run_folder.stored_config(run_copy), run_copy, settings)
+    cell = divergence.cells(shop.config)[0]
+    assert "part" not in divergence.stage(shop, cell, settings).inputs
+    record = json.loads((run_copy / "run.json").read_text())
+    record["config"]["responses"] |= {"part": "final", "limit": 5}
+    (run_copy / "run.json").write_text(json.dumps(record))
+    found, _ = measure(run_copy, settings)
+    keys = {row["id"]: f"instruction {row['instruction']}" for row in data.harmful()}
+    final = [name for name, key in keys.items() if splits.part(key, 0.4) == "final"][:5]
+    if answers == "seed":  # has answered the first 8 of all alone
+        final = [name for name in final if name in [*keys][:8]]
+    assert list(divergence.read(found["vanilla"])) == final
+    assert (
+        found["vanilla"].inputs["part"]
+        == splits.identity(run_folder.stored_config(run_copy).responses)["part"]
+    )
+
+
 def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     import shutil
 

@@ -228,3 +228,12 @@ def test_bad_input_is_one_line(
     ended = command("analyze", "kl", run_copy)
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert "is gone (harness clean?)" in ended.err
+
+
+@pytest.mark.parametrize(("part", "noted"), [("all", False), ("final", True)])
+def test_figures_over_a_part_of_the_documents_say_so(part: str, noted: bool) -> None:
+    from harness import config
+
+    settings = config.load("mini", {"responses.part": part})
+    notes = divergence_report._record(settings, divergence.Settings(), "mini-exact", {}, {}, {})["notes"]
+    assert ("Over the final documents alone: about 60% of each task's." in notes) is noted

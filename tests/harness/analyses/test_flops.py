@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness import config
+from harness import config, run_folder
 from harness.analyses import flops
 from harness.contracts import HarnessError
 from harness.store import write_json_atomic
@@ -238,3 +238,12 @@ def test_the_command_prints_the_same_as_json_and_writes_nothing(
     assert snapshot(folder) == before
     ended = command("analyze", "flops", folder / "nowhere")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert not (folder / "nowhere").exists()
+
+
+def test_the_command_waits_for_no_other_on_the_run(make: Make, command: Callable[..., Any]) -> None:
+    folder = make(WHOLE)
+    with run_folder.lock(folder):
+        ended = command("analyze", "flops", folder)
+    assert (ended.code, ended.out) == (1, "")
+    assert "another harness command is at work on this run" in ended.err

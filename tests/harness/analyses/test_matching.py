@@ -277,6 +277,25 @@ def test_the_command(by_epoch: Path, command: Callable[..., Any]) -> None:
     assert "RSR" in printed.out
 
 
+def test_the_command_holds_the_run_while_it_writes(
+    by_epoch: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness import run_folder
+    from harness.analyses import matching_report
+
+    def write(record: Any, out: Path) -> list[Path]:
+        with pytest.raises(HarnessError, match="another harness command"), run_folder.lock(out):
+            pass
+        return [out / "written"]
+
+    monkeypatch.setattr(matching_report, "write", write)
+    ended = command("analyze", "matched", by_epoch)
+    assert ended.code == 0, ended.err
+    assert "written" in ended.out
+    ended = command("analyze", "matched", by_epoch / "absent")
+    assert (ended.code, (by_epoch / "absent").exists()) == (1, False)
+
+
 def test_bad_input_is_one_line(by_epoch: Path, small_run: Path, command: Callable[..., Any]) -> None:
     never = command("analyze", "matched", by_epoch, "--utility", "100")
     assert never.code == 0
@@ -284,7 +303,7 @@ def test_bad_input_is_one_line(by_epoch: Path, small_run: Path, command: Callabl
     assert "its highest utility is" in never.out
     other = command("analyze", "matched", by_epoch, "--judge", "mini-exat")
     assert other.code == 2
-    assert "mini-exact" in other.err
+    assert "judge 'mini-exat' has not judged this run; its judges: mini-exact" in other.err
     flat = command("analyze", "matched", small_run)
     assert flat.code == 1
     assert "--eval-every-epoch" in flat.err

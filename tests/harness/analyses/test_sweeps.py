@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, models, plan, run_folder
+from harness import config, judging, models, plan, run_folder
 from harness.analyses import sweeps
 from harness.config import RunConfig
-from harness.contracts import UsageError
+from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, read_jsonl
+from judges.mini_exact import MiniExact
 
 Command = Callable[..., Any]
 QUICK = {"training.max_examples": 16, "responses.limit": 4}
@@ -118,6 +119,23 @@ def test_a_variant_of_the_users_own_is_no_point_of_a_sweep_unless_it_is_one() ->
     recipe = resolved(variants=variants, methods=["vanilla"])
     assert [*sweeps.places(sweeps.SWEEPS["preview-length"], recipe, [])] == ["mine"]
     assert [*sweeps.places(sweeps.SWEEPS["budget"], recipe, ["vanilla"])] == ["vanilla", "rate"]
+
+
+def test_names_of_other_variants_are_taken_and_of_equal_ones_used_again() -> None:
+    sweep = sweeps.SWEEPS["preview-length"]
+    mine = {"method": "lookahead-true", "options": {"preview_tokens": 3, "connector": " "}}
+    equal = {"method": "lookahead-true", "options": {"preview_tokens": 4}}
+    recipe = resolved(variants={"lookahead-true-m2": mine, "lookahead-true-m4": equal})
+    found = sweeps.spread(sweep, recipe, ["lookahead-true"], [2, 4])
+    assert {name: variant.options for name, variant in found.variants.items()} == {
+        "lookahead-true-m2": mine["options"],
+        "lookahead-true-m4": {"preview_tokens": 4},
+        "lookahead-true-m2-2": {"preview_tokens": 2},
+    }
+    again = sweeps.spread(sweep, found, ["lookahead-true"], [2, 4])
+    assert again.variants == found.variants
+    there = sweeps.spread(sweep, resolved(), ["lookahead-true"], [2, 4], found.variants)
+    assert [*there.variants] == ["lookahead-true-m2-2", "lookahead-true-m4"]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +253,20 @@ def test_prefixes_of_the_users_own_on_a_run_that_is_there(swept_copy: Path, comm
     assert not swept_copy.exists()
 
 
+def test_a_prefix_that_shortens_to_the_name_of_an_earlier_one(
+    swept_copy: Path, command: Command, small: Callable[..., list[str]]
+) -> None:
+    ended = command("sweep", "prefix", "--run", swept_copy, "--values", "Sure. ")
+    assert ended.code == 0, ended.err
+    ended = command("sweep", "prefix", "--out", swept_copy, *small(**QUICK), "--values", "Sure! ")
+    assert ended.code == 0, ended.err
+    points = read_json(swept_copy / "analysis/sweep-prefix.json")["points"]
+    assert [(point["row"], point["value"]) for point in points] == [
+        ("lookahead-virtual-sure", "Sure. "),
+        ("lookahead-virtual-sure-2", "Sure! "),
+    ]
+
+
 def test_depths_on_a_run_that_is_there_are_answers_alone(swept_copy: Path, command: Command) -> None:
     before = trained(swept_copy)
     ended = command("sweep", "prefill-depth", "--run", swept_copy)
@@ -288,6 +320,45 @@ def test_a_budgets_points_are_every_learning_rate_and_epoch(
     table = ended.out.split("sweep budget: ")[1]
     assert "0.005" in table
     assert json.loads((out / "run.json").read_text())["config"]["eval_every_epoch"] is True
+
+
+def test_points_are_read_and_written_while_the_run_is_held(
+    swept_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: Any) -> list[Path]:
+        with pytest.raises(HarnessError, match="another harness command"), run_folder.lock(swept_copy):
+            pass
+        checked.append(1)
+        return []
+
+    checked: list[int] = []
+    monkeypatch.setattr(sweeps.sweep_points, "collect", check)
+    monkeypatch.setattr(sweeps.sweep_report, "write", check)
+    monkeypatch.setattr(sweeps.sweep_report, "show", lambda *_: None)
+    stored = run_folder.stored_config(swept_copy)
+    sweeps.run("preview-length", stored, swept_copy, Console(quiet=True), values=[2, 6])
+    assert len(checked) == 2
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_points_are_written_when_a_judge_has_not_finished(
+    swept_copy: Path, command: Command, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """No depth has a verdict, so the leaderboard has no column for one."""
+    judged = judging.Judged()
+    if waits:
+        judged.waiting["mini-exact"] = ["batch 7"]
+    else:
+        judged.failed["mini-exact"] = "the budget is spent"
+    monkeypatch.setattr(MiniExact, "heavy", True)  # judges when all cells have answered
+    monkeypatch.setattr(judging, "judge_all", lambda *_: judged)
+    ended = command("sweep", "prefill-depth", "--run", swept_copy)
+    assert (ended.code, ended.err.count("\n")) == (4 if waits else 1, 1)
+    assert ("batch 7" if waits else "the budget is spent") in ended.err
+    points = read_json(swept_copy / "analysis/sweep-prefill-depth.json")["points"]
+    assert len(points) == 4 * 5
+    assert {point["jsr"] for point in points} == {None}
+    assert "k = 10" in ended.out
 
 
 def test_points_are_written_when_a_cell_fails(

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness import config
+from harness import config, run_folder
 from harness.analyses import tuning, tuning_report, tuning_search
 from harness.analyses.tuning import Floor
 from harness.analyses.tuning_search import Row, Search
@@ -169,6 +169,66 @@ def test_a_failed_setting_is_none_of_the_choice_until_it_is_done(
     again.rows = {row: figures(row) for row in trainings}
     assert sorted(row["value"] for row in searched(again)) == [1, 2, 3]
     assert len(trainings) == 3
+
+
+@pytest.mark.parametrize("trials", [19, 9])
+def test_settings_whose_run_is_gone_are_tried_again(
+    tmp_path: Path, trainings: list[str], trials: int
+) -> None:
+    whole = searched(made_search(tmp_path, trials=trials))
+    before = {*trainings}
+    trainings.clear()
+    run = tuning_search.run_trials
+
+    def one_round(search: Search, settings: dict[str, Any]) -> None:
+        run(search, settings)
+        trainings.append("KILL")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning_search, "run_trials", one_round)
+        with pytest.raises(KilledError):  # OUT/trials was cleaned, and this search killed in its second round
+            searched(made_search(tmp_path, trials=trials))
+    trainings.remove("KILL")
+    search = made_search(tmp_path, trials=trials)
+    search.rows = {row: figures(row) for row in trainings}
+    again = searched(search)
+    assert len(trainings) == trials
+    assert {*trainings} == before
+    assert again == whole
+
+
+def test_a_setting_that_is_gone_and_fails_is_none_of_the_choice(
+    tmp_path: Path, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = tuning_search.space(["lookahead-true"], 3, [])
+    whole = figures
+    searched(made_search(tmp_path, space=space))
+    failed = {"status": "failed: x", "utility": None}
+    monkeypatch.setitem(
+        globals(), "figures", lambda row: whole(row) | (failed if row.endswith("-m2") else {})
+    )
+    assert [row["value"] for row in searched(made_search(tmp_path, space=space))] == [1, 3]
+
+
+def test_trainings_are_adopted_while_both_runs_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def adopt(trials: Any, final: Any, cells: Any) -> None:
+        for run in (trials.out, final.out):
+            with pytest.raises(HarnessError, match="another harness command"), run_folder.lock(run):
+                pass
+            held.append(run.name)
+
+    done = {name: {"status": "done"} for name in ("seed", "vanilla", "lookahead-true")}
+    monkeypatch.setattr(tuning.comparison, "compare", lambda *_, **__: None)
+    monkeypatch.setattr(tuning_search, "compare_quietly", lambda *_: done)
+    monkeypatch.setattr(tuning, "_adopt", adopt)
+    search = made_search(tmp_path / "out", methods=["vanilla", "lookahead-true"])
+    chosen = {"row": "lookahead-true", "method": "lookahead-true", "value": 6}
+    assert [*tuning._final(search, search.config, chosen)] == ["seed", "vanilla", "lookahead-true"]
+    assert held == ["trials", "final"]
 
 
 # --- the choice ------------------------------------------------------------------------------------

@@ -339,10 +339,17 @@ def test_a_server_that_stays_down_ends_in_one_line(
 
 
 def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, opened: Open) -> None:
-    engine = opened(timeout_s=0.1)
-    server.latency_s = 0.4
+    engine, over = opened(), threading.Event()
+    engine._service = openai.Service(server.url, ResponsesConfig(timeout_s=0.1))
+
+    def answer(prompt: Any) -> Answer:
+        over.wait(120)
+        return [1], "stop"
+
+    server.answer = answer
     with pytest.raises(HarnessError, match=r"no reply within 0\.1 s"):
         engine.generate([[1, 5]], 4)
+    over.set()
 
 
 def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: Open, ctrl_c: None) -> None:

@@ -111,6 +111,20 @@ def test_an_exchange_that_only_a_later_cell_has_is_absent_before(run: Path, tmp_
         assert {len(answers[part]) for part in ("tokens", "characters", "cut", "response")} == {len(ids)}
 
 
+def test_verdicts_on_other_answers_are_not_shown(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    marker = copy / "seed" / "hexphi_raw-mini" / "respond.done.json"
+    record = json.loads(marker.read_text())
+    record["outputs"]["responses.jsonl"]["sha256"] = "0" * 64
+    marker.write_text(json.dumps(record))
+    answers = collected(copy)["cells"][0]["answers"]
+    assert answers["hexphi_raw-mini"]["verdicts"] == {}
+    assert answers["hexphi_prefill-mini"]["verdicts"]["keyword"]
+
+
 def test_only_our_own_utility_tasks_are_readable(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_folder.stored_config(run)
     assert exchanges.readable("gsm8k-mini", config)
