@@ -35,7 +35,11 @@ SMALL = {
 }
 
 
+LONG = ("test_random_kills.py", "mini/test_properties.py")  # minutes each: begun last, the others would wait
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONG))
     for item in items:
         if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
