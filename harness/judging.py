@@ -239,6 +239,7 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             rows = records.verdicts(stage.folder / stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
         found |= journaled(journal)
+    _unmark(stage)
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,

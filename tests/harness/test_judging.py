@@ -375,6 +375,17 @@ def test_two_verdicts_on_one_exchange_are_refused(run_copy: Path, plugin: Run) -
         judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
 
 
+def test_a_judge_that_fails_leaves_no_verdicts_of_other_settings(run_copy: Path, plugin: Run) -> None:
+    plugin("judge", "doubled", Doubled)
+    cell = plan.cells(run_folder.stored_config(run_copy))[0]
+    folder = run_copy / "seed" / RAW
+    marker = folder / judging.marker_file("doubled")
+    shutil.copy(folder / judging.marker_file("mini-exact"), marker)
+    with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
+        judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     ("judges", "tasks", "says"),
     [
