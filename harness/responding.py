@@ -230,7 +230,7 @@ def answer(
                 {str(first + number): tokens for number, tokens in answers.items()}
             )
             engine.completions.clear()
-            samples = _evaluate(engine, lm_task, benchmark.name, documents, places)
+            samples = _evaluate(engine, lm_task, benchmark.name, places)
             for sample in samples:
                 returned |= sample["metrics"].keys()
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
@@ -299,7 +299,8 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     """The lm-eval task with its documents. Raises HarnessError in one line."""
     try:
         lm_task = shop.load_task(benchmark.name, tokenizer)
-        len(lm_task.eval_docs)
+        documents = lm_task.eval_docs
+        len(documents)
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
@@ -310,18 +311,20 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
             ) from error
         check_functions(benchmark)
         raise _unusable(benchmark.name, "loaded", error) from error
+    of_all = lm_task.doc_iterator
+
+    def picked(*, samples: Any = None, **whole: Any) -> Any:
+        return enumerate(_chosen(documents, samples)) if samples else of_all(**whole)
+
+    lm_task.doc_iterator = picked  # lm-eval's own compares every document with every place
     return lm_task
 
 
-def _evaluate(
-    engine: Any, lm_task: Any, name: str, documents: Any, places: list[int]
-) -> list[dict[str, Any]]:
+def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[dict[str, Any]]:
     """lm-eval's samples: one for each document of ``places``, its metrics under ``metrics``, those of further
     filters as ``metric@filter``."""
     from lm_eval.evaluator import evaluate
 
-    # lm-eval's own compares every document with every place
-    lm_task.doc_iterator = lambda *, samples, **whole: enumerate(_chosen(documents, samples))
     try:
         results = evaluate(
             lm=engine,

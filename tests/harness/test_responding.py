@@ -597,3 +597,12 @@ def test_a_metric_that_is_never_returned_is_told_when_answers_are_scored(
     told = " ".join(ended.out.split())
     assert "task 'capitals': metric_list names nmaed, but the scores are named" in told
     assert told.count("metric_list names") == 1
+
+
+def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -> None:
+    """As lm-eval's own iterator gives them, which compares every document with every place."""
+    task = benchmarks.get("gsm8k-mini")
+    ours = responding.load(shop(tmp_path), task, str(seed_model_path()))
+    own = shop(tmp_path).load_task("gsm8k-mini", str(seed_model_path()))
+    for given in ({"samples": [2, 5, 7]}, {"samples": range(3, 6)}, {"limit": 4}, {}):
+        assert [*ours.doc_iterator(**given)] == [*own.doc_iterator(**given)]
