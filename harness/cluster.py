@@ -24,7 +24,6 @@ from typing import Any, TypeVar, cast
 from harness import disk, models, responding
 from harness.config import RunConfig, changed
 from harness.contracts import HarnessError
-from harness.disk import DiskFullError
 from harness.plan import Cell
 from harness.progress import Display, Event, Reporter
 from harness.stages import Step
@@ -221,7 +220,7 @@ def run_cells(
 
 
 def _refused(cell: Cell, error: HarnessError) -> Outcome:
-    return Outcome(cell, str(error), isinstance(error, DiskFullError))
+    return Outcome(cell, str(error), isinstance(error, disk.DiskFullError))
 
 
 def _lost(error: Exception, config: RunConfig) -> str:

@@ -98,9 +98,7 @@ def check(
     """
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
-    config = run_folder.stored_config(run)
-    with run_folder.lock(run):
-        config = run_folder.stored_config(run)
+    with run_folder.opened(run) as config:
         cells = plan.cells(config)
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)

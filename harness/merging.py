@@ -103,8 +103,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    config = run_folder.stored_config(folder)
-    with run_folder.lock(folder):
+    with run_folder.opened(folder) as config:
         comparison.table(config, folder, Console(quiet=True))
         record = records.run(folder)
         asked, made = _facts(config, folder, record)

@@ -79,6 +79,15 @@ def lock(out: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def opened(out: Path) -> Iterator[RunConfig]:
+    """Hold a run that is there: its configuration. Raises HarnessError where ``out`` is none, and makes no
+    folder of it."""
+    stored_config(out)
+    with lock(out):
+        yield stored_config(out)
+
+
 def join(shop: Workshop) -> RunConfig:
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
     config, out = shop.config, shop.out

@@ -32,14 +32,13 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
     from harness import run_folder
     from harness.analyses import agreement
 
-    run_folder.stored_config(run)  # refuses what is no run, before the lock makes a folder
     if template is not None:
         count = agreement.write_template(run, template, sample)
         click.echo(
             f"{template}: {count} exchanges to label; their texts are in {run}/CELL/TASK/responses.jsonl"
         )
         return
-    with run_folder.lock(run):
+    with run_folder.opened(run):
         record = agreement.analyse(run, labels)
     if as_json:
         print_json(record)

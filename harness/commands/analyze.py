@@ -29,8 +29,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
     from harness import run_folder
     from harness.analyses import flops
 
-    run_folder.stored_config(run)  # refuses what is no run, before the lock makes a folder
-    with run_folder.lock(run):
+    with run_folder.opened(run):
         record = flops.flops(run)
     if as_json:
         print_json(record)

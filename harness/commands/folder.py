@@ -15,8 +15,7 @@ def score(run: Path) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
     from harness import comparison, crash, run_folder
 
-    config = run_folder.stored_config(run)
-    with run_folder.lock(run):
+    with run_folder.opened(run) as config:
         (run / "leaderboard.done.json").unlink(missing_ok=True)
         crash.point("scores.unmarked", run / "leaderboard.done.json")
         comparison.table(config, run, console())

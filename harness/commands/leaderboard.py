@@ -58,8 +58,7 @@ def leaderboard(
     if kind:
         return
     if len(runs) == 1:
-        config = run_folder.stored_config(runs[0])
-        with run_folder.lock(runs[0]):
+        with run_folder.opened(runs[0]) as config:
             comparison.table(config, runs[0], console())
     else:
         tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)

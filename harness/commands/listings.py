@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -111,19 +112,15 @@ def recipes(keys: bool, as_json: bool) -> None:
             listing(rows, ("key", "default", "meaning"), as_json=True)
         else:
             _described(
-                [(f"{key}: {_value(default)}", [meaning] * bool(meaning)) for key, default, meaning in rows]
+                [
+                    (f"{key}: {json.dumps(default)}", [meaning] * bool(meaning))
+                    for key, default, meaning in rows
+                ]
             )
         return
     found = [(name, config.load(name)) for name in config.recipe_names()]
     rows = [(name, one.model, ", ".join(one.train_tasks), one.training.tuning) for name, one in found]
     listing(rows, ("recipe", "model", "trained on", "tuning"), as_json)
-
-
-def _value(default: Any) -> str:
-    """As a recipe writes it."""
-    import json
-
-    return json.dumps(default, default=str)
 
 
 def _described(items: Iterable[tuple[str, Iterable[str]]]) -> None:

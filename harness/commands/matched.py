@@ -33,8 +33,7 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     from harness import run_folder
     from harness.analyses import matching, matching_report
 
-    run_folder.stored_config(run)  # refuses what is no run, before the lock makes a folder
-    with run_folder.lock(run):
+    with run_folder.opened(run):
         record = matching.matched(run, utility, metric, judge)
         files = matching_report.write(record, run)
     if as_json:

@@ -28,8 +28,7 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     from harness import report as pages
     from harness import run_folder
 
-    run_folder.stored_config(run)
-    with run_folder.lock(run):
+    with run_folder.opened(run):
         written = pages.write(run, out, show_harmful=show_harmful)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
     if show_harmful:
@@ -45,8 +44,7 @@ def figures(run: Path, out: Path | None) -> None:
     """Draw a RUN's figures as SVG, PDF and PNG: safety against utility and cost, training curves."""
     from harness import gallery, run_folder
 
-    run_folder.stored_config(run)
-    with run_folder.lock(run):
+    with run_folder.opened(run):
         written = gallery.write(run, out)
     for path in written:
         click.echo(path)

@@ -117,11 +117,7 @@ def test_else_the_defaults_come_first_and_optuna_proposes(tmp_path: Path, traini
     assert trainings[:2] == ["lookahead-true", "lookahead-virtual"]
 
 
-def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path, trainings: list[str]) -> None:
-    whole = searched(made_search(tmp_path / "whole", trials=11))
-    expected = [*trainings]
-    trainings.clear()
-    search = made_search(tmp_path / "killed", trials=11)
+def killed_in_its_second_round(search: Search, trainings: list[str]) -> None:
     run = tuning_search.run_trials
 
     def one_round(search: Search, settings: dict[str, Any]) -> None:
@@ -130,9 +126,17 @@ def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path, trainings: lis
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning_search, "run_trials", one_round)
-        with pytest.raises(KilledError):  # in the second round: its settings were asked for and never told
+        with pytest.raises(KilledError):
             searched(search)
     trainings.remove("KILL")
+
+
+def test_a_killed_search_ends_as_one_that_was_not(tmp_path: Path, trainings: list[str]) -> None:
+    whole = searched(made_search(tmp_path / "whole", trials=11))
+    expected = [*trainings]
+    trainings.clear()
+    search = made_search(tmp_path / "killed", trials=11)
+    killed_in_its_second_round(search, trainings)  # its settings were asked for and never told
     assert len(trainings) == tuning_search.ROUND
     search = made_search(tmp_path / "killed", trials=11)
     search.rows = {row: figures(row) for row in trainings}  # as the trials' run has them
@@ -178,17 +182,7 @@ def test_settings_whose_run_is_gone_are_tried_again(
     whole = searched(made_search(tmp_path, trials=trials))
     before = {*trainings}
     trainings.clear()
-    run = tuning_search.run_trials
-
-    def one_round(search: Search, settings: dict[str, Any]) -> None:
-        run(search, settings)
-        trainings.append("KILL")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning_search, "run_trials", one_round)
-        with pytest.raises(KilledError):  # OUT/trials was cleaned, and this search killed in its second round
-            searched(made_search(tmp_path, trials=trials))
-    trainings.remove("KILL")
+    killed_in_its_second_round(made_search(tmp_path, trials=trials), trainings)  # OUT/trials was cleaned
     search = made_search(tmp_path, trials=trials)
     search.rows = {row: figures(row) for row in trainings}
     again = searched(search)
