@@ -7,7 +7,7 @@
 Cells: real plan, stages with their markers, judge, leaderboard and report; training and answering are stubs
 that write small files, and their time is taken out. Responses: a real task of that many documents, answered
 by an engine that needs no time, judged by refusal phrases, scored. Each measurement is a process of its own;
-memory is its peak.
+memory is its peak. A finished run is then printed, reported and scored anew by commands of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported
 
 DOCUMENTS = 8  # of a tiny task
+HARNESS = Path(sys.executable).with_name("harness")
 
 
 class Clock:
@@ -101,7 +103,7 @@ def stubs(clock: Clock) -> None:
 def many_cells(cells: int, jobs: int, answer: Connection) -> None:
     from rich.console import Console
 
-    from harness import comparison, config, plan, run_folder
+    from harness import comparison, config, plan
 
     clock = Clock()
     stubs(clock)
@@ -119,11 +121,9 @@ def many_cells(cells: int, jobs: int, answer: Connection) -> None:
         clock.seconds.clear()
         with clock.of("again"):
             comparison.compare(recipe, Path(folder) / "run", Console(quiet=True))
-        (Path(folder) / "run" / "leaderboard.done.json").unlink()
-        with clock.of("table alone"):
-            comparison.table(
-                run_folder.stored_config(Path(folder) / "run"), Path(folder) / "run", Console(quiet=True)
-            )
+        for command in ("leaderboard", "report", "score"):
+            with clock.of(command):
+                subprocess.run([HARNESS, command, Path(folder) / "run"], check=True, capture_output=True)
     answer.send((count, first, dict(clock.seconds), peak_mb()))
 
 
@@ -189,9 +189,12 @@ def main() -> None:
                 f"{count} cells, {options.jobs} job{'s' * (not alone)}: {first['whole']:.1f} s in all, "
                 f"planning and scheduling {1000 * own / count:.1f} ms a cell"
                 f"{' (stages included)' * (not alone)}, "
-                f"leaderboard and report {first['leaderboard and report']:.1f} s "
-                f"(again {second['table alone']:.1f} s), nothing to do {second['again']:.1f} s, "
-                f"peak memory {memory:,.0f} MB",
+                f"leaderboard and report {first['leaderboard and report']:.1f} s, "
+                f"nothing to do {second['again']:.1f} s, "
+                + "".join(
+                    f"harness {name} {second[name]:.1f} s, " for name in ("leaderboard", "report", "score")
+                )
+                + f"peak memory {memory:,.0f} MB",
                 flush=True,
             )
     if options.only != "cells":
