@@ -13,11 +13,10 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, data, plan, records, responding
+from harness import __version__, benchmarks, data, plan, records, responding
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -159,7 +158,7 @@ def join(shop: Workshop) -> RunConfig:
             "fixed": now,
             "command": [*map(without_keys, sys.argv)],
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "harness": metadata.version("safetune-harness"),
+            "harness": __version__,
             "commit": _commit(),
             "libraries": shop.libraries,
             "python": platform.python_version(),
