@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness import __version__, config, registry, run_folder
 from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
+from harness.workshop import Workshop
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
 HARNESS = [sys.executable, "-m", "harness.cli"]
@@ -247,6 +248,21 @@ def test_a_name_of_ours_that_is_missing_is_named(tmp_path: Path) -> None:
     assert looked_at(tree, cwd=tmp_path) == [
         (f"the package 'tasks' is missing in {tree}", "install safetune-harness again")
     ]
+
+
+def test_a_run_of_a_source_tree_records_the_version_of_the_code_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def none_of_ours(name: str) -> str:
+        if name == registry.DISTRIBUTION:
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", none_of_ours)
+    run_folder.join(Workshop(config.load(None, {}), tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["harness"] == __version__
 
 
 # --- the tables ------------------------------------------------------------------------------------
