@@ -41,7 +41,7 @@ def _declared(metadata: Any) -> int:
     """Bytes that the file says it unpacks into."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
-    return max(sum(group.total_byte_size for group in groups), NUMBER * values)
+    return max(NUMBER * int(values), sum(int(group.total_byte_size) for group in groups))
 
 
 def _bytes(value: Any) -> int:

@@ -26,6 +26,7 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
                     "harness.mini",
                     "harness.parquet",
                     "harness.reading",
+                    "harness.tokenizing",
                 )
                 assert name in allowed, name
 
