@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             number = server.asked[name]
             server.asked[name] += 1
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.times.append(time.monotonic())
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
