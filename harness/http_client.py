@@ -37,9 +37,16 @@ class TooLargeError(Exception):
 
 
 def sync_openai(
-    url: str | None, key: str, timeout_s: float, *, own: bool, retries: int = 0, most_bytes: int = MOST_BYTES
+    url: str | None,
+    key: str,
+    timeout_s: float,
+    *,
+    own: bool,
+    retries: int = 0,
+    most_bytes: int | None = None,
 ) -> Any:
-    """An openai.OpenAI client. ``url`` None is OpenAI's own; ``own``: so is the key.
+    """An openai.OpenAI client. ``url`` None is OpenAI's own; ``own``: so is the key. ``most_bytes``: of a
+    reply, where that is not MOST_BYTES.
 
     Raises UsageError for a URL that is none, HarnessError for a key that no header takes. Its requests raise
     what openai's do, and TooLargeError.
@@ -57,7 +64,7 @@ def async_openai(url: str | None, key: str, timeout_s: float, *, own: bool) -> A
     """An openai.AsyncOpenAI client, without retries; as ``sync_openai``."""
     import openai
 
-    transport = _Transport(url or OPENAI_URL, key, own, MOST_BYTES)
+    transport = _Transport(url or OPENAI_URL, key, own)
     client = _httpx().AsyncClient(transport=transport, timeout=timeout_s, trust_env=False)
     return openai.AsyncOpenAI(
         base_url=url or OPENAI_URL, api_key=key, timeout=timeout_s, max_retries=0, http_client=client
@@ -67,7 +74,7 @@ def async_openai(url: str | None, key: str, timeout_s: float, *, own: bool) -> A
 def status(url: str, timeout_s: float) -> int:
     """The HTTP status that a GET without a key is answered with. Raises an httpx error or TooLargeError where
     there is no answer."""
-    transport = _InThread(_Transport(url, None, False, MOST_BYTES))
+    transport = _InThread(_Transport(url, None, False))
     client = _httpx().Client(transport=transport, timeout=timeout_s, trust_env=False)
     try:
         return int(client.get(url).status_code)
@@ -78,12 +85,13 @@ def status(url: str, timeout_s: float) -> int:
 class _Transport:
     """An httpx.AsyncBaseTransport, but for the base class: httpx takes long to import."""
 
-    def __init__(self, url: str, key: str | None, own: bool, most_bytes: int):
+    def __init__(self, url: str, key: str | None, own: bool, most_bytes: int | None = None):
         if key is not None and not (key.isascii() and key.isprintable()):
             raise HarnessError(
                 f"the key for {url} holds a character that no key has (a line break?): set its variable anew"
             )
-        self._key, self._own, self._most_bytes, self._httpx = key, own, most_bytes, _httpx()
+        self._key, self._own, self._most_bytes = key, own, most_bytes or MOST_BYTES
+        self._httpx = _httpx()
         proxy = _proxy(url)
         try:
             limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
@@ -103,7 +111,8 @@ class _Transport:
             raise self._httpx.ReadTimeout(f"no whole reply within {deadline_s:g} s") from None
 
     async def _reply(self, request: Any) -> Any:
-        url, body, headers = request.url, await request.aread(), self._headers(request)
+        url, headers = request.url, self._headers(request)
+        body = await request.aread()  # after the headers: a form's stream is gone then
         for _ in range(MOST_REDIRECTS + 1):
             sent = self._httpx.Request(
                 request.method, url, headers=headers, content=body, extensions=request.extensions

@@ -32,7 +32,7 @@ FILE_S = 600.0  # for a file of exchanges or replies to be sent or fetched
 MOST_BYTES = (
     512 * 2**20
 )  # of a file of replies: 50,000, the most that OpenAI takes in a batch, of 10 KiB each
-MOST_BATCHES = 10_000  # of an account, that are looked through
+MOST_PAGES = 20  # of an account's batches, a hundred each, the latest first, that are looked through
 
 
 def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeContext) -> Iterator[Verdict]:
@@ -103,10 +103,11 @@ def _known(judge: OpenAIJudge, client: Any, memory: Path) -> Any:
     if name:
         return _checked(judge, client.batches.retrieve(name))
     # Submitted, and killed before it could be written down.
-    for batch in itertools.islice(client.batches.list(limit=100), MOST_BATCHES):
-        if isinstance(batch.metadata, dict) and batch.metadata.get(LABEL) == label:
-            _remember(memory, label, _checked(judge, batch).id)
-            return batch
+    for page in itertools.islice(client.batches.list(limit=100).iter_pages(), MOST_PAGES):
+        for batch in page.data or ():
+            if isinstance(batch.metadata, dict) and batch.metadata.get(LABEL) == label:
+                _remember(memory, label, _checked(judge, batch).id)
+                return batch
     return None
 
 

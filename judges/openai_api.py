@@ -347,7 +347,7 @@ class OpenAIJudge(Judge):
 
     # --- the server --------------------------------------------------------------------------------
 
-    def client(self, timeout_s: float, retries: int, most_bytes: int = http_client.MOST_BYTES) -> Any:
+    def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any:
         """A client for one request after another."""
         return http_client.sync_openai(
             self._url(), self._key(), timeout_s, own=not self.base_url, retries=retries, most_bytes=most_bytes

@@ -46,6 +46,7 @@ PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's own settings say
 LONGEST_TOKEN = 256  # characters; what is longer than its tokens can be was not made within their limit
 LONGEST_TOLD = 2_000  # characters of an error's message that are searched for a parameter's name
+LONGEST_NAME = 500  # characters of a model's name or path
 MOST_TOKENS = 2**31  # a count beyond it is none
 WRITTEN = -1  # in front of an answer that came as text
 
@@ -83,14 +84,14 @@ class Service:
         self.client = http_client.sync_openai(self.url, key or "none", settings.timeout_s, own=self.own)
 
     def listed(self) -> list[dict[str, Any]]:
-        """The models that the server says it has; none where it keeps that to itself. An entry without an
-        ``id`` that is a text is left out."""
+        """The models that the server says it has; none where it keeps that to itself. Left out is what has no
+        ``id`` that could be a name."""
 
         def asked() -> list[dict[str, Any]]:
-            return [model.model_dump() for model in self.client.models.list().data]
+            return [dict(model) for model in self.client.models.list().data]
 
         try:
-            return [entry for entry in self._retried(asked, attempts=3) if isinstance(entry.get("id"), str)]
+            return [entry for entry in self._retried(asked, attempts=3) if _can_be_named(entry.get("id"))]
         except RefusedError:
             return []
 
@@ -468,6 +469,11 @@ def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Se
             if isinstance(name, str) and (name in named or _is_at(name, folder)):
                 return entry
     raise HarnessError(f"{service.url} does not serve {folder}; it has {shown}")
+
+
+def _can_be_named(name: Any) -> bool:
+    """Whether a value is a model's name or path; it is sent back, and shown in a warning."""
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
 
 
 def _is_at(name: str, folder: Path) -> bool:
