@@ -47,7 +47,7 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
     memory = context.folder / "batch.json"
     try:
         with judge.client(judge.settings.timeout_s, RETRIES, MOST_BYTES) as client:
-            batch = _known(judge, client, memory)
+            batch = _known(client, memory)
             if batch is None:
                 batch = _submit(judge, client, exchanges, context, memory)
                 raise JudgePendingError(f"batch {batch.id} of {len(exchanges):,} exchanges is submitted")
@@ -89,7 +89,7 @@ def _progress(batch: Any) -> str:
     return f"{state} ({done:,} done)" if isinstance(done, int) else state
 
 
-def _known(judge: OpenAIJudge, client: Any, memory: Path) -> Any:
+def _known(client: Any, memory: Path) -> Any:
     """The batch that was submitted for these exchanges, or None."""
     if not memory.is_file():
         return None
@@ -101,23 +101,21 @@ def _known(judge: OpenAIJudge, client: Any, memory: Path) -> Any:
     if not is_word(label) or not (name is None or _is_id(name)):
         raise HarnessError(f"{memory}: damaged; look for the batch at the server, and remove the file")
     if name:
-        return _checked(judge, client.batches.retrieve(name))
+        return _checked(client.batches.retrieve(name))
     # Submitted, and killed before it could be written down.
     for page in itertools.islice(client.batches.list(limit=100).iter_pages(), MOST_PAGES):
         for batch in page.data or ():
             if isinstance(batch.metadata, dict) and batch.metadata.get(LABEL) == label:
-                _remember(memory, label, _checked(judge, batch).id)
+                _remember(memory, label, _checked(batch).id)
                 return batch
     return None
 
 
-def _checked(judge: OpenAIJudge, batch: Any) -> Any:
-    """A batch whose ids are names: they are shown, kept, and become part of a URL. Raises HarnessError."""
+def _checked(batch: Any) -> Any:
+    """A batch whose ids are names: they are shown, kept, and become part of a URL. Raises ValueError."""
     files = (batch.output_file_id, batch.error_file_id)
     if not _is_id(batch.id) or not all(file is None or _is_id(file) for file in files):
-        raise HarnessError(
-            f"judge '{judge.name}': the server's batch has no usable id; use --judge-mode direct"
-        )
+        raise ValueError("no usable id")
     return batch
 
 
@@ -145,7 +143,7 @@ def _submit(
     batch = client.batches.create(
         input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={LABEL: label}
     )
-    _checked(judge, batch)
+    _checked(batch)
     _remember(memory, label, batch.id)
     return batch
 

@@ -137,7 +137,7 @@ def test_closing_ends_what_is_under_way(server: FaultServer) -> None:
     client.close()
     client.close()
     assert ended.wait(10)
-    assert "http-client" not in [thread.name for thread in threading.enumerate()]
+    assert not client._client._transport._thread.is_alive()
 
 
 # --- redirects -------------------------------------------------------------------------------------
