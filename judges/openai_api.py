@@ -441,5 +441,5 @@ def _retry_after_s(error: Any) -> float:
         from datetime import UTC, datetime
 
         return max(0.0, (when - (sent or datetime.now(UTC))).total_seconds())
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return 0.0

@@ -400,6 +400,7 @@ def test_fewer_are_in_flight_after_a_429_and_none_before_retry_after(
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after": "soon"}, 0.0),
         ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}, 0.0),
         (
             {"retry-after": formatdate(1_000_030, usegmt=True), "date": formatdate(1_000_000, usegmt=True)},
             30.0,

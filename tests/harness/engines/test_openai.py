@@ -574,6 +574,10 @@ def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
     assert chats.completions["some-task", 0, 0].finish_reason == "stop"
 
 
+def test_a_date_beyond_all_years_is_no_time_to_wait() -> None:
+    assert openai._retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
+
+
 @pytest.mark.parametrize("counted", [-1, 10**30, True, 1.5, "7", None, [1]])
 def test_a_count_that_is_none_is_our_own(counted: Any) -> None:
     assert openai.written("two words", counted, 24, ended=True)[:3] == [openai.WRITTEN, 2, 1]
