@@ -174,13 +174,20 @@ class _InThread:
 
     def __init__(self, inner: _Transport):
         self._inner, self._loop = inner, asyncio.new_event_loop()
+        self._under_way: set[asyncio.Task[Any] | None] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http-client", daemon=True)
         self._thread.start()
 
     def handle_request(self, request: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(
-            self._inner.handle_async_request(request), self._loop
-        ).result()
+        return asyncio.run_coroutine_threadsafe(self._request(request), self._loop).result()
+
+    async def _request(self, request: Any) -> Any:
+        task = asyncio.current_task()
+        self._under_way.add(task)
+        try:
+            return await self._inner.handle_async_request(request)
+        finally:
+            self._under_way.discard(task)
 
     def close(self) -> None:
         if self._loop.is_closed():
@@ -191,11 +198,10 @@ class _InThread:
         self._loop.close()
 
     async def _end(self) -> None:
-        """What is under way ends here."""
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        under_way = [task for task in self._under_way if task]
+        for task in under_way:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*under_way, return_exceptions=True)
         await self._inner.aclose()
 
 
