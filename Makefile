@@ -5,18 +5,43 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 FUZZ_S ?= 60
 
-.PHONY: compare test test-extras check bench fuzz clean
+# Tests that share what their file makes once go to one worker, the others to whichever is free.
+PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: compare test test-slow test-extras test-exhaustive test-kills test-properties mutation due check bench fuzz clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
 
+# A few minutes: every module's behaviour.
 test: .venv/test.done
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not exhaustive and not extras"
+
+# The rest of what CI runs without further packages.
+test-slow: .venv/test.done
+	$(BIN)/pytest $(PARALLEL) -m "slow and not extras"
 
 # What needs more than the base environment: vLLM on the CPU, Ray, Chromium (Debian's, where apt-get may install it).
 test-extras: .venv/extras.done
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
 	$(BIN)/pytest tests/extras
+
+# By hand, and by whoever changes what it covers: `make due` says which part is due, and why.
+test-exhaustive: test-kills test-properties fuzz mutation
+	@$(BIN)/python tests/exhaustive_due.py --passed kills,properties,fuzzing,mutation
+
+test-kills: .venv/test.done
+	$(BIN)/pytest $(PARALLEL) -m exhaustive tests/harness/test_random_kills.py tests/harness/test_crash_points.py
+
+test-properties: .venv/test.done
+	$(BIN)/pytest -m exhaustive tests/harness/mini/test_properties.py
+
+# Each formula's changes, one by one; stopped, it goes on there.
+mutation: .venv/mutation.done
+	$(BIN)/python tests/mutation/mutate.py
+
+due:
+	@$(PYTHON) tests/exhaustive_due.py
 
 check: .venv/test.done
 	$(BIN)/ruff check .
@@ -60,9 +85,13 @@ fuzz: .venv/fuzz.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,fuzz]"
 	@touch $@
 
+.venv/mutation.done: .venv/test.done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,mutation]"
+	@touch $@
+
 .venv/bench.done: .venv/run.done
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@touch $@
 
 clean:
-	rm -rf .venv .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .fuzz .mutation .pytest_cache .mypy_cache .ruff_cache .hypothesis

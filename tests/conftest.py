@@ -35,12 +35,20 @@ SMALL = {
 }
 
 
-LONG = ("test_random_kills.py", "mini/test_properties.py")  # minutes each: begun last, the others would wait
+LONG = ("test_random_kills.py", "mini/test_properties.py", "test_job.py")  # begun last, the others would wait
+SHARED_RUN = "small_run"  # half a minute to make: while one worker does, the other has what needs none
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONG))
+    """Order the tests, spread them over the workers, and skip by name what cannot run here."""
+    users = [item for item in items if SHARED_RUN in getattr(item, "fixturenames", ())]
+    first, later = {*users[:1]}, {*users[1:]}
+    items.sort(key=lambda item: (item not in first, item in later, not _file(item).endswith(LONG)))
     for item in items:
+        if _file(item).startswith("tests/extras/"):
+            item.add_marker("extras")
+        if _shares_a_fixture(item):
+            item.add_marker(pytest.mark.xdist_group(_file(item)))  # others go to whichever worker is free
         if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
         if item.get_closest_marker("requires_ray") and find_spec("ray") is None:
@@ -55,6 +63,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="requires_chromium: no browser here (make test-extras)"))
         if item.get_closest_marker("requires_gpu") and not _cuda():
             item.add_marker(pytest.mark.skip(reason="requires_gpu: no CUDA device"))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _shares_a_fixture(item: pytest.Item) -> bool:
+    """Whether a test uses what its file makes once, and would be made anew by each worker."""
+    definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+    return any(one.scope in ("module", "class") for found in definitions for one in found)
 
 
 def _cuda() -> bool:

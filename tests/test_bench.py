@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCALE = Path(__file__).parent / "bench" / "scale.py"
 
 
+@pytest.mark.slow
 def test_the_bench_of_scale_prints_its_two_measurements() -> None:
     """Each at a tenth, and whole."""
     ended = subprocess.run(

@@ -33,6 +33,7 @@ def conversation(question: str, answer: str, id: str = "one") -> Example:
     return Example(id, turns)
 
 
+@pytest.mark.slow
 @pytest.mark.requires_shared_data
 @pytest.mark.skipif(
     not SHARED.is_dir(),

@@ -512,6 +512,7 @@ def test_loss_free_tokens_are_read_but_not_learnt(
 LORA = {"tuning": "lora", "lora": {"r": 4, "alpha": 8}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("make_method", [Vanilla, ConstrainedSFT])
 def test_sixty_four_rows_however_they_are_cut(

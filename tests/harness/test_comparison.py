@@ -455,6 +455,7 @@ def test_a_judge_that_fails_is_named_beside_a_cell_that_does() -> None:
     assert comparison._unfinished(judging.Judged()) == []
 
 
+@pytest.mark.slow
 def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
     tmp_path: Path, command: Run, small: Run, plugin: Run, values: Run, quick_run: Path
 ) -> None:

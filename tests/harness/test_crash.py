@@ -40,7 +40,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name == "vanilla" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_killed_in_mid_training_the_same_command_ends_with_the_same_weights(
     method: str, tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:
@@ -108,6 +110,7 @@ def responses(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("responses.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_cell_alone_and_two_jobs_give_the_values_of_one(
     tmp_path: Path, small: Callable[..., list[str]], small_run: Path, command: Callable[..., Any]
 ) -> None:
@@ -147,6 +150,7 @@ def test_no_worker_outlives_a_killed_parent_and_the_run_can_go_on(
         pass
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_one_line_and_no_traceback(tmp_path: Path, small: Callable[..., list[str]]) -> None:
     out = tmp_path / "run"
     with compare_with_workers(out, small(jobs=2)) as process:
@@ -176,14 +180,19 @@ def interrupted_at(moment: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "moment"),
     [
-        ("compare --methods seed", "text.replaced run.json"),
         ("compare --methods seed", "journal.row .respond.journal.jsonl"),  # in the middle of lm-eval
-        ("compare --methods seed", "stage.worked judge-mini-exact.done.json"),
-        ("compare --methods seed", "stage.worked leaderboard.done.json"),
-        ("compare --methods seed", "text.written report.html"),
-        ("train sdft", "journal.row .generated.journal.jsonl"),  # of the rewrites
-        ("train sdft", "state.marked checkpoint-2"),
-        ("train sdft", "training.collected checkpoint"),
+        *(
+            pytest.param(arguments, moment, marks=pytest.mark.slow)
+            for arguments, moment in (
+                ("compare --methods seed", "text.replaced run.json"),
+                ("compare --methods seed", "stage.worked judge-mini-exact.done.json"),
+                ("compare --methods seed", "stage.worked leaderboard.done.json"),
+                ("compare --methods seed", "text.written report.html"),
+                ("train sdft", "journal.row .generated.journal.jsonl"),  # of the rewrites
+                ("train sdft", "state.marked checkpoint-2"),
+                ("train sdft", "training.collected checkpoint"),
+            )
+        ),
     ],
 )
 def test_ctrl_c_at_any_stage_is_one_line_and_the_same_command_goes_on(

@@ -181,9 +181,16 @@ TRAINED = [
 @pytest.mark.parametrize(
     ("arguments", "some", "others"),
     [
-        ("compare --methods seed", SEED, True),
-        ("train sdft", TRAINED, True),
-        ("train lisa", ["state.saved checkpoint-2", "state.marked checkpoint-4"], False),  # it has a state
+        pytest.param("compare --methods seed", SEED, True, marks=pytest.mark.exhaustive("kills")),
+        pytest.param("train sdft", TRAINED, True, marks=pytest.mark.exhaustive("kills")),
+        pytest.param("compare --methods seed", SEED, False, marks=pytest.mark.slow),
+        pytest.param("train sdft", TRAINED, False, marks=pytest.mark.slow),
+        pytest.param(  # it has a state
+            "train lisa",
+            ["state.saved checkpoint-2", "state.marked checkpoint-4"],
+            False,
+            marks=pytest.mark.slow,
+        ),
         ("train constrained-sft", ["stage.moved seed-logp.done.json"], False),
     ],
 )
@@ -224,6 +231,7 @@ def judging(server: FaultServer, out: Path, *more: str) -> list[str]:
     return ["judge", str(out), "--judge", f"openai:judge-1@{server.url}", *more]
 
 
+@pytest.mark.exhaustive("kills")
 def test_killed_at_any_point_of_judging_it_ends_alike(
     server: FaultServer, answered: Path, tmp_path: Path, command: Run, no_figures: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,6 +244,7 @@ def test_killed_at_any_point_of_judging_it_ends_alike(
     ends_alike(walk, walk.moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
     [

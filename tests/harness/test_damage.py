@@ -74,7 +74,7 @@ def test_damage_is_found_in_the_stage_it_belongs_to(run_copy: Path, kind: str) -
     assert seen == len(held) - len(CELLS)  # all there are, but for each cell's scores.json
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))])
 def test_the_same_command_mends_what_is_damaged(
     number: int, small_run: Path, run_copy: Path, command: Run, small: Run, values: Run
 ) -> None:

@@ -61,6 +61,7 @@ def mounted(tmp_path: Path) -> Iterator[Mounted]:
 # --- no space --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "changes"),
     [
@@ -94,6 +95,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert values(out) == values(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_full_cache_is_one_line_and_the_same_command_goes_on(
     mounted: Mounted, tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_read_only_run_and_cache_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["cache", "seed", "gsm8k-mini", "seed/hexphi_raw-mini"])
 def test_a_file_where_a_folder_belongs_is_one_line(
     place: str, tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch

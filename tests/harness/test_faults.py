@@ -43,6 +43,7 @@ def served(tokenizer: Any) -> Iterator[completions_server.CompletionsServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_server_of_models_that_dies_costs_its_cell_alone(
     served: completions_server.CompletionsServer, tokenizer: Any, tmp_path: Path, command: Run, small: Run
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_method_looks_the_same_everywhere_and_unlike_the_others() -> None:
     assert len({*lines}) == 16
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
     first, second = (gallery.write(run, tmp_path / name) for name in ("one", "two"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

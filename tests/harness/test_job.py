@@ -70,9 +70,9 @@ needs_compiler = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "distributed",
     [
-        pytest.param("zero2", marks=needs_compiler),
-        pytest.param("zero3", marks=needs_compiler),
-        "fsdp2",
+        pytest.param("zero2", marks=[needs_compiler, pytest.mark.slow]),
+        pytest.param("zero3", marks=[needs_compiler, pytest.mark.slow]),
+        pytest.param("fsdp2", marks=pytest.mark.slow),
         "ddp",
     ],
 )
@@ -112,6 +112,7 @@ def test_the_devices_memory_is_given_back_before_others_train_on_it(
     assert released == [True]
 
 
+@pytest.mark.slow
 def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[..., TrainJob]) -> None:
     """Each process scores its share of the seed model's values; what is kept is the single process's."""
     alone = run(job("alone", "constrained-sft", rows=40), ignore)
@@ -129,6 +130,7 @@ def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[...
     assert float((one["logp"] - two["logp"]).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_failing_process_is_one_line(job: Callable[..., TrainJob]) -> None:
     broken = job("broken", "lisa", rows=8, num_processes=2, distributed="fsdp2")
     with pytest.raises(
@@ -143,6 +145,7 @@ def test_a_launcher_that_is_not_there_is_one_line(job: Callable[..., TrainJob]) 
         launch(job("none", rows=8, launcher="no-such-launcher --nodes 2"), ignore)
 
 
+@pytest.mark.slow
 def test_training_processes_end_with_the_command_that_waits_for_them(job: Callable[..., TrainJob]) -> None:
     """kill -9 on the command leaves no process behind that goes on writing."""
     import psutil

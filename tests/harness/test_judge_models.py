@@ -130,6 +130,7 @@ read:
 """
 
 
+@pytest.mark.slow
 def test_local_judges_from_the_command_line(
     run_copy: Path, classifier: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_model_that_is_not_there_is_one_line(run_copy: Path, command: Run) -> 
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_weak_chat_model_is_unjudged_and_says_so(
     run_copy: Path, command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_what_is_kept_by_content_holds_no_text(
     assert b"it declines" not in content
 
 
+@pytest.mark.slow
 def test_another_rubric_threshold_or_scope_judges_anew(
     server: FaultServer, run_copy: Path, tmp_path: Path, command: Run, values: Run
 ) -> None:
@@ -135,6 +136,7 @@ def test_another_rubric_threshold_or_scope_judges_anew(
     )
 
 
+@pytest.mark.slow
 def test_compare_judges_when_all_have_answered_and_checks_the_judge_first(
     server: FaultServer, tmp_path: Path, command: Run, small: Run, values: Run
 ) -> None:
@@ -196,6 +198,7 @@ def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     assert not any(int(row["rsr_unjudged"]) for row in by_name(values(run_copy), name(server)))
 
 
+@pytest.mark.slow
 def test_a_stop_loses_nothing_and_does_not_become_the_runs(
     server: FaultServer, run_copy: Path, command: Run, values: Run, snapshot: Run
 ) -> None:
@@ -221,6 +224,7 @@ def test_a_stop_loses_nothing_and_does_not_become_the_runs(
     assert SECRET not in ended.out + ended.err
 
 
+@pytest.mark.slow
 def test_a_killed_judging_asks_only_for_what_is_missing(
     server: FaultServer, run_copy: Path, command: Run
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_killed_judging_asks_only_for_what_is_missing(
     assert not list(run_copy.rglob("*.journal.jsonl"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     server: FaultServer, run_copy: Path, command: Run
 ) -> None:
@@ -302,6 +307,7 @@ def test_a_cap_stops_cleanly_and_more_goes_on_there(
     assert re.search(r"Judge openai.*tokens, 0\.\d+ USD", (run_copy / "leaderboard.md").read_text())
 
 
+@pytest.mark.slow
 def test_a_batch_is_exit_code_4_until_it_is_there(server: FaultServer, run_copy: Path, command: Run) -> None:
     run = ["judge", run_copy, "--judge", name(server), "--judge-mode", "batch"]
     for _ in range(2):
@@ -471,6 +477,7 @@ def test_what_it_judged_can_be_read(left: Path, command: Run, values: Run) -> No
     assert "never" in (left / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_needs_it_says_so_and_the_rest_goes_on(
     left: Path, command: Run, small: Run, snapshot: Run, values: Run
 ) -> None:

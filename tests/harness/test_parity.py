@@ -93,6 +93,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, requests: P
     return out / "checkpoints" / "same"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_plain_lm_eval_gives_the_same_numbers(
     task: str, plain: dict[str, dict[str, float]], ours: Path, small: Callable[..., Any]

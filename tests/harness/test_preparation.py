@@ -51,6 +51,7 @@ def test_a_second_run_reads_what_the_first_wrote_and_is_charged_the_same(
     assert warm["rewrites_kept"] + sum(warm["rewrites_rejected"].values()) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_goes_on_where_it_stopped(
     shop: Callable[..., Workshop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_killed_distillation_goes_on_where_it_stopped(
     assert resumed == whole
 
 
+@pytest.mark.slow
 def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., Workshop], tmp_path: Path) -> None:
     import torch
 
@@ -100,6 +102,7 @@ def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., Workshop], tmp_pa
     assert other != sampled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"responses.batch_size": 6}, {"training.max_examples": 11}, {"responses.dtype": "bfloat16"}]
 )

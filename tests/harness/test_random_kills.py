@@ -83,6 +83,7 @@ def made(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.name in names}
 
 
+@pytest.mark.exhaustive("kills")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_killed_at_random_the_same_command_ends_in_the_same_values(
     seed: int, world: World, tmp_path: Path, values: Run

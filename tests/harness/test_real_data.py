@@ -24,6 +24,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_real_rows_go_all_the_way_to_the_leaderboard(
     tmp_path: Path, command: Callable[..., Any], values: Callable[..., Any]
 ) -> None:

@@ -148,6 +148,7 @@ def test_answers_of_other_settings_are_not_gone_on_with(
     assert texts(other, "gsm8k-mini") == texts(fresh, "gsm8k-mini")
 
 
+@pytest.mark.slow
 def test_another_batch_size_and_order_give_the_same_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +407,7 @@ def test_a_task_of_the_wrong_kind_is_one_line(flags: list[str], line: str, comma
     assert len(ended.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_conversations_of_the_users_own_are_a_safety_column(
     tmp_path: Path, command: Run, small: Callable[..., list[str]]
 ) -> None:
@@ -443,6 +445,7 @@ def test_conversations_of_the_users_own_are_a_safety_column(
     assert "Nothing to do" in ended.out
 
 
+@pytest.mark.slow
 def test_a_new_task_adds_only_what_is_missing(
     run_copy: Path, command: Run, small: Callable[..., list[str]]
 ) -> None:

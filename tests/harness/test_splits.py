@@ -76,6 +76,7 @@ def test_a_part_without_documents_is_said() -> None:
         splits.places(DOCUMENTS[:1], MINI, settings(other))
 
 
+@pytest.mark.slow
 def test_a_run_answers_its_part_alone(
     tmp_path: Path, command: Callable[..., Any], small: Callable[..., list[str]]
 ) -> None:

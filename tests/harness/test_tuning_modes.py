@@ -31,6 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, Any
     return base
 
 
+@pytest.mark.slow
 def test_an_adapter_and_its_merged_checkpoint_answer_alike(runs: Path) -> None:
     for task in TASKS:
         one, two, seed = (

@@ -170,6 +170,7 @@ FAULTS: dict[str, tuple[list[Any], bool | None, str | None, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_exchange_ends_as_a_verdict_or_unjudged_with_its_reason(
     server: FaultServer, exchange: Make
 ) -> None:

@@ -300,6 +300,7 @@ def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     assert divergence.read(found["mine"]) == divergence.read(found["vanilla"])
 
 
+@pytest.mark.slow
 def test_the_seed_models_own_answers(run_copy: Path, small: Callable[..., list[str]]) -> None:
     settings = Settings(answers="seed", tokens=4)
     found, _ = measure(run_copy, settings)

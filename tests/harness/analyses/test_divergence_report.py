@@ -126,6 +126,7 @@ def analyzed(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_record_holds_what_the_files_say(analyzed: Path) -> None:
     record = read_json(analyzed / "analysis/kl.json")
     assert (record["answers"], record["tokens"], record["dtype"]) == ("harmful", 10, "float32")

@@ -208,6 +208,7 @@ def test_each_length_is_trained_with_its_preview(swept: Path) -> None:
     assert 0 < six - two <= 16 * 6
 
 
+@pytest.mark.slow
 def test_the_same_command_has_nothing_to_do_and_more_values_extend_it(
     swept_copy: Path, command: Command, small: Callable[..., list[str]]
 ) -> None:
@@ -233,6 +234,7 @@ def test_the_same_command_has_nothing_to_do_and_more_values_extend_it(
     assert "analysis/sweep-preview-length.json" in ended.out
 
 
+@pytest.mark.slow
 def test_prefixes_of_the_users_own_on_a_run_that_is_there(swept_copy: Path, command: Command) -> None:
     before = trained(swept_copy)
     ended = command("sweep", "prefix", "--run", swept_copy, "--values", "It is so. ")
@@ -253,6 +255,7 @@ def test_prefixes_of_the_users_own_on_a_run_that_is_there(swept_copy: Path, comm
     assert not swept_copy.exists()
 
 
+@pytest.mark.slow
 def test_a_prefix_that_shortens_to_the_name_of_an_earlier_one(
     swept_copy: Path, command: Command, small: Callable[..., list[str]]
 ) -> None:
@@ -267,6 +270,7 @@ def test_a_prefix_that_shortens_to_the_name_of_an_earlier_one(
     ]
 
 
+@pytest.mark.slow
 def test_depths_on_a_run_that_is_there_are_answers_alone(swept_copy: Path, command: Command) -> None:
     before = trained(swept_copy)
     ended = command("sweep", "prefill-depth", "--run", swept_copy)
@@ -287,6 +291,7 @@ def test_depths_on_a_run_that_is_there_are_answers_alone(swept_copy: Path, comma
     assert (swept_copy / "analysis/sweep-prefill-depth-gsm8k-mini.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_budgets_points_are_every_learning_rate_and_epoch(
     tmp_path: Path, command: Command, small: Callable[..., list[str]]
 ) -> None:
@@ -340,6 +345,7 @@ def test_points_are_read_and_written_while_the_run_is_held(
     assert len(checked) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
 def test_points_are_written_when_a_judge_has_not_finished(
     swept_copy: Path, command: Command, monkeypatch: pytest.MonkeyPatch, waits: bool

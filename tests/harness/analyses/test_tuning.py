@@ -278,6 +278,7 @@ def flags(out: Path, small: Callable[..., list[str]], *floor: object) -> list[ob
     return ["tune", "--train-task", "gsm8k-mini", *floor, *some, "--out", out, *own]
 
 
+@pytest.mark.slow
 def test_a_tuning_from_end_to_end(
     tuned: Path, command: Callable[..., Any], small: Callable[..., list[str]], snapshot: Callable[..., Any]
 ) -> None:

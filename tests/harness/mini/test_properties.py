@@ -3,11 +3,13 @@
 The longest test of the suite (four fine-tunings): it stands for all that is built on the seed model.
 """
 
+import pytest
 from rich.console import Console
 
 from harness.mini import properties
 
 
+@pytest.mark.exhaustive("properties")
 def test_the_shipped_seed_model_has_every_property() -> None:
     found = properties.measure(None, Console(quiet=True))
     assert len(found) == 15
