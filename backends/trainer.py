@@ -209,9 +209,12 @@ class HookedTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's resume state, the method's, and last the marker that makes it count; only then are
         older ones removed."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():  # what an interrupted command left there, links too
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.look_at_losses()
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             tensors = {name: value.contiguous() for name, value in self.method.state().items()}
             if tensors:

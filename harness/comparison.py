@@ -30,6 +30,7 @@ from harness import (
     stages,
     store,
     training,
+    trust,
     workers,
 )
 from harness import config as configuration
@@ -107,7 +108,7 @@ def compare(
         shop = Workshop(config, out)
     _check(shop, kinds)
     with run_folder.lock(out):
-        config = run_folder.join(shop)
+        config = run_folder.join(shop, _taken(until))
         shop = Workshop(config, out)
         store.sweep(out)
         training.sweep(out)
@@ -177,6 +178,11 @@ def compare(
             + "The same command tries the failed ones again."
         )
     _complete(judged)
+
+
+def _taken(until: Step) -> Collection[trust.Step]:
+    """The steps whose settings this command takes."""
+    return {"train": trust.TRAIN, "respond": trust.WORK}.get(until, trust.ALL)
 
 
 def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
@@ -279,16 +285,22 @@ def judge_again(
     overrides: Mapping[str, Any] | None = None,
     *,
     retry_unjudged: bool = False,
+    anew: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Let judges judge a run's stored responses, without its models, and print the leaderboard.
 
-    ``overrides``: keys of the section ``judging``, and ``safety.judged_scope``. Raises UsageError where they
-    would change what a judge says that is not asked, CellsFailedError where a judge could not go on,
-    JudgePendingError where one has handed its work on.
+    ``overrides``: keys of the section ``judging``, ``safety.judged_scope``, and ``cache``. ``anew``: nothing
+    that is known of their verdicts counts. Raises UsageError where they would change what a judge says that
+    is not asked, CellsFailedError where a judge could not go on, JudgePendingError where one has handed its
+    work on.
     """
+    if anew and (overrides or {}).get("judging.mode") == "batch":
+        raise UsageError("--anew would forget a batch that is under way: add --judge-mode direct")
+    given = {"judges": None, **(overrides or {})}  # the run's own are not asked unless they are named
     stored = run_folder.stored_config(out)
     config = configuration.changed(stored, overrides or {}, f"{out / 'run.json'}")
+    trust.check(config, stored, out, given, trust.JUDGE)
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
     plan.check_judges(
         [name for name in config.judges if name not in stored.judges or registry.is_judge(name)]
@@ -297,19 +309,21 @@ def judge_again(
         _check_installed(out, config.judges)
     cells = plan.cells(config)
     bench = judging.Bench(Workshop(config, out))
-    bench.retry_unjudged = retry_unjudged
+    bench.retry_unjudged, bench.anew = retry_unjudged, anew
     # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
     at_hand = [
         name
         for name in filter(registry.is_judge, stored.judges)
-        if bench.judge(name).combines or not bench.judge(name).heavy
+        if registry.judge_class(name).combines or not registry.judge_class(name).heavy
     ]
     asked = [name for name in config.judges if name in {*judges, *at_hand}]
-    changed = judging.otherwise(
-        judging.Bench(Workshop(stored, out)),
-        bench,
-        [name for name in filter(registry.is_judge, stored.judges) if name not in asked],
-    )
+    others = [name for name in filter(registry.is_judge, stored.judges) if name not in asked]
+    if config.judging == stored.judging and config.safety == stored.safety:
+        changed = []
+    elif trust.owned(stored):
+        changed = judging.otherwise(judging.Bench(Workshop(stored, out)), bench, others)
+    else:  # to compare them they would have to be made, and may read what the run's record names
+        changed = others
     if changed:
         raise UsageError(
             f"these settings change what {', '.join(changed)} would say, too: name all judges that are to "
@@ -334,6 +348,7 @@ def judge_again(
         own = {name: getattr(stored.judging, name) for name in ("max_cost", "mode")}
         section = config.judging.model_copy(update=own)
         config = config.model_copy(update={"judges": kept, "judging": section})
+        trust.remember(config, out, stored=stored)
         run_folder.update(out, config=config.model_dump(mode="json"))
         table(config, out, console)
     _complete(judged)

@@ -251,7 +251,7 @@ def test_clean_removes_nothing_outside_the_run(
     (run / place).symlink_to(mine)
     before = snapshot(mine)
     ended = command("clean", run, "--yes", *flags)
-    assert (ended.code, "is a link that leads out of the run" in ended.err) == (1, True)
+    assert (ended.code, "is a link, through which a run could write elsewhere" in ended.err) == (1, True)
     assert snapshot(mine) == before
 
 
