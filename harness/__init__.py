@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.config import RunConfig
+
+# Read by transformers when it is imported: no architecture has it fetch code from the hub and run it.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 __version__ = "0.1.0"
 __all__ = ["compare"]

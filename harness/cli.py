@@ -58,11 +58,9 @@ analyze.analyze.add_command(matched.matched)
 
 
 def check_import_names() -> None:
-    for name, owner in registry.foreign_packages():
-        raise HarnessError(
-            f"the package '{owner}' also installs '{name}': "
-            f"use an environment of its own for {registry.DISTRIBUTION}"
-        )
+    """Raises HarnessError where what would be imported under one of our names may not be ours."""
+    for what, mend in registry.foreign_packages():
+        raise HarnessError(f"{what}: {mend}")
 
 
 def main() -> NoReturn:

@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from harness import parquet
 from harness.contracts import Example, HarnessError, Message, Role, TrainTask, UsageError
 from harness.mini import data as mini_data
-from harness.reading import json_value
+from harness.reading import check_size, json_value
 from harness.store import file_hash, jsonl_lines
 
 ALPACA = ("instruction", "output")  # with an optional column "input"
@@ -136,6 +137,8 @@ def read(source: str) -> tuple[str, Iterator[tuple[int, Row]]]:
     path = Path(source).expanduser()
     if not is_local(source):
         return "row", _hub(source)
+    if path.exists() and not path.is_file():  # a pipe or device may have no end
+        raise HarnessError(f"{path}: cannot be read: no plain file")
     if path.suffix.lower() == ".parquet":
         return "row", _parquet(path)
     if path.suffix.lower() == ".json":
@@ -166,6 +169,7 @@ def source_hash(source: str) -> str:
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
     try:
+        check_size(path)
         value = json_value(path.read_bytes())
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
@@ -184,14 +188,11 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    from pyarrow import ArrowException, parquet
-
     try:
-        with parquet.ParquetFile(path) as file:
-            yield from enumerate((row for batch in file.iter_batches() for row in batch.to_pylist()), 1)
+        yield from enumerate(parquet.rows(path), 1)
     except FileNotFoundError:
         raise HarnessError(f"{path}: no such file") from None
-    except (OSError, ArrowException, ValueError, OverflowError) as error:  # the last: its texts and dates
+    except ValueError as error:
         raise HarnessError(f"{path}: cannot be read as Parquet ({_line(error)})") from error
 
 

@@ -74,8 +74,14 @@ def examine(config: RunConfig, out: Path) -> list[Finding]:
 
 def _packages(shop: Workshop) -> Iterator[Finding]:
     yield Finding("pass", "python", f"{platform.python_version()} ({sys.executable})")
+    try:
+        needed = metadata.requires(registry.DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        what = f"{registry.DISTRIBUTION} is not installed (a source tree?): what it needs cannot be looked up"
+        yield Finding("warn", "installation", what, "pip install -c constraints.txt -e .")
+        needed = []
     wrong = []
-    for text in metadata.requires(registry.DISTRIBUTION) or ():
+    for text in needed:
         wanted = Requirement(text)
         if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
@@ -96,11 +102,12 @@ def _packages(shop: Workshop) -> Iterator[Finding]:
 
 def _names(shop: Workshop) -> Iterator[Finding]:
     foreign = registry.foreign_packages()
-    for name, owner in foreign:
-        mend = f"an environment of its own for {registry.DISTRIBUTION}, or: pip uninstall {owner}"
-        yield Finding("fail", "import names", f"the package '{owner}' also installs '{name}'", mend)
+    for what, mend in foreign:
+        yield Finding("fail", "import names", what, mend)
     if not foreign:
-        yield Finding("pass", "import names", f"{', '.join(registry.IMPORT_NAMES)} are ours alone")
+        home = Path(registry.__file__).parents[1]
+        names = ", ".join(registry.IMPORT_NAMES)
+        yield Finding("pass", "import names", f"{names} are ours alone, all in {home}")
 
 
 # --- the recipe on this machine ----------------------------------------------------------------------

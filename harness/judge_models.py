@@ -39,7 +39,7 @@ def load(
 def _config(folder: Path) -> dict[str, Any]:
     """The model's, or of what an adapter is put on."""
     if models.is_adapter(folder):
-        folder = models.locate(models.base_of(folder))
+        folder = models.base_folder(folder)
     found: dict[str, Any] = read_json(folder / "config.json")
     return found
 
@@ -52,7 +52,6 @@ class HFModel:
     """transformers: batches sorted by length, halved where the device's memory does not hold them."""
 
     def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
-        import torch
         import transformers
 
         self.tokenizer = models.load_tokenizer(folder)
@@ -69,16 +68,7 @@ class HFModel:
             ),
             None,
         )
-        if kind is None:
-            self._model = models.load_model(folder, dtype, device)
-        else:
-            try:
-                self._model = kind.from_pretrained(
-                    folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
-                ).to(device)
-            except Exception as error:
-                line = " ".join(str(error).split())[:200]
-                raise HarnessError(f"{folder}: the judge cannot be loaded ({line})") from error
+        self._model = models.load_model(folder, dtype, device, kind=kind)
         self._model.eval()
 
     def close(self) -> None:
@@ -168,6 +158,7 @@ class VLLMModel:
     def __init__(self, folder: Path, dtype: str, device: str):
         from harness.engines.replica import Replica
 
+        models.check(folder)
         self.tokenizer = models.load_tokenizer(folder)
         self._stops = sorted(models.stop_ids(models.declared_stops(folder), self.tokenizer))
         self._replica = Replica(

@@ -87,7 +87,7 @@ def find(model: str, folder: Path | None) -> Architecture | None:
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return architecture(values.get("text_config") or values)
         return architecture(PUBLISHED[model])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # the last: a size for each layer
         return None
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness import checkpoint_limits, tokenizing
+from harness.checkpoint_limits import Tensor, object_of
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
-from harness.store import file_hash, read_json
+from harness.store import file_hash
 
 MINI = "mini"
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = checkpoint_limits.ADAPTER_CONFIG
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
+TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
 SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
@@ -53,9 +56,9 @@ def checkpoint(name: str, base: Path | None = None) -> Checkpoint:
             raise UsageError(f"'{name}': a server's model is given as {SERVER}MODEL@BASE_URL")
         return Checkpoint(None, server=Server(model, base_url(f"http{url}")))
     folder = locate(name)
-    if base is None and is_adapter(folder):
-        base = locate(base_of(folder))
-    return Checkpoint(folder, base if is_adapter(folder) else None)
+    if not is_adapter(folder):
+        return Checkpoint(folder)
+    return Checkpoint(folder, base or base_folder(folder))
 
 
 def base_url(text: str) -> str:
@@ -91,10 +94,17 @@ def locate(name: str) -> Path:
         raise HarnessError(f"{folder}: no {wanted} (pickle checkpoints are refused)")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
-    _object(folder / described_by)
-    for file in weights:
-        _check_whole(file)
+    check(folder)
     return folder
+
+
+def check(folder: Path) -> dict[str, Tensor]:
+    """Look at a model's or adapter's folder, before anything of it is loaded: its tensors, by name. Raises
+    HarnessError for what cannot be right, or would do harm (checkpoint_limits.py)."""
+    checkpoint_limits.check_files(folder, (*PATTERNS, TEMPLATES))
+    if is_adapter(folder):
+        return checkpoint_limits.check_adapter(folder, ADAPTER_WEIGHTS)
+    return checkpoint_limits.check_model(folder)
 
 
 def check_hub_name(name: str) -> None:
@@ -153,18 +163,26 @@ def declared_stops(folder: Path) -> int | list[int] | None:
     """The ``eos_token_id`` of a model's generation settings, or of its configuration where it has none."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            config = _object(folder / name)
-            found: int | list[int] | None = (config.get("text_config") or config).get("eos_token_id")
+            config = object_of(folder / name)
+            found: int | list[int] | None = _of_text(config).get("eos_token_id")
             return found
     return None
 
 
 def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
     """Every token that ends an answer: those that the model's generation settings declare, the tokenizer's
-    end of sequence, and what its chat template writes behind an answer."""
+    end of sequence, and what its chat template writes behind an answer. Raises HarnessError where a model
+    declares what is no token."""
     from harness import chat
 
-    found = {*(declared if isinstance(declared, list) else [declared]), tokenizer.eos_token_id}
+    found = {tokenizer.eos_token_id}
+    for token in declared if isinstance(declared, list) else [declared]:
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+            raise HarnessError(
+                f"{tokenizer.name_or_path}: eos_token_id must be a token's id or a list of them, not "
+                f"{repr(token)[:80]}"
+            )
+        found.add(token)
     if getattr(tokenizer, "chat_template", None):
         found.add(chat.end_of_turn_id(tokenizer))
     return {token for token in found if token is not None}
@@ -172,8 +190,14 @@ def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
 
 def context_tokens(config: Mapping[str, Any]) -> int:
     """The longest prompt and answer together, by a model's config.json; unbounded where it says nothing."""
-    text: Mapping[str, Any] = config.get("text_config") or config
-    return int(text.get("max_position_embeddings") or 2**31)
+    stated = _of_text(config).get("max_position_embeddings") or 2**31
+    return int(min(stated) if isinstance(stated, list) else stated)
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a model's language part, where it has others beside it."""
+    part = config.get("text_config")
+    return part if isinstance(part, Mapping) and part else config
 
 
 def free_device() -> None:
@@ -188,26 +212,39 @@ def free_device() -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
+    """A folder's tokenizer, guarded (tokenizing.py)."""
     from transformers import AutoTokenizer
 
+    checkpoint_limits.check_files(folder, (*PATTERNS, TEMPLATES))
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with tokenizing.panics_told(str(folder)):
+            return tokenizing.guarded(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded ({_line(error)})") from error
 
 
-def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, four_bit: bool = False) -> Any:
-    """A causal language model in ``dtype`` ('float32', 'bfloat16') on a device.
+def load_model(
+    folder: Path,
+    dtype: str,
+    on: str,
+    *,
+    base: Path | None = None,
+    four_bit: bool = False,
+    kind: Any = None,
+) -> Any:
+    """A language model in ``dtype`` ('float32', 'bfloat16') on a device.
 
     A peft adapter's folder gives its base model with the adapter on it; ``base`` says where that is (default:
     where the adapter says). ``four_bit``: NF4 weights with double quantization (arXiv 2305.14314, §3).
+    ``kind``: transformers' AutoModel class (default: a causal language model).
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     adapter = folder if is_adapter(folder) else None
     if adapter:
-        folder = base or locate(base_of(adapter))
+        check(adapter)
+        folder = base or base_folder(adapter)
     options: dict[str, Any] = {}
     if four_bit:
         from transformers import BitsAndBytesConfig
@@ -219,16 +256,14 @@ def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, f
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
         options["device_map"] = {"": on}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, **options
-        )
-        if adapter:
-            from peft import PeftModel
+    model = _load_whole(kind or AutoModelForCausalLM, folder, dtype, options)
+    if adapter:
+        from peft import PeftModel
 
+        try:
             model = PeftModel.from_pretrained(model, adapter)
-    except Exception as error:
-        raise HarnessError(f"{adapter or folder}: the model cannot be loaded ({_line(error)})") from error
+        except Exception as error:
+            raise HarnessError(f"{adapter}: the adapter cannot be loaded ({_line(error)})") from error
     try:
         return model if four_bit else model.to(on)
     except torch.OutOfMemoryError as error:
@@ -237,19 +272,47 @@ def load_model(folder: Path, dtype: str, on: str, *, base: Path | None = None, f
         ) from error
 
 
-def base_of(adapter: Path) -> str:
-    """The model that an adapter names as its base. Raises HarnessError where it names none."""
-    named = _object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise HarnessError(f"{adapter / ADAPTER_CONFIG}: no base_model_name_or_path; of which model is it?")
-    return named
+def _load_whole(kind: Any, folder: Path, dtype: str, options: dict[str, Any]) -> Any:
+    """The model of a folder with its own weights.
+
+    Attention and experts are computed as transformers chooses for the architecture: the folder's word on it,
+    which may name a kernel to fetch from the hub and run, never counts.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    if is_adapter(folder):  # transformers would look for its base by itself
+        raise HarnessError(f"{folder}: an adapter where a whole model is wanted; merge it into its model")
+    held = check(folder)
+    checkpoint_limits.check_quantization(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        checkpoint_limits.check_claims(folder / checkpoint_limits.CONFIG, config.to_dict(), held)
+        return kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=None,
+            experts_implementation=None,
+            **options,
+        )
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
 
 
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise HarnessError(f"{path}: expected a JSON object")
-    return value
+def base_folder(adapter: Path) -> Path:
+    """Where the model is that an adapter names as its base. Raises HarnessError where that is none, or an
+    adapter too."""
+    folder = locate(checkpoint_limits.base_name(adapter))
+    if is_adapter(folder):
+        raise HarnessError(
+            f"{adapter / ADAPTER_CONFIG}: its base {folder} is an adapter; merge that into its model first"
+        )
+    return folder
 
 
 def is_adapter(folder: Path) -> bool:
@@ -267,16 +330,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():  # safetensors writes files that only their owner can read
         file.chmod(0o644)
-
-
-def _check_whole(weights: Path) -> None:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(weights, "np"):  # reads the header and compares it with the file's length
-            pass
-    except Exception as error:
-        raise HarnessError(f"{weights}: damaged or cut short ({_line(error)}); fetch it again") from error
 
 
 def _download(name: str, patterns: Sequence[str] = PATTERNS) -> Path:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 DEEPEST = 64  # values within values
+LARGEST_FILE = 2**30  # bytes of a file that is read whole
 LARGEST_YAML = 256 * 2**10  # characters: a recipe is a page or two
 MOST_NODES = 50_000  # of a YAML file, each alias counted as what it stands for
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
@@ -31,6 +33,15 @@ def json_value(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] 
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
+
+
+def check_size(path: Path, largest: int = LARGEST_FILE) -> None:
+    """Raises ValueError for a file that would not be read whole: too large, or a device or pipe without end;
+    FileNotFoundError where there is none."""
+    if path.stat().st_size > largest:
+        raise ValueError(f"larger than {largest // 2**20:,} MiB")
+    if not path.is_file():
+        raise ValueError("no plain file")
 
 
 def yaml_value(text: str | bytes) -> Any:

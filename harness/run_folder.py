@@ -14,11 +14,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, data, plan, records, responding, trust
+from harness import __version__, benchmarks, data, plan, records, responding, trust
 from harness import config as configuration
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError
@@ -179,7 +178,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
             "fixed": now,
             "command": [*map(without_keys, sys.argv)],
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "harness": metadata.version("safetune-harness"),
+            "harness": __version__,
             "commit": _commit(),
             "libraries": shop.libraries,
             "python": platform.python_version(),

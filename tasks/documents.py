@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError, NotFetchedError
-from harness.reading import json_value
+from harness.parquet import rows as parquet_rows
+from harness.reading import check_size, json_value
 
 log = logging.getLogger(__name__)
 Placed = tuple[str, Any]  # where a row stands ("test.csv, row 3"), for messages, and the row
@@ -100,6 +101,7 @@ def read_rows(path: Path) -> list[Placed]:
     """
     readers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     try:
+        check_size(path)
         rows = list(readers.get(path.suffix.lower(), _json_lines)(path))
     except (OSError, ValueError, csv.Error) as error:  # the second: not UTF-8, or no path at all
         raise HarnessError(f"{path}: cannot be read: {error}") from error
@@ -139,13 +141,10 @@ def _csv(path: Path) -> Iterator[Placed]:
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
-    from pyarrow import ArrowException, parquet
-
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (ArrowException, ValueError, OverflowError) as error:
-        raise HarnessError(f"{path}: cannot be read as Parquet") from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(parquet_rows(path), 1))
+    except ValueError as error:
+        raise HarnessError(f"{path}: cannot be read as Parquet ({error})") from error
 
 
 def texts(row: Placed, **names: str | Sequence[str]) -> dict[str, str]:

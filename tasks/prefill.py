@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError
+from harness.tokenizing import guarded, panics_told
 from tasks.safety import SYSTEM_PROMPT
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def load_tokenizer(task: str, metadata: Mapping[str, Any]) -> Any:
 
     revision = metadata.get("revision") or "main"
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        with panics_told(source):
+            return guarded(AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False))
     except Exception as error:
         cause = str(error).strip().split("\n")[0]
         raise HarnessError(f"task '{task}': no tokenizer can be loaded from '{source}': {cause}") from error

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import models
+from harness import checkpoint_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines import replica
@@ -48,6 +48,7 @@ class VLLMEngine(IdEngine):
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> VLLMEngine:
+        _check(checkpoint)
         rank = _lora_rank(checkpoint)
         options: dict[str, Any] = {
             "trust_remote_code": False,
@@ -76,6 +77,7 @@ class VLLMEngine(IdEngine):
     def use(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.folder is None or any(one.closed for one in self._replicas):
             return False
+        _check(checkpoint)
         if _lora_rank(checkpoint) > self._lora_rank:
             return False
         weights = _weights(checkpoint)
@@ -162,6 +164,13 @@ class VLLMEngine(IdEngine):
             one.close()
 
 
+def _check(checkpoint: Checkpoint) -> None:
+    """Raises HarnessError for a folder that must not be loaded."""
+    for folder in (checkpoint.folder, checkpoint.base):
+        if folder is not None:
+            models.check(folder)
+
+
 def _weights(checkpoint: Checkpoint) -> Path:
     """The folder with the whole model's weights."""
     folder = checkpoint.base or checkpoint.folder
@@ -196,13 +205,8 @@ def _same_shape(one: Path, other: Path) -> bool:
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import safe_open
-
-    found: dict[str, tuple[int, ...]] = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "np") as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return found
+    held = checkpoint_limits.tensors(sorted(folder.glob("*.safetensors")))
+    return {name: tensor.shape for name, tensor in held.items()}
 
 
 def _devices(device: str, replicas: int, tensor_parallel: int) -> list[list[str] | None]:

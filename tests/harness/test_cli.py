@@ -259,11 +259,22 @@ def test_an_unforeseen_error_is_one_line_that_names_debug(
 
 
 def test_a_foreign_package_with_our_names_is_named(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = {"judges": ["safetune-harness", "judges"], "harness": ["safetune-harness"]}
-    monkeypatch.setattr(registry.metadata, "packages_distributions", lambda: owners)
+    found = [("the package 'judges' also installs 'judges'", "pip uninstall judges"), ("more", "mend")]
+    monkeypatch.setattr(registry, "foreign_packages", lambda: found)
     ended = command("judges")
     assert ended.code == 1
-    assert ended.err.startswith("Error: the package 'judges' also installs 'judges'")
+    assert ended.err == "Error: the package 'judges' also installs 'judges': pip uninstall judges\n"
+    assert command("--version").code == 0
+
+
+def test_a_stray_module_in_the_current_folder_stops_a_command(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("raise SystemExit('imported')\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "tasks"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"Error: 'tasks' is imported from {tmp_path / 'tasks.py'} and not from ")
+    assert ended.stderr.count("\n") == 1
 
 
 # --- what the commands do --------------------------------------------------------------------------

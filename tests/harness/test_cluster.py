@@ -189,6 +189,241 @@ def test_a_storage_that_fails_on_the_way_is_one_line_without_its_words(
     assert "SECRET" not in str(told.value)
 
 
+# --- what others may put into a storage ----------------------------------------------------------------
+
+
+class Listed:
+    """A file system with the keys that somebody gave it; each is a file that holds "planted"."""
+
+    def __init__(self, *keys: str):
+        self.keys, self.fetched = keys, list[str]()
+
+    def invalidate_cache(self) -> None: ...
+
+    def exists(self, place: str) -> bool:
+        return True
+
+    isdir = exists
+
+    def find(self, prefix: str) -> list[str]:
+        return [*self.keys]
+
+    def get_file(self, place: str, target: str) -> None:
+        self.fetched.append(place)
+        Path(target).write_text("planted", encoding="utf-8")
+
+
+def listing(tmp_path: Path, *keys: str) -> cluster.Storage:
+    """A storage in which a cell's folder seems to hold these keys."""
+    storage = cluster.Storage("memory://runs")
+    storage.files = Listed(*keys)
+    return storage
+
+
+LEADING_OUT = ["../x", "a/../../x", "..", ".", "", "/x", "//x", "a//x", "./x", "a/./x", "a\\b", "..\\x",
+               "C:x", "C:/x", "\\\\host\\x", "a\0b", "a\nb", "\x1b[2J", "a\u202eb", "x" * 256, "é" * 128,
+               " ", " ..", ".training/state.pt", "\ud800"]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", LEADING_OUT, ids=lambda key: ascii(key)[:20])
+def test_no_key_of_a_storage_leads_out_of_a_cells_folder(key: str, tmp_path: Path) -> None:
+    out = tmp_path / "run" / "cell"
+    storage = listing(tmp_path, "/runs/cell/a.json", f"/runs/cell/{key}", "/runs/cell/train.done.json")
+    if key == "":  # how some object stores keep an empty folder
+        storage.get("cell", out)
+        assert sorted(path.name for path in out.iterdir()) == ["a.json", "train.done.json"]
+        return
+    with pytest.raises(
+        HarnessError, match=r"^ray\.storage memory://runs: '.*' is refused, since it is no"
+    ) as told:
+        storage.get("cell", out)
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 400
+    assert storage.files.fetched == []
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "key", ["/runs/other/x", "runs/cell/x", "/etc/x", "x", "/runs/cell", "/runs/cellx/x"]
+)
+def test_a_key_that_was_not_asked_for_is_refused(key: str, tmp_path: Path) -> None:
+    storage = listing(tmp_path, "/runs/cell/a.json", key)
+    with pytest.raises(HarnessError, match="since it is not in the folder that was asked for"):
+        storage.get("cell", tmp_path / "cell")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_more_files_than_a_run_can_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "MOST_FILES", 3)
+    storage = listing(tmp_path, *(f"/runs/cell/{number}" for number in range(4)))
+    with pytest.raises(HarnessError, match="4 files in cell, which holds far fewer"):
+        storage.get("cell", tmp_path / "cell")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_key_that_is_a_file_and_a_folder_is_one_line(tmp_path: Path) -> None:
+    storage = listing(tmp_path, "/runs/cell/a", "/runs/cell/a/b")
+    with pytest.raises(HarnessError, match=r"cannot be written or read"):
+        storage.get("cell", tmp_path / "cell")
+
+
+@pytest.mark.parametrize("place", ["file", "folder", "elsewhere in the cell"])
+def test_nothing_is_written_through_a_link_here(place: str, tmp_path: Path) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "run" / "cell"
+    mine.mkdir()
+    (mine / "x.json").write_text("mine")
+    out.mkdir(parents=True)
+    if place == "file":
+        (out / "x.json").symlink_to(mine / "x.json")
+    elif place == "folder":
+        (out / "deep").symlink_to(mine)
+    else:
+        (out / "x.json").symlink_to(out / "a.json")
+    key = "deep/x.json" if place == "folder" else "x.json"
+    storage = listing(tmp_path, "/runs/cell/a.json", f"/runs/cell/{key}")
+    with pytest.raises(HarnessError, match=f"'{key}' is refused, since a link stands in its way"):
+        storage.get("cell", out)
+    assert storage.files.fetched == []
+    assert (mine / "x.json").read_text() == "mine"
+
+
+def test_links_in_a_folder_that_is_a_storage_are_not_followed(tmp_path: Path) -> None:
+    store, mine, here = tmp_path / "store", tmp_path / "mine", tmp_path / "here"
+    for folder in (store / "one", store / "three", mine, here):
+        folder.mkdir(parents=True)
+    (mine / "x.json").write_text("mine")
+    (here / "x.json").write_text("new")
+    (store / "one" / "x.json").symlink_to(mine / "x.json")
+    (store / "two").symlink_to(mine)
+    (store / "three" / "x.json").symlink_to("/dev/zero")
+    storage = cluster.Storage(f"file://{store}")
+    for name in ("one", "two", "three"):
+        with pytest.raises(HarnessError, match="is refused, since a link stands in its way"):
+            storage.get(name, tmp_path / "out")
+        with pytest.raises(HarnessError, match="is refused, since a link stands in its way"):
+            storage.put(here, name)
+    assert (mine / "x.json").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_beside_the_command_is_nothing_to_an_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cell").symlink_to("/")
+    listing(tmp_path, "/runs/cell/x").get("cell", tmp_path / "out")
+    assert (tmp_path / "out" / "x").read_text() == "planted"
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_storage_that_leads_out_is_a_cells_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    part, _ = parts_of_the_seed()
+    answers(out, part).write_text("one")
+    local = "fsspec.implementations.local.LocalFileSystem.find"
+    monkeypatch.setattr(local, lambda self, prefix: [f"{prefix}../../../stolen"])
+    (found,) = outcomes(out, [part], tmp_path / "store")
+    assert "/../../../stolen' is refused, since it is no plain path" in (found.failure or "")
+    assert not [*tmp_path.rglob("stolen")]
+
+
+# --- what a node keeps of the recipe's files -----------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's folder for temporary files."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(cluster.tempfile, "tempdir", str(folder))
+    return folder
+
+
+def named(tmp_path: Path) -> tuple[cluster.Storage, config.RunConfig, dict[str, str]]:
+    """A storage with a recipe's file in it, and its name there."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    given = recipe(train_data=str(rows), train_tasks="gsm8k-mini")
+    storage = cluster.Storage(f"file://{tmp_path / 'store'}")
+    return storage, given, storage.take_in(given)
+
+
+@pytest.mark.parametrize("how", ["open to all", "a link", "a file", "another's"])
+def test_a_folder_for_copies_that_another_may_have_made_is_refused(
+    how: str, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, given, inputs = named(tmp_path)
+    theirs = node / f"harness-{os.getuid()}"
+    if how == "open to all":
+        theirs.mkdir()
+        theirs.chmod(0o777)
+    elif how == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        theirs.symlink_to(tmp_path / "elsewhere")
+    elif how == "a file":
+        theirs.touch(mode=0o700)
+    else:
+        theirs = node / f"harness-{os.getuid() + 1}"
+        theirs.mkdir(mode=0o700)
+        another = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: another)
+    with pytest.raises(HarnessError, match=r"harness-\d+ is not a folder that you alone can use .*TMPDIR"):
+        storage.bring(given, inputs)
+    assert theirs.is_file() or [*theirs.iterdir()] == []
+
+
+def test_a_kept_copy_is_made_once_and_again_when_it_is_damaged(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, given, inputs = named(tmp_path)
+    copy = Path(storage.bring(given, inputs).train_data or "")
+    assert copy.is_relative_to(node)
+    assert (node / f"harness-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    before = copy.stat().st_ino
+    assert storage.bring(given, inputs).train_data == str(copy)
+    assert copy.stat().st_ino == before
+    copy.write_text("half", encoding="utf-8")
+    storage.bring(given, inputs)
+    assert copy.read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
+    assert [path.name for path in (node / f"harness-{os.getuid()}").iterdir()] == ["inputs"]
+
+
+def test_a_folder_is_kept_whole_and_taken_in_by_what_it_holds(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "a model"
+    for name in ("config.json", "deep/weights", ".training/state"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+    monkeypatch.chdir(model / "deep")
+    storage = cluster.Storage(f"file://{tmp_path / 'store'}")
+    for given in (recipe(checkpoints={"mine": str(model)}), recipe(checkpoints={"mine": ".."})):
+        inputs = storage.take_in(given)
+        assert [name.rpartition("/")[2] for name in inputs.values()] == ["a model"]
+        copy = Path(storage.bring(given, inputs).checkpoints["mine"])
+        (copy / "deep" / "weights").write_text("changed")
+        copy = Path(storage.bring(given, inputs).checkpoints["mine"])
+        assert (copy / "deep" / "weights").read_text() == "deep/weights"
+        assert not (copy / ".training").exists()
+
+
+@pytest.mark.parametrize("change", ["changed", "more", "gone"])
+def test_what_was_changed_in_the_storage_is_not_used(change: str, node: Path, tmp_path: Path) -> None:
+    storage, given, inputs = named(tmp_path)
+    (name,) = inputs.values()
+    there = tmp_path / "store" / name
+    if change == "changed":
+        there.write_text('{"question": "a", "answer": "planted"}\n')
+    else:
+        there.unlink()
+    if change == "more":
+        there.mkdir()
+        (there / "x").write_text("planted")
+    with pytest.raises(HarnessError, match=r"is not what was sent|cannot be copied|No such file"):
+        storage.bring(given, inputs)
+    assert [path.name for path in node.rglob("*") if path.is_file()] == []
+
+
 # --- cells through a storage -------------------------------------------------------------------------
 
 

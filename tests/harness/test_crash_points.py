@@ -43,7 +43,7 @@ ELSEWHERE = {
     "harness/workers.py": {"attempt": "a log for people"},
     "harness/cluster.py": {
         "run_cells": "a file by which a node sees the folder",
-        "bring": "a copy of what the recipe names, whole or not there",
+        "_kept": "a copy of what the recipe names, whole or not there",
     },
     "harness/commands/folder.py": {"clean": "asked for; what is half removed is not done"},
     "harness/mini/build.py": {"build": "the maker of the packaged model"},

@@ -73,8 +73,8 @@ def test_memory_and_disk_are_held_against_the_recipe(tmp_path: Path, monkeypatch
 
 
 def test_foreign_packages_and_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = {"judges": ["judges"], "harness": ["safetune-harness"]}
-    monkeypatch.setattr(registry.metadata, "packages_distributions", lambda: owners)
+    found_there = [("the package 'judges' also installs 'judges'", "pip uninstall judges")]
+    monkeypatch.setattr(registry, "foreign_packages", lambda: found_there)
     real = doctor.metadata.version
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.1" if name == "pandas" else real(name))
     found = examined(tmp_path)
@@ -82,6 +82,17 @@ def test_foreign_packages_and_old_ones(tmp_path: Path, monkeypatch: pytest.Monke
     assert "pip uninstall judges" in found["import names"].mend
     assert found["packages"].status == "fail"
     assert "pandas 0.1, needs" in found["packages"].found
+
+
+def test_a_source_tree_without_metadata_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "requires", missing)
+    found = examined(tmp_path)
+    assert found["installation"].status == "warn"
+    assert "safetune-harness is not installed" in found["installation"].found
+    assert found["packages"].status == "pass"
 
 
 def test_servers_are_asked(tmp_path: Path) -> None:

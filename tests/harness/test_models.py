@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -95,6 +96,14 @@ def test_a_model_that_transformers_cannot_load_is_one_line(folder: Path) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("declared", [{"a": 1}, [[2]], "2", 2.5, [True], [None, {}]])
+def test_what_ends_an_answer_is_a_token(declared: Any, folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}), encoding="utf-8")
+    with pytest.raises(HarnessError, match="eos_token_id must be a token's id") as told:
+        models.stop_ids(models.declared_stops(folder), models.load_tokenizer(folder))
+    assert str(told.value).isprintable()
+
+
 # --- folders that would run something ----------------------------------------------------------------
 
 
@@ -125,7 +134,9 @@ def test_a_pickled_adapter_is_refused_whatever_lies_beside_it(
 
 @pytest.mark.parametrize("base", [None, 1, "", ["mini"]])
 def test_an_adapter_without_a_base_is_one_line(base: Any, folder: Path) -> None:
-    (folder / models.ADAPTER_CONFIG).write_text(json.dumps({"base_model_name_or_path": base}), "utf-8")
+    (folder / models.ADAPTER_CONFIG).write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}), "utf-8"
+    )
     (folder / "model.safetensors").rename(folder / models.ADAPTER_WEIGHTS)
     with pytest.raises(HarnessError, match="of which model is it"):
         models.checkpoint(str(folder))
@@ -154,3 +165,108 @@ def test_a_folders_own_code_is_never_run(known: bool, folder: Path, tmp_path: Pa
         if not known:
             assert str(error.value).isprintable()
     assert not mark.exists()
+
+
+# --- whose attention ---------------------------------------------------------------------------------
+
+KERNEL = "someone/kernel"
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which transformers would fetch code."""
+    from transformers import modeling_utils
+    from transformers.integrations import hub_kernels
+
+    def reached(*given: Any, **_: Any) -> None:
+        raise AssertionError(f"a kernel would be fetched: {given}")
+
+    monkeypatch.setattr(modeling_utils, "lazy_import_flash_attention", reached)
+    monkeypatch.setattr(hub_kernels, "get_kernel", reached)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attn_implementation": KERNEL},
+        {"_attn_implementation": KERNEL},
+        {"_attn_implementation_internal": KERNEL},
+        {"attn_implementation": "eager"},
+        {"attn_implementation": "flash_attention_2"},
+        {"attn_implementation": {"": KERNEL}},
+        {"_attn_implementation": 3},
+        {"experts_implementation": KERNEL, "_experts_implementation": KERNEL},
+        {"kernel_config": {"RMSNorm": f"{KERNEL}:RMSNorm"}, "use_kernels": True},
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.usefixtures("no_kernel")
+def test_a_folders_word_on_attention_never_counts(changes: dict[str, Any], folder: Path) -> None:
+    import torch
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+    generation = folder / "generation_config.json"
+    settings = json.loads(generation.read_text(encoding="utf-8"))
+    generation.write_text(json.dumps({**settings, "attn_implementation": KERNEL}), encoding="utf-8")
+    model = models.load_model(folder, "float32", "cpu")
+    ours = models.load_model(seed_model_path(), "float32", "cpu")
+    assert model.config._attn_implementation == ours.config._attn_implementation == "sdpa"
+    assert model.config._experts_implementation == ours.config._experts_implementation
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, ours(ids).logits)
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_nor_does_a_parts_word(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 1400, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**small, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=3,
+    )
+    tokenizer = models.load_tokenizer(seed_model_path())
+    models.save(Gemma3ForConditionalGeneration(config), tokenizer, tmp_path)
+    path = tmp_path / "config.json"
+    named = json.loads(path.read_text(encoding="utf-8"))
+    for part in (named, named["text_config"], named["vision_config"]):
+        part |= {"attn_implementation": KERNEL, "_attn_implementation": KERNEL}
+    path.write_text(json.dumps(named), encoding="utf-8")
+    model = models.load_model(tmp_path, "float32", "cpu", kind=AutoModelForImageTextToText)
+    for part in (model.config, model.config.text_config, model.config.vision_config):
+        assert part._attn_implementation == "sdpa"
+
+
+def test_no_architecture_fetches_code_from_the_hub() -> None:
+    from transformers.integrations import hub_kernels
+
+    assert os.environ["USE_HUB_KERNELS"] == "NO"
+    assert not hub_kernels._kernels_enabled
+
+
+def test_every_load_chooses_its_own_attention() -> None:
+    """Of models: a tokenizer and a configuration have none."""
+    root = Path(models.__file__).parents[1]
+    files = [
+        path
+        for package in ("harness", "backends", "judges", "tasks")
+        for path in (root / package).rglob("*.py")
+    ]
+    calls = [
+        call
+        for text in (path.read_text(encoding="utf-8") for path in files)
+        if ".from_pretrained(" in text or "from_config(" in text
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("from_pretrained", "from_config", "_from_config")
+        and ast.unparse(call.func.value) not in ("AutoTokenizer", "AutoConfig", "PeftModel")
+    ]
+    (only,) = calls
+    assert {"config", "attn_implementation", "experts_implementation"} <= {word.arg for word in only.keywords}

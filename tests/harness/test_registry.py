@@ -14,14 +14,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness import __version__, config, registry, run_folder
 from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
+from harness.workshop import Workshop
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
 HARNESS = [sys.executable, "-m", "harness.cli"]
@@ -82,6 +84,185 @@ def refused(site: Path, *arguments: str) -> str:
     assert done.stderr.count("\n") == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.rstrip("\n")
+
+
+# --- whose the import names are --------------------------------------------------------------------
+
+ROOT = Path(registry.__file__).parents[1]
+
+
+def package(site: Path, name: str, *files: str, version: str = "1.0", record: bool = True) -> None:
+    """A distribution as pip leaves it, with files that may be ours by name."""
+    info = site / f"{name.replace('-', '_').lower()}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for file in files:
+        (site / file).parent.mkdir(parents=True, exist_ok=True)
+        (site / file).touch()
+    listed = "".join(f"{file},sha256=x,0\n" for file in files)
+    tops = "".join(f"{name}\n" for name in dict.fromkeys(file.split("/")[0] for file in files))
+    (info / ("RECORD" if record else "top_level.txt")).write_text(listed if record else tops)
+
+
+def ours(site: Path) -> None:
+    """The four packages in a folder."""
+    site.mkdir(parents=True, exist_ok=True)
+    for name in registry.IMPORT_NAMES:
+        (site / name).symlink_to(ROOT / name)
+
+
+def zipped(path: Path) -> None:
+    """The four packages in a zip file: of the harness what looking imports, of the others that they are."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in ("__init__", "contracts", "text", "registry"):
+            archive.write(ROOT / "harness" / f"{file}.py", f"harness/{file}.py")
+        for name in registry.IMPORT_NAMES[1:]:
+            archive.writestr(f"{name}/__init__.py", "")
+
+
+def looked_at(*path: Path, cwd: Path) -> list[tuple[str, str]]:
+    """What ``foreign_packages`` finds in an interpreter of its own, which has this path alone."""
+    code = "import json; from harness import registry; print(json.dumps(registry.foreign_packages()))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [(what, mend) for what, mend in json.loads(done.stdout)]
+
+
+def test_ours_alone_is_fine_however_it_is_installed(tmp_path: Path) -> None:
+    tree, wheel, editable, archive = (tmp_path / name for name in ("tree", "wheel", "editable", "our.zip"))
+    ours(tree)
+    assert looked_at(tree, cwd=tmp_path) == []  # a source tree on PYTHONPATH
+    ours(wheel)
+    package(wheel, "safetune-harness")
+    info = wheel / "safetune_harness-1.0.dist-info"
+    (info / "RECORD").write_text("".join(f"{name}/__init__.py,,\n" for name in registry.IMPORT_NAMES))
+    assert looked_at(wheel, wheel, cwd=tmp_path) == []
+    package(editable, "safetune-harness", "_editable_impl_safetune_harness.pth")
+    assert looked_at(tree, editable, cwd=tmp_path) == []
+    zipped(archive)
+    assert looked_at(archive, cwd=tmp_path) == []
+    package(editable, "other", "other/__init__.py", "judges_of_men.py", "tasks.libs/x.so", "tasks-2/x.py")
+    assert looked_at(tree, editable, wheel / "..", cwd=tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("judges/a.py", "judges"),
+        ("tasks.py", "tasks"),
+        ("backends.cpython-311-x86_64-linux-gnu.so", "backends"),
+    ],
+)
+@pytest.mark.parametrize("record", [True, False], ids=["wheel", "egg"])
+def test_another_package_under_our_names_is_found(
+    file: str, name: str, record: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not record and "/" not in file:
+        file = f"{name}/__init__.py"
+    package(tmp_path, "Other.Thing", file, record=record)
+    if not file.endswith(".py"):
+        (tmp_path / name).mkdir()  # a folder, since the module fits one Python alone
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert registry.foreign_packages() == [
+        (
+            f"the package 'Other.Thing' also installs '{name}'",
+            "use an environment of its own for safetune-harness, or: pip uninstall Other.Thing",
+        )
+    ]
+
+
+def test_a_packages_name_is_no_part_of_a_command_unless_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, "evil", "judges/x.py")
+    metadata_file = tmp_path / "evil-1.0.dist-info" / "METADATA"
+    for text in ("Name: x;rm$IFS-rf\nVersion: 1\n", "Name: \n", "", "\0\xff"):
+        metadata_file.write_text(text, encoding="latin-1")
+        monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+        ((what, mend),) = registry.foreign_packages()
+        assert what.endswith("also installs 'judges'")
+        assert "uninstall" not in mend
+    metadata_file.unlink()
+    (tmp_path / "evil-1.0.dist-info" / "RECORD").write_bytes(b"\xff\xfejudges/x.py\n")
+    assert registry.foreign_packages() == []
+
+
+def test_a_second_package_of_our_name_is_found(tmp_path: Path) -> None:
+    tree, one, two = tmp_path / "tree", tmp_path / "one", tmp_path / "two"
+    ours(tree)
+    package(one, "safetune-harness", "x.pth")
+    package(two, "Safetune.Harness", "y.pth", version="2.0")
+    ((what, mend),) = looked_at(tree, one, two, cwd=tmp_path)
+    assert what == (
+        f"2 packages call themselves safetune-harness (safetune-harness 1.0 in {one}, "
+        f"Safetune.Harness 2.0 in {two})"
+    )
+    assert mend == "pip uninstall safetune-harness until none is left, and install it again"
+
+
+def test_a_copy_that_is_not_the_code_at_work_is_found(tmp_path: Path) -> None:
+    tree, stale = tmp_path / "tree", tmp_path / "stale"
+    ours(tree)
+    package(stale, "safetune-harness", *(f"{name}/__init__.py" for name in registry.IMPORT_NAMES))
+    assert looked_at(tree, stale, cwd=tmp_path) == [
+        (
+            f"safetune-harness is installed in {stale}, but the code at work is in {tree}",
+            f"pip uninstall safetune-harness, or take {tree} off PYTHONPATH",
+        )
+    ]
+    hidden = tmp_path / "hidden"  # one that calls its folder otherwise
+    package(hidden, "nothing", "tasks/__init__.py")
+    (hidden / "nothing-1.0.dist-info" / "METADATA").write_text("Name: safetune_harness\nVersion: 3\n")
+    ((what, _),) = looked_at(tree, hidden, cwd=tmp_path)
+    assert what == f"safetune-harness is installed in {hidden}, but the code at work is in {tree}"
+
+
+@pytest.mark.parametrize("file", ["tasks.py", "judges/__init__.py", "backends/deep/x.py"])
+def test_what_shadows_one_of_our_names_is_named(file: str, tmp_path: Path) -> None:
+    tree, stray = tmp_path / "tree", tmp_path / "stray"
+    ours(tree)
+    (stray / file).parent.mkdir(parents=True, exist_ok=True)
+    (stray / file).touch()
+    name = file.partition("/")[0].removesuffix(".py")
+    found = looked_at(tree, cwd=stray)  # as ``python -m``: the current folder comes first
+    if "deep" in file:  # a folder without __init__.py gives way to a package
+        assert found == []
+        (tree / name).unlink()
+        found = looked_at(tree, cwd=stray)
+    ((what, mend),) = found
+    shown = stray / file if "deep" not in file else stray / name
+    assert what == f"'{name}' is imported from {shown} and not from {tree / name}"
+    assert mend.startswith("rename it, or run from elsewhere")
+
+
+def test_a_name_of_ours_that_is_missing_is_named(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ours(tree)
+    (tree / "tasks").unlink()
+    assert looked_at(tree, cwd=tmp_path) == [
+        (f"the package 'tasks' is missing in {tree}", "install safetune-harness again")
+    ]
+
+
+def test_a_run_of_a_source_tree_records_the_version_of_the_code_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def none_of_ours(name: str) -> str:
+        if name == registry.DISTRIBUTION:
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", none_of_ours)
+    run_folder.join(Workshop(config.load(None, {}), tmp_path))
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["harness"] == __version__
 
 
 # --- the tables ------------------------------------------------------------------------------------
