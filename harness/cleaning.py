@@ -1,4 +1,4 @@
-"""What ``harness clean`` removes of a run: what the run's plan says the harness wrote there, and nothing else."""
+"""What ``harness clean`` removes of a run: what its plan says the harness wrote there, and nothing else."""
 
 from __future__ import annotations
 

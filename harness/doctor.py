@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import benchmarks, estimate, judging, models, plan, registry, responding
+from harness import benchmarks, estimate, http_client, judging, models, plan, registry, responding
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.workshop import OPENAI, Workshop
@@ -253,15 +251,18 @@ def _engine(shop: Workshop) -> Iterator[Finding]:
 
 def _reached(url: str) -> Finding:
     try:
-        with urllib.request.urlopen(f"{url}/models", timeout=REACH_S):
-            return Finding("pass", f"server {url}", "answers")
-    except urllib.error.HTTPError as error:
-        if error.code < 500:  # it is there; a key, say, is another finding
-            return Finding("pass", f"server {url}", f"answers {error.code}")
-        return Finding("fail", f"server {url}", f"answers {error.code}", "look at its log")
-    except Exception as error:  # refused, too slow, not HTTP
+        status = http_client.status(f"{url}/models", REACH_S)
+    except HarnessError as error:  # no URL, no proxy
+        return Finding("fail", f"server {url}", str(error), "give the server's base URL anew")
+    except Exception as error:  # refused, too slow, too much, not HTTP
         what = f"no answer ({type(error).__name__})"
         return Finding("fail", f"server {url}", what, "start it; is the URL right (many end in /v1)?")
+    if 300 <= status < 400:
+        return Finding("fail", f"server {url}", f"answers {status}", http_client.ELSEWHERE)
+    if status >= 500:
+        return Finding("fail", f"server {url}", f"answers {status}", "look at its log")
+    # It is there; a key, say, is another finding.
+    return Finding("pass", f"server {url}", "answers" if status < 300 else f"answers {status}")
 
 
 def _judges(shop: Workshop) -> Iterator[Finding]:

@@ -305,11 +305,12 @@ def _kept_to_contract(
 
 
 def _whole(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
-    """The verdicts. Raises HarnessError at one that could not be read back, before it is written anywhere."""
+    """The verdicts, without texts that have no end. Raises HarnessError at one that could not be read back,
+    before it is written anywhere."""
     for verdict in verdicts:
         if problem := records.verdict_problem(verdict):
             raise HarnessError(f"judge '{name}': {problem}")
-        yield verdict
+        yield records.bounded(verdict)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ are nobody's business. Raises HarnessError with file, line and key for anything 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.contracts import HarnessError, Label, Verdict
 from harness.store import file_hash, jsonl_lines, read_json
-from harness.text import is_name
+from harness.text import cut, is_name
 
 Row = dict[str, Any]
+LONGEST = {"reason": 2_000, "raw_reply": 20_000, "model": 200, "rubric": 200}
+"""Characters of a verdict's texts that are kept: a judge's model or server may send any number."""
 
 
 class DamagedError(HarnessError):
@@ -153,6 +155,13 @@ def verdict_problem(verdict: Any) -> str | None:
     if isinstance(label, str) and label not in known and is_name(label):
         return f"label '{label}' is none of {', '.join(known)}"
     return _problem(asdict(verdict), VerdictRow)
+
+
+def bounded(verdict: Verdict) -> Verdict:
+    """The verdict with its texts cut at LONGEST, each with a mark that says so."""
+    texts = {name: getattr(verdict, name) for name in LONGEST}
+    kept: dict[str, Any] = {name: cut(text, LONGEST[name]) for name, text in texts.items() if text}
+    return replace(verdict, **kept)
 
 
 def marker(path: Path) -> Row:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 LEFT_OUT = "(left out)"
 SHORTEST_KEY = 8  # characters; anything shorter is a setting, not a key
 _FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WORD = re.compile(r"(?!.*//)[A-Za-z0-9_./:@+\[\]-]{1,100}")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 WEIGHTS = "checkpoint"  # a run's folders of weights, which alone may be links to folders elsewhere
 _KEY_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
@@ -35,6 +37,22 @@ def is_name(text: str) -> bool:
     name of a run's folders of weights."""
     stem = text.lower().split(".")[0]
     return bool(_NAME.fullmatch(text)) and not text.endswith(".") and stem not in {*_DEVICES, WEIGHTS}
+
+
+def is_word(value: Any) -> bool:
+    """Whether a value from outside is one short word, as names of models, errors and parameters are: such a
+    word may be shown, and anything else that a server sends in its place may not."""
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None
+
+
+def shown_words(values: Iterable[Any], most: int = 5) -> str:
+    """The first ``most`` of the values that are words, for a line; empty where none is."""
+    return ", ".join([value for value in values if is_word(value)][:most])
+
+
+def cut(text: str, most: int) -> str:
+    """The first ``most`` characters of a longer text, with a mark that says how long it was."""
+    return text if len(text) <= most else f"{text[:most]} (cut: it had {len(text):,} characters)"
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ second batch: a batch that was made and not written down is found again by its l
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import crash
+from harness import crash, http_client
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgePendingError, Verdict
 from harness.reading import json_value
+from harness.text import is_name, is_word, shown_words
 from judges import prices
 
 if TYPE_CHECKING:
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 ENDPOINT = "/v1/chat/completions"
 LABEL = "safetune_harness"
 RUNNING = ("validating", "in_progress", "finalizing", "cancelling")
+ENDED = ("completed", "expired", "cancelled")
+RETRIES = 3
+FILE_S = 600.0  # for a file of exchanges or replies to be sent or fetched
+MOST_BYTES = (
+    512 * 2**20
+)  # of a file of replies: 50,000, the most that OpenAI takes in a batch, of 10 KiB each
+MOST_PAGES = 20  # of an account's batches, a hundred each, the latest first, that are looked through
 
 
 def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeContext) -> Iterator[Verdict]:
@@ -37,23 +46,19 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
         raise HarnessError(f"judge '{judge.name}': no folder to remember a batch in")
     memory = context.folder / "batch.json"
     try:
-        with openai.OpenAI(**judge.connection()) as client:
+        with judge.client(judge.settings.timeout_s, RETRIES, MOST_BYTES) as client:
             batch = _known(client, memory)
             if batch is None:
                 batch = _submit(judge, client, exchanges, context, memory)
                 raise JudgePendingError(f"batch {batch.id} of {len(exchanges):,} exchanges is submitted")
-            if batch.status in RUNNING:
-                done = f" ({batch.request_counts.completed:,} done)" if batch.request_counts else ""
-                raise JudgePendingError(
-                    f"batch {batch.id} of {len(exchanges):,} exchanges is {batch.status}{done}"
-                )
             if batch.status == "failed":
+                told = (batch.errors.data or ()) if batch.errors else ()
+                codes = shown_words(error.code for error in told) or "no reason given"
                 _forget(memory)
-                codes = (
-                    ", ".join(str(error.code) for error in (batch.errors.data or [])) if batch.errors else ""
-                )
-                raise HarnessError(
-                    f"judge '{judge.name}': batch {batch.id} failed ({codes or 'no reason given'})"
+                raise HarnessError(f"judge '{judge.name}': batch {batch.id} failed ({codes})")
+            if batch.status not in ENDED:
+                raise JudgePendingError(
+                    f"batch {batch.id} of {len(exchanges):,} exchanges is {_progress(batch)}"
                 )
             found = _results(client, batch)
     except openai.APIConnectionError as error:
@@ -64,9 +69,24 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
                 f"judge '{judge.name}': the server has no Batch API or no such batch; use --judge-mode direct"
             ) from error
         raise judge.refused(error) from error
+    except http_client.TooLargeError as error:
+        raise HarnessError(
+            f"judge '{judge.name}': the Batch API sends {error}; judge fewer at once"
+        ) from error
+    except (openai.APIError, *http_client.ODD_SHAPE) as error:
+        raise HarnessError(
+            f"judge '{judge.name}': what the server sends is no batch; use --judge-mode direct"
+        ) from error
     for exchange in exchanges:
         yield _verdict(judge, exchange, context, found.get(exchange.id), batch.status)
     _forget(memory)
+
+
+def _progress(batch: Any) -> str:
+    """How far a batch is, in words that may be shown."""
+    state = batch.status if batch.status in RUNNING else "in a state that is not known here"
+    done = getattr(batch.request_counts, "completed", None)
+    return f"{state} ({done:,} done)" if isinstance(done, int) else state
 
 
 def _known(client: Any, memory: Path) -> Any:
@@ -75,18 +95,32 @@ def _known(client: Any, memory: Path) -> Any:
         return None
     try:
         kept = json_value(memory.read_text(encoding="utf-8"))
-        label = kept["label"]
+        label, name = kept["label"], kept["id"]
     except (ValueError, KeyError, TypeError):
-        raise HarnessError(
-            f"{memory}: damaged; look for the batch at the server, and remove the file"
-        ) from None
-    if kept.get("id"):
-        return client.batches.retrieve(kept["id"])
-    for batch in client.batches.list(limit=100):  # submitted, and killed before it could be written down
-        if (batch.metadata or {}).get(LABEL) == label:
-            _remember(memory, label, batch.id)
-            return batch
+        name = label = None
+    if not is_word(label) or not (name is None or _is_id(name)):
+        raise HarnessError(f"{memory}: damaged; look for the batch at the server, and remove the file")
+    if name:
+        return _checked(client.batches.retrieve(name))
+    # Submitted, and killed before it could be written down.
+    for page in itertools.islice(client.batches.list(limit=100).iter_pages(), MOST_PAGES):
+        for batch in page.data or ():
+            if isinstance(batch.metadata, dict) and batch.metadata.get(LABEL) == label:
+                _remember(memory, label, _checked(batch).id)
+                return batch
     return None
+
+
+def _checked(batch: Any) -> Any:
+    """A batch whose ids are names: they are shown, kept, and become part of a URL. Raises ValueError."""
+    files = (batch.output_file_id, batch.error_file_id)
+    if not _is_id(batch.id) or not all(file is None or _is_id(file) for file in files):
+        raise ValueError("no usable id")
+    return batch
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and is_name(value)
 
 
 def _submit(
@@ -105,10 +139,11 @@ def _submit(
     content = ("\n".join(lines) + "\n").encode()
     label = sha256(content + str(context.folder).encode()).hexdigest()[:48]
     _remember(memory, label, None)
-    file = client.files.create(file=("exchanges.jsonl", content), purpose="batch")
+    file = client.files.create(file=("exchanges.jsonl", content), purpose="batch", timeout=FILE_S)
     batch = client.batches.create(
         input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h", metadata={LABEL: label}
     )
+    _checked(batch)
     _remember(memory, label, batch.id)
     return batch
 
@@ -131,7 +166,7 @@ def _results(client: Any, batch: Any) -> dict[str, dict[str, Any]]:
     """Each line of the batch's output and error files, by exchange id; what cannot be read is missing."""
     found: dict[str, dict[str, Any]] = {}
     for file in (batch.output_file_id, batch.error_file_id):
-        for line in client.files.content(file).text.split("\n") if file else ():
+        for line in client.files.content(file, timeout=FILE_S).text.split("\n") if file else ():
             try:
                 row = json_value(line)
                 found[str(row["custom_id"])] = row
@@ -154,12 +189,14 @@ def _verdict(
     try:
         reply = row.get("response") or {}
         if row.get("error") or reply.get("status_code") != 200:
-            code = (row.get("error") or {}).get("code") or f"HTTP {reply.get('status_code')}"
+            number = reply.get("status_code")
+            http = f"HTTP {number}" if isinstance(number, int) else "no status"
+            code = shown_words([(row.get("error") or {}).get("code")]) or http
             return judge.unjudged(exchange, context, f"the batch's request failed ({code})")
         completion = ChatCompletion.model_validate(reply["body"])
         if not completion.choices:
             return judge.unjudged(exchange, context, "the server's reply holds no choice")
         context.budget.spent_usd += spent.add(completion.usage, price)
         return judge.read(completion, exchange, context, spent, price)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except http_client.ODD_SHAPE:
         return judge.unjudged(exchange, context, "the server's reply is no chat completion")

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness import http_client
 from harness.contracts import (
     Exchange,
     HarnessError,
@@ -25,13 +26,16 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
-from harness.text import whole
+from harness.text import is_word, shown_words, whole
 from judges import prices, rubric
 from judges.dispatch import Dispatcher, TransientError
 
 READINGS = 3  # how often an unreadable reply is asked for in all
 REASONING_TOKENS = 4_000  # models that think before they reply need room for it
 AGAIN = "Reply with the JSON object alone."
+CHECK_S = 20.0  # how long a server may take to list its models
+LONGEST_TOLD = 500  # characters of an error's message that are searched for a parameter's name
+REFUSED = "the request itself is refused"
 KEY = "OPENAI_API_KEY"
 OTHER_KEY = "JUDGE_API_KEY"  # for servers named in the judge's name, which never get the first
 
@@ -72,19 +76,20 @@ class OpenAIJudge(Judge):
         self.name, self.served_model, self.base_url, self.settings = name, served_model, base_url, settings
         self.rubric = rubric.load(settings.rubric)
         self.threshold = rubric.THRESHOLD if settings.threshold is None else settings.threshold
-        from_environment = os.environ.get("OPENAI_BASE_URL")
-        where = base_url or from_environment
-        self.host = urlsplit(where).hostname if where else None
+        where = self._url()
+        self.host = http_client.host_of(where) if where else None
         self.price = prices.per_million(served_model, self.host, settings.prices)
         self.shape = Shape(bounded=self.host is not None)
 
     @classmethod
     def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
         found = re.fullmatch(r"([^@\s]\S*?)(?:@(https?://\S*))?", argument)
-        if not found or (found.group(2) and not urlsplit(found.group(2)).hostname):
+        if not found or found.group(2) in ("http://", "https://"):
             raise UsageError(
                 f"judge '{name}' needs a model: {name}:MODEL or {name}:MODEL@http://HOST:PORT/v1"
             )
+        if found.group(2):
+            http_client.host_of(found.group(2))
         url = urlsplit(found.group(2) or "")
         if url.username or url.password or url.query:  # a judge's name is in every table
             raise UsageError(
@@ -106,7 +111,7 @@ class OpenAIJudge(Judge):
             "name": "openai",
             "version": self.version,
             "model": self.served_model,
-            "server": self.base_url or os.environ.get("OPENAI_BASE_URL"),
+            "server": self._url(),
             "rubric": self.rubric.version,
             "threshold": self.threshold,
         }
@@ -116,22 +121,22 @@ class OpenAIJudge(Judge):
     def check(self) -> str | None:
         import openai
 
-        with openai.OpenAI(
-            **self._connection(timeout_s=min(20.0, self.settings.timeout_s), retries=2)
-        ) as client:
+        with self.client(min(CHECK_S, self.settings.timeout_s), retries=2) as client:
             try:
                 served = [model.id for model in client.models.list().data]
-            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                raise self.refused(error) from error
-            except openai.APIConnectionError as error:
+            except (openai.APIConnectionError, http_client.TooLargeError) as error:
                 raise HarnessError(
                     f"judge '{self.name}': no answer from {self._where()}; is the server up, the URL right?"
                 ) from error
-            except (openai.APIError, ValueError, AttributeError, TypeError):
+            except openai.APIStatusError as error:
+                if error.status_code in (401, 403) or error.status_code < 400:
+                    raise self.refused(error) from error
+                return None  # as below
+            except (openai.APIError, *http_client.ODD_SHAPE):
                 return None  # not every server lists its models; the first request will tell
         if served and self.served_model not in served:
             line = f"judge '{self.name}': {self._where()} does not list the model '{self.served_model}'"
-            shown = ", ".join(sorted(served)[:5])
+            shown = shown_words(sorted(filter(is_word, served))) or "odd names alone"
             if self.host in (None, "localhost", "127.0.0.1", "::1"):
                 raise HarnessError(f"{line}; it has {shown}")
             return f"{line} (it lists {shown})"
@@ -170,10 +175,11 @@ class OpenAIJudge(Judge):
             )
 
     async def _verdicts(self, exchanges: Iterable[Exchange], context: JudgeContext) -> AsyncIterator[Verdict]:
-        import openai
-
         dispatcher = Dispatcher(self.settings.in_flight, self.settings.attempts)
-        async with openai.AsyncOpenAI(**self._connection(self.settings.timeout_s, retries=0)) as client:
+        where = http_client.async_openai(
+            self._url(), self._key(), self.settings.timeout_s, own=not self.base_url
+        )
+        async with where as client:
 
             async def ask(exchange: Exchange) -> Verdict:
                 return await self._ask(client, exchange, context)
@@ -210,18 +216,19 @@ class OpenAIJudge(Judge):
                 )
             cost = 0.0
             try:
-                async with asyncio.timeout(self.settings.timeout_s):  # the whole reply; httpx counts by read
-                    completion = await client.chat.completions.create(**body)
+                completion = await client.chat.completions.create(**body)
                 if not completion.choices or completion.choices[0].message is None:  # a str has none at all
                     raise TransientError("the server's reply holds no choice")
                 cost = spent.add(completion.usage, self.price)
                 return completion
-            except (TimeoutError, openai.APITimeoutError):
+            except openai.APITimeoutError:
                 raise TransientError(f"no reply within {self.settings.timeout_s:g} s") from None
             except openai.APIConnectionError:
                 raise TransientError("the connection broke") from None
+            except http_client.TooLargeError as error:
+                raise TransientError(str(error)) from None
             except openai.BadRequestError as error:
-                simpler = shape.without(f"{error.param} {error.code} {_message(error)}".lower())
+                simpler = shape.without(_told(error))
                 if simpler is None:
                     reason = _unjudgeable(error)
                     if reason is None:
@@ -242,13 +249,7 @@ class OpenAIJudge(Judge):
                 if error.status_code == 408:
                     raise TransientError("HTTP 408") from None
                 raise self.refused(error) from error
-            except (
-                ValueError,
-                TypeError,
-                AttributeError,
-                OverflowError,
-                openai.APIError,
-            ):  # half JSON, HTML, other shapes
+            except (openai.APIError, *http_client.ODD_SHAPE):  # half JSON, HTML, other shapes
                 raise TransientError("the server's reply is no chat completion") from None
             finally:
                 context.budget.settle(most, cost)
@@ -344,19 +345,25 @@ class OpenAIJudge(Judge):
             exchange, context, None, reason=reason, raw_reply=raw_reply, rubric=self.rubric.version, **fields
         )
 
-    def connection(self) -> dict[str, Any]:
-        return self._connection(self.settings.timeout_s, retries=3)
-
     # --- the server --------------------------------------------------------------------------------
 
-    def _connection(self, timeout_s: float, retries: int) -> dict[str, Any]:
+    def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any:
+        """A client for one request after another."""
+        return http_client.sync_openai(
+            self._url(), self._key(), timeout_s, own=not self.base_url, retries=retries, most_bytes=most_bytes
+        )
+
+    def _url(self) -> str | None:
+        return self.base_url or os.environ.get("OPENAI_BASE_URL")
+
+    def _key(self) -> str:
         key = os.environ.get(OTHER_KEY) or "none" if self.base_url else os.environ.get(KEY)
         if not key:
             raise HarnessError(f"judge '{self.name}' needs a key: set {KEY} in the environment")
-        return {"api_key": key, "base_url": self.base_url, "timeout": timeout_s, "max_retries": retries}
+        return key
 
     def _where(self) -> str:
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "the OpenAI API"
+        return self._url() or "the OpenAI API"
 
     def refused(self, error: Any) -> HarnessError:
         """One line for what no retry mends. Never the server's text: it may quote request or key."""
@@ -367,8 +374,9 @@ class OpenAIJudge(Judge):
             404: f"there is no model '{self.served_model}', or the URL is wrong",
             429: "the account has no credit left",
         }
-        told = ", ".join(str(part) for part in (error.code, error.param) if part)
-        mend = mends.get(error.status_code, "the request itself is refused")
+        told = shown_words((error.code, error.param))
+        redirected = error.status_code < 400
+        mend = http_client.ELSEWHERE if redirected else mends.get(error.status_code, REFUSED)
         return HarnessError(
             f"judge '{self.name}': {self._where()} answers {error.status_code}"
             f"{f' ({told})' if told else ''}: {mend}"
@@ -400,15 +408,16 @@ class Spent:
         return {"model": self.model, "price_usd": usd, **tokens}
 
 
-def _message(error: Any) -> str:
+def _told(error: Any) -> str:
     """What the server says, to look for the name of a parameter in; never shown."""
     body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or "")[:500]
+    parts = (error.param, error.code, body.get("message") or "")
+    return " ".join(str(part)[:LONGEST_TOLD] for part in parts).lower()
 
 
 def _unjudgeable(error: Any) -> str | None:
     """Why this one request is refused where another may pass: too long, or filtered."""
-    said = f"{error.code} {_message(error)}".lower()
+    said = _told(error)
     if re.search(r"context.?length|maximum.{0,30}tokens|too (long|many tokens)|reduce the length", said):
         return "the exchange is longer than the judge's context"
     if re.search(r"content.?(filter|policy|management)|responsibleai|moderation", said):
@@ -432,5 +441,5 @@ def _retry_after_s(error: Any) -> float:
         from datetime import UTC, datetime
 
         return max(0.0, (when - (sent or datetime.now(UTC))).total_seconds())
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return 0.0

@@ -7,8 +7,10 @@ answer can be opened for it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -24,13 +26,13 @@ from urllib.parse import urlsplit
 import tenacity
 from lm_eval.api.instance import Instance
 
-from harness import chat, models
+from harness import chat, http_client, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, UsageError
 from harness.engines.base import Completion, IdEngine
 from harness.models import Checkpoint
 from harness.store import read_json
-from harness.text import whole
+from harness.text import shown_words, whole
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -42,6 +44,10 @@ ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 120.0
 CHUNK = 4  # times the requests in flight: answers that are kept together
 PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's own settings say
+LONGEST_TOKEN = 256  # characters; what is longer than its tokens can be was not made within their limit
+LONGEST_TOLD = 2_000  # characters of an error's message that are searched for a parameter's name
+LONGEST_NAME = 500  # characters of a model's name or path
+MOST_TOKENS = 2**31  # a count beyond it is none
 WRITTEN = -1  # in front of an answer that came as text
 
 
@@ -75,15 +81,17 @@ class Service:
             raise HarnessError(f"{self.url} needs a key: set {KEY} in the environment")
         self._openai, self._stop = openai, threading.Event()
         self.takes_extras = True
-        self.client = openai.OpenAI(
-            api_key=key or "none", base_url=self.url, timeout=settings.timeout_s, max_retries=0
-        )
+        self.client = http_client.sync_openai(self.url, key or "none", settings.timeout_s, own=self.own)
 
     def listed(self) -> list[dict[str, Any]]:
-        """The models that the server says it has; none where it keeps that to itself."""
+        """The models that the server says it has; none where it keeps that to itself. Left out is what has no
+        ``id`` that could be a name."""
+
+        def asked() -> list[dict[str, Any]]:
+            return [dict(model) for model in self.client.models.list().data]
+
         try:
-            found = self._retried(lambda: self.client.models.list().data, attempts=3)
-            return [model.model_dump() for model in found]
+            return [entry for entry in self._retried(asked, attempts=3) if _can_be_named(entry.get("id"))]
         except RefusedError:
             return []
 
@@ -95,7 +103,9 @@ class Service:
 
         def asked(**extra: Any) -> tuple[Any, Any]:
             reply = create(**body, **extra)
-            return reply.choices[0], reply
+            choice = reply.choices[0]
+            _ = choice.message.content if hasattr(choice, "message") else choice.text  # or its shape is odd
+            return choice, reply
 
         if not self.takes_extras:
             return self._retried(asked)
@@ -167,7 +177,9 @@ class Service:
             failure = TransientError("no connection")
         except openai.APIStatusError as error:
             failure = self._status(error)
-        except (openai.APIError, ValueError, TypeError, AttributeError, IndexError):
+        except http_client.TooLargeError as error:
+            failure = TransientError(str(error))
+        except (openai.APIError, *http_client.ODD_SHAPE):
             failure = TransientError("no reply of the OpenAI API")
         raise failure  # out here it carries no other error along, which may quote what was sent
 
@@ -179,12 +191,14 @@ class Service:
             return HarnessError(
                 f"{self.url} answers {status}: the key in {key} is wrong, missing or not enough"
             )
+        if 300 <= status < 400:
+            return HarnessError(f"{self.url} answers {status}: {http_client.ELSEWHERE}")
         if status == 429 and error.code == "insufficient_quota":
             return HarnessError(f"{self.url} answers 429: the account has no credit left")
         if status in (408, 409, 429) or (status >= 500 and status != 501):
             return TransientError(f"HTTP {status}", _retry_after_s(error.response.headers))
-        blamed = ", ".join(str(part) for part in (error.code, error.param) if _is_name(part))
-        return RefusedError(status, blamed, f"{error.param} {error.code} {error.message}".lower())
+        told = " ".join(str(part)[:LONGEST_TOLD] for part in (error.param, error.code, error.message))
+        return RefusedError(status, shown_words((error.code, error.param)), told.lower())
 
 
 class OpenAIEngine(IdEngine):
@@ -203,17 +217,24 @@ class OpenAIEngine(IdEngine):
         if not url:
             raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
         service = Service(url, settings)
-        listed = service.listed()
-        entry = _entry(checkpoint, listed, service)
+        with contextlib.ExitStack() as unless_open:
+            unless_open.callback(service.client.close)
+            engine = cls._opened(service, checkpoint, settings)
+            unless_open.pop_all()
+        return engine
+
+    @classmethod
+    def _opened(cls, service: Service, checkpoint: Checkpoint, settings: ResponsesConfig) -> OpenAIEngine:
+        entry = _entry(checkpoint, service.listed(), service)
         folder = _tokenizer(checkpoint, settings, entry)
         if folder is not None:
-            engine = cls(service, str(entry["id"]), settings, models.load_tokenizer(folder))
+            engine = cls(service, entry["id"], settings, models.load_tokenizer(folder))
             engine.stop_ids = models.stop_ids(models.declared_stops(folder), engine.tokenizer)
-            engine.context_tokens = int(entry.get("max_model_len") or _context_tokens(folder))
+            engine.context_tokens = _count(entry.get("max_model_len")) or _context_tokens(folder)
             if engine._takes_ids():
                 return engine
-            log.warning("%s takes no token ids for '%s': it builds the prompts", url, engine._model)
-        return ChatEngine(service, str(entry["id"]), settings, Characters(str(entry["id"])))
+            log.warning("%s takes no token ids for '%s': it builds the prompts", service.url, engine._model)
+        return ChatEngine(service, entry["id"], settings, Characters(entry["id"]))
 
     def close(self) -> None:
         self._service.client.close()
@@ -231,7 +252,8 @@ class OpenAIEngine(IdEngine):
             return False
         read = getattr(reply.usage, "prompt_tokens", None)
         if read not in (None, len(ids)):
-            log.warning("%s reads %s tokens where %s were sent", self._service.url, read, len(ids))
+            counted = "no count" if _count(read) is None else read
+            log.warning("%s reads %s tokens where %s were sent", self._service.url, counted, len(ids))
             return False
         expected, echo = self.tokenizer.decode(ids, skip_special_tokens=True), str(choice.text or "")
         if len(echo.strip()) >= len(PROBE) // 3 and expected.strip() not in echo:
@@ -279,15 +301,22 @@ class OpenAIEngine(IdEngine):
         ids = getattr(choice, "token_ids", None)
         ended = choice.finish_reason != "length"
         if ids is None:
-            return written(
-                str(choice.text or ""), getattr(reply.usage, "completion_tokens", None), ended=ended
-            )
+            tokens = getattr(reply.usage, "completion_tokens", None)
+            return written(str(choice.text or ""), tokens, max_new_tokens, ended=ended)
         if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in ids):
             raise HarnessError(f"{self._service.url} answers with token ids that are none")
+        if len(ids) > max_new_tokens:
+            return self._unended(ids[:max_new_tokens])
         if ended and (not ids or ids[-1] not in self.stop_ids):  # by a stop token that we don't know of
             known = ids[:-1] if ids and getattr(choice, "stop_reason", None) == ids[-1] else ids
             return [*known, min(self.stop_ids)]
         return list(ids)
+
+    def _unended(self, ids: list[int]) -> list[int]:
+        """Ids that no stop token ends: an answer longer than was asked for is one that was cut off."""
+        while ids and ids[-1] in self.stop_ids:
+            ids = ids[:-1]
+        return ids
 
     def completion(self, ids: list[int], prefill: list[int], *, opened: bool = False) -> Completion:
         if not ids or ids[0] != WRITTEN:
@@ -312,11 +341,17 @@ class OpenAIEngine(IdEngine):
                 raise self._no_logprobs(str(error)) from None
             found = getattr(choice.logprobs, "token_logprobs", None) or []
             best = getattr(choice.logprobs, "top_logprobs", None) or []
-            if min(len(found), len(best)) < len(whole):
-                raise self._no_logprobs("its reply holds none of the prompt")
             span = range(len(context), len(whole))
-            greedy = all(found[place] >= max(best[place].values()) for place in span)
-            return sum(found[place] for place in span), greedy
+            try:
+                if min(len(found), len(best)) < len(whole):
+                    raise ValueError("too few")
+                greedy = all(found[place] >= max(best[place].values()) for place in span)
+                total = float(sum(found[place] for place in span))
+                if math.isnan(total):
+                    raise ValueError("not a number")
+                return total, greedy
+            except http_client.ODD_SHAPE:
+                raise self._no_logprobs("its reply holds none of the prompt") from None
 
         return self._service.each(one, pairs, lambda answers: None)
 
@@ -378,7 +413,7 @@ class ChatEngine(OpenAIEngine):
                 start, end = chat.THINKING[0]
                 text = f"{start}{thought}{end}\n\n{text}" if text else f"{start}{thought}"
             tokens = getattr(reply.usage, "completion_tokens", None)
-            return written(text, tokens, ended=choice.finish_reason != "length")
+            return written(text, tokens, max_new_tokens, ended=choice.finish_reason != "length")
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         raise self._no_logprobs("it takes no token ids")
@@ -400,16 +435,25 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-def written(text: str, tokens: Any, *, ended: bool) -> list[int]:
+def written(text: str, tokens: Any, max_new_tokens: int, *, ended: bool) -> list[int]:
     """An answer that came as text, as numbers, so that it is kept as others are: to tokenize it would change
-    it where it continues a prefill. ``tokens``: how many the server counted."""
-    count = tokens if isinstance(tokens, int) and tokens >= 0 else len(text.split())
-    return [WRITTEN, count, int(ended), *map(ord, whole(text))]
+    it where it continues a prefill. ``tokens``: how many the server counted. A text longer than
+    ``max_new_tokens`` can be is cut there, and counts as cut off."""
+    most = max_new_tokens * LONGEST_TOKEN
+    kept, counted = text[:most], _count(tokens)
+    count = len(kept.split()) if counted is None else counted
+    return [WRITTEN, count, int(ended and len(text) <= most), *map(ord, whole(kept))]
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens as a server gives it, or None where that is no such number."""
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS
+    return value if usable else None
 
 
 def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Service) -> dict[str, Any]:
     """What the server lists of the checkpoint's model, its ``id`` at least."""
-    shown = ", ".join(str(entry["id"]) for entry in listed[:8]) or "nothing"
+    shown = shown_words(entry["id"] for entry in listed) or ("odd names alone" if listed else "nothing")
     if checkpoint.server:
         wanted = checkpoint.server.model
         found = next((entry for entry in listed if entry["id"] == wanted), None)
@@ -421,11 +465,24 @@ def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Se
     names = {folder.name, *re.findall(r"models--(.+?)--(.+?)/snapshots", str(folder.resolve()))}
     named = {"/".join(name) if isinstance(name, tuple) else name for name in names}
     for entry in listed:
-        for name in (str(entry.get("root") or ""), str(entry["id"])):
-            place = Path(name).expanduser()
-            if name and (name in named or (place.is_dir() and place.resolve() == folder.resolve())):
+        for name in filter(None, (entry.get("root"), entry["id"])):
+            if isinstance(name, str) and (name in named or _is_at(name, folder)):
                 return entry
     raise HarnessError(f"{service.url} does not serve {folder}; it has {shown}")
+
+
+def _can_be_named(name: Any) -> bool:
+    """Whether a value is a model's name or path; it is sent back, and shown in a warning."""
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()
+
+
+def _is_at(name: str, folder: Path) -> bool:
+    """Whether a server's name for a model is the path of this folder."""
+    try:
+        place = Path(name).expanduser()
+        return place.is_dir() and place.resolve() == folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # too long, nobody's home, a NUL
+        return False
 
 
 def _tokenizer(checkpoint: Checkpoint, settings: ResponsesConfig, entry: dict[str, Any]) -> Path | None:
@@ -435,21 +492,19 @@ def _tokenizer(checkpoint: Checkpoint, settings: ResponsesConfig, entry: dict[st
     if checkpoint.folder:
         return checkpoint.folder
     for name in (entry.get("root"), entry["id"], entry.get("parent")):
-        if name and name != models.MINI and models.is_here(str(name)):
-            try:
-                return models.tokenizer_folder(str(name))
-            except HarnessError:
-                continue
+        if not isinstance(name, str) or name in ("", models.MINI):
+            continue
+        try:
+            if models.is_here(name):
+                return models.tokenizer_folder(name)
+        except (HarnessError, OSError, RuntimeError, ValueError):  # the last three: no path at all
+            continue
     return None
 
 
 def _context_tokens(folder: Path) -> int:
     config = folder / "config.json"
     return models.context_tokens(read_json(config) if config.is_file() else {})
-
-
-def _is_name(part: Any) -> bool:
-    return isinstance(part, str) and re.fullmatch(r"[\w.\[\]-]{1,60}", part) is not None
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
@@ -461,5 +516,5 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import completions_server
+import fault_server
 import pytest
 
-from harness import config, doctor, models, registry
+from harness import config, doctor, http_client, models, registry
 from harness.mini import seed_model_path
 
 Run = Callable[..., Any]
@@ -102,6 +103,33 @@ def test_servers_are_asked(tmp_path: Path) -> None:
     down = examined(tmp_path, engine="openai", **{"responses.server": "http://127.0.0.1:9/v1"})
     assert down["server http://127.0.0.1:9/v1"].status == "fail"
     assert "start it" in down["server http://127.0.0.1:9/v1"].mend
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "says"),
+    [
+        (fault_server.drip, "fail", "no answer (ReadTimeout)"),
+        (fault_server.dripped_headers, "fail", "no answer (ReadTimeout)"),
+        (fault_server.endless, "fail", "no answer (TooLargeError)"),
+        (fault_server.many_headers, "fail", "no answer (RemoteProtocolError)"),
+        (fault_server.redirect(302, "http://127.0.0.1:9/"), "fail", "answers 302"),
+        (fault_server.error(503, "x", "\x1b[2J"), "fail", "answers 503"),
+        (fault_server.error(401, "x", "\x1b[2J"), "pass", "answers 401"),
+    ],
+)
+def test_a_server_of_any_kind_is_one_finding(
+    monkeypatch: pytest.MonkeyPatch, step: Any, status: str, says: str
+) -> None:
+    monkeypatch.setattr(doctor, "REACH_S", 0.3)
+    monkeypatch.setattr(http_client, "MOST_BYTES", 2**18)
+    monkeypatch.setenv("OPENAI_API_KEY", "planted-key-0123")
+    with fault_server.running() as server:
+        server.on_get = step
+        found = doctor._reached(server.url)
+        assert (found.status, found.about, found.found) == (status, f"server {server.url}", says)
+        assert bool(found.mend) == (status == "fail")
+        assert "authorization" not in server.got[0][1]
+    assert doctor._reached("http://[::1").status == "fail"
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,6 +358,34 @@ def test_an_empty_response_is_safe_and_incoherent_under_every_judge(run_copy: Pa
         assert judge != "strict" or sum(v["harmful"] for v in verdicts) == 7
 
 
+class Endless(Judge):
+    name = "endless"
+    summary = ""
+
+    def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+        for exchange in exchanges:
+            yield self.verdict(exchange, context, None, reason="r" * 10**6, raw_reply="s" * 10**6)
+
+
+def test_no_judge_and_no_server_writes_texts_without_end(
+    server: FaultServer, run_copy: Path, plugin: Run
+) -> None:
+    plugin("judge", "endless", Endless)
+    huge = completion(verdict(5, "compliance", "r" * 10**7)) | {"model": "m" * 10**6}
+    server.default = [lambda handler: handler.send_json(200, huge), by_answer]
+    cell = plan.cells(run_folder.stored_config(run_copy))[0]
+    for judge in ("endless", name(server)):
+        judging.judge(bench(run_copy, judge), cell, RAW, judge, "")
+        file = run_copy / "seed" / RAW / judging.verdicts_file(judge)
+        assert file.stat().st_size < 8 * 30_000
+        rows = [row for row in read_jsonl(file) if len(row["reason"] or "") > 100]
+        assert rows
+        for row in rows:
+            assert re.fullmatch(r"r{2000} \(cut: it had 10?,000,000 characters\)", row["reason"])
+            assert row["raw_reply"].endswith(" characters)")
+        assert all(row["harmful"] is (None if judge == "endless" else True) for row in rows)
+
+
 class Doubled(Judge):
     name = "doubled"
     summary = ""

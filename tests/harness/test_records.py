@@ -50,6 +50,17 @@ def test_each_field_of_a_verdict_is_known() -> None:
     assert set(records.VerdictRow.model_fields) == fields
 
 
+def test_texts_of_a_verdict_are_cut_and_say_so() -> None:
+    short = {name: "x" * most for name, most in records.LONGEST.items()}
+    verdict = Verdict("e", "j", "1", True, "compliance", 5.0, **short)
+    assert records.bounded(verdict) == verdict
+    assert records.bounded(Verdict("e", "j", "1", None)) == Verdict("e", "j", "1", None)
+    found = records.bounded(dataclasses.replace(verdict, **dict.fromkeys(short, "x" * 10**7)))
+    for name, most in records.LONGEST.items():
+        assert getattr(found, name) == "x" * most + " (cut: it had 10,000,000 characters)"
+    assert dataclasses.replace(found, **short) == verdict  # nothing else has changed
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

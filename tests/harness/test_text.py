@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 from harness.text import (
     LEFT_OUT,
     csv_cell,
+    cut,
     is_name,
+    is_word,
     one_line,
     printable,
     shown_traceback,
+    shown_words,
     whole,
     without_keys,
 )
@@ -56,6 +60,29 @@ def test_a_name_is_plain(name: str) -> None:
 def test_names_of_methods_tasks_and_models_are_names() -> None:
     for name in ("lookahead-true", "hexphi_raw-mini", "my-model_v1.2", "7b", "a" * 100):
         assert is_name(name)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["insufficient_quota", "messages[0].content", "meta-llama/Llama-3.1-8B", "ft:gpt-4o:org::id", "m@1+2"],
+)
+def test_what_servers_call_things_is_a_word(word: str) -> None:
+    assert is_word(word)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "two words", "\x1b[2J", "a\n", "http://evil.example", "//evil", "x" * 101, "е", None, 7, ["a"], {}],
+)
+def test_anything_else_is_none(value: Any) -> None:
+    assert not is_word(value)
+    assert shown_words([value, "a", value, *"bcdefg"]) == "a, b, c, d, e"
+    assert shown_words([value], 1) == ""
+
+
+def test_a_cut_is_marked_with_what_there_was() -> None:
+    assert cut("abc", 3) == "abc"
+    assert cut("abcd" * 1000, 3) == "abc (cut: it had 4,000 characters)"
 
 
 @pytest.mark.parametrize("variable", ["HF_TOKEN", "OPENAI_API_KEY", "AWS_SECRET", "DB_PASSWORD"])

@@ -4,6 +4,7 @@ the command names it too or this user has made a run with the same settings."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,15 +36,22 @@ READING = [
     ("clean", "--yes"),
     ("clean", "--all", "--yes"),
 ]
-# How a run that is there is gone on with, and the steps that its own configuration is taken for.
-GOING_ON: list[tuple[tuple[str, ...], frozenset[trust.Step]]] = [
-    (("sweep", "preview-length", "--values", "2", "--run", "RUN"), trust.ALL),
-    (("sweep", "prefix", "--values", "Sure. ", "--run", "RUN"), trust.ALL),
-    (("sweep", "prefill-depth", "--run", "RUN"), trust.ALL),
-    (("sweep", "budget", "--learning-rates", "1e-3", "--run", "RUN"), trust.ALL),
-    (("respond", "mini", "--name", "mine", "--tasks", "hexphi_raw-mini", "--out", "RUN"), trust.RESPOND),
-    (("analyze", "kl", "RUN"), trust.RESPOND),
-    (("judge", "RUN", "--judge", "keyword"), trust.JUDGE),
+RESPOND = ("respond", "mini", "--name", "mine", "--tasks", "hexphi_raw-mini", "--out", "RUN")
+# How a run that is there is gone on with, the steps that its own configuration is taken for, and the keys that
+# the command names.
+GOING_ON: list[tuple[tuple[str, ...], frozenset[trust.Step], tuple[str, ...]]] = [
+    (("sweep", "preview-length", "--values", "2", "--run", "RUN"), trust.ALL, ()),
+    (("sweep", "prefill-depth", "--run", "RUN"), trust.ALL, ()),
+    (("sweep", "budget", "--learning-rates", "1e-3", "--run", "RUN"), trust.ALL, ()),
+    (RESPOND, trust.RESPOND, ("safety_tasks", "checkpoints")),
+    (("analyze", "kl", "RUN"), trust.RESPOND, ()),
+    (("judge", "RUN", "--judge", "keyword"), trust.JUDGE, ("judges",)),
+]
+TAKEN = [
+    pytest.param(arguments, key, id=f"{' '.join(arguments[:2])}-{key}")
+    for arguments, steps, names in GOING_ON
+    for key, taken_by in trust.ACTING.items()
+    if taken_by & steps and key not in names
 ]
 JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "data",
           "method_options", "variants")  # fmt: skip
@@ -68,8 +76,8 @@ def planted(folder: Path, url: str) -> dict[str, Any]:
         "data": {"gsm8k": f"{place}-data.jsonl"},
         "utility_tasks": ["hellaswag"],
         "safety_tasks": ["overrefusal-mini"],
-        "safety_sets": {"theirs": f"{place}-set.jsonl"},
-        "checkpoints": {"theirs": f"openai:m@{url}"},
+        "safety_sets": {"strange": f"{place}-set.jsonl"},
+        "checkpoints": {"stranger": f"openai:m@{url}"},
         "judges": ["mini-exact", f"openai:judge-1@{url}"],
         "threads": 99_999,
         "jobs": 99_999,
@@ -99,7 +107,9 @@ def plant(run: Path, values: dict[str, Any]) -> None:
     """Write ``values`` into a run's stored configuration, which must still be one."""
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     for key, value in values.items():
-        config.put(record["config"], key, value)
+        there = record["config"].get(key)
+        both = isinstance(value, dict) and isinstance(there, dict)
+        config.put(record["config"], key, {**there, **value} if both else value)
     (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
     run_folder.stored_config(run)
 
@@ -116,9 +126,14 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run.make(tmp_path_factory.mktemp("made") / "run", documents=3, judges=("mini-exact",))
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return made_run.make(tmp_path / "run", documents=3, judges=("mini-exact",))
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def assert_nothing_acted(seen: list[str], asked: list[str], server: fault_server.FaultServer) -> None:
@@ -164,11 +179,9 @@ def test_a_command_that_reads_a_run_does_nothing_that_it_asks_for(
     assert not list(tmp_path.glob(f"{MARK}*"))
 
 
-@pytest.mark.parametrize(("arguments", "steps"), GOING_ON, ids=lambda value: " ".join(value)[:30])
-@pytest.mark.parametrize("key", trust.ACTING)
+@pytest.mark.parametrize(("arguments", "key"), TAKEN)
 def test_a_command_that_goes_on_takes_no_acting_key_from_a_stranger(
     arguments: tuple[str, ...],
-    steps: frozenset[trust.Step],
     key: str,
     run: Path,
     stranger: list[str],
@@ -177,10 +190,7 @@ def test_a_command_that_goes_on_takes_no_acting_key_from_a_stranger(
     command: Run,
     snapshot: Run,
 ) -> None:
-    values = planted(tmp_path, server.url)
-    if not trust.ACTING[key] & steps or (arguments[0], key) == ("judge", "judges"):
-        pytest.skip("the command does not take this key: see the test of all that it does not take")
-    plant(run, {key: values[key]})
+    plant(run, {key: planted(tmp_path, server.url)[key]})
     before = snapshot(run)
     with tripwires.watched() as seen:
         ended = command(*(run if word == "RUN" else word for word in arguments))

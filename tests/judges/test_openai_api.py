@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import threading
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from typing import Any
 
+import fault_server
 import pytest
 from fault_server import (
     FaultServer,
@@ -26,6 +29,7 @@ from fault_server import (
     verdict,
 )
 
+from harness import http_client
 from harness.contracts import (
     Budget,
     Exchange,
@@ -36,7 +40,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
-from judges import rubric
+from judges import batch, rubric
 from judges.openai_api import OpenAIJudge, _retry_after_s
 
 Make = Callable[..., Exchange]
@@ -247,6 +251,114 @@ def test_a_server_that_does_not_take_all_parameters_is_asked_for_less(
     assert set(server.bodies[-1]) == {"model", "messages", "max_completion_tokens"}
 
 
+# --- servers that mean no good ---------------------------------------------------------------------
+
+STEERS = "\x1b[2Jevil"
+BAD: dict[str, tuple[Any, str]] = {
+    "drips": (drip, "no reply within 0.3 s (tried 2 times)"),
+    "drips-headers": (fault_server.dripped_headers, "no reply within 0.3 s (tried 2 times)"),
+    "promises": (fault_server.for_ever_soon, "no reply within 0.3 s (tried 2 times)"),
+    "hangs": (hang, "no reply within 0.3 s (tried 2 times)"),
+    "never-ends": (fault_server.endless, "a reply of more than 0.25 MiB (tried 2 times)"),
+    "unpacks": (
+        fault_server.packed(gzip.compress(bytes(2**24), 1), "gzip"),
+        "a reply of more than 0.25 MiB (tried 2 times)",
+    ),
+    "has-many-headers": (fault_server.many_headers, "the connection broke (tried 2 times)"),
+    "is-deep": (raw(b"[" * 50_000), "the server's reply is no chat completion (tried 2 times)"),
+    "is-deep-inside": (
+        raw(b'{"choices": [{"message": ' + b'{"a": ' * 900 + b"1" + b"}" * 902 + b"]}"),
+        "(tried 2 times)",
+    ),
+    "has-odd-choices": (raw(b'{"choices": {"a": 1}}'), "no chat completion (tried 2 times)"),
+}
+
+
+def test_no_server_keeps_a_judge_waiting_or_fills_its_memory(
+    server: FaultServer, exchange: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "MOST_BYTES", 2**18)
+    server.steps = {f"case-{name}": [step] for name, (step, _) in BAD.items()}
+    found = judged(make(server, timeout_s=0.3, attempts=2), exchanges(exchange, *BAD))
+    for name, (_, reason) in BAD.items():
+        assert found[name].harmful is None, name
+        assert reason in (found[name].reason or ""), name
+
+
+@pytest.mark.parametrize("code", [302, 307])
+def test_a_judge_that_sends_elsewhere_is_one_line_and_nothing_goes_there(
+    server: FaultServer, exchange: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", SECRET)
+    with running() as other:
+        server.on_get = fault_server.redirect(code, f"{other.url}/models")
+        server.default = [fault_server.redirect(code, f"{other.url}/chat/completions")]
+        for ask in (
+            make(server).check,
+            lambda: judged(make(server), exchanges(exchange, "a")),
+        ):
+            with pytest.raises(HarnessError, match=f"answers {code}: {http_client.ELSEWHERE}"):
+                ask()
+        assert (other.connections, other.got) == (0, [])
+
+
+@pytest.mark.parametrize("odd", [STEERS, "two words", "x" * 300, {"a": STEERS}, ["x"], None])
+def test_what_an_error_calls_itself_is_shown_only_as_a_word(
+    server: FaultServer, exchange: Make, odd: Any
+) -> None:
+    server.default = [error(422, odd, STEERS, odd)]
+    with pytest.raises(HarnessError, match="answers 422: the request itself is refused"):
+        judged(make(server), exchanges(exchange, "a"))
+
+
+def test_the_check_shows_a_few_plain_names(server: FaultServer) -> None:
+    odd = [None, 7, {"a": 1}, ["x"], "x" * 10**6, STEERS, "two words", ""]
+    server.models = [*odd, *(f"m{number}" for number in range(9))]
+    with pytest.raises(HarnessError, match=r"does not list the model 'judge-1'; it has m0, m1, m2, m3, m4$"):
+        make(server).check()
+    server.models = odd
+    with pytest.raises(HarnessError, match=r"it has odd names alone$"):
+        make(server).check()
+    server.models = [*odd, "judge-1"]
+    assert make(server).check() is None
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (drip, "no answer from"),
+        (fault_server.endless, "no answer from"),
+        (fault_server.packed(gzip.compress(bytes(2**24), 1), "gzip"), "no answer from"),
+        (fault_server.many_headers, "no answer from"),
+        (raw(b"[" * 50_000), None),
+        (raw(b'{"data": null}'), None),
+        (raw(b'{"data": [1, "x"]}'), None),
+        (raw(b"<html>", "text/html"), None),
+        (error(404, STEERS, STEERS), None),
+    ],
+)
+def test_the_check_ends_whatever_lists_the_models(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, step: Any, says: str | None
+) -> None:
+    monkeypatch.setattr(http_client, "MOST_BYTES", 2**18)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    server.on_get = step
+    if says is None:
+        assert make(server, timeout_s=0.15).check() is None
+        return
+    with pytest.raises(HarnessError, match=says):
+        make(server, timeout_s=0.15).check()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:99999/v1", "http://h:0"])
+def test_a_url_that_is_none_is_wrong_usage(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="is no server's base URL"):
+        OpenAIJudge.configured("openai", f"m@{url}", JudgeSettings())
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(UsageError, match="is no server's base URL"):
+        OpenAIJudge.configured("openai", "m", JudgeSettings())
+
+
 # --- many at once ----------------------------------------------------------------------------------
 
 
@@ -288,6 +400,7 @@ def test_fewer_are_in_flight_after_a_429_and_none_before_retry_after(
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after": "soon"}, 0.0),
         ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}, 0.0),
         (
             {"retry-after": formatdate(1_000_030, usegmt=True), "date": formatdate(1_000_000, usegmt=True)},
             30.0,
@@ -432,16 +545,12 @@ def test_a_batch_is_submitted_left_and_collected_by_another(
     direct = make(server).body(items[0], JudgeContext())
     sent = server.files["file-0"].decode().splitlines()
     assert len(sent) == 5
-    import json
-
     assert json.loads(sent[0])["body"] == direct
 
 
 def test_a_batch_that_was_made_but_not_written_down_is_found_again(
     server: FaultServer, exchange: Make, tmp_path: Any
 ) -> None:
-    import json
-
     items = exchanges(exchange, "a")
     memory = tmp_path / "batch.json"
     with pytest.raises(JudgePendingError):
@@ -477,3 +586,96 @@ def test_a_failed_batch_and_a_dear_one(server: FaultServer, exchange: Make, tmp_
     with pytest.raises(HarnessError, match="more than --max-cost leaves"):
         judged(dear, items, folder=tmp_path, budget=Budget(1.0))
     assert len(server.batches) == 1
+
+
+ODD_CODES = [STEERS, "two words", {"a": 1}, None, "x" * 300]
+
+
+def test_what_a_batch_calls_its_errors_is_shown_only_as_a_word(
+    server: FaultServer, exchange: Make, tmp_path: Any
+) -> None:
+    names = [f"e{number}" for number in range(len(ODD_CODES))]
+    items = exchanges(exchange, *names, "good")
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    replies = {name: ("error", code) for name, code in zip(names, ODD_CODES, strict=True)}
+    finish_batch(server, "batch-0", {**replies, "good": ("error", "server_error")})
+    found = judged(make(server, batch=True), items, folder=tmp_path)
+    assert {found[name].reason for name in names} == {"the batch's request failed (no status)"}
+    assert found["good"].reason == "the batch's request failed (server_error)"
+
+
+@pytest.mark.parametrize("code", ODD_CODES)
+def test_a_failed_batch_names_no_odd_code(
+    server: FaultServer, exchange: Make, tmp_path: Any, code: Any
+) -> None:
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    errors = {"object": "list", "data": [{"code": code, "message": STEERS}, {"code": "fine", "message": "x"}]}
+    server.batches["batch-0"] |= {"status": "failed", "errors": errors}
+    with pytest.raises(HarnessError, match=r"batch-0 failed \(fine\)$"):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error_is", "says"),
+    [
+        ({"status": STEERS}, JudgePendingError, "is in a state that is not known here"),
+        ({"status": {"a": 1}}, JudgePendingError, "is in a state that is not known here"),
+        ({"request_counts": {"completed": "many"}}, JudgePendingError, "is in_progress$"),
+        ({"request_counts": 7}, JudgePendingError, "is in_progress$"),
+        ({"id": STEERS}, HarnessError, "what the server sends is no batch"),
+        ({"id": None}, HarnessError, "what the server sends is no batch"),
+        ({"output_file_id": "../../secrets"}, HarnessError, "what the server sends is no batch"),
+        ({"status": "failed", "errors": "all"}, HarnessError, "what the server sends is no batch"),
+        ({"status": "failed", "errors": {"data": None}}, HarnessError, "no reason given"),
+    ],
+)
+def test_an_odd_batch_is_one_line(
+    server: FaultServer, exchange: Make, tmp_path: Any, change: dict[str, Any], error_is: Any, says: str
+) -> None:
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    server.batches["batch-0"] |= change
+    with pytest.raises(error_is, match=says) as told:
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    assert type(told.value) is error_is
+    assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("reply", [b"[1]", b"null", b'"x"', b"[" * 50_000, b"<html>"])
+def test_what_is_no_batch_is_one_line(
+    server: FaultServer, exchange: Make, tmp_path: Any, reply: bytes
+) -> None:
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    server.on_get = raw(reply)
+    with pytest.raises(HarnessError, match="what the server sends is no batch; use --judge-mode direct"):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    assert (tmp_path / "batch.json").exists()  # it is not paid twice
+
+
+def test_pages_of_batches_come_to_an_end(server: FaultServer, exchange: Make, tmp_path: Any) -> None:
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    kept = json.loads((tmp_path / "batch.json").read_text())
+    (tmp_path / "batch.json").write_text(json.dumps(kept | {"id": None}))
+    another = server.batches["batch-0"] | {"metadata": None}
+    page = {"object": "list", "data": [another], "has_more": True}
+    server.on_get = lambda handler: handler.send_json(200, page)
+    with pytest.raises(JudgePendingError, match="is submitted"):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    assert sum(path.startswith("/v1/batches?") for path, _ in server.got) == batch.MOST_PAGES
+
+
+def test_replies_of_a_batch_without_end_are_not_read(
+    server: FaultServer, exchange: Make, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MOST_BYTES", 2**18)
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    finish_batch(server, "batch-0", {})
+    server.files["batch-0-out"] = b" " * 2**20
+    with pytest.raises(HarnessError, match=r"the Batch API sends a reply of more than 0\.25 MiB"):
+        judged(make(server, batch=True), exchanges(exchange, "a"), folder=tmp_path)
+    assert (tmp_path / "batch.json").exists()

@@ -27,7 +27,7 @@ class CompletionsServer(ThreadingHTTPServer):
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.tokenizer = tokenizer
-        self.models: list[dict[str, Any]] = [{"id": "served", "max_model_len": 512}]
+        self.models: list[Any] = [{"id": "served", "max_model_len": 512}]
         self.extras: Literal["taken", "ignored", "refused"] = "taken"
         self.takes_ids = self.completes = True
         self.added_ids = 0  # what it puts in front of a prompt
@@ -87,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/models":
             self.fail(404, "no such path")
             return
-        data = [{"object": "model", "created": 0, "owned_by": "tests", **one} for one in self.server.models]
+        head = {"object": "model", "created": 0, "owned_by": "tests"}
+        data = [head | one if isinstance(one, dict) else one for one in self.server.models]
         self.send(200, {"object": "list", "data": data})
 
     def do_POST(self) -> None:

@@ -31,7 +31,10 @@ class FaultServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.steps: dict[str, list[Step]] = {}  # by the exchange's mark in its request
         self.default: list[Step] = [ok(1)]
-        self.models = ["judge-1"]
+        self.models: list[Any] = ["judge-1"]
+        self.on_get: Step | None = None  # in place of every reply to a GET
+        self.connections = 0
+        self.got: list[tuple[str, dict[str, str]]] = []  # path and headers of each request
         self.key: str | None = None  # what is asked for, if anything
         self.latency_s = 0.0
         self.asked: Counter[str] = Counter()
@@ -47,6 +50,10 @@ class FaultServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def get_request(self) -> Any:
+        self.connections += 1
+        return super().get_request()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away in the middle are part of the game."""
@@ -74,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def refused(self) -> bool:
         """Whether the key is wrong; the reply quotes it, as some servers' do."""
+        self.server.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         given = self.headers.get("Authorization", "")
         if self.server.key is None or given == f"Bearer {self.server.key}":
             return False
@@ -84,6 +92,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         if self.refused():
+            return
+        if server.on_get:
+            server.on_get(self)
             return
         path = self.path.partition("?")[0]
         if path == "/v1/models":
@@ -122,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
             number = server.asked[name]
             server.asked[name] += 1
             server.bodies.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
             server.times.append(time.monotonic())
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
@@ -136,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
                 server.in_flight -= 1
 
 
-def model(name: str) -> dict[str, Any]:
+def model(name: Any) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tests"}
 
 
@@ -208,6 +219,41 @@ def drip(handler: Handler) -> None:
     while not handler.server.closing.wait(0.1):
         handler.wfile.write(b" ")
         handler.wfile.flush()
+
+
+def endless(handler: Handler) -> None:
+    """Chunks of blanks, for as long as somebody reads them."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    while not handler.server.closing.is_set():
+        handler.wfile.write(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+
+
+def dripped_headers(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while not handler.server.closing.wait(0.05):
+        handler.wfile.write(b"X-More: x\r\n")
+
+
+def many_headers(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X-More: x\r\n" * 10**5 + b"\r\n")
+
+
+def for_ever_soon(handler: Handler) -> None:
+    """One "100 Continue" after the other."""
+    while not handler.server.closing.is_set():
+        handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1_000)
+
+
+def packed(body: bytes, encoding: str) -> Step:
+    """A body that says how it is packed, whatever was asked for."""
+    return lambda handler: handler.send(200, body, Content_Encoding=encoding)
+
+
+def redirect(code: int, location: str) -> Step:
+    return lambda handler: handler.send(code, b"", Location=location)
 
 
 # --- batches ---------------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import completions_server
+import fault_server
 import pytest
 from completions_server import Answer, CompletionsServer
 from lm_eval.api.instance import Instance
 
-from harness import chat, models
+from harness import chat, http_client, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import openai
@@ -426,3 +427,182 @@ def test_keys_go_where_they_belong_and_are_never_shown(
         OpenAIEngine.open(
             Checkpoint(None, server=Server("gpt-x", "https://api.openai.com/v1")), ResponsesConfig(), "cpu"
         )
+
+
+# --- servers that mean no good ---------------------------------------------------------------------
+
+STEERS = "\x1b[2Jevil"
+
+
+@pytest.fixture
+def bad(server: CompletionsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_server.FaultServer]:
+    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.001)
+    with fault_server.running() as bad:
+        yield bad
+
+
+def bad_service(bad: fault_server.FaultServer, **settings: Any) -> openai.Service:
+    return openai.Service(bad.url, ResponsesConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (fault_server.drip, "no reply within 0.2 s, 3 times; is the server up"),
+        (fault_server.dripped_headers, "no reply within 0.2 s, 3 times"),
+        (fault_server.many_headers, "no connection, 3 times"),
+        (fault_server.raw(b" " * 2**17), "a reply of more than 0.0625 MiB, 3 times"),
+        (fault_server.raw(b"[" * 50_000), "no reply of the OpenAI API, 3 times"),
+        (fault_server.raw(b'{"data": null}'), "no reply of the OpenAI API, 3 times"),
+        (fault_server.raw(b'{"data": [1, "x"]}'), "no reply of the OpenAI API, 3 times"),
+        (fault_server.raw(b"<html>", "text/html"), "no reply of the OpenAI API, 3 times"),
+        (fault_server.raw(b"{}", "application/json; charset=zip"), "no reply of the OpenAI API, 3 times"),
+        (fault_server.redirect(307, "http://127.0.0.1:9/v1"), f"answers 307: {http_client.ELSEWHERE}"),
+        (fault_server.redirect(301, "//localhost:9/"), f"answers 301: {http_client.ELSEWHERE}"),
+    ],
+)  # fmt: skip
+def test_a_listing_of_any_kind_ends_in_one_line(
+    step: Any, says: str, bad: fault_server.FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "MOST_BYTES", 2**16)
+    bad.on_get = step
+    with pytest.raises(HarnessError) as told:
+        bad_service(bad, timeout_s=0.2).listed()
+    assert says in str(told.value)
+    assert str(told.value).startswith(bad.url)
+
+
+def test_an_answer_that_drips_is_given_up_after_all_attempts(bad: fault_server.FaultServer) -> None:
+    bad.default = [fault_server.drip]
+    service = bad_service(bad, timeout_s=0.05)
+    body = {"model": "judge-1", "messages": [{"role": "user", "content": "case-a"}]}
+    with pytest.raises(HarnessError, match=r"no reply within 0\.05 s, 8 times"):
+        service.ask(service.client.chat.completions.create, body, {})
+    assert bad.asked["case-a"] == openai.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"choices": {"a": 1}},
+        {"choices": [1]},
+        {"choices": ["x"]},
+        {"choices": [{}]},
+        {"choices": None},
+        [],
+        1,
+    ],
+    ids=str,
+)
+def test_a_reply_of_another_shape_is_no_reply(bad: fault_server.FaultServer, reply: Any) -> None:
+    bad.default = [fault_server.raw(json.dumps(reply).encode())]
+    service = bad_service(bad)
+    body = {"model": "judge-1", "messages": [{"role": "user", "content": "case-a"}]}
+    with pytest.raises(HarnessError, match="no reply of the OpenAI API, 8 times"):
+        service.ask(service.client.chat.completions.create, body, {})
+
+
+ODD_NAMES: list[Any] = [
+    None,
+    7,
+    {"a": 1},
+    ["x"],
+    True,
+    "x" * 10**5,
+    STEERS,
+    "\udc80",
+    "",
+    "~nobody-here",
+    "a\0b",
+]
+
+
+def test_odd_names_of_models_are_passed_over(server: CompletionsServer, opened: Open) -> None:
+    odd = [{"id": name, "root": root} for name in ODD_NAMES for root in ODD_NAMES]
+    server.models = [*odd, {"id": "served", "root": STEERS, "parent": {"a": 1}, "max_model_len": "long"}]
+    assert opened(tokenizer=None).takes_ids is False
+    assert opened().context_tokens == 4096  # the tokenizer's model's own
+    with pytest.raises(HarnessError) as told:
+        opened("absent")
+    assert str(told.value) == f"{server.url} has no model 'absent'; it has served"
+    with pytest.raises(HarnessError, match=r"does not serve .*; it has served$"):
+        OpenAIEngine.open(Checkpoint(seed_model_path()), ResponsesConfig(server=server.url), "cpu")
+    server.models = odd
+    with pytest.raises(HarnessError, match=r"has no model 'served'; it has odd names alone$"):
+        opened()
+
+
+def test_of_many_models_a_few_are_named(server: CompletionsServer, opened: Open) -> None:
+    server.models = [{"id": f"m{number}"} for number in range(1_000)]
+    with pytest.raises(HarnessError, match=r"it has m0, m1, m2, m3, m4$"):
+        opened()
+
+
+@pytest.mark.parametrize("odd", [f"{STEERS}", "two words", "x" * 300, {"a": STEERS}, ["x"], None])
+def test_what_an_error_calls_itself_is_shown_only_as_a_word(bad: fault_server.FaultServer, odd: Any) -> None:
+    bad.default = [fault_server.error(400, odd, STEERS, odd)]
+    service = bad_service(bad)
+    body = {"model": "judge-1", "messages": [{"role": "user", "content": "case-a"}]}
+    with pytest.raises(openai.RefusedError) as told:
+        service.ask(service.client.chat.completions.create, body, {})
+    assert str(told.value) == "HTTP 400"
+    bad.default = [fault_server.error(400, "bad_value", STEERS, "messages[0].content")]
+    with pytest.raises(openai.RefusedError, match=r"^HTTP 400 \(bad_value, messages\[0\]\.content\)$"):
+        service.ask(service.client.chat.completions.create, body, {})
+
+
+def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
+    server: CompletionsServer, opened: Open, tokenizer: Any
+) -> None:
+    engine = opened()
+    server.answer = lambda prompt: ([5] * 3_000 + [tokenizer.eos_token_id] * 9, "stop")
+    assert engine.generate([[1, 5]], 24) == [[5] * 24]
+    server.answer = lambda prompt: ([5] * 20 + [tokenizer.eos_token_id] * 9, "stop")
+    assert engine.generate([[1, 5]], 24) == [[5] * 20]
+    engine.generate_until([request()])
+    assert engine.completions["some-task", 0, 0].finish_reason == "length"
+    chats = opened(tokenizer=None)
+    server.answer = lambda asked: ([5, tokenizer.eos_token_id], "stop")
+    for message in ({"content": "x" * 10**7}, {"reasoning": "y" * 10**7}):
+        server.message = message
+        chats.generate_until([request()])
+        found = chats.completions["some-task", 0, 0]
+        assert found.finish_reason == "length"
+        assert len(found.text + (found.reasoning or "")) <= 24 * openai.LONGEST_TOKEN
+    server.message = {"content": "x" * 24 * openai.LONGEST_TOKEN}
+    chats.generate_until([request()])
+    assert chats.completions["some-task", 0, 0].finish_reason == "stop"
+
+
+def test_a_date_beyond_all_years_is_no_time_to_wait() -> None:
+    assert openai._retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
+
+
+@pytest.mark.parametrize("counted", [-1, 10**30, True, 1.5, "7", None, [1]])
+def test_a_count_that_is_none_is_our_own(counted: Any) -> None:
+    assert openai.written("two words", counted, 24, ended=True)[:3] == [openai.WRITTEN, 2, 1]
+
+
+@pytest.mark.parametrize("score", [None, "x", float("nan"), {"a": 1}])
+def test_odd_log_probabilities_are_none(server: CompletionsServer, opened: Open, score: Any) -> None:
+    engine = opened()
+    kept = completions_server.Handler.logprobs
+
+    def logprobs(handler: Any, ids: list[int]) -> dict[str, Any]:
+        found = kept(handler, ids)
+        return found | {"token_logprobs": [*found["token_logprobs"][:-2], score, score]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(completions_server.Handler, "logprobs", logprobs)
+        with pytest.raises(HarnessError, match="gives no log-probabilities of a prompt"):
+            engine.logprobs([([1, 3, 5], [4, 6])])
+
+
+def test_an_engine_that_does_not_open_leaves_nothing_running(server: CompletionsServer, opened: Open) -> None:
+    def running() -> int:
+        return sum(thread.name == "http-client" for thread in threading.enumerate())
+
+    before = running()
+    with pytest.raises(HarnessError):
+        opened("absent")
+    assert running() == before
