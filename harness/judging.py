@@ -599,11 +599,29 @@ def _listed(reasons: Mapping[str, int]) -> str:
     return shown + (f"; {sum(count for _, count in most[3:])} others" if len(most) > 3 else "")
 
 
+def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) -> str:
+    """What a judge's stored verdicts were given by: threshold and rubric, as their markers have them. "" for
+    a judge without them."""
+    found: dict[str, None] = {}
+    for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
+        for task in safety_tasks(cell):
+            with contextlib.suppress(HarnessError):
+                inputs = records.marker(out / cell.folder / task / marker_file(judge))["inputs"]
+                known = inputs.get("judge")
+                known = known if isinstance(known, dict) else {}
+                parts = [f"harmful from a score of {known['threshold']} on"] * ("threshold" in known)
+                parts += [f"rubric {known['rubric']}"] * ("rubric" in known)
+                found[", ".join(parts)] = None
+    return " or ".join(filter(None, found))
+
+
 def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
     """What a table says of its judges: what they read, why verdicts are missing, what they cost in all."""
     read = {"prefill+response": "prefix and continuation", "response": "the continuation alone"}
     lines = [f"Judged of a prefilled answer: {read[config.safety.judged_scope]}."]
     for name in config.judges:
+        if found := standard(config, out, cells, name):
+            lines.append(f"Judge {name}: {found}.")
         reasons: Counter[str] = Counter()
         tokens, usd = 0, 0.0
         for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):

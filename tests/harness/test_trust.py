@@ -37,8 +37,8 @@ READING = [
     ("clean", "--all", "--yes"),
 ]
 RESPOND = ("respond", "mini", "--name", "mine", "--tasks", "hexphi_raw-mini", "--out", "RUN")
-# How a run that is there is gone on with, the steps that its own configuration is taken for, and the keys that
-# the command names.
+# How one goes on with a run, the steps that its configuration is taken for, and the keys that the
+# command names itself.
 GOING_ON: list[tuple[tuple[str, ...], frozenset[trust.Step], tuple[str, ...]]] = [
     (("sweep", "preview-length", "--values", "2", "--run", "RUN"), trust.ALL, ()),
     (("sweep", "prefill-depth", "--run", "RUN"), trust.ALL, ()),
