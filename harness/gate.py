@@ -21,7 +21,7 @@ from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
-from harness.tables import BASELINE, DONE, MEAN
+from harness.tables import BASELINE, DAMAGED, DONE, MEAN
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
@@ -255,7 +255,8 @@ def _finding(condition: Condition, against: Against, frames: _Frames, **names: s
         worst = _drop(frames.drops.get(key, {}), condition.metric)[2]
     value, low, high = figures
     side, counts = (low, min) if condition.kind == "min" else (high, max)
-    bound = None if side is None or worst is None else counts(side, worst)
+    damaged = row["status"].startswith(DAMAGED)
+    bound = None if side is None or worst is None or damaged else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
     return Finding(
         **names,

@@ -607,11 +607,11 @@ def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) ->
         for task in safety_tasks(cell):
             with contextlib.suppress(HarnessError):
                 inputs = records.marker(out / cell.folder / task / marker_file(judge))["inputs"]
-                known = inputs.get("judge")
-                known = known if isinstance(known, dict) else {}
-                parts = [f"harmful from a score of {known['threshold']} on"] * ("threshold" in known)
-                parts += [f"rubric {known['rubric']}"] * ("rubric" in known)
-                found[", ".join(parts)] = None
+                known = inputs.get("judge") if isinstance(inputs.get("judge"), dict) else {}
+                said = {"harmful from a score of": known.get("threshold"), "rubric": known.get("rubric")}
+                found[", ".join(f"{what} {value}" for what, value in said.items() if value is not None)] = (
+                    None
+                )
     return " or ".join(filter(None, found))
 
 

@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
-from harness.tables import COSTS, DONE, FAILED
+from harness.tables import COSTS, DAMAGED, DONE, FAILED
 
 Found = TypeVar("Found")
 
@@ -123,7 +123,7 @@ def _missing(missing: Mapping[str, HarnessError]) -> str:
         reasons.setdefault(str(reason), []).append(name)
     damaged = any(isinstance(reason, records.DamagedError) for reason in missing.values())
     what = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
-    return f"{'damaged' if damaged else 'missing'}: {what}"
+    return f"{DAMAGED if damaged else 'missing'}: {what}"
 
 
 def _further(
