@@ -369,8 +369,10 @@ class RunConfig(Section):
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             _check_name(name)
-            if name.startswith("epoch-") or name.endswith((".json", ".svg")):
+            if name.lower().startswith("epoch-") or name.lower().endswith((".json", ".svg")):
                 raise ValueError(f"name {name!r} is that of a run's own file; choose another")
+        if len({name.lower() for name in value}) < len(value):  # one folder where a disk knows no capitals
+            raise ValueError("two names differ in capitals alone; choose others")
         return value
 
     @model_validator(mode="after")

@@ -242,6 +242,8 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     found = _settled(judge, exchanges, scope)
     if bench.anew:
         journal.remove()
+        shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+        crash.point("verdicts.forgotten", stage.marker)
     elif judge.heavy:
         if stage.done():  # judged again for what it left unjudged
             rows = records.each_verdict(stage.folder, stage.name, stage.outputs[0])

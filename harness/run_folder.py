@@ -22,7 +22,7 @@ from harness import config as configuration
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
-from harness.store import content_hash, held, links_below, write_json_atomic
+from harness.store import content_hash, held, odd_below, write_json_atomic
 from harness.text import WEIGHTS, without_keys
 from harness.workshop import Workshop
 
@@ -66,10 +66,6 @@ def taken_config(out: Path, overrides: Mapping[str, Any], steps: Collection[trus
     return config
 
 
-def _within(out: Path, path: Path) -> str:
-    return path.relative_to(out).as_posix()
-
-
 def failed(out: Path) -> dict[Path, str]:
     """Why cells of a run failed in its last command, by folder."""
     stored = records.run(out).get("failures", {})
@@ -85,12 +81,14 @@ def lock(out: Path) -> Iterator[None]:
         foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
-    links = [path for path in links_below(out) if not PLACE_OF_WEIGHTS.fullmatch(_within(out, path))]
-    if links:
-        raise HarnessError(
-            f"{links[0]} is a link, through which a run could write elsewhere; put what it leads to in its "
-            f"place (only a training's folder {WEIGHTS} may be a link)"
-        )
+    for path in odd_below(out):
+        if not path.is_symlink():
+            raise HarnessError(f"{path} is no plain file or folder; remove it")
+        if not PLACE_OF_WEIGHTS.fullmatch(path.relative_to(out).as_posix()):
+            raise HarnessError(
+                f"{path} is a link, through which a run could write elsewhere; put what it leads to in its "
+                f"place (only a training's folder {WEIGHTS} may be a link)"
+            )
     with held(out, "another harness command is at work on this run; wait for it to end"):
         yield
 
@@ -170,7 +168,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
     else:
         config = config.model_copy(update={"methods": chosen})
     config = config.model_copy(update={"engine": shop.engine_name})
-    trust.remember(config, out, named=shop.config, stored=before)
+    trust.remember(config, out, before)
     write_json_atomic(
         record_file,
         {

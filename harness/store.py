@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,13 +161,15 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def links_below(folder: Path) -> list[Path]:
-    """The symbolic links in a folder; what they lead to is not looked at."""
+def odd_below(folder: Path) -> list[Path]:
+    """What in a folder is neither a plain file nor a folder: links, whatever they lead to; pipes, which hold
+    a reader for ever; devices."""
+    plain = (stat.S_IFREG, stat.S_IFDIR)
     return sorted(
         Path(place, name)
-        for place, *names in os.walk(folder)  # which follows none
+        for place, *names in os.walk(folder)  # which follows no link
         for name in itertools.chain(*names)
-        if os.path.islink(os.path.join(place, name))
+        if stat.S_IFMT(os.lstat(os.path.join(place, name)).st_mode) not in plain
     )
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import RunConfig, load, meanings
 from harness.contracts import HarnessError, UsageError
 from harness.store import content_hash, write_text_atomic
-from harness.text import one_line, without_keys
+from harness.text import LEFT_OUT, one_line, without_keys
 
 Step = Literal["train", "respond", "judge"]
 TRAIN: frozenset[Step] = frozenset({"train"})
@@ -32,6 +32,7 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "model": WORK,  # reads a folder, or fetches from the hub with the user's token
     "method_options": WORK,  # a plugin's option may name anything
     "variants": WORK,
+    "train_tasks": WORK,  # their data may come from the hub
     "train_data": TRAIN,  # reads a file, or fetches a data set
     "mix": TRAIN,
     "safety_data": TRAIN,
@@ -53,6 +54,10 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "responses.in_flight": RESPOND,
     "responses.tensor_parallel": RESPOND,
     "responses.data_parallel": RESPOND,
+    "safety.raw_task": RESPOND,  # what RSR and JSR measure
+    "safety.prefill_task": RESPOND,
+    "safety.prefill_tokens": RESPOND,
+    "judging.mode": JUDGE,  # batch: believes what the run's folder remembers of one
     "judging.rubric": JUDGE,  # reads a file and sends it; changes verdicts
     "judging.threshold": JUDGE,  # changes verdicts
     "judging.prompt_files": JUDGE,
@@ -63,10 +68,11 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "ray.cpus_per_cell": WORK,
     "ray.gpus_per_cell": WORK,
 }
+COUNTS = ("threads", "jobs", "training.num_processes", "ray.cpus_per_cell")  # up to this machine's cores
 # What costs time or says what a run is, and neither leaves this machine nor touches it.
 INERT = frozenset(
     {
-        *("name", "note", "paper", "methods", "train_tasks", "columns", "seeds", "engine"),
+        *("name", "note", "paper", "methods", "columns", "seeds", "engine"),
         *("cross_tasks", "eval_every_epoch"),
         *("training.epochs", "training.learning_rate", "training.batch_size", "training.schedule"),
         *("training.warmup_steps", "training.betas", "training.weight_decay", "training.max_grad_norm"),
@@ -79,10 +85,9 @@ INERT = frozenset(
         *("responses.dtype", "responses.limit", "responses.part", "responses.validation_share"),
         *("responses.thinking", "responses.batch_size", "responses.static_cache", "responses.gpu_memory"),
         *("responses.max_context", "responses.timeout_s"),
-        *("safety.raw_task", "safety.prefill_task", "safety.prefill_tokens"),
         "safety.judged_scope",  # both values are published protocols, and every table names the one it has
         *("judging.engine", "judging.dtype", "judging.batch_size", "judging.timeout_s"),
-        *("judging.attempts", "judging.mode", "judging.max_cost"),
+        *("judging.attempts", "judging.max_cost"),
         "ray.retries",
     }
 )
@@ -114,30 +119,39 @@ def check(
 def _asked(config: RunConfig, named: Collection[str] | RunConfig, steps: Collection[Step]) -> dict[str, Any]:
     """The acting keys of ``config``, with their values, that are neither named, nor the default, nor the
     embedded world's (``harness compare`` alone), which needs nothing from outside."""
-    now, usual, mini = _values(config), _values(RunConfig()), _values(load("mini"))
-    here = _values(named) if isinstance(named, RunConfig) else {}
+    now, allowed = _values(config), [_values(RunConfig()), _values(load("mini"))]
+    allowed += [_values(named)] if isinstance(named, RunConfig) else []
     given = () if isinstance(named, RunConfig) else named
     return {
         key: now[key]
         for key, taken_by in ACTING.items()
         if taken_by.intersection(steps)
-        and now[key] not in (usual[key], mini[key], here.get(key, usual[key]))
         and not any(key == name or key.startswith(f"{name}.") for name in given)
+        and not _among(now[key], [one[key] for one in allowed])
+        and not (key in COUNTS and now[key] <= (os.cpu_count() or 1))
     }
 
 
+def _among(value: Any, allowed: Sequence[Any]) -> bool:
+    """Whether a value, or each part of a list or mapping, is one of those allowed."""
+    if isinstance(value, dict):
+        return all(any((one or {}).get(name) == part for one in allowed) for name, part in value.items())
+    if isinstance(value, list):
+        return all(any(part in (one or []) for one in allowed) for part in value)
+    return value in allowed
+
+
 def owned(config: RunConfig) -> bool:
-    """Whether this user has made a run with these values of all acting keys."""
-    return (_folder() / _identity(config)).is_file()
+    """Whether this user has made a run with these values of all acting keys. Not if a key stood in the
+    launcher: it was left out of the record, so that different launchers look the same there."""
+    return LEFT_OUT not in (config.training.launcher or "") and (_folder() / _identity(config)).is_file()
 
 
-def remember(
-    config: RunConfig, out: Path, named: RunConfig | None = None, stored: RunConfig | None = None
-) -> None:
-    """Note that this user has made a run with these values, if that is so: it goes on with a run of the
-    user's (``stored``), or all that acts was ``named`` by a command. Where that cannot be written down, the
-    user will be asked to repeat them."""
-    if not (stored and owned(stored)) and (named is None or _asked(config, named, ALL)):
+def remember(config: RunConfig, out: Path, stored: RunConfig | None) -> None:
+    """Note that this user has made a run with these values: a new one, or one that was the user's before
+    (``stored``). A stranger's run never becomes one's own, however much of it a command has named. Where the
+    note cannot be written, the user will be asked to repeat them."""
+    if stored is not None and not owned(stored):
         return
     note = _folder() / _identity(config)
     with contextlib.suppress(OSError, HarnessError):

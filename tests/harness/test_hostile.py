@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -317,6 +318,48 @@ def test_no_link_but_a_trainings_weights_is_worked_through(
         ended = command(*arguments)
         assert (ended.code, "is a link, through which a run could write elsewhere" in ended.err) == (1, True)
         assert snapshot(mine) == before
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["leaderboard.done.json", "run.json", f"{CELL}/train.done.json", f"{CELL}/training.json",
+     f"{CELL}/hexphi_raw-mini/respond.done.json", f"{CELL}/hexphi_raw-mini/judge-keyword.done.json",
+     f"{CELL}/hexphi_raw-mini/.judge-keyword.journal.jsonl", "report.html", "analysis/x"],
+)  # fmt: skip
+def test_a_pipe_in_a_run_holds_no_command(file: str, run: Path, command: Run) -> None:
+    (run / file).unlink(missing_ok=True)
+    (run / file).parent.mkdir(exist_ok=True)
+    os.mkfifo(run / file)
+    for arguments in (
+        ("leaderboard", run),
+        ("judge", run, "--judge", "keyword", "--anew"),
+        ("report", run),
+        ("card", run, "vanilla"),
+        ("analyze", "categories", run),
+        ("gate", run, "--min-rsr", "10"),
+    ):
+        ended = command(*arguments)
+        assert (ended.code, len(ended.err.splitlines())) == (1, 1), arguments
+        assert re.search("is no plain file or folder|no run.json", ended.err)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"safety.prefill_task": "hexphi_raw-mini"}, "safety.prefill_task: task 'hexphi_raw-mini' opens no"),
+        ({"safety.raw_task": "hexphi_prefill-mini"}, "safety.raw_task: task 'hexphi_prefill-mini' opens"),
+        ({"variants": {"Vanilla": {"method": "vanilla"}}}, "variants.Vanilla: that is a method's name"),
+        ({"checkpoints": {"SEED": "mini"}}, "--checkpoint SEED"),
+        ({"checkpoints": {"a": "mini", "A": "mini"}}, "two names differ in capitals alone"),
+        ({"checkpoints": {"Epoch-1": "mini"}}, "a run's own file"),
+    ],
+)  # fmt: skip
+def test_rates_are_what_they_are_called_and_rows_have_folders_of_their_own(
+    changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        plan.cells(configuration.load("mini", changes))
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["checkpoints", "variants", "safety_sets"])

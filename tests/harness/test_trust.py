@@ -4,6 +4,7 @@ the command names it too or this user has made a run with the same settings."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import made_run
 import pytest
 import tripwires
 
-from harness import config, data, models, run_folder, trust
+from harness import config, data, judging, models, run_folder, trust
 from harness.contracts import UsageError
+from harness.text import LEFT_OUT
 
 Run = Callable[..., Any]
 MARK = "planted-by-a-stranger"  # in every value that a stranger planted
@@ -53,8 +55,10 @@ TAKEN = [
     for key, taken_by in trust.ACTING.items()
     if taken_by & steps and key not in names
 ]
+# With these a run trains anew, or answers other tasks, and is refused for that.
+RETRAINING = ("train_data", "mix", "safety_data", "variants", "method_options", "train_tasks")
 JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "data",
-          "method_options", "variants")  # fmt: skip
+          "method_options", "variants", "train_tasks")  # fmt: skip
 
 
 @pytest.fixture
@@ -70,6 +74,7 @@ def planted(folder: Path, url: str) -> dict[str, Any]:
         "model": f"{MARK}/model",
         "method_options": {"lookahead-virtual": {"prefix": MARK}},
         "variants": {"theirs": {"method": "vanilla", "training": {"epochs": 2}}},
+        "train_tasks": ["gsm8k-mini", "gsm8k"],
         "train_data": f"{place}.jsonl",
         "mix": {f"{place}-mix.jsonl": 0.1},
         "safety_data": f"{place}-safety.jsonl",
@@ -91,6 +96,10 @@ def planted(folder: Path, url: str) -> dict[str, Any]:
         "responses.in_flight": 99_999,
         "responses.tensor_parallel": 99_999,
         "responses.data_parallel": 99_999,
+        "safety.raw_task": "hexphi_raw",
+        "safety.prefill_task": "hexphi_prefill",
+        "safety.prefill_tokens": 9,
+        "judging.mode": "batch",
         "judging.rubric": f"{place}-rubric.txt",
         "judging.threshold": 4.0,
         "judging.prompt_files": {"harmbench": f"{place}-prompt.txt"},
@@ -101,6 +110,19 @@ def planted(folder: Path, url: str) -> dict[str, Any]:
         "ray.cpus_per_cell": 99_999.0,
         "ray.gpus_per_cell": 99_999.0,
     }
+
+
+def not_taken(step: str) -> list[str]:
+    """Acting keys that a step does not take, and that leave the run the cells that it has."""
+    others = (
+        *RETRAINING,
+        "safety.raw_task",
+        "safety.prefill_task",
+        "safety_sets",
+        "checkpoints",
+        "training.num_processes",
+    )
+    return [key for key, steps in trust.ACTING.items() if step not in steps and key not in others]
 
 
 def plant(run: Path, values: dict[str, Any]) -> None:
@@ -137,7 +159,10 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 def assert_nothing_acted(seen: list[str], asked: list[str], server: fault_server.FaultServer) -> None:
-    assert [line for line in seen if MARK in line or "socket.connect" in line] == []
+    outside = [
+        line for line in seen if not re.search(r"/(run|copy)/", line)
+    ]  # markers may bear a judge's name
+    assert [line for line in outside if MARK in line or "socket.connect" in line] == []
     assert (asked, server.bodies, server.headers) == ([], [], [])
 
 
@@ -207,7 +232,7 @@ def test_judging_a_strangers_run_takes_nothing_else_from_it(
     run: Path, stranger: list[str], server: fault_server.FaultServer, tmp_path: Path, command: Run
 ) -> None:
     values = planted(tmp_path, server.url)
-    plant(run, {key: values[key] for key, steps in trust.ACTING.items() if "judge" not in steps})
+    plant(run, {key: values[key] for key in not_taken("judge")})
     with tripwires.watched() as seen:
         ended = command("judge", run, "--judge", "keyword", "--anew", "--set", f"cache={tmp_path / 'mine'}")
     assert ended.code in (0, 1), ended.err
@@ -274,24 +299,107 @@ def test_a_run_is_ones_own_by_the_values_that_act(tmp_path: Path, stranger: list
     mine = config.load("mini", {"training.launcher": "srun torchrun", "judging.threshold": 4})
     out = tmp_path / "run"
     assert not trust.owned(mine)
-    trust.remember(mine, out, named=mine)
+    trust.remember(mine, out, None)
     assert trust.owned(mine)
     assert trust.owned(config.changed(mine, {"training.epochs": 7, "note": "x"}, "x"))  # these do not act
     for key, value in planted(tmp_path, "http://127.0.0.1:1/v1").items():
-        if key not in ("judging.threshold", "train_data"):
-            assert not trust.owned(config.changed(mine, {key: value}, "x")), key
+        if key in ("judging.threshold", "train_data", "safety.raw_task", "safety.prefill_task"):
+            continue  # the same, or nothing that a recipe takes together with the others
+        assert not trust.owned(config.changed(mine, {key: value}, "x")), key
     assert (tmp_path / "state" / "runs").stat().st_mode & 0o077 == 0
 
 
-def test_going_on_makes_a_strangers_run_ones_own_only_if_all_was_named(
-    tmp_path: Path, stranger: list[str]
+@pytest.mark.parametrize(
+    "arguments", [RESPOND, ("judge", "RUN", "--judge", "keyword"), ("analyze", "kl", "RUN")]
+)
+def test_no_command_makes_a_strangers_run_ones_own(
+    arguments: tuple[str, ...],
+    run_copy: Path,
+    stranger: list[str],
+    server: fault_server.FaultServer,
+    tmp_path: Path,
+    command: Run,
 ) -> None:
+    """Not even one that succeeds because it takes nothing of what is planted."""
+    step = "judge" if arguments[0] == "judge" else "respond"
+    values = planted(tmp_path, server.url)
+    plant(run_copy, {key: values[key] for key in not_taken(step)})
+    with tripwires.watched() as seen:
+        ended = command(*(run_copy if word == "RUN" else word for word in arguments))
+    assert ended.code == 0, ended.err
+    assert_nothing_acted(seen, stranger, server)
+    assert not trust.owned(run_folder.stored_config(run_copy))
+    again = command("sweep", "prefill-depth", "--run", run_copy)
+    assert (again.code, "run.json asks for" in again.err) == (2, True)
+
+
+def test_naming_all_of_a_strangers_run_does_not_make_it_ones_own(tmp_path: Path, stranger: list[str]) -> None:
     theirs = config.load("mini", {"training.launcher": "sh x", "judging.threshold": 4})
-    named = config.load("mini", {"judging.threshold": 4})
-    trust.remember(theirs, tmp_path, named=named, stored=theirs)
+    trust.remember(theirs, tmp_path, theirs)
     assert not trust.owned(theirs)
-    trust.remember(theirs, tmp_path, named=theirs, stored=theirs)
-    assert trust.owned(theirs)
+
+
+def test_a_launcher_with_a_key_in_it_is_never_ones_own(tmp_path: Path, stranger: list[str]) -> None:
+    """The record leaves the key out, so that other launchers look the same there."""
+    mine = config.load("mini", {"training.launcher": "env HF_TOKEN=abcdefgh12 torchrun"})
+    out = tmp_path / "run"
+    trust.remember(mine, out, None)
+    stored = config.changed(
+        mine, {"training.launcher": mine.model_dump(mode="json")["training"]["launcher"]}, ""
+    )
+    assert LEFT_OUT in (stored.training.launcher or "")
+    assert not trust.owned(stored)
+
+
+def test_judges_that_only_the_run_names_have_no_voice_and_are_not_even_made(
+    run: Path, stranger: list[str], server: fault_server.FaultServer, tmp_path: Path, command: Run
+) -> None:
+    file = tmp_path / f"{MARK}.yaml"
+    theirs = ["mini-exact", f"chat:{MARK}/model", str(file), f"openai:judge-1@{server.url}", "vote"]
+    plant(run, {"judges": theirs})
+    for flags in ((), ("--anew",), ("--retry-unjudged",)):
+        with tripwires.watched() as seen:
+            ended = command("judge", run, "--judge", "keyword", *flags)
+        assert ended.code == 0, ended.err
+        assert_nothing_acted(seen, stranger, server)
+    with tripwires.watched() as seen:
+        ended = command("judge", run, "--judge", "keyword,vote", "--anew")
+    assert ended.code == 0, ended.err  # mini-exact, which needs nobody, keyword, and the vote of the two
+    assert_nothing_acted(seen, stranger, server)
+    for marker in run.rglob("judge-vote.done.json"):
+        others = json.loads(marker.read_text(encoding="utf-8"))["inputs"]["others"]
+        assert {*others} == {"mini-exact", "keyword"}
+
+
+def test_a_batch_that_only_the_run_remembers_is_not_collected(
+    run: Path, stranger: list[str], server: fault_server.FaultServer, command: Run
+) -> None:
+    plant(run, {"judging.mode": "batch"})
+    judge = f"openai:judge-1@{server.url}"
+    for task in ("hexphi_raw-mini", "hexphi_prefill-mini"):
+        memory = run / "seed" / task / f".{judging.stage_name(judge)}.remote" / "batch.json"
+        memory.parent.mkdir()
+        memory.write_text('{"label": "x", "id": "batch_theirs"}', encoding="utf-8")
+    server.batches["batch_theirs"] = {
+        "id": "batch_theirs",
+        "object": "batch",
+        "endpoint": "/v1/chat/completions",
+        "created_at": 0,
+        "input_file_id": "f",
+        "completion_window": "24h",
+        "status": "completed",
+        "metadata": {},
+    }
+    assert "asks for judging.mode" in command("judge", run, "--judge", judge).err
+    refused = command("judge", run, "--judge", judge, "--anew", "--judge-mode", "batch")
+    assert (refused.code, "--judge-mode direct" in refused.err) == (2, True)
+    believed = command("judge", run, "--judge", judge, "--judge-mode", "batch")
+    assert (believed.code, "is not the one that was submitted" in believed.err) == (1, True)
+    assert not server.bodies
+    ended = command("judge", run, "--judge", judge, "--anew", "--judge-mode", "direct")
+    assert ended.code == 0, ended.err
+    assert server.bodies
+    assert not list(run.rglob("batch.json"))
 
 
 def test_a_record_that_cannot_be_written_stops_nothing(
@@ -300,7 +408,7 @@ def test_a_record_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HARNESS_STATE", str(tmp_path / "file"))
     mine = config.load("mini", {"judging.threshold": 4})
-    trust.remember(mine, tmp_path, named=mine)
+    trust.remember(mine, tmp_path, None)
     assert not trust.owned(mine)
 
 
