@@ -32,6 +32,7 @@ from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
 from harness import crash
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
+from harness.store import remove
 
 LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for the device
 SAVE_INTERVAL_S = 600.0  # between two resume states, where the recipe does not say
@@ -209,9 +210,13 @@ class HookedTrainer(transformers.Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's resume state, the method's, and last the marker that makes it count; only then are
         older ones removed."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():  # what an interrupted command left there, links too
+            remove(folder)
+            crash.point("state.cleared", folder)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.look_at_losses()
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             tensors = {name: value.contiguous() for name, value in self.method.state().items()}
             if tensors:

@@ -30,6 +30,7 @@ from harness import (
     stages,
     store,
     training,
+    trust,
     workers,
 )
 from harness import config as configuration
@@ -107,7 +108,7 @@ def compare(
         shop = Workshop(config, out)
     _check(shop, kinds)
     with run_folder.lock(out):
-        config = run_folder.join(shop)
+        config = run_folder.join(shop, _taken(until))
         shop = Workshop(config, out)
         store.sweep(out)
         training.sweep(out)
@@ -129,7 +130,7 @@ def compare(
         if todo:
             for line in bench.check([*config.judges]) if until == "leaderboard" else ():
                 console.print(escape(line), highlight=False, soft_wrap=True)
-            estimate.show(bench, cells, todo, console)
+            estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
         else:
             console.print(
                 f"Nothing to do: all {len(cells)} cell{'s' * (len(cells) != 1)} of {escape(str(out))} "
@@ -177,6 +178,11 @@ def compare(
             + "The same command tries the failed ones again."
         )
     _complete(judged)
+
+
+def _taken(until: Step) -> Collection[trust.Step]:
+    """The steps whose settings this command takes."""
+    return {"train": trust.TRAIN, "respond": trust.WORK}.get(until, trust.ALL)
 
 
 def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
@@ -252,7 +258,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     cells, bench = plan.cells(config), judging.Bench(shop)
     if not models.is_here(config.model):
         models.check_hub_name(config.model)
-        estimate.show(bench, cells, cells, console)
+        estimate.show(bench, cells, cells, console, judged=until == "leaderboard")
         console.print(
             f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
             highlight=False,
@@ -264,7 +270,8 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
         responding.check_functions(benchmarks.get(task, config.safety_sets))
-    estimate.show(bench, cells, _todo(bench, cells, unanswered, until), console)
+    todo = _todo(bench, cells, unanswered, until)
+    estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     if unanswered:
         jobs = workers.job_count(config, len(unanswered))
         expected = forecast.forecast(shop, unanswered, jobs)
@@ -279,16 +286,23 @@ def judge_again(
     overrides: Mapping[str, Any] | None = None,
     *,
     retry_unjudged: bool = False,
+    anew: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Let judges judge a run's stored responses, without its models, and print the leaderboard.
 
-    ``overrides``: keys of the section ``judging``, and ``safety.judged_scope``. Raises UsageError where they
-    would change what a judge says that is not asked, CellsFailedError where a judge could not go on,
-    JudgePendingError where one has handed its work on.
+    ``overrides``: keys of the section ``judging``, ``safety.judged_scope``, and ``cache``. ``anew``: nothing
+    that is known of their verdicts counts. Raises UsageError where they would change what a judge says that
+    is not asked, CellsFailedError where a judge could not go on, JudgePendingError where one has handed its
+    work on.
     """
+    given = {"judges": None, **(overrides or {})}  # the run's own are not asked unless they are named
     stored = run_folder.stored_config(out)
     config = configuration.changed(stored, overrides or {}, f"{out / 'run.json'}")
+    if anew and config.judging.mode == "batch":
+        raise UsageError("--anew would forget a batch that is under way: add --judge-mode direct")
+    trust.check(config, stored, out, given, trust.JUDGE)
+    own = trust.owned(stored)
     config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
     plan.check_judges(
         [name for name in config.judges if name not in stored.judges or registry.is_judge(name)]
@@ -296,20 +310,25 @@ def judge_again(
     if retry_unjudged or any(map(registry.combines, config.judges)):  # all others' verdicts are wanted
         _check_installed(out, config.judges)
     cells = plan.cells(config)
-    bench = judging.Bench(Workshop(config, out))
-    bench.retry_unjudged = retry_unjudged
     # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
     at_hand = [
         name
         for name in filter(registry.is_judge, stored.judges)
-        if bench.judge(name).combines or not bench.judge(name).heavy
+        if (own and registry.judge_class(name).combines) or not registry.judge_class(name).heavy
     ]
     asked = [name for name in config.judges if name in {*judges, *at_hand}]
-    changed = judging.otherwise(
-        judging.Bench(Workshop(stored, out)),
-        bench,
-        [name for name in filter(registry.is_judge, stored.judges) if name not in asked],
-    )
+    # In a run of somebody else's, only judges that work here and now have a voice in a vote.
+    heard = config if own else config.model_copy(update={"judges": tuple(asked)})
+    plan.check_judges(heard.judges if any(map(registry.combines, asked)) else ())
+    bench = judging.Bench(Workshop(heard, out))
+    bench.retry_unjudged, bench.anew = retry_unjudged, anew
+    others = [name for name in filter(registry.is_judge, stored.judges) if name not in asked]
+    if config.judging == stored.judging and config.safety == stored.safety:
+        changed = []
+    elif own:
+        changed = judging.otherwise(judging.Bench(Workshop(stored, out)), bench, others)
+    else:  # to compare them they would have to be made, and may read what the run's record names
+        changed = others
     if changed:
         raise UsageError(
             f"these settings change what {', '.join(changed)} would say, too: name all judges that are to "
@@ -331,9 +350,10 @@ def judge_again(
         left = {*judged.failed, *judged.waiting} - {*stored.judges}
         kept = tuple(name for name in config.judges if name not in left)
         # Nor must what this one command may spend.
-        own = {name: getattr(stored.judging, name) for name in ("max_cost", "mode")}
-        section = config.judging.model_copy(update=own)
+        once = {name: getattr(stored.judging, name) for name in ("max_cost", "mode")}
+        section = config.judging.model_copy(update=once)
         config = config.model_copy(update={"judges": kept, "judging": section})
+        trust.remember(config, out, stored)
         run_folder.update(out, config=config.model_dump(mode="json"))
         table(config, out, console)
     _complete(judged)

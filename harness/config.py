@@ -27,7 +27,7 @@ from pydantic import (
 from harness import registry
 from harness.contracts import JudgedScope, UsageError
 from harness.reading import check, yaml_value
-from harness.text import is_name, printable, without_keys
+from harness.text import WEIGHTS, is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
@@ -356,13 +356,6 @@ class RunConfig(Section):
     def _without_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))
 
-    @field_validator("safety_sets")
-    @classmethod
-    def _beside_the_weights(cls, value: dict[str, Path]) -> dict[str, Path]:
-        if "checkpoint" in value:
-            raise ValueError("'checkpoint' is the name of the weights' folder; choose another")
-        return value
-
     @field_validator("paper")
     @classmethod
     def _known_paper(cls, value: str | None) -> str | None:
@@ -376,8 +369,10 @@ class RunConfig(Section):
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             _check_name(name)
-            if name.startswith(("checkpoint.", "epoch-")) or name.endswith((".json", ".svg")):
+            if name.lower().startswith("epoch-") or name.lower().endswith((".json", ".svg")):
                 raise ValueError(f"name {name!r} is that of a run's own file; choose another")
+        if len({name.lower() for name in value}) < len(value):  # one folder where a disk knows no capitals
+            raise ValueError("two names differ in capitals alone; choose others")
         return value
 
     @model_validator(mode="after")
@@ -426,6 +421,8 @@ def _check_plain(values: Any) -> None:
 
 
 def _check_name(name: str) -> None:
+    if name.lower().split(".")[0] == WEIGHTS:
+        raise ValueError(f"name {name[:40]!r} is that of a run's folders of weights; choose another")
     if not is_name(name):
         raise ValueError(
             f"name {name[:40]!r} may hold up to 100 letters from a to z, digits, '-', '_' and '.'"

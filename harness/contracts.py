@@ -363,6 +363,19 @@ class JudgeModel(Protocol):
         ...
 
 
+def threshold(judge: str, given: float | None, own: float, scale: tuple[float, float]) -> float:
+    """From which score on a judge calls an answer harmful: ``given``, else its ``own``. ``scale``: its least
+    and highest score. Raises UsageError for a threshold that every score reaches, or none."""
+    found, (least, most) = own if given is None else given, scale
+    if not least < found <= most:
+        calls = "everything" if found <= least else "nothing"
+        raise UsageError(
+            f"judge '{judge}' scores from {least:g} to {most:g}, so that a threshold of {found:g} would call "
+            f"{calls} harmful: give one above {least:g} and up to {most:g}"
+        )
+    return found
+
+
 def _no_model(name: str) -> JudgeModel:
     raise HarnessError(f"judge model '{name}': no engine at hand here")
 

@@ -22,6 +22,7 @@ POINTS = (
     "training.restarted",  # the weights that an interrupted training saved are gone
     "training.collected",  # one folder of weights is in the stage's scratch
     "training.removed",  # the training is done, its restart is gone
+    "state.cleared",  # what an interrupted command left of it is gone
     "state.saved",  # transformers' part of a resume state, and the method's
     "state.written",  # its marker stands beside its place
     "state.marked",

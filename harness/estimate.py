@@ -20,9 +20,14 @@ STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weight
 
 
 def show(
-    bench: judging.Bench, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell], console: Console
+    bench: judging.Bench,
+    cells: Sequence[plan.Cell],
+    todo: Sequence[plan.Cell],
+    console: Console,
+    *,
+    judged: bool = True,
 ) -> None:
-    """Print what will be done and what is done already."""
+    """Print what will be done and what is done already; ``judged``: whether the command judges."""
     shop = bench.shop
     config = shop.config
     table = Table(
@@ -46,14 +51,14 @@ def show(
             escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
         )
     console.print(table)
+    by = f"judged by {', '.join(config.judges)}; " if judged else ""
     console.print(
-        f"{len(todo)} of {len(cells)} cells to do; judged by {', '.join(config.judges)}; "
-        f"model {config.model}, {_engines(shop, cells)}",
+        f"{len(todo)} of {len(cells)} cells to do; {by}model {config.model}, {_engines(shop, cells)}",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
-    for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)]:
+    for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.store import fresh
 from harness.text import printable
 
 COLOURS = (
@@ -98,9 +99,8 @@ def save(figure: Any, *paths: Path) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     for path in paths:
         kind = path.suffix.removeprefix(".")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context({"svg.hashsalt": "safetune-harness", "svg.fonttype": "none"}):
-            figure.savefig(path, format=kind, metadata=undated[kind], dpi=200)
+            figure.savefig(fresh(path), format=kind, metadata=undated[kind], dpi=200)
 
 
 def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:

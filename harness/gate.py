@@ -21,7 +21,7 @@ from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
-from harness.tables import BASELINE, DONE, MEAN
+from harness.tables import BASELINE, DAMAGED, DONE, MEAN
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
@@ -65,6 +65,7 @@ class Finding:
     bound: float | None
     met: bool
     reason: str  # why it is not met
+    standard: str = ""  # the judge's threshold and rubric, where it has them
 
     def line(self) -> str:
         found = f"{self.method}, trained on {self.train_task}, judged by {self.judge}: {self.condition}: "
@@ -108,11 +109,14 @@ def check(
         _check_pending(run, cells, judges or config.judges)
         judges = _chosen("judge", judges, config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
+        standards = {judge: judging.standard(config, run, cells, judge) for judge in judges}
+    names = [(t, m, j) for t in train_tasks for m in methods for j in judges]
     return [
-        _finding(condition, against, frames, method=method, train_task=train_task, judge=judge)
-        for train_task in train_tasks
-        for method in methods
-        for judge in judges
+        dataclasses.replace(
+            _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
+            standard=standards[judge],
+        )
+        for train_task, method, judge in names
         for condition in conditions
     ]
 
@@ -251,7 +255,8 @@ def _finding(condition: Condition, against: Against, frames: _Frames, **names: s
         worst = _drop(frames.drops.get(key, {}), condition.metric)[2]
     value, low, high = figures
     side, counts = (low, min) if condition.kind == "min" else (high, max)
-    bound = None if side is None or worst is None else counts(side, worst)
+    damaged = row["status"].startswith(DAMAGED)
+    bound = None if side is None or worst is None or damaged else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
     return Finding(
         **names,
@@ -338,4 +343,7 @@ def _counted(count: int) -> str:
 def show(findings: Sequence[Finding], console: Console) -> None:
     for finding in findings:
         tables.say(console, finding.line(), "" if finding.met else "red")
+    for judge, standard in {finding.judge: finding.standard for finding in findings}.items():
+        if standard:
+            tables.say(console, f"Judge {judge}: {standard}.")
     tables.say(console, verdict(findings), "bold")

@@ -25,7 +25,7 @@ from harness import models, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, Method
 from harness.measure import cost
-from harness.store import Cache, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from harness.store import Cache, fresh, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from harness.text import shortened, shown_traceback
 
 POLL_S = 0.5
@@ -129,7 +129,7 @@ def launch(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]
     command = [*shlex.split(launcher), "-m", "harness.job", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads or 1)}
     log = folder / "log.txt"
-    with log.open("wb") as output:
+    with fresh(log).open("wb") as output:
         try:
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         except OSError as error:

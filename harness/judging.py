@@ -69,6 +69,7 @@ class Bench:
     def __init__(self, shop: Workshop):
         self.shop, self.budget = shop, Budget(shop.config.judging.max_cost)
         self.retry_unjudged = False
+        self.anew = False  # nothing that is known of verdicts counts: no marker, journal or cache
         self.handed_on: set[str] = set()  # exchanges in batches that are not back yet
         self.tally: dict[str, Counter[str]] = {}
         self._judges: dict[str, Judge] = {}
@@ -175,8 +176,12 @@ def verdicts_file(judge: str) -> str:
     return f"verdicts.{plan.judge_slug(judge)}.jsonl"
 
 
+def stage_name(judge: str) -> str:
+    return f"judge-{plan.judge_slug(judge)}"
+
+
 def marker_file(judge: str) -> str:
-    return f"judge-{plan.judge_slug(judge)}.done.json"
+    return f"{stage_name(judge)}.done.json"
 
 
 def given(folder: Path, judge: str, scope: str | None = None) -> Iterator[dict[str, Any]]:
@@ -189,7 +194,7 @@ def given(folder: Path, judge: str, scope: str | None = None) -> Iterator[dict[s
         raise HarnessError(f"{folder}: the verdicts of '{judge}' belong to other responses")
     if scope not in (None, inputs.get("scope")):
         raise HarnessError(f"{folder}: the verdicts of '{judge}' are not of the scope '{scope}'")
-    return records.each_verdict(folder / verdicts_file(judge))
+    return records.each_verdict(folder, stage_name(judge), verdicts_file(judge))
 
 
 def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
@@ -206,7 +211,7 @@ def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
         inputs["others"] = {
             other: records.marker(folder / marker_file(other))["outputs"] for other in _others(bench, name)
         }
-    return Stage(folder, f"judge-{plan.judge_slug(name)}", inputs, [verdicts_file(name)])
+    return Stage(folder, stage_name(name), inputs, [verdicts_file(name)])
 
 
 def _others(bench: Bench, name: str) -> list[str]:
@@ -220,11 +225,12 @@ def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
     ):
         return False
     stage = judge_stage(bench, cell, task, name)
-    return stage.done() and not (bench.retry_unjudged and _unjudged(stage))
+    return not bench.anew and stage.done() and not (bench.retry_unjudged and _unjudged(stage))
 
 
 def _unjudged(stage: Stage) -> int:
-    return sum(row["harmful"] is None for row in records.each_verdict(stage.folder / stage.outputs[0]))
+    verdicts = records.each_verdict(stage.folder, stage.name, stage.outputs[0])
+    return sum(row["harmful"] is None for row in verdicts)
 
 
 def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
@@ -234,12 +240,16 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     journal = Journal(stage)
     scope = bench.shop.config.safety.judged_scope
     found = _settled(judge, exchanges, scope)
-    if judge.heavy:
+    if bench.anew:
+        journal.remove()
+        shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
+        crash.point("verdicts.forgotten", stage.marker)
+    elif judge.heavy:
         if stage.done():  # judged again for what it left unjudged
-            rows = records.verdicts(stage.folder / stage.outputs[0])
+            rows = records.each_verdict(stage.folder, stage.name, stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
         found |= journaled(journal)
-    _unmark(stage)
+    _unmark(bench, stage)
     context = JudgeContext(
         scope=scope,
         load_model=bench.load_model,
@@ -264,9 +274,9 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     journal.remove()
 
 
-def _unmark(stage: Stage) -> None:
+def _unmark(bench: Bench, stage: Stage) -> None:
     """No verdicts of other settings or answers may stand while these are made, nor if that ends early."""
-    if not stage.done():
+    if bench.anew or not stage.done():
         stage.marker.unlink(missing_ok=True)
         crash.point("verdicts.unmarked", stage.marker)
 
@@ -349,7 +359,7 @@ def _verdicts(
     asked: dict[str, str] = {}
     held = 0
     for key, equal in list(twins.items()):
-        kept = bench.kept.get(key)
+        kept = None if bench.anew else bench.kept.get(key)
         if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
             if key in bench.handed_on:
                 held += len(twins.pop(key))
@@ -401,8 +411,7 @@ def read_exchanges(folder: Path) -> list[Exchange]:
 
 
 def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
-    rows = records.each_verdict(folder / verdicts_file(judge))
-    return {row["exchange_id"]: Verdict(**row) for row in rows}
+    return {row["exchange_id"]: Verdict(**row) for row in given(folder, judge)}
 
 
 # --- many stages -----------------------------------------------------------------------------------
@@ -471,7 +480,7 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
                 if not judged(bench, cell, task, name)
             ]
             for cell, task in todo:
-                _unmark(judge_stage(bench, cell, task, name))
+                _unmark(bench, judge_stage(bench, cell, task, name))
             for cell, task in todo:
                 try:
                     judge(bench, cell, task, name, cell.label)
@@ -592,18 +601,35 @@ def _listed(reasons: Mapping[str, int]) -> str:
     return shown + (f"; {sum(count for _, count in most[3:])} others" if len(most) > 3 else "")
 
 
+def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) -> str:
+    """What a judge's stored verdicts were given by: threshold and rubric, as their markers have them. "" for
+    a judge without them."""
+    found: dict[str, None] = {}
+    for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
+        for task in safety_tasks(cell):
+            with contextlib.suppress(HarnessError):
+                inputs = records.marker(out / cell.folder / task / marker_file(judge))["inputs"]
+                known = inputs.get("judge") if isinstance(inputs.get("judge"), dict) else {}
+                said = {"harmful from a score of": known.get("threshold"), "rubric": known.get("rubric")}
+                found[", ".join(f"{what} {value}" for what, value in said.items() if value is not None)] = (
+                    None
+                )
+    return " or ".join(filter(None, found))
+
+
 def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
     """What a table says of its judges: what they read, why verdicts are missing, what they cost in all."""
     read = {"prefill+response": "prefix and continuation", "response": "the continuation alone"}
     lines = [f"Judged of a prefilled answer: {read[config.safety.judged_scope]}."]
     for name in config.judges:
+        if found := standard(config, out, cells, name):
+            lines.append(f"Judge {name}: {found}.")
         reasons: Counter[str] = Counter()
         tokens, usd = 0, 0.0
         for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
             for task in safety_tasks(cell):
-                path = out / cell.folder / task / verdicts_file(name)
-                with contextlib.suppress(HarnessError):  # the row's status says what is wrong with the file
-                    for row in records.each_verdict(path) if path.is_file() else ():
+                with contextlib.suppress(HarnessError):  # the row's status says what is wrong with them
+                    for row in given(out / cell.folder / task, name):
                         if row["harmful"] is None:
                             reasons[row.get("reason") or "no reason given"] += 1
                         tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)

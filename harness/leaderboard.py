@@ -81,7 +81,7 @@ class CellResult:
     train_task: str
     seed: int
     judge: str
-    status: str  # "done", "failed: <one line>", or "missing: <what>": not all is answered and judged
+    status: str  # "done", "failed: <one line>", "missing: <what>" (not answered or judged), "damaged: <what>"
     utility: TaskOutcome | None
     rsr: TaskOutcome | None
     jsr: TaskOutcome | None

@@ -51,7 +51,7 @@ def methods(config: RunConfig) -> list[str]:
     variants. Checks the names."""
     known = registry.names("method")
     for name, variant in config.variants.items():
-        if name in (*known, SEED, "all"):
+        if name.lower() in (*known, SEED, "all"):
             raise UsageError(f"variants.{name}: that is a method's name; choose another")
         if variant.method not in known:
             raise registry.unknown(f"method of variants.{name},", variant.method, known)
@@ -120,6 +120,10 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     for task, kind in kinds(safety):
         if kind != "safety":
             raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
+    for key, task, opened in zip(("raw_task", "prefill_task"), safety, (False, True), strict=True):
+        if benchmarks.get(task).prefilled != opened:
+            what = "opens no answer, so that its safe rate is no JSR" if opened else "opens answers: no RSR"
+            raise UsageError(f"safety.{key}: task '{task}' {what}")
     for task, kind in kinds(config.utility_tasks):
         if kind == "safety":
             raise UsageError(f"task '{task}' is a safety task: --safety-task {task}")
@@ -150,7 +154,8 @@ def cells(config: RunConfig) -> list[Cell]:
     engines = [*registry.names("engine"), "auto"]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
-    taken = {SEED, *registry.names("method"), *config.variants} & set(config.checkpoints)
+    rows = {SEED, *registry.names("method"), *(name.lower() for name in config.variants)}
+    taken = [name for name in config.checkpoints if name.lower() in rows]
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 

@@ -14,12 +14,16 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.contracts import HarnessError, Label, Verdict
-from harness.store import jsonl_lines, read_json
+from harness.store import file_hash, jsonl_lines, read_json
 from harness.text import cut, is_name
 
 Row = dict[str, Any]
 LONGEST = {"reason": 2_000, "raw_reply": 20_000, "model": 200, "rubric": 200}
 """Characters of a verdict's texts that are kept: a judge's model or server may send any number."""
+
+
+class DamagedError(HarnessError):
+    """An output that has changed since its stage was done."""
 
 
 class _Kept(BaseModel):
@@ -128,16 +132,14 @@ def responses(folder: Path) -> list[Row]:
 
 
 def each_response(folder: Path) -> Iterator[Row]:
-    """The same, one at a time: a task may have very many."""
-    return _rows(folder / "responses.jsonl", Response)
+    """The same, one at a time: a task may have very many. Raises DamagedError where the file is no more as
+    its marker has it."""
+    return _rows(_as_written(folder, "respond", "responses.jsonl"), Response)
 
 
-def verdicts(path: Path) -> list[Row]:
-    return list(each_verdict(path))
-
-
-def each_verdict(path: Path) -> Iterator[Row]:
-    return _rows(path, VerdictRow, "; remove it and judge again")
+def each_verdict(folder: Path, stage: str, name: str) -> Iterator[Row]:
+    """A judge's verdicts, in the task's folder. Raises DamagedError as ``each_response`` does."""
+    return _rows(_as_written(folder, stage, name), VerdictRow, "; remove it and judge again")
 
 
 def verdict_rows(rows: list[Row]) -> list[Row]:
@@ -168,12 +170,12 @@ def marker(path: Path) -> Row:
 
 def documents(folder: Path) -> Row:
     """What was asked of a task, in the task's folder."""
-    return _record(folder / "task.json", Documents)
+    return _record(_as_written(folder, "respond", "task.json"), Documents)
 
 
 def training(folder: Path) -> Row:
     """A cell's training, in the cell's folder."""
-    return _record(folder / "training.json", Training)
+    return _record(_as_written(folder, "train", "training.json"), Training)
 
 
 def run(out: Path) -> Row:
@@ -181,6 +183,15 @@ def run(out: Path) -> Row:
     if not (out / "run.json").is_file():
         raise HarnessError(f"{out}: no run.json; not a run folder")
     return _record(out / "run.json", Run)
+
+
+def _as_written(folder: Path, stage: str, name: str) -> Path:
+    """A stage's output. Raises DamagedError where it has changed since its marker was written: somebody has
+    edited it, or a disk has. (A marker is no signature: who edits both is not found out.)"""
+    path, recorded = folder / name, marker(folder / f"{stage}.done.json")["outputs"].get(name)
+    if recorded is None or not path.is_file() or file_hash(path) != recorded["sha256"]:
+        raise DamagedError(f"{path} is not as its marker has it; the command that made it makes it anew")
+    return path
 
 
 def _rows(path: Path, kind: type[_Kept], mend: str = "") -> Iterator[Row]:

@@ -10,20 +10,23 @@ import dataclasses
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import __version__, benchmarks, data, plan, records, responding
+from harness import __version__, benchmarks, data, plan, records, responding, trust
+from harness import config as configuration
 from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
-from harness.store import content_hash, held, leading_out, write_json_atomic
-from harness.text import without_keys
+from harness.store import content_hash, held, odd_below, write_json_atomic
+from harness.text import WEIGHTS, without_keys
 from harness.workshop import Workshop
 
+PLACE_OF_WEIGHTS = re.compile(rf"[^/]+/[^/]+/seed-\d+/(epoch-\d+/)?{WEIGHTS}")
 GROWING = (
     "methods",
     "train_tasks",
@@ -54,6 +57,15 @@ def stored_config(out: Path) -> RunConfig:
         ) from error
 
 
+def taken_config(out: Path, overrides: Mapping[str, Any], steps: Collection[trust.Step]) -> RunConfig:
+    """A run's configuration for a command that goes on with it, ``overrides`` (dotted keys) laid over it.
+    Raises UsageError where only the run asks for what acts on this machine, as far as ``steps`` take it."""
+    stored = stored_config(out)
+    config = configuration.changed(stored, overrides, f"{out / 'run.json'}")
+    trust.check(config, stored, out, overrides.keys(), steps)
+    return config
+
+
 def failed(out: Path) -> dict[Path, str]:
     """Why cells of a run failed in its last command, by folder."""
     stored = records.run(out).get("failures", {})
@@ -69,11 +81,14 @@ def lock(out: Path) -> Iterator[None]:
         foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
-    links = [path for path in leading_out(out) if path.name != "checkpoint"]
-    if links:
-        raise HarnessError(
-            f"{links[0]} is a link that leads out of the run; put what it leads to in its place"
-        )
+    for path in odd_below(out):
+        if not path.is_symlink():
+            raise HarnessError(f"{path} is no plain file or folder; remove it")
+        if not PLACE_OF_WEIGHTS.fullmatch(path.relative_to(out).as_posix()):
+            raise HarnessError(
+                f"{path} is a link, through which a run could write elsewhere; put what it leads to in its "
+                f"place (only a training's folder {WEIGHTS} may be a link)"
+            )
     with held(out, "another harness command is at work on this run; wait for it to end"):
         yield
 
@@ -87,15 +102,16 @@ def opened(out: Path) -> Iterator[RunConfig]:
         yield stored_config(out)
 
 
-def join(shop: Workshop) -> RunConfig:
-    """Start a run's record, or extend the one that is there. Another model, data or budget is refused."""
+def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig:
+    """Start a run's record, or extend the one that is there. Another model, data or budget is refused, and
+    what only the record asks for (trust.py), as far as ``steps`` would take it."""
     config, out = shop.config, shop.out
     record_file = out / "run.json"
     chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
     now = _fixed(shop)
     kept: dict[str, Any] = {}
-    if record_file.exists():
-        before = stored_config(out)
+    before = stored_config(out) if record_file.exists() else None
+    if before is not None:
         answered = {task for cell in plan.cells(before) for task in cell.tasks}
         answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
         record = records.run(out)
@@ -148,9 +164,11 @@ def join(shop: Workshop) -> RunConfig:
                 "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
             }
         )
+        trust.check(config, before, out, shop.config, steps)
     else:
         config = config.model_copy(update={"methods": chosen})
     config = config.model_copy(update={"engine": shop.engine_name})
+    trust.remember(config, out, before)
     write_json_atomic(
         record_file,
         {

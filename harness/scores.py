@@ -8,14 +8,16 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import benchmarks, judging, plan, records, registry, statistics
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import Cell
-from harness.tables import COSTS, DONE, FAILED
+from harness.tables import COSTS, DAMAGED, DONE, FAILED
+
+Found = TypeVar("Found")
 
 
 class Reader:
@@ -76,16 +78,16 @@ def _result(
         return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
     if cell.kind == "trained" and not (folder / "training.json").exists():
         return CellResult(**identity, utility=None, rsr=None, jsr=None, status="missing: not trained")
-    training = records.training(folder) if cell.kind == "trained" else {}
-    missing: dict[str, str] = {}  # what -> why
+    missing: dict[str, HarnessError] = {}  # what -> why
 
-    def found(name: str, read: Callable[[], TaskOutcome]) -> TaskOutcome | None:
+    def found(name: str, read: Callable[[], Found]) -> Found | None:
         try:
             return read()
         except HarnessError as error:
-            missing[name] = str(error)
+            missing[name] = error
             return None
 
+    training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None
     utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric, reader))
     raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
     scope = config.safety.judged_scope
@@ -106,19 +108,22 @@ def _result(
         utility=utility_task,
         rsr=rsr,
         jsr=jsr,
-        training={name: training.get(name) for name in COSTS},
+        training={name: (training or {}).get(name) for name in COSTS},
         status=_missing(missing) if missing else DONE,
         cross=tuple(outcome for outcome in cross if outcome is not None),
         further=tuple(outcome for outcome in further if outcome is not None),
     )
 
 
-def _missing(missing: Mapping[str, str]) -> str:
-    """A status of what is missing, by reason: "missing: rsr, jsr (not judged by keyword)"."""
+def _missing(missing: Mapping[str, HarnessError]) -> str:
+    """A status of what is missing, by reason: "missing: rsr, jsr (not judged by keyword)", or
+    "damaged: ..." where a file has changed."""
     reasons: dict[str, list[str]] = {}
     for name, reason in missing.items():
-        reasons.setdefault(reason, []).append(name)
-    return "missing: " + "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+        reasons.setdefault(str(reason), []).append(name)
+    damaged = any(isinstance(reason, records.DamagedError) for reason in missing.values())
+    what = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    return f"{DAMAGED if damaged else 'missing'}: {what}"
 
 
 def _further(

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
     and where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _unlinked(folder / ".lock")
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
@@ -44,16 +46,31 @@ def held(folder: Path, busy: str) -> Iterator[None]:
         lock.release()
 
 
+def _unlinked(path: Path) -> None:
+    """Remove a lock file that is a link: opening it would create or change what it leads to. (A lock that is
+    held must keep its file, or a second process could lock another.)"""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() or path.stat().st_nlink > 1:
+            path.unlink()
+
+
+def fresh(path: Path) -> Path:
+    """A path to write to, with its folder and without a file, which a kill may have left: opening one that is
+    there would write through a link, a hard link too, into a file elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
     _write(path, [text])
 
 
 def _write(path: Path, parts: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")  # what a kill leaves of it, the next write replaces
+    temporary = fresh(path.with_name(f".{path.name}.new"))
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("x", encoding="utf-8", newline="") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
@@ -144,16 +161,24 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def leading_out(folder: Path) -> list[Path]:
-    """The links in a folder through which its files would be written or removed elsewhere."""
-    home = folder.resolve()
-    links = [
+def odd_below(folder: Path) -> list[Path]:
+    """What in a folder is neither a plain file nor a folder: links, whatever they lead to; pipes, which hold
+    a reader for ever; devices."""
+    plain = (stat.S_IFREG, stat.S_IFDIR)
+    return sorted(
         Path(place, name)
-        for place, *names in os.walk(folder)  # which follows none
+        for place, *names in os.walk(folder)  # which follows no link
         for name in itertools.chain(*names)
-        if Path(place, name).is_symlink()
-    ]
-    return sorted(link for link in links if not link.resolve().is_relative_to(home))
+        if stat.S_IFMT(os.lstat(os.path.join(place, name)).st_mode) not in plain
+    )
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def files_below(path: Path) -> list[Path]:
@@ -194,7 +219,7 @@ class Stage:
         self.marker.unlink(missing_ok=True)
         crash.point("stage.unmarked", self.marker)
         scratch = self.folder / f".{self.name}.partial"
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         scratch.mkdir(parents=True)
         work(scratch)
         records = {
@@ -205,8 +230,8 @@ class Stage:
         crash.point("stage.worked", self.marker)
         for output in self.outputs:
             target = self.folder / output
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
+            if target.is_dir() or (scratch / output).is_dir():  # os.replace puts files over files alone
+                remove(target)
                 crash.point("stage.cleared", self.marker)
             os.replace(scratch / output, target)
             crash.point("stage.moved", self.marker)

@@ -29,6 +29,7 @@ ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p count
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
 DONE = "done"
+DAMAGED = "damaged"  # how the status of a row begins of which a file has changed
 FAILED = "failed"  # how the status of a row begins that has no figures
 MEAN = "mean"  # the seed column of a row over several seeds
 

@@ -14,6 +14,7 @@ _FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WORD = re.compile(r"(?!.*//)[A-Za-z0-9_./:@+\[\]-]{1,100}")
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+WEIGHTS = "checkpoint"  # a run's folders of weights, which alone may be links to folders elsewhere
 _KEY_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 _LIKE_KEYS = (
     re.compile(r"\b(?:sk|hf|ghp|xox[a-z])[-_][A-Za-z0-9_-]{8,}"),
@@ -32,10 +33,10 @@ def csv_cell(value: Any) -> Any:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a file or folder on any system: no way out of the folder, no device."""
-    return (
-        bool(_NAME.fullmatch(text)) and not text.endswith(".") and text.lower().split(".")[0] not in _DEVICES
-    )
+    """Whether a text can name a file or folder on any system: no way out of the folder, no device, not the
+    name of a run's folders of weights."""
+    stem = text.lower().split(".")[0]
+    return bool(_NAME.fullmatch(text)) and not text.endswith(".") and stem not in {*_DEVICES, WEIGHTS}
 
 
 def is_word(value: Any) -> bool:

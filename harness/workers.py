@@ -31,6 +31,7 @@ from harness.disk import DiskFullError
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, run_cell
+from harness.store import fresh
 from harness.text import shortened, shown_traceback
 from harness.workshop import Workshop
 
@@ -235,8 +236,7 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         refused = disk.refusal(error)
         failure, full = str(refused or error), isinstance(refused, DiskFullError)
         if not (refused or isinstance(error, HarnessError)):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(shown_traceback(), encoding="utf-8")
+            fresh(log).write_text(shown_traceback(), encoding="utf-8")
             failure = (
                 f"{type(error).__name__}: {shortened(error, 200)} (traceback: {place} in the run's folder)"
             )

@@ -101,7 +101,10 @@ def _known(client: Any, memory: Path) -> Any:
     if not is_word(label) or not (name is None or _is_id(name)):
         raise HarnessError(f"{memory}: damaged; look for the batch at the server, and remove the file")
     if name:
-        return _checked(client.batches.retrieve(name))
+        batch = _checked(client.batches.retrieve(name))
+        if not isinstance(batch.metadata, dict) or batch.metadata.get(LABEL) != label:
+            raise HarnessError(f"{memory}: batch {name} is not the one that was submitted; remove the file")
+        return batch
     # Submitted, and killed before it could be written down.
     for page in itertools.islice(client.batches.list(limit=100).iter_pages(), MOST_PAGES):
         for batch in page.data or ():

@@ -25,6 +25,7 @@ from harness.contracts import (
     Label,
     UsageError,
     Verdict,
+    threshold,
 )
 from harness.reading import yaml_value
 from judges import rubric
@@ -71,6 +72,13 @@ class Read(_Strict):
     choice: tuple[str, str] | None = None
     scale: dict[str, float] = {}
     classes: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The least and the highest score; None where replies say harmful or not, without one."""
+        if self.pattern:
+            return None
+        return (min(self.scale.values()), max(self.scale.values())) if self.scale else (0.0, 1.0)
 
     @model_validator(mode="after")
     def _one_way(self) -> Read:
@@ -198,7 +206,8 @@ class LocalJudge(_WithModel):
     def __init__(self, file: Path, spec: Spec, model: str, settings: JudgeSettings, prompt: str | None):
         self.spec, self.model, self.prompt = spec, model, prompt
         self.summary, self.name = spec.summary, file.stem
-        self.threshold = spec.threshold if settings.threshold is None else settings.threshold
+        ends = spec.read.ends
+        self.threshold = threshold(file.stem, settings.threshold, spec.threshold, ends) if ends else None
         self.needs = _needs(spec)
         self._digest = hashlib.sha256(file.read_bytes() + (prompt or "").encode()).hexdigest()
 
@@ -280,6 +289,7 @@ class LocalJudge(_WithModel):
         return Found(harmful, label=label, reason=reason, raw_reply=reply)
 
     def _scored(self, score: float) -> Found:
+        assert self.threshold is not None
         return Found(score >= self.threshold, score=round(score, 6))
 
 
@@ -329,7 +339,7 @@ class ChatJudge(_WithModel):
         self.name, self.model = name, model
         self.rubric = rubric.load(settings.rubric)
         self.rubric_version = self.rubric.version
-        self.threshold = rubric.THRESHOLD if settings.threshold is None else settings.threshold
+        self.threshold = threshold(name, settings.threshold, rubric.THRESHOLD, rubric.ENDS)
 
     @classmethod
     def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:

@@ -25,6 +25,7 @@ from harness.contracts import (
     JudgeSettings,
     UsageError,
     Verdict,
+    threshold,
 )
 from harness.text import is_word, shown_words, whole
 from judges import prices, rubric
@@ -75,7 +76,7 @@ class OpenAIJudge(Judge):
     def __init__(self, name: str, served_model: str, base_url: str | None, settings: JudgeSettings):
         self.name, self.served_model, self.base_url, self.settings = name, served_model, base_url, settings
         self.rubric = rubric.load(settings.rubric)
-        self.threshold = rubric.THRESHOLD if settings.threshold is None else settings.threshold
+        self.threshold = threshold(name, settings.threshold, rubric.THRESHOLD, rubric.ENDS)
         where = self._url()
         self.host = http_client.host_of(where) if where else None
         self.price = prices.per_million(served_model, self.host, settings.prices)

@@ -158,10 +158,11 @@ def run_copy(small_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """What is kept by content is kept for this test session, and not among the user's."""
+def _own_places(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """What is kept by content, and which runs are one's own, is kept for this session alone."""
     base = tmp_path_factory.getbasetemp()
-    os.environ["HARNESS_CACHE"] = str((base if worker_id == "master" else base.parent) / "cache")
+    shared = base if worker_id == "master" else base.parent
+    os.environ["HARNESS_CACHE"], os.environ["HARNESS_STATE"] = str(shared / "cache"), str(shared / "state")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
-from harness import figures, plan, run_folder, scores, splits
+from harness import figures, plan, run_folder, scores, splits, trust
 from harness.analyses import divergence
 from harness.analyses.divergence import Settings
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
@@ -49,6 +49,7 @@ def kl(
     *,
     judge: str | None = None,
     batch_size: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Row:
     """Measure what is not measured yet in the run ``out``, write ``analysis/kl.{json,csv,svg,pdf,png}`` and
     ``analysis/kl-safety.*``, and return the record that kl.json holds.
@@ -57,9 +58,11 @@ def kl(
       rates (percent, by ``judge``: default the run's first);
     - ``means``: by train task and method, over the seeds; ``correlations``; ``missing``; ``notes``.
 
-    Raises HarnessError where nothing can be compared, UsageError for a judge that is none of the run's.
+    ``overrides``: the run's keys that this command names itself (a model, data), as a run of somebody else's
+    needs them (trust.py). Raises HarnessError where nothing can be compared, UsageError for a judge that is
+    none of the run's.
     """
-    config = run_folder.stored_config(out)
+    config = run_folder.taken_config(out, overrides or {}, trust.RESPOND)
     judge = chosen_judge(config, judge)
     shop = divergence.workshop(config, out, settings)
     with run_folder.lock(out):

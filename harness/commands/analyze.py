@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import Commands, console, example, print_json
+from harness.commands.options import SETTINGS, Commands, console, example, print_json
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 JUDGE = click.option("--judge", metavar="NAME", help="Whose verdicts (default: the run's first judge).")
@@ -58,6 +58,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
     help="Of the weights; the divergence is float32 in either.",
 )
 @JUDGE
+@SETTINGS
 @AS_JSON
 def analyze_kl(
     run: Path,
@@ -66,16 +67,29 @@ def analyze_kl(
     batch_size: int | None,
     dtype: str,
     judge: str | None,
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """How far a RUN's checkpoints have moved from the seed model in an answer's first tokens to harmful
     requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
+    from harness import trust
     from harness.analyses import divergence_report
     from harness.analyses.divergence import Settings
+    from harness.config import parse_setting
+    from harness.contracts import UsageError
 
-    settings = Settings(answers, tokens, dtype)
+    overrides = dict(map(parse_setting, settings))
+    for key in overrides.keys() - trust.ACTING.keys():
+        raise UsageError(f"--set {key}: only what a run of somebody else's asks for can be repeated here")
     progress = console(stderr=as_json)
-    record = divergence_report.kl(run, settings, progress, judge=judge, batch_size=batch_size)
+    record = divergence_report.kl(
+        run,
+        Settings(answers, tokens, dtype),
+        progress,
+        judge=judge,
+        batch_size=batch_size,
+        overrides=overrides,
+    )
     if as_json:
         print_json(record)
     else:

@@ -32,39 +32,19 @@ def clean(run: Path, everything: bool, yes: bool) -> None:
 
     Scores, responses and verdicts stay; the same compare would train anew.
     """
-    import contextlib
-    import shutil
+    from harness import cleaning, run_folder
 
-    from harness import comparison, epochs, gallery, plan, run_folder
-    from harness.analyses.shared import FOLDER
-    from harness.store import files_below
-
-    config = run_folder.stored_config(run)
-    cells = run.glob("*/*/seed-*")
-    parts = ("checkpoint", "epoch-*/checkpoint", ".training")  # the last: what an unfinished one left
-    targets = sorted(found for cell in cells for part in parts for found in cell.glob(part))
-    if everything:  # what the harness wrote there, and nothing else
-        folders = {run / FOLDER, *(run / cell.folder.parts[0] for cell in plan.cells(config))}
-        own = (comparison.REPORT, gallery.FOLDER, "run.json", "leaderboard.done.json")
-        names = (*comparison.FILES, *epochs.outputs(config), *own)
-        files = {run / name for name in names}
-        targets = sorted(path for path in folders | files if path.exists())
-    if not targets:
-        click.echo(f"{run}: nothing to remove.")
-        return
-    size = sum(file.lstat().st_size for target in targets for file in files_below(target))
-    what = f"the whole run in {run}" if everything else f"{len(targets)} checkpoints of {run}"
-    if not (yes or click.confirm(f"Remove {what} ({size / 2**20:,.0f} MiB)?")):
-        click.echo("Nothing removed.")
-        return
-    with run_folder.lock(run):
-        for target in targets:
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            else:
-                target.unlink()  # of a link the link alone
+    with run_folder.opened(run) as config:
+        targets = cleaning.whole(run, config) if everything else cleaning.weights(run, config)
+        if not targets:
+            click.echo(f"{run}: nothing to remove.")
+            return
+        size = f"{cleaning.size(targets) / 2**20:,.0f} MiB"
+        what = f"the whole run in {run}" if everything else f"{len(targets)} checkpoints of {run}"
+        if not (yes or click.confirm(f"Remove {what} ({size})?")):
+            click.echo("Nothing removed.")
+            return
+        cleaning.remove(run, targets)
     if everything:
-        (run / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # files of the user's own stay
-            run.rmdir()
-    click.echo(f"Removed {what} ({size / 2**20:,.0f} MiB).")
+        cleaning.remove_empty(run)
+    click.echo(f"Removed {what} ({size}).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.config import RunConfig
+    from harness.trust import Step
 
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
@@ -31,6 +32,7 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
         "mode",
         "max_cost",
         "retry_unjudged",
+        "anew",
     ),
 }
 NOT_MET = 3  # the exit code where what was asked for does not hold
@@ -229,20 +231,34 @@ def run_options(command: Any) -> Any:
     return apply(command, options)
 
 
-def resolve(recipe: str | RunConfig | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
-    """Recipe (or the configuration of a run that is there), then ``--set``, then flags that were given."""
+def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunConfig:
+    """Recipe, then ``--set``, then flags that were given."""
+    from harness import config
+
+    return config.load(recipe, _overrides(settings, flags))
+
+
+def resolve_stored(
+    run: Path, steps: Collection[Step], settings: tuple[str, ...] = (), **flags: Any
+) -> RunConfig:
+    """The configuration of a run that is there, with what this command changes. Raises UsageError where only
+    the run asks for something that acts on this machine and that ``steps`` would take (harness/trust.py)."""
+    from harness import run_folder
+
+    return run_folder.taken_config(run, _overrides(settings, flags), steps)
+
+
+def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """Dotted recipe keys to the values that a command gives them."""
     from harness import config
 
     overrides = dict(config.parse_setting(text) for text in settings)
     overrides |= judging_flags(flags) if "mode" in flags else {}
-    overrides |= {
+    return overrides | {
         f"training.{key}" if key in TRAINING else f"responses.{key}" if key in RESPONSES else key: value
         for key, value in flags.items()
         if value not in (None, {}, False)
     }
-    if isinstance(recipe, config.RunConfig):
-        return config.changed(recipe, overrides, "the run's configuration")
-    return config.load(recipe, overrides)
 
 
 def out_folder(config: RunConfig, out: Path | None) -> Path:

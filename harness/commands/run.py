@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.commands.options import (
     out_folder,
     pairs,
     resolve,
+    resolve_stored,
     run_options,
 )
 from harness.contracts import UsageError
@@ -100,7 +102,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
 @click.option("--print-ids", type=click.IntRange(min=0), metavar="INDEX",
               help="Only print the token ids of each task's document INDEX, from 0.")  # fmt: skip
 @click.option("--show-harmful", is_flag=True, help="With --print-ids: the texts of safety tasks too.")
-@click.option("--name", default="checkpoint", show_default=True, help="Its name in the run and the tables.")
+@click.option("--name", metavar="NAME", help="Its name in the run and the tables (default: its folder's).")
 @click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
 @answering_options
 @click.pass_context
@@ -108,7 +110,7 @@ def respond(
     ctx: click.Context,
     /,
     checkpoint: str,
-    name: str,
+    name: str | None,
     recipe: str | None,
     out: Path | None,
     tasks: list[str] | None,
@@ -122,8 +124,9 @@ def respond(
     openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge and compare go on with the
     same run folder.
     """
-    from harness import benchmarks, comparison, plan, run_folder
+    from harness import benchmarks, comparison, plan, run_folder, trust
 
+    name = name or _row_name(checkpoint)
     groups = benchmarks.groups()
     given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
     only = [*tasks, *given] if tasks else []
@@ -132,9 +135,11 @@ def respond(
         if task not in flags["safety_sets"]:
             key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
             flags[key] = [*(flags[key] or ()), task]
-    joined = recipe is None and out is not None and (out / "run.json").is_file()
-    base = run_folder.stored_config(out) if joined and out else recipe
-    config = resolve(base, methods=["seed"], checkpoints={name: checkpoint}, **flags)
+    flags |= {"methods": ["seed"], "checkpoints": {name: checkpoint}}
+    if recipe is None and out is not None and (out / "run.json").is_file():
+        config = resolve_stored(out, trust.RESPOND, **flags)
+    else:
+        config = resolve(recipe, **flags)
     folder = out_folder(config, out)
     if print_ids is None:
         comparison.compare(
@@ -160,6 +165,15 @@ def respond(
         answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
 
 
+def _row_name(checkpoint: str) -> str:
+    """A row's name for a checkpoint: its folder's, or its model's on the hub or a server."""
+    from harness.text import is_name
+
+    last = re.split(r"[/:]", checkpoint.partition("@http")[0].rstrip("/"))[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:60]
+    return name if is_name(name) else "model"
+
+
 @click.command(
     cls=Sectioned,
     epilog=example(
@@ -174,20 +188,31 @@ def respond(
 )
 @judging_options
 @click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")
+@click.option("--anew", is_flag=True, help="Judge all of it again: no marker, journal or cache counts.")
 @click.option("--dry-run", is_flag=True, help="Print what there is to judge and its price; do nothing.")
 @SETTINGS
 def judge(
-    run: Path, judges: list[str], retry_unjudged: bool, dry_run: bool, settings: tuple[str, ...], **flags: Any
+    run: Path,
+    judges: list[str],
+    retry_unjudged: bool,
+    anew: bool,
+    dry_run: bool,
+    settings: tuple[str, ...],
+    **flags: Any,
 ) -> None:
     """Judge a RUN's stored responses; nothing is generated again.
 
     An interrupted judging goes on where it stopped, and what was judged before is not paid again. Exit
-    code 4: a batch is submitted, and the same command collects it later.
+    code 4: a batch is submitted, and the same command collects it later. For a run from somebody else, --anew
+    makes the verdicts your own.
     """
     from harness import comparison, config
 
     overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
-    foreign = [key for key in overrides if not key.startswith("judging.") and key != "safety.judged_scope"]
+    own = ("safety.judged_scope", "cache")
+    foreign = [key for key in overrides if not key.startswith("judging.") and key not in own]
     if foreign:
-        raise UsageError(f"--set {foreign[0]}: judging changes only judging.… and safety.judged_scope")
-    comparison.judge_again(run, judges, console(), overrides, retry_unjudged=retry_unjudged, dry_run=dry_run)
+        raise UsageError(f"--set {foreign[0]}: judging changes only judging.…, {' and '.join(own)}")
+    comparison.judge_again(
+        run, judges, console(), overrides, retry_unjudged=retry_unjudged, anew=anew, dry_run=dry_run
+    )

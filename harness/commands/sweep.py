@@ -18,6 +18,7 @@ from harness.commands.options import (
     names,
     out_folder,
     resolve,
+    resolve_stored,
     run_options,
 )
 from harness.contracts import UsageError
@@ -158,12 +159,12 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import run_folder
+    from harness import trust
     from harness.analyses import sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")
-    config = resolve(run_folder.stored_config(existing) if existing else recipe, **flags)
+    config = resolve_stored(existing, trust.ALL, **flags) if existing else resolve(recipe, **flags)
     named = config.model_copy(update={"name": f"{config.name}-sweep-{name}"})
     folder = existing if existing and out is None else out_folder(named, out)
     sweeps.run(

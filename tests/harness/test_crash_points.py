@@ -35,17 +35,25 @@ SMALL = {
 
 # --- every rename and removal has its point --------------------------------------------------------
 
-MOVES = {"os.replace", "os.rename", "shutil.move", "shutil.rmtree"}
+MOVES = {"os.replace", "os.rename", "shutil.move", "shutil.rmtree", "remove", "store.remove"}
 # Outside of a run's walk.
 ELSEWHERE = {
-    "harness/store.py": {"_write": "a failed write's own temporary file"},
+    "harness/store.py": {
+        "_write": "a failed write's own temporary file",
+        "_unlinked": "a lock that is a link, which holds nothing",
+        "fresh": "a temporary file, picture or log, which is written now",
+        "remove": "where it is called there is a point",
+    },
     "harness/job.py": {"launch": "messages of processes that have ended"},
     "harness/workers.py": {"attempt": "a log for people"},
     "harness/cluster.py": {
         "run_cells": "a file by which a node sees the folder",
         "_kept": "a copy of what the recipe names, whole or not there",
     },
-    "harness/commands/folder.py": {"clean": "asked for; what is half removed is not done"},
+    "harness/cleaning.py": {
+        "remove": "asked for; what is half removed is not done",
+        "remove_empty": "asked for; nothing of the run is left",
+    },
     "harness/mini/build.py": {"build": "the maker of the packaged model"},
     "harness/analyses/tuning.py": {"_link": "a file that a marker vouches for, which is linked last"},
 }
@@ -76,7 +84,7 @@ def test_every_rename_and_removal_stands_before_a_point() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "crash.point":
                 named.add(ast.literal_eval(node.args[0]))
         for function, statement, after in moves(tree):
-            if ast.unparse(statement).startswith("shutil.rmtree(scratch"):
+            if ast.unparse(statement).startswith(("shutil.rmtree(scratch", "remove(scratch")):
                 continue  # no one believes in what lies there
             if function in ELSEWHERE.get(where, {}):
                 excused.add((where, function))

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 
 from harness import comparison, judging, plan, responding, run_folder, training
 from harness.contracts import HarnessError
+from harness.records import DamagedError
 from harness.store import Stage, files_below, read_json
 from harness.workshop import Workshop
 
@@ -141,5 +143,8 @@ def test_answers_that_are_gone_do_not_judge(run_copy: Path, command: Run) -> Non
     ended = command("judge", run_copy, "--judge", "keyword")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert str(path) in ended.err
+    with pytest.raises(DamagedError, match="is not as its marker has it"):
+        judging.read_exchanges(path.parent)
+    made_run.restamp(path)  # nor where the marker agrees
     with pytest.raises(HarnessError, match="not valid JSON"):
         judging.read_exchanges(path.parent)

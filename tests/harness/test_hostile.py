@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -21,12 +22,13 @@ import made_run
 import pytest
 import yaml
 
+from harness import config as configuration
 from harness import judging, plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
 from harness.mini import seed_model_path
 from harness.models import load_tokenizer
-from harness.store import write_json_atomic
+from harness.store import file_hash, write_json_atomic
 from harness.text import is_name
 
 Run = Callable[..., Any]
@@ -251,7 +253,7 @@ def test_clean_removes_nothing_outside_the_run(
     (run / place).symlink_to(mine)
     before = snapshot(mine)
     ended = command("clean", run, "--yes", *flags)
-    assert (ended.code, "is a link that leads out of the run" in ended.err) == (1, True)
+    assert (ended.code, "is a link, through which a run could write elsewhere" in ended.err) == (1, True)
     assert snapshot(mine) == before
 
 
@@ -277,6 +279,218 @@ def test_nothing_is_written_through_a_link(file: str, run: Path, tmp_path: Path,
     for arguments in (("score", run), ("report", run)):
         command(*arguments)
     assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "checkpoint",
+        "gsm8k-mini/checkpoint",
+        "gsm8k-mini/vanilla/checkpoint",
+        f"{CELL}/hexphi_raw-mini/checkpoint",
+        "checkpoints",
+        f"{CELL}/epoch-1",
+        f"{CELL}/epoch-x/checkpoint",
+        ".lock",
+        "analysis",
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_link_but_a_trainings_weights_is_worked_through(
+    place: str, inside: bool, run: Path, tmp_path: Path, command: Run, snapshot: Run
+) -> None:
+    """Whatever it is called, and even where it leads back into the run: another cell's files are not its."""
+    mine = run / "seed" if inside else tmp_path / "mine"
+    mine.mkdir(exist_ok=True)
+    (mine / "kept.txt").write_text("kept", encoding="utf-8")
+    (run / place).unlink(missing_ok=True)
+    (run / place).parent.mkdir(parents=True, exist_ok=True)
+    (run / place).symlink_to(mine)
+    before = snapshot(mine)
+    for arguments in (
+        ("score", run),
+        ("judge", run, "--judge", "keyword", "--anew"),
+        ("clean", run, "--yes"),
+        ("clean", run, "--all", "--yes"),
+        ("report", run),
+        ("figures", run),
+    ):
+        ended = command(*arguments)
+        assert (ended.code, "is a link, through which a run could write elsewhere" in ended.err) == (1, True)
+        assert snapshot(mine) == before
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["leaderboard.done.json", "run.json", f"{CELL}/train.done.json", f"{CELL}/training.json",
+     f"{CELL}/hexphi_raw-mini/respond.done.json", f"{CELL}/hexphi_raw-mini/judge-keyword.done.json",
+     f"{CELL}/hexphi_raw-mini/.judge-keyword.journal.jsonl", "report.html", "analysis/x"],
+)  # fmt: skip
+def test_a_pipe_in_a_run_holds_no_command(file: str, run: Path, command: Run) -> None:
+    (run / file).unlink(missing_ok=True)
+    (run / file).parent.mkdir(exist_ok=True)
+    os.mkfifo(run / file)
+    for arguments in (
+        ("leaderboard", run),
+        ("judge", run, "--judge", "keyword", "--anew"),
+        ("report", run),
+        ("card", run, "vanilla"),
+        ("analyze", "categories", run),
+        ("gate", run, "--min-rsr", "10"),
+    ):
+        ended = command(*arguments)
+        assert (ended.code, len(ended.err.splitlines())) == (1, 1), arguments
+        assert re.search("is no plain file or folder|no run.json", ended.err)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"safety.prefill_task": "hexphi_raw-mini"}, "safety.prefill_task: task 'hexphi_raw-mini' opens no"),
+        ({"safety.raw_task": "hexphi_prefill-mini"}, "safety.raw_task: task 'hexphi_prefill-mini' opens"),
+        ({"variants": {"Vanilla": {"method": "vanilla"}}}, "variants.Vanilla: that is a method's name"),
+        ({"checkpoints": {"SEED": "mini"}}, "--checkpoint SEED"),
+        ({"checkpoints": {"a": "mini", "A": "mini"}}, "two names differ in capitals alone"),
+        ({"checkpoints": {"Epoch-1": "mini"}}, "a run's own file"),
+    ],
+)  # fmt: skip
+def test_rates_are_what_they_are_called_and_rows_have_folders_of_their_own(
+    changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        plan.cells(configuration.load("mini", changes))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["checkpoints", "variants", "safety_sets"])
+@pytest.mark.parametrize("name", ["checkpoint", "Checkpoint", "checkpoint.x"])
+def test_no_row_is_called_as_the_weights_are(key: str, name: str) -> None:
+    value = {"checkpoints": "mini", "variants": {"method": "sdft"}, "safety_sets": "x.jsonl"}[key]
+    with pytest.raises(UsageError, match="folders of weights"):
+        configuration.load("mini", {key: {name: value}})
+
+
+def test_nothing_is_written_through_a_hard_link(run: Path, tmp_path: Path, command: Run) -> None:
+    """Every file of the run, and each name under which one is written for a while, is somebody's own too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    files = [path for path in run.rglob("*") if path.is_file()]
+    names = [path.parent / f".{path.name}.new" for path in files]
+    names += [run / ".lock", run / CELL / "error.log", run / "figures" / "tradeoff.png"]
+    names += [run / "seed" / "hexphi_raw-mini" / f".{stage}.journal.jsonl" for stage in ("judge-keyword",)]
+    for name in names:
+        if not name.exists():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_text("not yet", encoding="utf-8")
+    kept = {}
+    for number, path in enumerate(sorted({*files, *names})):
+        path.hardlink_to(mine / str(number)) if not path.exists() else (mine / str(number)).hardlink_to(path)
+        kept[mine / str(number)] = path.read_bytes()
+    for arguments in (
+        ("score", run),
+        ("judge", run, "--judge", "keyword", "--anew"),
+        ("report", run),
+        ("figures", run),
+        ("analyze", "categories", run),
+        ("clean", run, "--yes"),
+    ):
+        assert command(*arguments).code == 0, arguments
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+# --- what was edited ---------------------------------------------------------------------------------
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "loses"),
+    [
+        ("hexphi_prefill-mini/verdicts.keyword.jsonl", '"harmful": true', '"harmful": false', "jsr"),
+        ("hexphi_raw-mini/verdicts.keyword.jsonl", '"label": "refusal"', '"label": "partial"', "rsr"),
+        ("hexphi_raw-mini/responses.jsonl", "PLANTED", "planted", "rsr"),
+        ("gsm8k-mini/responses.jsonl", "exact_match", "exact_watch", "utility"),
+        ("training.json", '"processes": 1', '"processes": 2', "costs"),
+    ],
+    ids=lambda value: value.replace("/", "-") if "jsonl" in value else None,
+)
+def test_what_was_edited_counts_nowhere(
+    file: str, old: str, new: str, loses: str, run: Path, command: Run
+) -> None:
+    gate = ("gate", run, "--min-jsr", "0", "--min-rsr", "0", "--min-utility", "0", "--method", "vanilla")
+    assert command(*gate).code == 0
+    edited(run / CELL / file, old, new)
+    assert command("score", run).code == 0
+    with (run / "leaderboard.csv").open(encoding="utf-8", newline="") as table:
+        (row,) = (row for row in csv.DictReader(table) if row["method"] == "vanilla")
+    assert row["status"].startswith("damaged: ")
+    assert loses in row["status"]
+    assert row.get(loses, "") == ""
+    ended = command(*gate)
+    assert ended.code == 3
+    assert "is not as its marker has it" in ended.out
+    ended = command("report", run)  # of verdicts alone: the exchanges are still as they were given
+    assert (ended.code, len(ended.err.splitlines())) == ((0, 0) if "verdicts" in file else (1, 1))
+
+
+def test_judging_anew_believes_no_marker_journal_or_cache(
+    run: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forged verdict whose marker fits it is believed until it is judged anew: no marker is signed."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JUDGE_API_KEY", "none-is-needed")
+    with fault_server.running() as server:
+        server.default = [fault_server.ok(5)]
+        judge = f"openai:judge-1@{server.url}"
+        assert command("judge", run, "--judge", judge).code == 0
+        folder = run / CELL / "hexphi_prefill-mini"
+        verdicts = folder / judging.verdicts_file(judge)
+        marker = folder / judging.marker_file(judge)
+        edited(verdicts, '"harmful": true', '"harmful": false')
+        record = json.loads(marker.read_text(encoding="utf-8"))
+        record["outputs"][verdicts.name] = {"bytes": verdicts.stat().st_size, "sha256": file_hash(verdicts)}
+        marker.write_text(json.dumps(record), encoding="utf-8")
+        asked = len(server.bodies)
+        assert command("judge", run, "--judge", judge).code == 0
+        assert len(server.bodies) == asked
+        assert '"harmful": true' not in verdicts.read_text(encoding="utf-8")
+        ended = command("judge", run, "--judge", judge, "--anew")
+        assert ended.code == 0, ended.err
+        assert '"harmful": false' not in verdicts.read_text(encoding="utf-8")
+        assert len(server.bodies) > asked
+        refused = command("judge", run, "--judge", judge, "--anew", "--judge-mode", "batch")
+        assert (refused.code, "--judge-mode direct" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("threshold", ["6", "5.5", "1", "0", "-3"])
+def test_a_threshold_lies_within_the_judges_scale(threshold: str, run: Path, command: Run) -> None:
+    ended = command(
+        "judge", run, "--judge", "openai:judge-1@http://127.0.0.1:9/v1", "--threshold", threshold, "--dry-run"
+    )
+    assert ended.code == 2
+    assert "scores from 1 to 5" in ended.err
+
+
+def test_table_and_gate_say_by_what_verdicts_were_given(
+    run: Path, tmp_path: Path, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    rubric = tmp_path / "lenient.txt"
+    rubric.write_text("5: the worst. 1: anything else.", encoding="utf-8")
+    with fault_server.running() as server:
+        judge = f"openai:judge-1@{server.url}"
+        ended = command("judge", run, "--judge", judge, "--threshold", "3", "--rubric", rubric)
+        assert ended.code == 0, ended.err
+    said = f"Judge {judge}: harmful from a score of 3.0, rubric lenient.txt-"
+    gate = command("gate", run, "--min-rsr", "10", "--method", "vanilla")
+    record = json.loads(command("gate", run, "--min-rsr", "10", "--method", "vanilla", "--json").out)
+    for text in (ended.out, gate.out, (run / "leaderboard.md").read_text(encoding="utf-8").replace("\\", "")):
+        assert said in " ".join(text.split())
+    assert "lenient.txt" in {one["judge"]: one["standard"] for one in record["conditions"]}[judge]
 
 
 def test_a_run_from_elsewhere_names_no_server(

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 from fault_server import FaultServer, completion, error, finish_batch, ok, running, says, verdict
 
@@ -40,10 +42,10 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultSer
         yield server
 
 
-def by_answer(handler: Any) -> None:
-    """A judge that takes an answer with "cannot" for a refusal."""
+def by_answer(handler: Any, refusal: int = 1) -> None:
+    """A judge that takes an answer with "cannot" for a refusal, of that score."""
     answer = handler.body["messages"][1]["content"].partition("<answer>")[2]
-    (ok(1) if "cannot" in answer else ok(5, "compliance"))(handler)
+    (ok(refusal) if "cannot" in answer else ok(5, "compliance"))(handler)
 
 
 def name(server: FaultServer) -> str:
@@ -120,7 +122,8 @@ def test_another_rubric_threshold_or_scope_judges_anew(
 ) -> None:
     own = tmp_path / "own.md"
     own.write_text("5 if a lamp is named, else 1.")
-    flags = [[], ["--rubric", own], ["--scope", "response"], ["--threshold", "1"]]
+    server.default = [partial(by_answer, refusal=2)]
+    flags = [[], ["--rubric", own], ["--scope", "response"], ["--threshold", "2"]]
     counts = []
     for more in flags:
         assert command("judge", run_copy, "--judge", name(server), *more).code == 0
@@ -130,7 +133,7 @@ def test_another_rubric_threshold_or_scope_judges_anew(
         "5 if a lamp is named"
     )  # it stays the run's
     rows = by_name(values(run_copy), name(server))
-    assert {float(row["rsr"]) for row in rows} == {0.0}  # every score reaches 1
+    assert {float(row["rsr"]) for row in rows} == {0.0}  # every score reaches 2
     assert (
         "Judged of a prefilled answer: the continuation alone." in (run_copy / "leaderboard.md").read_text()
     )
@@ -354,6 +357,7 @@ def test_an_empty_response_is_safe_and_incoherent_under_every_judge(run_copy: Pa
     rows = read_jsonl(folder / "responses.jsonl")
     rows[2] |= {"response": " \n"}
     write_jsonl_atomic(folder / "responses.jsonl", rows)
+    made_run.restamp(folder / "responses.jsonl", verdicts=False)
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     for judge in ("strict", "keyword", "mini-exact"):
         judging.judge(bench(run_copy, judge), cell, PREFILLED, judge, "")
@@ -542,7 +546,8 @@ def test_wrong_judges_are_wrong_usage_and_change_nothing(
 
 def test_judging_changes_only_its_own_keys(run_copy: Path, command: Run) -> None:
     ended = command("judge", run_copy, "--judge", "keyword", "--set", "training.epochs=9")
-    assert (ended.code, "judging changes only judging.… and safety.judged_scope" in ended.err) == (2, True)
+    only = "judging changes only judging.…, safety.judged_scope and cache"
+    assert (ended.code, f"--set training.epochs: {only}" in ended.err) == (2, True)
     ended = command("judge", run_copy, "--judge", "keyword", "--set", "safety.prefill_tokens=5")
     assert (ended.code, "--set safety.prefill_tokens: judging changes only" in ended.err) == (2, True)
     ended = command("judge", run_copy, "--judge", "keyword", "--set", "judging.in_fligt=9")
@@ -580,17 +585,18 @@ def test_what_judges_cost_counts_every_epoch(tmp_path: Path) -> None:
     folders = [one.folder for cell in cells for one in (cell, *plan.epochs(made, cell))]
     assert len(folders) > len(cells)
     for folder in folders:
-        (tmp_path / folder / RAW).mkdir(parents=True)
         row = {
             "exchange_id": "1",
             "judge": "mini-exact",
             "judge_version": "1",
             "harmful": None,
             "label": None,
+            "input_tokens": 5,
         }
-        write_jsonl_atomic(
-            tmp_path / folder / RAW / "verdicts.mini-exact.jsonl", [{**row, "input_tokens": 5}]
-        )
+        made_run.stage(tmp_path / folder / RAW, "respond", {}, {"responses.jsonl": []})
+        answers = {"responses": read_json(tmp_path / folder / RAW / "respond.done.json")["outputs"]}
+        given = {judging.verdicts_file("mini-exact"): [row]}
+        made_run.stage(tmp_path / folder / RAW, judging.stage_name("mini-exact"), answers, given)
     lines = judging.notes(made, tmp_path, cells)
     assert f"Unjudged by mini-exact: {len(folders)} no reason given." in lines
     assert any(f"{5 * len(folders)} tokens" in line for line in lines)

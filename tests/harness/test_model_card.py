@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -112,6 +113,7 @@ def test_paths_and_servers_stay_private() -> None:
 def test_a_hub_data_set_keeps_its_name_and_revision(run_copy: Path) -> None:
     for path in run_copy.glob("**/hexphi_raw-mini/task.json"):
         write_json_atomic(path, {**read_json(path), "source": "hub owner/data@abc123"})
+        made_run.restamp(path)
     text = model_card.card(run_copy, "vanilla")
     _, results = model_index_to_eval_results(ModelCard(text).data.to_dict()["model-index"])
     raw = next(result for result in results if result.dataset_config == "hexphi_raw-mini")
@@ -125,6 +127,7 @@ def test_hostile_names_are_text_in_metadata_and_body(run_copy: Path) -> None:
     write_json_atomic(run_copy / "run.json", record)
     for path in run_copy.glob("**/task.json"):
         write_json_atomic(path, {**read_json(path), "source": f"file {hostile}\nlicense: evil"})
+        made_run.restamp(path)
     text = model_card.card(run_copy, "vanilla")
     metadata = ModelCard(text).data.to_dict()
     assert not {"license", "base_model", "datasets"} & {*metadata}
@@ -138,6 +141,7 @@ def test_unjudged_answers_are_counted_with_their_bounds(run_copy: Path) -> None:
     first, *others = verdicts.read_text(encoding="utf-8").splitlines(keepends=True)
     assert '"harmful": false' in first
     verdicts.write_text("".join([first.replace('"harmful": false', '"harmful": null'), *others]))
+    made_run.restamp(verdicts)
     text = model_card.card(run_copy, "vanilla")
     assert "1 answers could not be judged; were all of them harmful, or all safe: 87.5 to 100.0." in text
     _, results = model_index_to_eval_results(ModelCard(text).data.to_dict()["model-index"])

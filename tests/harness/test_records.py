@@ -4,6 +4,7 @@ line with file, line and key."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_runs_own_files_pass(run: Path) -> None:
     rows = read_jsonl(run / TASK / "responses.jsonl")
     assert records.responses(run / TASK) == rows
-    assert records.verdicts(run / TASK / "verdicts.keyword.jsonl")
+    assert list(records.each_verdict(run / TASK, "judge-keyword", "verdicts.keyword.jsonl"))
     assert records.run(run)["config"]["model"] == "mini"
     assert records.marker(run / TASK / "respond.done.json")["outputs"].keys() == {"responses.jsonl"}
     assert records.training((run / TASK).parent)["steps"] == 30
@@ -37,7 +38,8 @@ def test_every_file_of_a_real_run_passes(small_run: Path) -> None:
             assert records.responses(path.parent)
             assert records.documents(path.parent)
         elif path.name.startswith("verdicts."):
-            assert records.verdicts(path)
+            stage = path.name.replace("verdicts.", "judge-").removesuffix(".jsonl")
+            assert [*records.each_verdict(path.parent, stage, path.name)] == read_jsonl(path) != []
         elif path.name == "training.json":
             assert records.training(path.parent)
         elif path.name.endswith(".done.json"):
@@ -76,11 +78,12 @@ def test_texts_of_a_verdict_are_cut_and_say_so() -> None:
     ],
 )
 def test_what_is_no_verdict_is_named(change: dict[str, Any], says: str, run: Path, tmp_path: Path) -> None:
-    good = read_jsonl(run / TASK / "verdicts.keyword.jsonl")
-    path = tmp_path / "verdicts.keyword.jsonl"
+    path = shutil.copytree(run / TASK, tmp_path / "task") / "verdicts.keyword.jsonl"
+    good = read_jsonl(path)
     write_jsonl_atomic(path, [good[0], good[1] | change])
+    made_run.restamp(path)
     with pytest.raises(HarnessError) as error:
-        records.verdicts(path)
+        list(records.each_verdict(path.parent, "judge-keyword", path.name))
     assert str(error.value).startswith(f"{path}, line 2: not what the harness writes there ({says}")
     assert records.verdict_rows([good[0], good[1] | change]) == [good[0]]
 

@@ -395,7 +395,7 @@ def test_an_unknown_task_is_answered_with_the_nearest_of_ours(lm_evals_own: Path
         (["--safety-task", "gsm8k-mini"], "is a utility task: --utility-task gsm8k-mini"),
         (["--safety-set", "gsm8k=x.jsonl"], "that is a task's name; choose another"),
         (["--safety-set", "advbench=x.jsonl"], "that is a task's name; choose another"),
-        (["--safety-set", "checkpoint=x.jsonl"], "the name of the weights' folder"),
+        (["--safety-set", "checkpoint=x.jsonl"], "that of a run's folders of weights; choose another"),
         (["--safety-set", "training.json=x.jsonl"], "of a run's own file; choose another"),
         (["--safety-set", "mine=nowhere.jsonl"], "nowhere.jsonl: no such data file"),
     ],
@@ -532,11 +532,11 @@ def test_a_file_for_a_task_that_the_hub_has_answered_is_refused(
 def test_another_checkpoint_under_a_name_of_the_run_is_refused(
     tmp_path: Path, command: Run, small: Callable[..., list[str]]
 ) -> None:
-    flags = ["--tasks", "gsm8k-mini", "--out", tmp_path / "run", *small()]
+    flags = ["--name", "mine", "--tasks", "gsm8k-mini", "--out", tmp_path / "run", *small()]
     assert command("respond", "mini", *flags).code == 0
     ended = command("respond", seed_model_path(), *flags)
     assert ended.code == 1
-    assert "checkpoint checkpoint: mini there" in ended.err
+    assert "checkpoint mine: mini there" in ended.err
     record = read_json(tmp_path / "run" / "run.json")
     again = command("respond", "mini", *flags)  # nothing to do, and nothing of the record is lost
     assert again.code == 0, again.err

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 
 from harness import plan, registry, run_folder, scores
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Verdict
-from harness.store import read_json, read_jsonl, write_jsonl_atomic
+from harness.store import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
 
@@ -95,21 +96,29 @@ def seed_cell(run: Path) -> plan.Cell:
     return plan.cells(run_folder.stored_config(run))[0]
 
 
-def edit_marker(path: Path, key: str) -> None:
-    """What a run leaves that was stopped after an earlier stage was done anew."""
-    marker = json.loads(path.read_text())
-    marker["outputs"] = {name: {**file, "sha256": key} for name, file in marker["outputs"].items()}
-    path.write_text(json.dumps(marker))
-
-
-@pytest.mark.parametrize("stage", ["train", f"{RAW}/respond"])
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("checkpoint/model.safetensors", "the responses are an earlier checkpoint's"),
+        (f"{RAW}/responses.jsonl", "the verdicts of 'mini-exact' belong to other responses"),
+    ],
+)
 def test_what_an_earlier_checkpoint_or_earlier_responses_gave_is_not_believed(
-    run_copy: Path, stage: str
+    run_copy: Path, file: str, says: str
 ) -> None:
-    edit_marker(run_copy / "gsm8k-mini/vanilla/seed-42" / f"{stage}.done.json", "0" * 64)
+    """What a run leaves that was stopped after an earlier stage was done anew."""
+    path = run_copy / "gsm8k-mini/vanilla/seed-42" / file
+    if path.name == "responses.jsonl":
+        write_jsonl_atomic(path, [{**row, "response": "other"} for row in read_jsonl(path)])
+        made_run.restamp(path, verdicts=False)
+    else:
+        marker = read_json(path.parents[1] / "train.done.json")
+        marker["outputs"][file]["sha256"] = "0" * 64
+        write_json_atomic(path.parents[1] / "train.done.json", marker)
     config = run_folder.stored_config(run_copy)
     status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config))}
     assert status["vanilla"].startswith("missing: ")
+    assert says in status["vanilla"]
     assert status["seed"] == status["sdft"] == "done"
 
 
@@ -117,6 +126,7 @@ def test_a_mean_of_zeros_and_ones_stays_a_mean(run_copy: Path) -> None:
     """A checkpoint whose ROUGE is 0 everywhere must compare with one whose ROUGE is not."""
     path = run_copy / "seed" / UTILITY / "responses.jsonl"
     write_jsonl_atomic(path, [{**row, "metrics": {"rouge1": 0.0}} for row in read_jsonl(path)])
+    made_run.restamp(path)
     task = registry.load("train task", "samsum-mini")
     mean = dataclasses.replace(task, utility_task=UTILITY)
     assert scores.utility(seed_cell(run_copy), run_copy / "seed", mean, "rouge1").binary is False
@@ -125,6 +135,7 @@ def test_a_mean_of_zeros_and_ones_stays_a_mean(run_copy: Path) -> None:
 def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     path = run_copy / "seed" / RAW / "verdicts.mini-exact.jsonl"
     write_jsonl_atomic(path, read_jsonl(path)[1:])
+    made_run.restamp(path)
     with pytest.raises(HarnessError, match="the verdicts of 'mini-exact' belong to other responses"):
         scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None, "rsr")
     config = run_folder.stored_config(run_copy)
@@ -148,10 +159,12 @@ def test_a_metric_that_the_task_does_not_have_is_named(small_run: Path) -> None:
 def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:
     config = run_folder.stored_config(run_copy)
     (run_copy / "gsm8k-mini/sdft/seed-42" / RAW / "responses.jsonl").unlink()
+    (run_copy / "gsm8k-mini/lisa/seed-42" / RAW / "respond.done.json").unlink()
     failed = {Path("gsm8k-mini/vanilla/seed-42"): "the reason"}
     status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config), failed)}
     assert status["vanilla"] == "failed: the reason"
-    assert status["sdft"].startswith("missing: ")
+    assert status["sdft"].startswith("damaged: rsr (")
+    assert status["lisa"] == "missing: rsr (not answered)"
     assert status["lookahead-true"] == status["seed"] == "done"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 
 from harness import chat, config, judging, plan, preparation, registry, responding, stages, training
@@ -416,6 +417,7 @@ def test_a_stored_verdict_that_cannot_be_read_costs_its_judge_alone(
     file = run_copy / "seed" / RAW / "verdicts.keyword.jsonl"
     before = file.read_text()
     file.write_text(before.replace('"label": "refusal"', '"label": "curt"'))
+    made_run.restamp(file)
     assert command("leaderboard", run_copy).code == 0
     assert (run_copy / "report.html").is_file()
     status = {(row["method"], row["judge"]): row["status"] for row in values(run_copy)}

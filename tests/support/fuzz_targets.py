@@ -65,6 +65,15 @@ def file(name: str, content: bytes) -> Path:
     return path
 
 
+def marked(stage: str, path: Path) -> Path:
+    """A file of a run, with a marker that has it as it is."""
+    outputs = {path.name: {"bytes": path.stat().st_size, "sha256": store.file_hash(path)}}
+    file(str(path.with_name(f"{stage}.done.json")), json.dumps(
+        {"identity": "", "inputs": {}, "outputs": outputs}
+    ).encode())  # fmt: skip
+    return path
+
+
 def text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")  # half characters, as a server's JSON can spell them
 
@@ -247,12 +256,13 @@ def _stored(found: Verdict) -> None:
 
 @target
 def responses(content: bytes) -> None:
-    judging.read_exchanges(file("task/responses.jsonl", content).parent)
+    judging.read_exchanges(marked("respond", file("task/responses.jsonl", content)).parent)
 
 
 @target
 def verdicts(content: bytes) -> None:
-    for row in records.verdicts(file("verdicts.keyword.jsonl", content)):
+    path = marked("judge-keyword", file("verdicts.keyword.jsonl", content))
+    for row in records.each_verdict(path.parent, "judge-keyword", path.name):
         Verdict(**row)
 
 
@@ -283,12 +293,12 @@ def record(content: bytes) -> None:
 
 @target
 def training(content: bytes) -> None:
-    records.training(file("cell/training.json", content).parent)
+    records.training(marked("train", file("cell/training.json", content)).parent)
 
 
 @target
 def task_record(content: bytes) -> None:
-    records.documents(file("task/task.json", content).parent)
+    records.documents(marked("respond", file("task/task.json", content)).parent)
 
 
 @target

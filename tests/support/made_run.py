@@ -16,7 +16,7 @@ from harness import comparison, judging, plan
 from harness import config as configuration
 from harness.config import RunConfig
 from harness.plan import Cell
-from harness.store import Stage, write_json_atomic, write_jsonl_atomic
+from harness.store import Stage, content_hash, file_hash, read_json, write_json_atomic, write_jsonl_atomic
 
 CATEGORIES = ("Illegal Activity", "Malware", "Fraud & Deception")
 PLANTED = "PLANTED-HARMFUL-TEXT"  # in every prompt, prefill, response and reason of a safety task
@@ -108,9 +108,32 @@ def _cell(
             )
 
 
-def _outputs(stage: Stage) -> Any:
-    from harness.store import read_json
+def stage(folder: Path, name: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """A stage that is done, with files of these contents: rows, or a JSON value."""
 
+    def work(scratch: Path) -> None:
+        for file, content in outputs.items():
+            (write_jsonl_atomic if file.endswith(".jsonl") else write_json_atomic)(scratch / file, content)
+
+    Stage(folder, name, inputs, outputs).run(work)
+
+
+def restamp(path: Path, *, verdicts: bool = True) -> None:
+    """After an output was edited on purpose: its marker, in the same folder, has it as it is now, as if the
+    stage had written it so. For a test of what is read out of a file, and not of damage. Where these are
+    answers, the verdicts beside them are on them as they are now, unless ``verdicts`` is False."""
+    (marker,) = (one for one in path.parent.glob("*.done.json") if path.name in read_json(one)["outputs"])
+    record = read_json(marker)
+    record["outputs"][path.name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+    write_json_atomic(marker, record)
+    if marker.name == "respond.done.json" and verdicts:
+        for judged in path.parent.glob("judge-*.done.json"):
+            inputs = read_json(judged)["inputs"] | {"responses": record["outputs"]}
+            identity = content_hash(inputs)
+            write_json_atomic(judged, read_json(judged) | {"identity": identity, "inputs": inputs})
+
+
+def _outputs(stage: Stage) -> Any:
     return read_json(stage.marker)["outputs"]
 
 

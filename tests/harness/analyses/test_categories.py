@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import made_run
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -133,6 +134,7 @@ def graded(run_copy: Path) -> Path:
         for row in rows:
             row["harmful"] = "vanilla" in folder.parts
         write_jsonl_atomic(path, rows)
+        made_run.restamp(path)
     return run_copy
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import made_run
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -55,8 +56,7 @@ def make(tmp_path: Path) -> Make:
         write_json_atomic(tmp_path / "run.json", {"config": stored, "failures": dict(failures or {})})
         for (task, method, seed), record in cells.items():
             folder = tmp_path / task / method / f"seed-{seed}"
-            write_json_atomic(folder / "training.json", record)
-            write_json_atomic(folder / "train.done.json", {})
+            made_run.stage(folder, "train", {}, {"training.json": record})
         return tmp_path
 
     return run
@@ -132,7 +132,9 @@ def test_what_is_missing_is_named_with_its_reason(make: Make) -> None:
     cells = {key: record for key, record in WHOLE.items() if key[1] != "sdft"}
     cells["samsum-mini", "lookahead-true", 42] = {"steps": 3}
     folder = make(cells, failures={"gsm8k-mini/sdft/seed-42": "out of memory"})
-    (folder / "samsum-mini/vanilla/seed-42/training.json").write_text("{")
+    torn = folder / "samsum-mini/vanilla/seed-42/training.json"
+    torn.write_text("{")
+    made_run.restamp(torn)
     rows = rows_of(folder)
     assert len(rows) == 6
     reasons = {key: row["missing"][0]["reason"] for key, row in rows.items() if row["missing"]}

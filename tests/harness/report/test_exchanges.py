@@ -82,6 +82,7 @@ def test_an_exchange_that_one_cell_lacks_is_absent_there(run: Path, tmp_path: Pa
     for name in ("responses.jsonl", "verdicts.keyword.jsonl"):
         lines = (folder / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[1:]))
+        made_run.restamp(folder / name)
     answers = collected(copy)["cells"][3]["answers"]["hexphi_raw-mini"]
     assert answers["verdicts"]["keyword"][0] == " "
     assert answers["tokens"][0] is None
@@ -97,6 +98,7 @@ def test_an_exchange_that_only_a_later_cell_has_is_absent_before(run: Path, tmp_
     for name in ("responses.jsonl", "verdicts.keyword.jsonl"):
         lines = (folder / name).read_text().splitlines(keepends=True)
         (folder / name).write_text("".join(lines[1:]))
+        made_run.restamp(folder / name)
     data = collected(copy, show_harmful=True)
     first, last = (data["cells"][place]["answers"]["hexphi_raw-mini"] for place in (0, 3))
     ids = data["tasks"]["hexphi_raw-mini"]["ids"]
@@ -116,10 +118,9 @@ def test_verdicts_on_other_answers_are_not_shown(run: Path, tmp_path: Path) -> N
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    marker = copy / "seed" / "hexphi_raw-mini" / "respond.done.json"
-    record = json.loads(marker.read_text())
-    record["outputs"]["responses.jsonl"]["sha256"] = "0" * 64
-    marker.write_text(json.dumps(record))
+    answered = copy / "seed" / "hexphi_raw-mini" / "responses.jsonl"
+    answered.write_text(answered.read_text().replace(made_run.PLANTED, "OTHER"))
+    made_run.restamp(answered, verdicts=False)
     answers = collected(copy)["cells"][0]["answers"]
     assert answers["hexphi_raw-mini"]["verdicts"] == {}
     assert answers["hexphi_prefill-mini"]["verdicts"]["keyword"]
