@@ -607,10 +607,13 @@ def test_a_resumed_training_ends_with_the_same_bits(
     torn = part / "state" / "checkpoint-6"  # one that was being written, without its marker
     torn.mkdir()
     (torn / "trainer_state.json").write_text("{")
+    (tmp_path / "mine").mkdir()
+    (part / "state" / "checkpoint-8").symlink_to(tmp_path / "mine")  # in the way of the next one
     shutil.rmtree(part / "cache", ignore_errors=True)  # the seed model is asked again
     resumed = train(make_model(), encoded[:24], METHODS[name](), folder=part, **settings)
     assert (whole["resumed_at_step"], resumed["resumed_at_step"]) == (None, 4)
     assert resumed["losses"] == whole["losses"]
+    assert not list((tmp_path / "mine").iterdir())
     file = "adapter_model.safetensors" if tuning else "model.safetensors"
     for folder in ("output/checkpoint", "state/epoch-1", "state/epoch-2"):
         one, two = (load_file(tmp_path / run / folder / file) for run in ("whole", "part"))
