@@ -39,16 +39,21 @@ LONG = ("test_random_kills.py", "mini/test_properties.py", "test_job.py")  # beg
 SHARED_RUN = "small_run"  # half a minute to make: while one worker does, the other has what needs none
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say to which tier a test belongs, and what it must share a worker with."""
+    if _file(item).startswith("tests/extras/"):
+        item.add_marker("extras")
+    if _shares_a_fixture(item):
+        item.add_marker(pytest.mark.xdist_group(_file(item)))  # others go to whichever worker is free
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, spread them over the workers, and skip by name what cannot run here."""
+    """Order the tests, and skip by name what cannot run here."""
     users = [item for item in items if SHARED_RUN in getattr(item, "fixturenames", ())]
-    first, later = {*users[:1]}, {*users[1:]}
+    first = dict(reversed([(_tier(item), item) for item in users])).values()
+    later = {*users}.difference(first)
     items.sort(key=lambda item: (item not in first, item in later, not _file(item).endswith(LONG)))
     for item in items:
-        if _file(item).startswith("tests/extras/"):
-            item.add_marker("extras")
-        if _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(_file(item)))  # others go to whichever worker is free
         if item.get_closest_marker("requires_shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"requires_shared_data: {SHARED_DATA} is not there"))
         if item.get_closest_marker("requires_ray") and find_spec("ray") is None:
@@ -65,8 +70,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="requires_gpu: no CUDA device"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups that are not kept would make what files share many times over, and nobody would see why."""
+    if getattr(session.config.option, "loadgroup", False):
+        lost = [
+            one for one in session.items if one.get_closest_marker("xdist_group") and "@" not in one.nodeid
+        ]
+        assert not lost, (
+            f"pytest-xdist does not keep {lost[0].nodeid} in its group: which pytest is installed?"
+        )
+
+
 def _file(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0]
+
+
+def _tier(item: pytest.Item) -> str:
+    """Tests of one tier run together."""
+    return next(filter(item.get_closest_marker, ("extras", "exhaustive", "slow")), "quick")
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:

@@ -30,6 +30,7 @@ def distance(a: Weights, b: Weights) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+@pytest.mark.slow
 def test_the_planned_order_is_the_trained_order(
     make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
 ) -> None:
@@ -579,8 +580,20 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 
-@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [
+        pytest.param("vanilla", {}, id="vanilla-full"),
+        pytest.param("constrained-sft", LORA, id="constrained-sft-lora"),
+        *(
+            pytest.param(name, tuning, id=f"{name}-{'lora' if tuning else 'full'}", marks=pytest.mark.slow)
+            for name, tuning in (
+                *(("vanilla", LORA), ("constrained-sft", {})),
+                *(("lisa", {}), ("lisa", LORA)),
+            )
+        ),
+    ],
+)
 def test_a_resumed_training_ends_with_the_same_bits(
     name: str,
     tuning: dict[str, Any],

@@ -362,6 +362,7 @@ def test_train_respond_judge_and_score_are_parts_of_the_same_walk(
     assert rows["mine", "keyword"]["rsr_n"] == "2"
 
 
+@pytest.mark.slow
 def test_a_variant_is_trained_by_its_name_and_alone(command: Command, small: Command, tmp_path: Path) -> None:
     variants = [f"variants.{name}.method=lookahead-true" for name in ("m2", "other")]
     settings = [*variants, "variants.m2.options.preview_tokens=2", "training.max_examples=8"]

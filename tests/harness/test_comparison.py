@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from harness import comparison, judging, models, plan, run_folder
+from harness import comparison, judging, models, plan, run_folder, trust
 from harness.contracts import (
     Example,
     Exchange,
@@ -108,6 +108,7 @@ def test_a_dry_run_writes_nothing_and_prints_configuration_and_plan(
     assert "Estimated time: about 1 s" in ended.out
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_leaderboard(
     quick_run: Path, tmp_path: Path, run_quick: Run, values: Run
 ) -> None:
@@ -124,6 +125,7 @@ def test_the_same_seed_gives_the_same_leaderboard(
 # --- extending -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run) -> None:
     before = markers(quick_copy)
     more = {"methods": ["lookahead-true"], "judges": ["keyword"], "train_tasks": ["samsum-mini"]}
@@ -139,6 +141,7 @@ def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run)
     assert run_folder.stored_config(quick_copy).methods == ("seed", "vanilla", "lookahead-true")
 
 
+@pytest.mark.slow
 def test_variants_extend_a_run_as_rows_of_their_own(quick_copy: Path, run_quick: Run) -> None:
     before = markers(quick_copy)
     frame = run_quick(quick_copy, variants={"m2": M2}).set_index("method")
@@ -158,6 +161,7 @@ def test_a_stored_variant_stays_and_another_comes_beside_it(quick_copy: Path) ->
     from harness import config
 
     stored = run_folder.stored_config(with_variant(quick_copy)).model_dump(mode="json")
+    trust.remember(config.RunConfig.model_validate(stored), quick_copy, None)  # the user's own run
     m3 = {"m3": {"method": "lookahead-true", "options": {"preview_tokens": 3}}}
     wanted = config.RunConfig.model_validate({**stored, "variants": m3})
     joined = run_folder.join(Workshop(wanted, quick_copy))
@@ -165,6 +169,7 @@ def test_a_stored_variant_stays_and_another_comes_beside_it(quick_copy: Path) ->
     assert joined.row("m2").options == {"preview_tokens": 2}
 
 
+@pytest.mark.slow
 def test_seeds_extend_a_run_and_give_mean_rows(quick_copy: Path, run_quick: Run) -> None:
     before = markers(quick_copy)
     frame = run_quick(quick_copy, seeds=[7])
@@ -420,6 +425,7 @@ def test_a_broken_record_is_one_line(run_copy: Path, command: Run, small: Run, c
         assert str(run_copy / "run.json") in ended.err
 
 
+@pytest.mark.slow
 def test_a_method_is_trained_alone_whatever_the_run_has_left(
     quick_copy: Path, command: Run, small: Run
 ) -> None:

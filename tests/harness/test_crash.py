@@ -40,9 +40,8 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "method", [name if name == "vanilla" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_in_mid_training_the_same_command_ends_with_the_same_weights(
     method: str, tmp_path: Path, small: Callable[..., list[str]]
 ) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from harness.store import read_jsonl
 
 
+@pytest.mark.slow
 def test_every_epoch_is_scored(
     tmp_path: Path, command: Callable[..., Any], small: Callable[..., list[str]]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_server_judges_a_stored_run_and_no_equal_exchange_is_paid_twice(
     assert mine == others
 
 
+@pytest.mark.slow
 def test_what_is_kept_by_content_holds_no_text(
     server: FaultServer, run_copy: Path, tmp_path: Path, command: Run
 ) -> None:
@@ -163,6 +164,7 @@ def test_compare_judges_when_all_have_answered_and_checks_the_judge_first(
 # --- faults ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     server: FaultServer, run_copy: Path, command: Run, values: Run
 ) -> None:
@@ -286,6 +288,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     assert len(repeated) - len(set(repeated)) <= 2  # what was in flight
 
 
+@pytest.mark.slow
 def test_a_cap_stops_cleanly_and_more_goes_on_there(
     server: FaultServer, run_copy: Path, command: Run
 ) -> None:
@@ -460,6 +463,7 @@ def left(run_copy: Path, plugin: Run, command: Run, monkeypatch: pytest.MonkeyPa
     return run_copy
 
 
+@pytest.mark.slow
 def test_what_it_judged_can_be_read(left: Path, command: Run, values: Run) -> None:
     before = values(left)
     assert {row["status"] for row in by_name(before, "never")} == {"done"}
@@ -506,6 +510,7 @@ def test_what_needs_it_says_so_and_the_rest_goes_on(
 # --- vote ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_vote_follows_its_voters(server: FaultServer, run_copy: Path, command: Run, values: Run) -> None:
     ended = command("judge", run_copy, "--judge", "keyword,vote")
     assert ended.code == 0, ended.err
@@ -554,6 +559,7 @@ def test_judging_changes_only_its_own_keys(run_copy: Path, command: Run) -> None
     assert (ended.code, "did you mean 'judging.in_flight'?" in ended.err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [["--scope", "response"], ["--threshold", "2"]])
 def test_settings_never_hold_for_verdicts_that_were_given_under_others(
     server: FaultServer, run_copy: Path, command: Run, snapshot: Run, values: Run, changed: list[str]

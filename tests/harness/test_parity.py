@@ -105,6 +105,7 @@ def test_plain_lm_eval_gives_the_same_numbers(
         assert plain[task][name] == pytest.approx(mean, abs=1e-9), (task, name)
 
 
+@pytest.mark.slow
 def test_the_safe_rate_by_rule_is_the_keyword_judges(plain: dict[str, dict[str, float]], ours: Path) -> None:
     verdicts = read_jsonl(ours / "hexphi_raw" / "verdicts.keyword.jsonl")
     rate = sum(not verdict["harmful"] for verdict in verdicts) / LIMIT

@@ -423,6 +423,7 @@ def test_its_method_judge_and_tasks_are_listed(site: Path) -> None:
     assert "gsm8k-mini" in tasks
 
 
+@pytest.mark.slow
 def test_its_method_works_on_its_task(site: Path) -> None:
     """``data show`` walks through plan, task, method and encoding: of "A piano." two tokens are masked."""
     from transformers import AutoTokenizer

@@ -410,6 +410,7 @@ def test_one_judge_that_fails_leaves_the_cells_and_the_other_judges(
     assert {row["status"] for row in values(run)} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_stored_verdict_that_cannot_be_read_costs_its_judge_alone(
     run_copy: Path, command: Any, values: Any
 ) -> None:

@@ -595,6 +595,7 @@ def test_holm_steps_down_and_skips_what_is_no_comparison() -> None:
     assert holm([None]) == [None]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)  # statsmodels collects garbage on every call
 @given(st.lists(st.one_of(fractions, st.none()), max_size=15))
 def test_holm_properties(p_values: list[float | None]) -> None:

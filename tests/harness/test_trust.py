@@ -148,7 +148,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_run.make(tmp_path_factory.mktemp("made") / "run", documents=3, judges=("mini-exact",))
 
@@ -309,6 +309,7 @@ def test_a_run_is_ones_own_by_the_values_that_act(tmp_path: Path, stranger: list
     assert (tmp_path / "state" / "runs").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [RESPOND, ("judge", "RUN", "--judge", "keyword"), ("analyze", "kl", "RUN")]
 )

@@ -65,6 +65,7 @@ def test_a_merged_model_is_the_sum(runs: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_an_adapter_is_a_checkpoint_of_the_users_own(
     runs: Path, command: Callable[..., Any], small: Callable[..., list[str]], tmp_path: Path
 ) -> None:

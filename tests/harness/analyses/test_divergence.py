@@ -175,6 +175,7 @@ def measure(out: Path, settings: Settings, size: int = 8) -> tuple[dict[str, Any
 SHORT = Settings(tokens=6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
     """Every value of two methods by hand, from the task's documents and the checkpoints on disk."""
     found, missing = measure(run_copy, SHORT)
@@ -215,6 +216,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
     assert np.mean(list(divergence.read(found["ptst"]).values())) > 0
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = measure(run_copy, SHORT)
     before = {name: one.marker.stat().st_mtime_ns for name, one in found.items()}
@@ -242,6 +244,7 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     assert [Path(name).parts[-3] for name in opened[1:]] == ["vanilla"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["harmful", "seed"])
 def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> None:
     """The safe rates that KL is correlated with are of these documents."""
@@ -267,6 +270,7 @@ def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> No
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     import shutil
 

@@ -237,6 +237,7 @@ def by_epoch(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str,
     return out
 
 
+@pytest.mark.slow
 def test_a_runs_trainings(by_epoch: Path) -> None:
     from harness import run_folder
     from harness.store import read_jsonl
@@ -257,6 +258,7 @@ def test_a_runs_trainings(by_epoch: Path) -> None:
         assert [*found[1].safety[epoch, 0]] == [float(not verdict["harmful"]) for verdict in verdicts]
 
 
+@pytest.mark.slow
 def test_the_command(by_epoch: Path, command: Callable[..., Any]) -> None:
     ended = command("analyze", "matched", by_epoch, "--json")
     assert ended.code == 0, ended.err
@@ -277,6 +279,7 @@ def test_the_command(by_epoch: Path, command: Callable[..., Any]) -> None:
     assert "RSR" in printed.out
 
 
+@pytest.mark.slow
 def test_the_command_holds_the_run_while_it_writes(
     by_epoch: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +299,7 @@ def test_the_command_holds_the_run_while_it_writes(
     assert (ended.code, (by_epoch / "absent").exists()) == (1, False)
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(by_epoch: Path, small_run: Path, command: Callable[..., Any]) -> None:
     never = command("analyze", "matched", by_epoch, "--utility", "100")
     assert never.code == 0

@@ -179,6 +179,7 @@ def test_a_prefilled_task_without_depths_is_refused() -> None:
 # --- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_points_are_the_leaderboards_rows(swept: Path) -> None:
     record = read_json(swept / "analysis/sweep-preview-length.json")
     with (swept / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
@@ -200,6 +201,7 @@ def test_points_are_the_leaderboards_rows(swept: Path) -> None:
         assert (swept / f"analysis/sweep-preview-length-gsm8k-mini.{suffix}").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_each_length_is_trained_with_its_preview(swept: Path) -> None:
     two, six = (
         read_json(swept / f"gsm8k-mini/{row}/seed-42/training.json")["train_tokens"]
@@ -327,6 +329,7 @@ def test_a_budgets_points_are_every_learning_rate_and_epoch(
     assert json.loads((out / "run.json").read_text())["config"]["eval_every_epoch"] is True
 
 
+@pytest.mark.slow
 def test_points_are_read_and_written_while_the_run_is_held(
     swept_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +370,7 @@ def test_points_are_written_when_a_judge_has_not_finished(
     assert "k = 10" in ended.out
 
 
+@pytest.mark.slow
 def test_points_are_written_when_a_cell_fails(
     swept_copy: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -330,6 +330,7 @@ def test_a_tuning_from_end_to_end(
     assert read_json(tuned / "tune.json") == record
 
 
+@pytest.mark.slow
 def test_a_floor_that_none_holds(
     tuned: Path, command: Callable[..., Any], small: Callable[..., list[str]]
 ) -> None:
