@@ -73,12 +73,11 @@ class Finding:
             found += f"{self.value:.2f}"
         if self.low is not None and self.high is not None:
             found += f" [{self.low:.2f}, {self.high:.2f}]"
-        if self.bound is not None:
-            found += f", bound {self.bound:.2f}"
-        if self.unjudged:
-            found += f", were all {self.unjudged} unjudged against it"
         if self.bound is None:
             found += f"{'' if self.value is None else ': '}{self.reason}"
+        else:
+            found += f", bound {self.bound:.2f}"
+            found += f", were all {self.unjudged} unjudged against it" if self.unjudged else ""
         return f"{'met    ' if self.met else 'NOT MET'}  {found}"
 
 
