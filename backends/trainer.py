@@ -32,7 +32,6 @@ from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
 from harness import crash
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
-from harness.store import remove
 
 LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for the device
 SAVE_INTERVAL_S = 600.0  # between two resume states, where the recipe does not say
@@ -212,7 +211,10 @@ class HookedTrainer(transformers.Trainer):
         older ones removed."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():  # what an interrupted command left there, links too
-            remove(folder)
+            if folder.is_symlink():
+                folder.unlink()
+                crash.point("state.cleared", folder)
+            shutil.rmtree(folder, ignore_errors=True)
             crash.point("state.cleared", folder)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
