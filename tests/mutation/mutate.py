@@ -59,7 +59,7 @@ def share(module: str) -> float:
     stem = module.removesuffix(".py").replace("/", ".")
     config, session = WORK / f"{stem}.toml", WORK / f"{stem}.sqlite"
     tests = " ".join(shlex.quote(f"{WORK / 'tree' / one}") for one in MODULES[module].split())
-    command = f"{shlex.quote(sys.executable)} -m pytest -x -q -p no:cacheprovider -p no:xdist {tests}"
+    command = f"{shlex.quote(sys.executable)} -m pytest -x -q -p no:cacheprovider {tests}"
     written = (
         f"[cosmic-ray]\nmodule-path = {json.dumps(module)}\ntimeout = {TIMEOUT_S}\nexcluded-modules = []\n"
         f'test-command = {json.dumps(command)}\n[cosmic-ray.distributor]\nname = "local"\n'
