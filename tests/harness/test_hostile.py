@@ -28,7 +28,7 @@ from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
 from harness.mini import seed_model_path
 from harness.models import load_tokenizer
-from harness.store import file_hash, write_json_atomic
+from harness.store import write_json_atomic
 from harness.text import is_name
 
 Run = Callable[..., Any]
@@ -454,11 +454,8 @@ def test_judging_anew_believes_no_marker_journal_or_cache(
         assert command("judge", run, "--judge", judge).code == 0
         folder = run / CELL / "hexphi_prefill-mini"
         verdicts = folder / judging.verdicts_file(judge)
-        marker = folder / judging.marker_file(judge)
         edited(verdicts, '"harmful": true', '"harmful": false')
-        record = json.loads(marker.read_text(encoding="utf-8"))
-        record["outputs"][verdicts.name] = {"bytes": verdicts.stat().st_size, "sha256": file_hash(verdicts)}
-        marker.write_text(json.dumps(record), encoding="utf-8")
+        made_run.restamp(verdicts)
         asked = len(server.bodies)
         assert command("judge", run, "--judge", judge).code == 0
         assert len(server.bodies) == asked
