@@ -205,9 +205,11 @@ class LocalJudge(_WithModel):
 
     def __init__(self, file: Path, spec: Spec, model: str, settings: JudgeSettings, prompt: str | None):
         self.spec, self.model, self.prompt = spec, model, prompt
-        self.summary, self.name = spec.summary, file.stem
+        self.summary = spec.summary
+        if file != Path(__file__):  # a classifier has no file of its own
+            self.name = file.stem
         ends = spec.read.ends
-        self.threshold = threshold(file.stem, settings.threshold, spec.threshold, ends) if ends else None
+        self.threshold = threshold(self.name, settings.threshold, spec.threshold, ends) if ends else None
         self.needs = _needs(spec)
         self._digest = hashlib.sha256(file.read_bytes() + (prompt or "").encode()).hexdigest()
 

@@ -409,3 +409,8 @@ def test_judges_say_what_they_take() -> None:
         UsageError, match="needs its published prompt as a file: --prompt-file wildguard=FILE"
     ):
         make("wildguard")
+
+
+def test_a_threshold_outside_the_scale_names_the_judge_that_was_asked_for() -> None:
+    with pytest.raises(UsageError, match="judge 'classifier' scores from 0 to 1"):
+        registry.make_judge("classifier:x", JudgeSettings(threshold=4))
