@@ -168,6 +168,14 @@ class Mailbox:
         return taken
 
 
+def open_mailbox(ray: Any) -> Any:
+    """A mailbox on this process's own node: no other node's loss may take it."""
+    node = ray.get_runtime_context().get_node_id()
+    # A soft affinity lets Ray put it elsewhere now and then, and that node's loss then ends the run.
+    own = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=own).remote()
+
+
 def run_cells(
     config: RunConfig,
     out: Path,
@@ -184,10 +192,7 @@ def run_cells(
     inputs = storage.take_in(config) if storage else {}
     versions = _versions(Workshop(config, out))
     order = Order(config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs)
-    node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True
-    )
-    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=node).remote()
+    mailbox = open_mailbox(ray)
     task, shared = _task(ray, config, _work), ray.put(order)
     waiting, running, begun = deque(enumerate(todo)), dict[Any, Cell](), dict[int, str]()
     try:

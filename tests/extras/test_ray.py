@@ -101,6 +101,28 @@ def test_a_node_killed_in_the_middle_costs_no_cell(
     assert "Nothing to do" in shown, (shown, errors)
 
 
+def test_what_cells_say_is_kept_on_the_own_node(cluster: Any) -> None:
+    script = """
+import ray
+from harness import cluster
+
+ray.init(log_to_driver=False)
+
+def node(*_):
+    return ray.get_runtime_context().get_node_id()
+
+print([ray.get(cluster.open_mailbox(ray).__ray_call__.remote(node)) == node() for _ in range(12)])
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        timeout=120,
+    )
+    assert shown.stdout.strip() == str([True] * 12), shown.stderr
+
+
 def test_cells_come_back_through_a_storage_and_go_on_from_what_is_there(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, small_run: Path
 ) -> None:
