@@ -9,12 +9,13 @@ import json
 import re
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, disk, models, splits, training
+from harness import benchmarks, disk, finish, models, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
@@ -31,7 +32,10 @@ from harness.store import (
 )
 from harness.workshop import OPENAI, Workshop
 
-RESPOND_VERSION = 2
+if TYPE_CHECKING:
+    from harness.engines.base import Completion
+
+RESPOND_VERSION = 3
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
 # What answers depend on, by engine; speed and memory are no part of it.
@@ -215,7 +219,7 @@ def answer(
     stored = journal.rows() if journal else []
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
-    asked, ids, unfinished, returned = ListHash(), set[str](), 0, set[str]()
+    asked, ids, missing, returned = ListHash(), set[str](), Counter[str](), set[str]()
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         for start in range(0, len(chosen), AT_ONCE):
@@ -241,12 +245,7 @@ def answer(
                     )
                 ids.add(row["id"])
                 take(row)
-            unfinished += sum(
-                completion.reasoning is not None
-                and not completion.text
-                and completion.finish_reason == "length"
-                for completion in engine.completions.values()
-            )
+            missing.update(filter(None, map(_missing, engine.completions.values())))
     shop.clock["generation"] += engine.seconds
     named = [metric["metric"] for metric in lm_task.get_config("metric_list") or ()]
     absent = [name for name in named if name not in returned] if not benchmark.foreign else []
@@ -259,7 +258,7 @@ def answer(
         "source": _source(shop, benchmark),
         "documents": len(chosen),
         "sha256": asked.hexdigest(),
-        "unfinished_reasoning": unfinished,
+        "missing": dict(missing),
     }
     if engine.out_of_memory:
         record["out_of_memory"] = engine.out_of_memory
@@ -411,12 +410,17 @@ def _rows(
                 response=completion.text,
                 finish_reason=completion.finish_reason,
                 reasoning=completion.reasoning,
+                unavailable=completion.unavailable,
             )
             row = {**dataclasses.asdict(answer), "document": name, "sample": number}
             metrics = sample["metrics"]
-            if answer.unfinished and benchmark.kind == "safety":  # no answer is not a safe one
-                metrics = dict.fromkeys(metrics)
+            if answer.missing:  # is not a safe one, and shows no skill
+                metrics = dict.fromkeys(metrics, None if benchmark.kind == "safety" else 0.0)
             yield {**row, "tokens": completion.tokens, "metrics": metrics}
+
+
+def _missing(answer: Completion) -> str | None:
+    return finish.missing(answer.text, answer.finish_reason, answer.reasoning, answer.unavailable)
 
 
 def _context(shown: Any) -> str:
