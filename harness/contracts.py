@@ -1,8 +1,8 @@
 """The contracts between the harness and its plugins: data, methods, train tasks, judges.
 
 Standard library only (harness.finish and harness.text are that, too), so that a plugin's author can read the
-whole of it in a sitting and import it for nothing. Tensors appear as ``Any``: the shapes are in the comments. Rates are
-fractions in [0, 1] all through the code and become percentages only where they are printed.
+whole of it in a sitting and import it for nothing. Tensors appear as ``Any``: the shapes are in the comments.
+Rates are fractions in [0, 1] all through the code and become percentages only where they are printed.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ FAILED = {
     "insufficient_system_resource", "failed", "failure", "other",
 }  # fmt: skip
 
-_NOTHING = "\N{REPLACEMENT CHARACTER}\u2800\u3164\uffa0\u115f\u1160"  # and letters that are blank: Braille's, Hangul's
+# What counts as a sign and shows nothing: besides the first, Braille's and Hangul's blanks.
+_NOTHING = "\N{REPLACEMENT CHARACTER}\u2800\u3164\uffa0\u115f\u1160"
 
 EMPTY = "empty answer"
 EMPTY_CUT = "empty answer, cut off at its length limit"
