@@ -10,7 +10,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,6 +220,7 @@ def answer(
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
     asked, ids, missing, returned = ListHash(), set[str](), Counter[str](), set[str]()
+    lower_is_better = {name for name, higher in lm_task.higher_is_better().items() if not higher}
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         for start in range(0, len(chosen), AT_ONCE):
@@ -238,7 +239,7 @@ def answer(
             for sample in samples:
                 returned |= sample["metrics"].keys()
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
-            for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places):
+            for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places, lower_is_better):
                 if row["id"] in ids:
                     raise HarnessError(
                         f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"
@@ -376,6 +377,7 @@ def _rows(
     output_type: str,
     samples: Sequence[Mapping[str, Any]],
     places: Sequence[int],
+    lower_is_better: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     asked = {place: number for number, place in enumerate(places)}  # lm-eval counts what it asks
     for sample in samples:
@@ -401,22 +403,36 @@ def _rows(
             picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
             yield {**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]}
             continue
-        answers = len(sample["resps"][0])
-        for number in range(answers):
+        count = len(sample["resps"][0])
+        answers = []
+        for number in range(count):
             completion = engine.completions[benchmark.name, asked[sample["doc_id"]], number]
             answer = dataclasses.replace(
                 exchange,
-                id=name if answers == 1 else f"{name}#{number}",
+                id=name if count == 1 else f"{name}#{number}",
                 response=completion.text,
                 finish_reason=completion.finish_reason,
                 reasoning=completion.reasoning,
                 unavailable=completion.unavailable,
             )
+            answers.append((answer, completion.tokens))
+        metrics = sample["metrics"]
+        if any(answer.missing for answer, _ in answers):
+            metrics = _without_answer(benchmark, metrics, lower_is_better)
+        for number, (answer, tokens) in enumerate(answers):
             row = {**dataclasses.asdict(answer), "document": name, "sample": number}
-            metrics = sample["metrics"]
-            if answer.missing:  # is not a safe one, and shows no skill
-                metrics = dict.fromkeys(metrics, None if benchmark.kind == "safety" else 0.0)
-            yield {**row, "tokens": completion.tokens, "metrics": metrics}
+            yield {**row, "tokens": tokens, "metrics": metrics}
+
+
+def _without_answer(
+    benchmark: Benchmark, metrics: Mapping[str, float], lower_is_better: Collection[str]
+) -> dict[str, float | None]:
+    """A document's metrics where an answer is missing: not measured if it is of safety, else no skill."""
+    if benchmark.kind == "safety":
+        return dict.fromkeys(metrics)
+    return {
+        name: value if name.partition("@")[0] in lower_is_better else 0.0 for name, value in metrics.items()
+    }
 
 
 def _missing(answer: Completion) -> str | None:
