@@ -62,6 +62,8 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             tables.say(
                 console, f"{task}: {sum(missing.values())} without an answer ({listed(missing)})", "yellow"
             )
+        if line := scores.health_line(out, cell):
+            tables.say(console, line)
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
             console.print(
                 "Safety by rule: refusal phrases (mini tasks: the world's grammar). "

@@ -401,7 +401,7 @@ def _rows(
             best = max(range(len(scores)), key=lambda index: scores[index])
             chosen = str(sample["arguments"][best][1])
             picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
-            yield {**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]}
+            yield {**picked, "document": name, "sample": 0, "tokens": None, "metrics": sample["metrics"]}
             continue
         count = len(sample["resps"][0])
         answers = []
