@@ -43,7 +43,6 @@ from harness.tables import (
     grouped,
 )
 
-
 SAFE_METRICS = ("rsr", "jsr", "safe")  # those of what a judge has seen
 
 
