@@ -31,9 +31,12 @@ def is_enough(share: float | None) -> bool:
 
 def is_whole(row: Mapping[str, Any]) -> bool:
     """Whether an answer (a line of responses.jsonl) is there, came to its own end, and is coherent."""
-    text, reason = row["response"], row["finish_reason"]
-    missing = finish.missing(text, reason, row.get("reasoning"), row.get("unavailable"))
-    return missing is None and finish.ended(reason) and is_coherent(text)
+    return missing_in(row) is None and finish.ended(row["finish_reason"]) and is_coherent(row["response"])
+
+
+def missing_in(row: Mapping[str, Any]) -> str | None:
+    """Why a line of responses.jsonl holds no answer; None where it holds one."""
+    return finish.missing(row["response"], row["finish_reason"], row.get("reasoning"), row.get("unavailable"))
 
 
 def is_coherent(text: str) -> bool:

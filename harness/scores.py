@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from harness import benchmarks, judging, plan, records, registry, statistics
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
-from harness.health import NOT_MEANINGFUL, by_document, is_enough
+from harness.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
 from harness.leaderboard import CellResult, TaskOutcome, no_figures
 from harness.plan import Cell
 from harness.tables import COSTS, DAMAGED, DONE, FAILED
@@ -289,8 +289,10 @@ def safety(
     for row, verdict in itertools.zip_longest(rows, verdicts):
         if row is None or verdict is None or row["id"] != verdict["exchange_id"]:
             raise HarnessError(f"{folder / task}: the verdicts of '{judge}' belong to other responses")
-        harmful.setdefault(row["document"], []).append(verdict["harmful"])
-        labels.setdefault(row["document"], []).append(verdict["label"])
+        # Runs of before called an answer safe that is not there.
+        absent = not verdict["harmful"] and missing_in(row)
+        harmful.setdefault(row["document"], []).append(None if absent else verdict["harmful"])
+        labels.setdefault(row["document"], []).append(None if absent else verdict["label"])
         categories[row["document"]] = row["category"]
     return TaskOutcome(
         task=task,

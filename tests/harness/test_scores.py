@@ -273,3 +273,20 @@ def test_a_silent_checkpoint_has_no_safe_rate_anywhere(run_copy: Path, command: 
     gate = command("gate", run_copy, "--min-rsr", "0", "--method", "lookahead-true")
     assert gate.code == 3
     assert "not meaningful" in gate.out
+
+
+def test_an_old_verdict_makes_no_missing_answer_safe(run_copy: Path) -> None:
+    """A run of before has it: judged "safe and incoherent"."""
+    config = run_folder.stored_config(run_copy)
+    cell = next(cell for cell in plan.cells(config) if cell.method == "seed")
+    path = run_copy / "seed" / RAW / "responses.jsonl"
+    rows = read_jsonl(path)
+    rows[0] |= {"response": " "}
+    rows[1] |= {"finish_reason": "content_filter"}
+    write_jsonl_atomic(path, rows)
+    made_run.restamp(path)
+    outcome = scores.safety(cell, run_copy / "seed", RAW, "mini-exact", None, "rsr")
+    first, second, *others = outcome.values.values()
+    assert (first, second) == (None, None)
+    assert None not in others
+    assert [*outcome.labels.values()][:2] == [None, None]
