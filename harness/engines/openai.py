@@ -53,17 +53,17 @@ DOCUMENTS_OWN = {200, 400, 403, 413, 422, 451}  # statuses that may be for what 
 # Why, by an error's code or type; and by its message, which may quote the request.
 _FILTERED = re.compile(
     "content_?(?:filter|polic|management)|responsible_?ai|moderat|data_?inspection|flagged|prohibited_?content|"
-    "safety|guardrail|sensitive|invalid_prompt|blocked|censor",
+    "safety|guardrail|sensitive|invalid_prompt|(?:prompt|input|request|response)_?blocked|blocklist|censor",
     re.IGNORECASE,
 )
 _SAID_FILTERED = re.compile(
-    r"content (?:filter|polic|management)|responsible ai|moderation|flagged|inappropriate|usage polic|guardrail|"
-    r"safety (?:system|filter|polic)|was filtered",
+    r"content (?:filter|polic|management)|responsible ai|moderation|flagged|inappropriate|usage polic|"
+    r"guardrail|safety (?:system|filter|polic)|was filtered",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
     "context_?(?:length|window|size)|string_above_max|(?:prompt|input|request)_?too_?l(?:ong|arge)|"
-    "too_?many_?tokens|tokens?_?limit",
+    "too_?many_?tokens|tokens?_limit_(?:exceeded|reached)|exceed_context",
     re.IGNORECASE,
 )
 _SAID_TOO_LONG = re.compile(
@@ -238,7 +238,7 @@ class Service:
         return self._meaning(status, error.body, _retry_after_s(error.response.headers))
 
     def _meaning(self, status: int, body: Any, wait_s: float) -> Exception:
-        codes, told = _said(body)
+        codes, told = _said({"error": body})
         own, likely = _reasons(status, codes, told)
         if status == 401 or (status == 403 and not (own or likely)):
             key = KEY if self.own else OTHER_KEY
@@ -507,7 +507,7 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-def _said(body: Any, depth: int = 4) -> tuple[list[str], str]:
+def _said(body: Any, depth: int = 5) -> tuple[list[str], str]:
     """(codes, all that is text) of an error's body, bounded."""
     if isinstance(body, str):
         return [], body[:LONGEST_TOLD]
