@@ -117,7 +117,7 @@ def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
         ("<think>\n\n</think>\n\n", Split("", "")),
         ("<think>a</THINK>Yes.", Split("a", "Yes.")),
         ("<think>a</thinking>Yes.", Split("a</thinking>Yes.", "", closed=False)),
-        ("<think>a<think>b</think>c</think>d", Split(None, "<think>a<think>b</think>c</think>d", finish.UNTOLD)),
+        ("<think><think>b</think>c</think>", Split(None, "<think><think>b</think>c</think>", finish.UNTOLD)),
         ("<thinker>a</thinker>b", Split(None, "<thinker>a</thinker>b")),
         ("<reasonable> doubt", Split(None, "<reasonable> doubt")),
         # what stands around an answer
@@ -137,8 +137,8 @@ def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
          "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}<|return|>",
          Split("a\n\nb", "{}")),
         ("<|channel|>analysis<|message|>a<|end|>", Split("a", "")),
-        ("<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
-         Split(None, "One moment.\n\nYes.")),
+        ("<|channel|>commentary<|message|>One moment.<|end|>"
+         "<|start|>assistant<|channel|>final<|message|>Yes.", Split(None, "One moment.\n\nYes.")),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=functions.f "
          "<|constrain|>json<|message|>{}<|call|>", Split("a", "", finish.CALLED_TOOL)),
         ("<|channel|>analysis", Split("<|channel|>analysis", "", closed=False)),
@@ -188,8 +188,8 @@ def test_the_answer_is_exactly_its_text_and_reasoning_never_is(
     many = blocks if mark in MARKS else min(blocks, 1)
     found = reasoning.split(before + f"{start}{thought}{end}\n" * many + (answer if many else f" {answer}"))
     if many:
-        assert found == Split("\n\n".join([reasoning_of(start, thought)] * many), answer.strip() if mark == GRANITE
-                              else f"\n{answer}" if mark == CHANNELS else answer)  # fmt: skip
+        shown = answer.strip() if mark == GRANITE else f"\n{answer}" if mark == CHANNELS else answer
+        assert found == Split("\n\n".join([reasoning_of(start, thought)] * many), shown)
     else:
         assert found.answer.endswith(answer) or not found.closed
     cut = reasoning.split(f"{before}{start}{thought}")
