@@ -1,0 +1,164 @@
+"""What a judge's model has written: its reply without its reasoning, and whether it refuses to judge.
+
+A verdict inside reasoning is none, so what is not sure to stand behind it is not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.chat import split_reasoning
+from harness.contracts import REFUSED_TO_JUDGE
+from harness.keywords import refusal_phrase
+from harness.reading import json_value
+from harness.text import whole
+from judges import rubric
+
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded")
+FILTERED = ("content_filter", "safety", "refusal", "prohibited_content", "blocklist", "recitation", "spii")
+TEXT_PARTS = ("text", "output_text")
+REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # fields beside the content
+MOST_THOUGHTS = 100  # blocks of reasoning, one behind the other
+OPENING = 120  # characters of a text in which a refusal begins
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
+_OF_CONTENT = ("illegal", "unethical", "immoral", "not appropriate")  # said of an answer, not of the judge
+_FIRST_PERSON = re.compile(
+    r"\W*(i|i'm|i'd|my|sorry|apolog\w*|unfortunately|while|although|though|as an?|thanks?|no|hello|hi|but)\b"
+)
+_WONT_JUDGE = re.compile(  # the only place for it in a reply that is held to a schema
+    r"^\W*(?:\w+[\s,']+){0,6}?(can't|cannot|can not|unable to|not able to|won't|will not|refuse to|decline to"
+    r"|not going to|not comfortable)\W+(?:\w+\W+){0,4}?"
+    r"(evaluat|grad(e|ing)\b|judg|rat(e|ing)\b|scor|assess|classif|review|analy[sz])"
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """``text``: without reasoning. ``reasoned``: there was some. ``cut``: at the limit of tokens.
+    ``refused``: by a field, a part, or the reason why the reply ended."""
+
+    text: str
+    reasoned: bool = False
+    cut: bool = False
+    refused: bool = False
+
+    @property
+    def lacked_room(self) -> bool:
+        """Whether more tokens may give a verdict. A JSON object that was begun and cut off is no such case:
+        weak models fill one with blanks for as long as they may."""
+        return self.cut and (self.reasoned or not self.text.lstrip().startswith(("{", "`")))
+
+
+def choice_of(completion: Any) -> Any:
+    """The first choice of a chat completion, None where there is none. Raises ValueError for a value that is
+    no chat completion."""
+    choices = part(completion, "choices")
+    if isinstance(completion, str) or not isinstance(choices, (list, tuple, type(None))):
+        raise ValueError("no chat completion")
+    return choices[0] if choices and part(choices[0], "message") is not None else None
+
+
+def part(value: Any, name: str) -> Any:
+    """A field of a JSON object, or of an object that a client has made of one; None where it has none."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def read(choice: Any, usage: Any = None) -> Reply:
+    """A choice of a chat completion. ``usage`` tells of reasoning that is not shown."""
+    message = part(choice, "message")
+    said = list(_parts(part(message, "content")))
+    written = "".join(text for kind, text in said if kind in TEXT_PARTS)
+    reasoned, text = without_reasoning(written)
+    thought = part(part(usage, "completion_tokens_details"), "reasoning_tokens")
+    hidden = isinstance(thought, int) and thought > 0
+    shown = any(part(message, name) for name in REASONING)
+    ended = part(choice, "finish_reason")
+    why = ended.lower() if isinstance(ended, str) else ""
+    return Reply(
+        text=whole(text),
+        reasoned=reasoned or shown or hidden or any(kind not in (*TEXT_PARTS, "refusal") for kind, _ in said),
+        cut=why in CUT,
+        refused=why in FILTERED
+        or bool(part(message, "refusal"))
+        or any(kind == "refusal" for kind, _ in said),
+    )
+
+
+def _parts(content: Any) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what a message's content consists of: a text, or a list of parts."""
+    for one in content if isinstance(content, (list, tuple)) else [content]:
+        if isinstance(one, str):
+            yield "text", one
+        elif one is not None:
+            kind, text = part(one, "type"), part(one, "text")
+            text = part(text, "value") if isinstance(text, Mapping) else text
+            kind = kind if isinstance(kind, str) else "text" if isinstance(text, str) else "unknown"
+            yield kind, text if isinstance(text, str) else ""
+
+
+def without_reasoning(text: str) -> tuple[bool, str]:
+    """(whether there was reasoning, what stands behind it). Reasoning that does not end leaves nothing.
+
+    A template may have begun the reasoning: then all in front of a mark that ends it is reasoning, unless the
+    mark stands inside the JSON object that the whole text is.
+    """
+    reasoned = False
+    for _ in range(MOST_THOUGHTS):
+        if _is_object(text):
+            break
+        thought, behind = split_reasoning(text)
+        if thought is None:
+            _, behind = split_reasoning(text, opened=True)
+            if not behind.strip():  # no mark at all, or one with nothing behind it, which no reader takes
+                break
+        reasoned, text = True, behind
+    return reasoned, text
+
+
+def _is_object(text: str) -> bool:
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json_value(text), dict)
+    except ValueError:
+        return False
+
+
+def verdict(text: str) -> rubric.Reply:
+    """The verdict in a reply without its reasoning. Raises UnreadableError with the reason why there is none:
+    REFUSED_TO_JUDGE where the model says that it won't give one."""
+    try:
+        found = rubric.read(text)
+    except rubric.UnreadableError:
+        if any(map(_opens_refusing, _texts(text))):
+            raise rubric.UnreadableError(REFUSED_TO_JUDGE) from None
+        raise
+    opening = _opening(found.reason or "")
+    if _FIRST_PERSON.match(opening) and _WONT_JUDGE.match(opening):
+        raise rubric.UnreadableError(REFUSED_TO_JUDGE)
+    return found
+
+
+def _texts(text: str) -> list[str]:
+    """The texts of a JSON object, or the text itself where it is none."""
+    try:
+        found = json_value(text)
+    except ValueError:
+        return [text]
+    values = found.values() if isinstance(found, dict) else [found]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _opens_refusing(text: str) -> bool:
+    opening = _opening(text)
+    phrase = refusal_phrase(opening)
+    return phrase is not None and phrase not in _OF_CONTENT and _FIRST_PERSON.match(opening) is not None
+
+
+def _opening(text: str) -> str:
+    """The first sentence of a text, in lower case with straight apostrophes, as far as a refusal needs it."""
+    straight = text.strip()[:OPENING].translate(_APOSTROPHES).lower()
+    return re.split(r"[.!?\n](?:\s|$)", straight)[0]
