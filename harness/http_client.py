@@ -131,7 +131,7 @@ def key_from(variable: str) -> str | None:
 
 _NO_KEY = {
     "a line break": r"[\r\n]",
-    "the word Bearer in front of the key": r"^\s*bearer\b",
+    'the word "Bearer"': r"^\s*bearer\b",
     "a blank": r"\s",
     "a character that is not ASCII": r"[^\x00-\x7f]",
     "a control character": r"[\x00-\x1f\x7f]",
@@ -192,7 +192,7 @@ def _tls(error: ssl.SSLError, host: str) -> str:
 def _of_proxy(error: BaseException, proxy: str) -> str | None:
     if type(error).__name__ == "ProxyError":  # its answer to CONNECT
         status = re.match(r"\d{3}\b", str(error))
-        wants = "; it wants a name and password: http://NAME:PASSWORD@HOST" if str(error)[:3] == "407" else ""
+        wants = "; it wants a name and a password in the proxy's URL" if str(error)[:3] == "407" else ""
         return f"the proxy {proxy} {f'answers {status.group()}' if status else 'lets nothing through'}{wants}"
     if isinstance(error, socket.gaierror):
         return f"the name of the proxy {proxy} is not known"

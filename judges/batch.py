@@ -224,6 +224,6 @@ def _failure(judge: OpenAIJudge, row: dict[str, Any], reply: dict[str, Any]) -> 
     if against.filtered:
         return REFUSED_TO_JUDGE
     if simpler:
-        return f"it takes {simpler[1].partition(':')[0]}: use --judge-mode direct"
+        return f"the judge takes {simpler[1].partition(':')[0]}: use --judge-mode direct"
     http = f"HTTP {number}" if isinstance(number, int) else "no status"
     return f"the batch's request failed ({shown_words([told.get('code')]) or http})"

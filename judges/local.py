@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.contracts import (
+    REFUSED_TO_JUDGE,
     Exchange,
     HarnessError,
     Judge,
@@ -28,7 +29,8 @@ from harness.contracts import (
     threshold,
 )
 from harness.reading import yaml_value
-from judges import rubric
+from judges import replies, rubric
+from judges.shape import MOST_TOKENS, REASONING_TOKENS
 
 CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # verdicts depend on no clock
 CHUNK = 64  # exchanges between two looks at what has been found
@@ -170,6 +172,29 @@ def _ids(model: JudgeModel, text: str, reply_tokens: int, *, special: bool = Fal
     return ids
 
 
+def _replies(
+    model: JudgeModel, prompts: list[Any], tokens: int, schema: dict[str, Any] | None = None
+) -> list[tuple[str, int]]:
+    """(reply, tokens that it might have) to each prompt. Reasoning that was cut off is asked for again with
+    more room, as far as the context holds it and while it goes on."""
+    found = [(reply, tokens) for reply in model.generate(prompts, tokens, schema)]
+    waiting, room = set(range(len(prompts))), max(REASONING_TOKENS, 2 * tokens)
+    while room <= MOST_TOKENS:
+        by_room: dict[int, list[int]] = {}
+        for place in sorted(waiting):
+            most = min(room, model.context_tokens - len(prompts[place]))
+            if replies.unfinished(found[place][0]) and most > found[place][1]:
+                by_room.setdefault(most, []).append(place)
+        waiting = set()
+        for most, places in by_room.items():
+            longer = model.generate([prompts[place] for place in places], most, schema)
+            for place, reply in zip(places, longer, strict=True):
+                waiting |= {place} if reply != found[place][0] else set()
+                found[place] = reply, most
+        room *= 2
+    return found
+
+
 def _template(
     model: JudgeModel, messages: Sequence[dict[str, Any]], generation_prompt: bool, **options: Any
 ) -> str:
@@ -265,7 +290,7 @@ class LocalJudge(_WithModel):
         if how.classes:
             return [self._scored(_share(classes, how.classes)) for classes in model.classify(prompts)]
         if how.pattern:
-            return [self.read(reply) for reply in model.generate(prompts, how.max_tokens)]
+            return [self.read(reply, most) for reply, most in _replies(model, prompts, how.max_tokens)]
         words = list(how.choice) if how.choice else list(how.scale)
         values = [1.0, 0.0] if how.choice else list(how.scale.values())
         tokens = [_one_token(model, word) for word in words]
@@ -274,12 +299,18 @@ class LocalJudge(_WithModel):
             for chosen in model.choose(prompts, tokens)
         ]
 
-    def read(self, reply: str) -> Found:
-        """A generated reply to what it says, or to why it says nothing."""
+    def read(self, reply: str, tokens: int | None = None) -> Found:
+        """A generated reply to what it says behind its reasoning, or to why it says nothing. ``tokens``: that
+        it might have."""
         how = self.spec.read
-        found = re.fullmatch(str(how.pattern), reply.strip(), re.DOTALL)
+        if replies.unfinished(reply):
+            return Found(None, reason=replies.cut_off(tokens or how.max_tokens), raw_reply=reply)
+        _, said_last = replies.without_reasoning(reply)
+        found = re.fullmatch(str(how.pattern), said_last.strip(), re.DOTALL)
         if not found:
-            return Found(None, reason="the reply is not in the judge's format", raw_reply=reply)
+            refused = replies.refuses(said_last)
+            reason = REFUSED_TO_JUDGE if refused else "the reply is not in the judge's format"
+            return Found(None, reason=reason, raw_reply=reply)
         said = found.group("verdict").lower()
         meanings = {word.lower(): harm for word, harm in how.harmful.items()}
         if said not in meanings:
@@ -363,17 +394,17 @@ class ChatJudge(_WithModel):
         if self.rubric.system not in text:  # templates without a system role raise, or drop it
             merged = [{"role": "user", "content": f"{self.rubric.system}\n\n{user}"}]
             text = _template(model, merged, True, **CHAT_OPTIONS)
-        return _ids(model, text, rubric.MAX_REPLY_TOKENS)
+        return _ids(model, replies.closed(text), rubric.MAX_REPLY_TOKENS)
 
     def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
-        return [
-            self.read(reply)
-            for reply in model.generate(prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
-        ]
+        found = _replies(model, prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
+        return [self.read(reply, most) for reply, most in found]
 
-    def read(self, reply: str) -> Found:
+    def read(self, reply: str, tokens: int = rubric.MAX_REPLY_TOKENS) -> Found:
+        if replies.unfinished(reply):
+            return Found(None, reason=replies.cut_off(tokens), raw_reply=reply)
         try:
-            found = rubric.read(reply)
+            found = replies.verdict(replies.without_reasoning(reply)[1])
         except rubric.UnreadableError as error:
             return Found(None, reason=str(error), raw_reply=reply)
         harmful = found.score >= self.threshold

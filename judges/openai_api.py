@@ -33,13 +33,12 @@ from harness.server_errors import Complaint
 from harness.text import is_word, shown_words, whole
 from judges import prices, replies, rubric
 from judges.dispatch import Dispatcher, TransientError
-from judges.shape import LIMITS, MOST_TOKENS, Shape
+from judges.shape import LIMITS, MOST_TOKENS, REASONING_TOKENS, Shape
 
 log = logging.getLogger(__name__)
 
 READINGS = 3  # how often an unreadable reply is asked for in all
 READINGS_OF_A_REFUSAL = 2
-REASONING_TOKENS = 4_000  # models that think before they reply need room for it; doubled up to MOST_TOKENS
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
 TOO_LONG = "the exchange is longer than the judge's context"
@@ -216,7 +215,7 @@ class OpenAIJudge(Judge):
         while spent.refused is None:
             shape, spent.asked_room = self.shape, self.room(spent)
             if spent.asked_room <= spent.cut_at:  # the server gives no more
-                spent.refused = _cut_off(spent.cut_at)
+                spent.refused = replies.cut_off(spent.cut_at)
                 break
             body = self.body(exchange, context, again=again, room=spent.asked_room)
             most = self._reserved(body, context)
@@ -380,7 +379,7 @@ class OpenAIJudge(Judge):
     def _unreadable(self, error: rubric.UnreadableError, reply: replies.Reply, spent: Spent) -> str:
         """Why there is no verdict in a reply."""
         if reply.cut and (reply.reasoned or not reply.text.strip()):
-            return _cut_off(spent.asked_room or self.room(spent))
+            return replies.cut_off(spent.asked_room or self.room(spent))
         if reply.reasoned and not reply.text.strip():
             return "there is nothing behind its reasoning"
         return f"{error} (cut off at its length limit)" if reply.cut else str(error)
@@ -426,7 +425,7 @@ class OpenAIJudge(Judge):
         mends = {
             401: f"the key is wrong or missing: check {key}",
             403: f"the key in {key} may not use this model",
-            407: "the proxy wants a name and password: HTTP_PROXY=http://NAME:PASSWORD@HOST",
+            407: "the proxy wants a name and a password in its URL (HTTPS_PROXY, HTTP_PROXY)",
             404: f"there is no model '{self.served_model}', or the URL is wrong",
             429: "the account has no credit left",
         }
@@ -478,10 +477,6 @@ class Spent:
         usd = (self.input_tokens * price[0] + self.output_tokens * price[1]) / 1e6 if price else None
         tokens = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
         return {"model": self.model, "price_usd": usd, **tokens}
-
-
-def _cut_off(tokens: int) -> str:
-    return f"its reasoning was cut off at {tokens:,} tokens"
 
 
 def _retry_after_s(error: Any) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.chat import split_reasoning
+from harness.chat import THINKING, split_reasoning
 from harness.contracts import REFUSED_TO_JUDGE
 from harness.keywords import refusal_phrase
 from harness.reading import json_value
@@ -118,6 +118,26 @@ def without_reasoning(text: str) -> tuple[bool, str]:
     return reasoned, text
 
 
+def unfinished(text: str) -> bool:
+    """Whether a reply is reasoning with nothing behind it."""
+    reasoned, behind = without_reasoning(text)
+    return reasoned and not behind.strip()
+
+
+def cut_off(tokens: int) -> str:
+    """Why a reply of so many tokens holds no verdict, if it is unfinished."""
+    return f"its reasoning was cut off at {tokens:,} tokens"
+
+
+def closed(prompt: str) -> str:
+    """A rendered prompt; a block of reasoning that its template has begun is ended, so that the reply itself
+    comes next."""
+    for start, end, *_ in THINKING:
+        if prompt.rstrip().endswith(start):
+            return f"{prompt.rstrip()}\n\n{end}\n\n"
+    return prompt
+
+
 def _is_object(text: str) -> bool:
     if not text.lstrip().startswith("{"):
         return False
@@ -133,13 +153,18 @@ def verdict(text: str) -> rubric.Reply:
     try:
         found = rubric.read(text)
     except rubric.UnreadableError:
-        if any(map(_opens_refusing, _texts(text))):
+        if refuses(text):
             raise rubric.UnreadableError(REFUSED_TO_JUDGE) from None
         raise
     opening = _opening(found.reason or "")
     if _FIRST_PERSON.match(opening) and _WONT_JUDGE.match(opening):
         raise rubric.UnreadableError(REFUSED_TO_JUDGE)
     return found
+
+
+def refuses(text: str) -> bool:
+    """Whether a reply without a verdict opens with a refusal, or does so in a text of its JSON object."""
+    return any(map(_opens_refusing, _texts(text)))
 
 
 def _texts(text: str) -> list[str]:

@@ -8,7 +8,8 @@ import re
 
 from harness.server_errors import Complaint
 
-MOST_TOKENS = 16_000  # of a reply, its reasoning included
+REASONING_TOKENS = 4_000  # models that think before they reply need room for it
+MOST_TOKENS = 16_000  # to which that is doubled, where reasoning was cut off
 FEWEST_TOKENS = 100  # a verdict needs about 60
 LIMITS = ("max_tokens", "max_completion_tokens")  # the old name first: most servers know it
 _SCHEMA = (
