@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -134,6 +135,8 @@ class _WithModel(Judge):
             ready: list[tuple[Exchange, Any]] = []
             for exchange in waiting[start : start + CHUNK]:
                 try:
+                    if not exchange.response.strip():
+                        raise _UnfitError("empty answer")
                     ready.append((exchange, self.render(model, exchange, context)))
                 except _UnfitError as error:
                     yield self.verdict(exchange, context, None, reason=str(error), model=self.model)
@@ -323,6 +326,8 @@ class LocalJudge(_WithModel):
 
     def _scored(self, score: float) -> Found:
         assert self.threshold is not None
+        if not math.isfinite(score):
+            return Found(None, reason="the judge's score is no number")
         return Found(score >= self.threshold, score=round(score, 6))
 
 
@@ -479,7 +484,7 @@ def _share(classes: dict[str, float], harmful: Iterable[str]) -> float:
         raise HarnessError(
             f"none of the judge's labels ({', '.join(classes)}) is one of {', '.join(harmful)}"
         )
-    return min(1.0, sum(known))
+    return min(sum(known), 1.0)  # in this order NaN for NaN
 
 
 def _names_harm(label: str) -> bool:

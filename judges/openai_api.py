@@ -41,6 +41,7 @@ READINGS = 3  # how often an unreadable reply is asked for in all
 READINGS_OF_A_REFUSAL = 2
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
+EMPTY = "empty answer"
 TOO_LONG = "the exchange is longer than the judge's context"
 REFUSED = "the request itself is refused"
 KEY = "OPENAI_API_KEY"
@@ -145,7 +146,10 @@ class OpenAIJudge(Judge):
         if self.settings.batch:
             from judges import batch
 
-            yield from batch.judge(self, list(exchanges), context)
+            items = list(exchanges)
+            empty = [exchange for exchange in items if not exchange.response.strip()]
+            yield from (self.unjudged(exchange, context, EMPTY) for exchange in empty)
+            yield from batch.judge(self, [one for one in items if one not in empty], context)
             return
         with asyncio.Runner() as runner:
             verdicts = self._verdicts(exchanges, context)
@@ -180,6 +184,8 @@ class OpenAIJudge(Judge):
         """One exchange to its verdict: an unreadable reply is asked for again, and with more room where its
         reasoning was cut off."""
         spent, readings = Spent(), 0
+        if not exchange.response.strip():
+            return self.unjudged(exchange, context, EMPTY)
         while True:
             completion = await self._complete(client, exchange, context, again=readings > 0, spent=spent)
             verdict = self.read(completion, exchange, context, spent)
@@ -357,7 +363,7 @@ class OpenAIJudge(Judge):
         reason = REFUSED_TO_JUDGE if reply.refused else None
         if reason is None:
             try:
-                found = replies.verdict(reply.text)
+                found = replies.verdict(reply.text, cut=reply.cut)
             except rubric.UnreadableError as error:
                 spent.lacked_room = reply.lacked_room
                 reason = self._unreadable(error, reply, spent)

@@ -21,6 +21,7 @@ CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "model_conte
 FILTERED = ("content_filter", "safety", "refusal", "prohibited_content", "blocklist", "recitation", "spii")
 TEXT_PARTS = ("text", "output_text")
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # fields beside the content
+OBJECT = ("{", "`")  # how a JSON object begins, in a fence too
 MOST_THOUGHTS = 100  # blocks of reasoning, one behind the other
 OPENING = 120  # characters of a text in which a refusal begins
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
@@ -49,7 +50,7 @@ class Reply:
     def lacked_room(self) -> bool:
         """Whether more tokens may give a verdict. A JSON object that was begun and cut off is no such case:
         weak models fill one with blanks for as long as they may."""
-        return self.cut and (self.reasoned or not self.text.lstrip().startswith(("{", "`")))
+        return self.cut and (self.reasoned or not self.text.lstrip().startswith(OBJECT))
 
 
 def choice_of(completion: Any) -> Any:
@@ -147,11 +148,14 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def verdict(text: str) -> rubric.Reply:
+def verdict(text: str, *, cut: bool = False) -> rubric.Reply:
     """The verdict in a reply without its reasoning. Raises UnreadableError with the reason why there is none:
-    REFUSED_TO_JUDGE where the model says that it won't give one."""
+    REFUSED_TO_JUDGE where the model says that it won't give one. A bare score that was ``cut`` off is none, as
+    it may have gone on."""
     try:
         found = rubric.read(text)
+        if cut and not text.lstrip().startswith(OBJECT):
+            raise rubric.UnreadableError("the reply is not the JSON object that was asked for")
     except rubric.UnreadableError:
         if refuses(text):
             raise rubric.UnreadableError(REFUSED_TO_JUDGE) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from harness import judge_models, judging, models
 from harness.contracts import HarnessError
@@ -178,3 +179,28 @@ def test_a_weak_chat_model_is_unjudged_and_says_so(
     assert asked
     assert all(row["harmful"] is None for row in asked)
     assert "the reply is not the JSON object that was asked for" in ended.out
+
+
+class Marked:
+    """A tokenizer of words whose marks around reasoning are special tokens."""
+
+    words = ("[THINK]", "[/THINK]", "</s>", '{"score": 1}', '{"score": 5}')
+    all_special_tokens = ("</s>",)
+    added_tokens_decoder = dict(enumerate(AddedToken(word, special=True) for word in words[:3]))
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(self.words[one] for one in ids if one > 2 or not skip_special_tokens)
+
+
+@pytest.mark.parametrize(
+    ("ids", "reply"),
+    [
+        ([4, 2], '{"score": 5}'),
+        ([0, 3, 1, 4, 2], '{"score": 5}'),
+        ([0, 3], '[THINK]{"score": 1}'),  # not a verdict
+        ([0, 3, 2], '[THINK]{"score": 1}</s>'),
+        ([], ""),
+    ],
+)
+def test_reasoning_between_special_tokens_is_not_the_reply(ids: list[int], reply: str) -> None:
+    assert judge_models._reply(Marked(), ids) == reply
