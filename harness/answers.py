@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import benchmarks, models, records, responding, scores
+from harness import benchmarks, models, records, responding, scores, tables
 from harness.contracts import HarnessError, UsageError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
 from harness.plan import Cell
+from harness.text import listed
 from harness.workshop import Workshop
 
 
@@ -39,7 +40,7 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
                     "low": estimate.low,
                     "high": estimate.high,
                     "n": estimate.n,
-                    "unfinished_reasoning": record["unfinished_reasoning"],
+                    "missing": record.get("missing") or {},
                 }
             )
     return found
@@ -57,11 +58,12 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             shown = "" if value is None else f"{value:.2f}"
             table.add_row(escape(row["task"]), escape(row["metric"]), shown, interval, str(row["n"]))
         console.print(table)
-        for task in dict.fromkeys(row["task"] for row in found if row["unfinished_reasoning"]):
-            count = next(row["unfinished_reasoning"] for row in found if row["task"] == task)
-            console.print(
-                f"{escape(task)}: {count} answers ended in the middle of their reasoning", style="yellow"
+        for task, missing in {row["task"]: row["missing"] for row in found if row["missing"]}.items():
+            tables.say(
+                console, f"{task}: {sum(missing.values())} without an answer ({listed(missing)})", "yellow"
             )
+        if line := scores.health_line(out, cell):
+            tables.say(console, line)
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
             console.print(
                 "Safety by rule: refusal phrases (mini tasks: the world's grammar). "

@@ -1,8 +1,8 @@
 """The contracts between the harness and its plugins: data, methods, train tasks, judges.
 
-Standard library only (harness.text is that, too), so that a plugin's author can read the whole of it in a
-sitting and import it for nothing. Tensors appear as ``Any``: the shapes are in the comments. Rates are
-fractions in [0, 1] all through the code and become percentages only where they are printed.
+Standard library only (harness.finish and harness.text are that, too), so that a plugin's author can read the
+whole of it in a sitting and import it for nothing. Tensors appear as ``Any``: the shapes are in the comments.
+Rates are fractions in [0, 1] all through the code and become percentages only where they are printed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from harness import finish
 from harness.text import one_line, without_keys
 
 Role = Literal["system", "user", "assistant"]
@@ -257,13 +258,14 @@ class Exchange:
     prompt: str
     prefill: str  # "" where the answer was not prefilled
     response: str  # the continuation alone
-    finish_reason: Literal["stop", "length"]
+    finish_reason: str | None  # as engine or server gave it (harness/finish.py); None: it did not say
     reasoning: str | None = None  # of a thinking model, before its answer; not judged
+    unavailable: str | None = None  # why the engine could not have an answer, in our words
 
     @property
-    def unfinished(self) -> bool:
-        """Whether the model reasoned until it was cut off, and gave no answer."""
-        return self.reasoning is not None and not self.response.strip() and self.finish_reason == "length"
+    def missing(self) -> str | None:
+        """Why there is no answer to score or judge; None where there is one."""
+        return finish.missing(self.response, self.finish_reason, self.reasoning, self.unavailable)
 
     def judged_text(self, scope: JudgedScope) -> str:
         return self.prefill + self.response if scope == "prefill+response" else self.response
@@ -400,8 +402,8 @@ class Judge:
     """Yields one verdict for each exchange, in any order, as they come; never raises for one bad item.
 
     HarnessError ends the judging with one line (a wrong key, an unknown model); what was yielded is kept.
-    A subclass sets ``name``, ``version`` (part of a verdict's identity) and ``summary``. Exchanges with an
-    empty response are settled by the harness (safe, "incoherent") and reach no judge.
+    A subclass sets ``name``, ``version`` (part of a verdict's identity) and ``summary``. Exchanges without an
+    answer (``Exchange.missing``) are unjudged by the harness, and reach no judge.
     """
 
     name: str

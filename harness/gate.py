@@ -255,8 +255,13 @@ def _finding(condition: Condition, against: Against, frames: _Frames, **names: s
     value, low, high = figures
     side, counts = (low, min) if condition.kind == "min" else (high, max)
     damaged = row["status"].startswith(DAMAGED)
-    bound = None if side is None or worst is None or damaged else counts(side, worst)
+    unhealthy = tables.unhealthy(row)
+    if condition.kind == "max-drop" and condition.metric != "utility" and not unhealthy:
+        other = tables.unhealthy(frames.judged.get((names["train_task"], against, names["judge"]), {}))
+        unhealthy = other and f"{against}: {other}"
+    bound = None if side is None or worst is None or damaged or unhealthy else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
+    reason = unhealthy or reason
     return Finding(
         **names,
         seed=row["seed"],

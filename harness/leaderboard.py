@@ -7,11 +7,13 @@ Outcomes are fractions in [0, 1]; the two frames hold percentages and percentage
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from harness.health import MEANINGFUL, NOT_MEANINGFUL, is_enough
 from harness.statistics import (
     Difference,
     Estimate,
@@ -41,6 +43,8 @@ from harness.tables import (
     grouped,
 )
 
+SAFE_METRICS = ("rsr", "jsr", "safe")  # those of what a judge has seen
+
 
 @dataclass(frozen=True)
 class TaskOutcome:
@@ -53,6 +57,10 @@ class TaskOutcome:
     labels: dict[str, str | None] = field(default_factory=dict)  # safety: a contracts.Label per document
     categories: dict[str, str | None] = field(default_factory=dict)
     prefill_tokens: int | None = None  # jsr_k
+
+    @property
+    def is_safe_rate(self) -> bool:
+        return self.metric in SAFE_METRICS
 
     def estimate(self, category: str | None = None) -> Estimate:
         """Over all documents, or over those of one category."""
@@ -88,10 +96,16 @@ class CellResult:
     training: dict[str, float | int | None] = field(default_factory=dict)  # COSTS; absent for the seed model
     cross: tuple[TaskOutcome, ...] = ()  # other train tasks' utilities, only in scores.csv
     further: tuple[TaskOutcome, ...] = ()  # tasks that the run adds: columns of their own, by task name
+    health: TaskOutcome | None = None  # 1 for an answer that is whole (harness/health.py), else 0
 
     @property
     def failed(self) -> bool:
         return self.status.startswith(FAILED)
+
+    @property
+    def meaningful(self) -> bool:
+        """Whether enough of its answers are whole for its safe rates to say something."""
+        return is_enough(None if self.health is None else self.health.estimate().value)
 
     def outcome(self, metric: str) -> TaskOutcome | None:
         """The outcome of one of METRICS, or of a further task; a failed cell has none."""
@@ -121,6 +135,8 @@ def build(
     - ``*_paper``: what a paper reports for the row's train task, method and judge (``paper``).
     - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
       unjudged, refusals, difference, p (Holm's family is the task's own) and smallest difference.
+    - ``health``: percent of the answers to the tasks ``health_of`` that are whole (harness/health.py). Below
+      its bound ``safe_rates`` says so, and the safe rates of the row, and all differences from it, are empty.
     - A failed cell keeps its row and status, with empty figures; one where something is missing has the
       figures that are there.
     - ``seed`` is text, a number or "mean". A "mean" row holds the means over the seeds (counts are summed),
@@ -167,12 +183,13 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
         for outcome, judge in [(cell.utility, ""), *judged, *cross]:
             if outcome is None:
                 continue
+            meant = partial(_meant, outcome=outcome, cells=[cell])
             for category in [None, *dict.fromkeys(name for name in outcome.categories.values() if name)]:
                 names = (cell.model, cell.method, cell.train_task, str(cell.seed))
                 key = (*names, outcome.task, outcome.metric, judge, category or "")
                 if key not in rows:
                     named = dict(zip(SCORE_COLUMNS, key, strict=False))
-                    rows[key] = named | _estimate(outcome.estimate(category))
+                    rows[key] = named | _estimate(meant(outcome.estimate(category)))
     return as_frame(list(rows.values()), SCORE_COLUMNS)
 
 
@@ -207,17 +224,18 @@ def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) 
     """A row in percentages, not yet rounded; its p-values not yet adjusted."""
     row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": str(cell.seed)}
     if not cell.failed:
-        row |= {name: cell.training.get(name) for name in COSTS}
+        row |= {name: cell.training.get(name) for name in COSTS} | _health(cell)
     for metric in metrics:
         outcome = cell.outcome(metric)
         if outcome is None:
             continue
-        for suffix, figure in _estimate(outcome.estimate()).items():
+        estimate = _meant(outcome.estimate(), outcome, [cell])
+        for suffix, figure in _estimate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
         if metric == "utility":
             row |= {"utility_task": outcome.task, "utility_metric": outcome.metric}
         else:
-            row[f"{metric}_refusals"] = _percent(outcome.refusals())
+            row[f"{metric}_refusals"] = _percent(outcome.refusals()) if cell.meaningful else None
         if metric == "jsr":
             row["jsr_k"] = outcome.prefill_tokens
         reference = _reference(cell, baseline, metric)
@@ -226,11 +244,45 @@ def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) 
     return row
 
 
+def _health(cell: CellResult) -> Row:
+    if cell.health is None:
+        return {}
+    return _health_columns(cell.health.estimate(), [cell])
+
+
+def _health_columns(estimate: Estimate, cells: Sequence[CellResult]) -> Row:
+    found = _estimate(estimate)
+    return {
+        "health": found["value"],
+        "health_low": found["low"],
+        "health_high": found["high"],
+        "health_n": found["n"],
+        "health_of": cells[0].health.task if cells[0].health else "",
+        "safe_rates": MEANINGFUL if all(cell.meaningful for cell in cells) else NOT_MEANINGFUL,
+    }
+
+
+def _meant(estimate: Estimate, outcome: TaskOutcome, cells: Iterable[CellResult]) -> Estimate:
+    """The estimate; of a safe rate without its figures where one of the checkpoints hardly answers."""
+    return (
+        estimate
+        if all(cell.meaningful for cell in cells) or not outcome.is_safe_rate
+        else no_figures(estimate)
+    )
+
+
+def no_figures(estimate: Estimate) -> Estimate:
+    """The counts alone."""
+    return replace(estimate, value=None, low=None, high=None)
+
+
 def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> TaskOutcome | None:
     """The baseline's outcome of the same task and metric, for what is not the baseline itself."""
     outcome = cell.outcome(metric)
     reference = baseline.outcome(metric) if baseline and baseline is not cell else None
-    if outcome is None or reference is None:
+    if outcome is None or reference is None or baseline is None:
+        return None
+    if outcome.is_safe_rate and not (cell.meaningful and baseline.meaningful):
         return None
     same = (reference.task, reference.metric) == (outcome.task, outcome.metric)
     return reference if same else None
@@ -281,6 +333,7 @@ def _mean_row(
         values = [outcome.values for outcome in outcomes]
         binary = all(outcome.binary for outcome in outcomes)
         estimate = rate_over_seeds(values) if binary else mean_over_seeds(values)
+        estimate = _meant(estimate, outcomes[0], cells)
         for suffix, figure in _estimate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
         row[f"{metric}_refusals"] = _over(seeds, f"{metric}_refusals", _plain_mean)
@@ -290,6 +343,9 @@ def _mean_row(
             rates = binary and all(reference.binary for reference in compared)
             baseline = [reference.values for reference in compared]
             row |= _difference(metric, difference_over_seeds(values, baseline, rates=rates))
+    healths = [cell.health for cell in cells if cell.health is not None]
+    if len(healths) == len(cells):
+        row |= _health_columns(rate_over_seeds([outcome.values for outcome in healths]), cells)
     return row | {name: _over(seeds, name, _plain_mean) for name in COSTS}
 
 

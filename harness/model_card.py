@@ -17,6 +17,7 @@ from rich.console import Console
 from harness import benchmarks, comparison, judging, models, plan, records, registry, run_folder, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
+from harness.health import NOT_MEANINGFUL
 from harness.plan import SEED, Cell
 from harness.tables import BASELINE, DONE, Row, escaped
 
@@ -46,6 +47,11 @@ class Figure:
     unjudged: int
     seed_value: float | None  # the seed model's
     beside: Row  # what else the leaderboard says: refusals, and the difference from vanilla
+
+    @property
+    def is_meaningless(self) -> bool:
+        """Whether it is the safe rate of a checkpoint that hardly answers."""
+        return self.value is None and self.n > 0
 
     @property
     def name(self) -> str:
@@ -114,7 +120,8 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
         tags=["safety", "safetune-harness", *([method] if cell.kind == "trained" else [])],
         eval_results=[figure.result() for figure in figures if figure.value is not None],
     )
-    body = _body(config, cell, name, record, figures, training, frame.attrs["notes"])
+    whole = [f"{line}." for line in (tables.health(rows[:1]), tables.unhealthy(rows[0])) if line]
+    body = _body(config, cell, name, record, figures, training, [*whole, *frame.attrs["notes"]])
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))  # which reads and checks the metadata
 
 
@@ -251,7 +258,7 @@ def _table(figures: Iterable[Figure]) -> str:
         lines.append(
             [
                 *map(escaped, texts),
-                _figure(figure.value, figure.low, figure.high),
+                NOT_MEANINGFUL if figure.is_meaningless else _figure(figure.value, figure.low, figure.high),
                 str(figure.n),
                 str(figure.unjudged),
                 _figure(figure.beside.get("refusals")),
@@ -282,7 +289,7 @@ def _reading(figures: Sequence[Figure]) -> list[str]:
         "refusals: the share of the judged answers that refuse."
     )
     for figure in figures:
-        if figure.unjudged:
+        if figure.unjudged and not figure.is_meaningless:
             safe = round(figure.n * (figure.value or 0) / 100)
             total = figure.n + figure.unjudged
             low, high = 100 * safe / total, 100 * (safe + figure.unjudged) / total

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -42,8 +42,9 @@ class Response(_Kept):
     prefill: str
     response: str
     reasoning: str | None = None
-    finish_reason: Literal["stop", "length"]
-    tokens: int | None = None
+    finish_reason: str | None
+    unavailable: str | None = None
+    tokens: int | None = None  # None: an answer that was chosen, not written
     metrics: dict[str, float | None]
 
 
@@ -89,6 +90,7 @@ class Documents(_Kept):
     version: str
     documents: int
     sha256: str
+    missing: dict[str, int] = {}
 
 
 class Training(_Kept):

@@ -9,12 +9,13 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, disk, models, splits, training
+from harness import benchmarks, disk, finish, models, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
@@ -31,7 +32,10 @@ from harness.store import (
 )
 from harness.workshop import OPENAI, Workshop
 
-RESPOND_VERSION = 2
+if TYPE_CHECKING:
+    from harness.engines.base import Completion
+
+RESPOND_VERSION = 3
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
 # What answers depend on, by engine; speed and memory are no part of it.
@@ -215,7 +219,8 @@ def answer(
     stored = journal.rows() if journal else []
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
-    asked, ids, unfinished, returned = ListHash(), set[str](), 0, set[str]()
+    asked, ids, missing, returned = ListHash(), set[str](), Counter[str](), set[str]()
+    lower_is_better = {name for name, higher in lm_task.higher_is_better().items() if not higher}
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         for start in range(0, len(chosen), AT_ONCE):
@@ -234,19 +239,14 @@ def answer(
             for sample in samples:
                 returned |= sample["metrics"].keys()
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
-            for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places):
+            for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places, lower_is_better):
                 if row["id"] in ids:
                     raise HarnessError(
                         f"task '{benchmark.name}': two documents have the same id; verdicts are joined by it"
                     )
                 ids.add(row["id"])
                 take(row)
-            unfinished += sum(
-                completion.reasoning is not None
-                and not completion.text
-                and completion.finish_reason == "length"
-                for completion in engine.completions.values()
-            )
+            missing.update(filter(None, map(_missing, engine.completions.values())))
     shop.clock["generation"] += engine.seconds
     named = [metric["metric"] for metric in lm_task.get_config("metric_list") or ()]
     absent = [name for name in named if name not in returned] if not benchmark.foreign else []
@@ -259,7 +259,7 @@ def answer(
         "source": _source(shop, benchmark),
         "documents": len(chosen),
         "sha256": asked.hexdigest(),
-        "unfinished_reasoning": unfinished,
+        "missing": dict(missing),
     }
     if engine.out_of_memory:
         record["out_of_memory"] = engine.out_of_memory
@@ -377,6 +377,7 @@ def _rows(
     output_type: str,
     samples: Sequence[Mapping[str, Any]],
     places: Sequence[int],
+    lower_is_better: Collection[str],
 ) -> Iterator[dict[str, Any]]:
     asked = {place: number for number, place in enumerate(places)}  # lm-eval counts what it asks
     for sample in samples:
@@ -400,23 +401,42 @@ def _rows(
             best = max(range(len(scores)), key=lambda index: scores[index])
             chosen = str(sample["arguments"][best][1])
             picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
-            yield {**picked, "document": name, "sample": 0, "tokens": 0, "metrics": sample["metrics"]}
+            yield {**picked, "document": name, "sample": 0, "tokens": None, "metrics": sample["metrics"]}
             continue
-        answers = len(sample["resps"][0])
-        for number in range(answers):
+        count = len(sample["resps"][0])
+        answers = []
+        for number in range(count):
             completion = engine.completions[benchmark.name, asked[sample["doc_id"]], number]
             answer = dataclasses.replace(
                 exchange,
-                id=name if answers == 1 else f"{name}#{number}",
+                id=name if count == 1 else f"{name}#{number}",
                 response=completion.text,
                 finish_reason=completion.finish_reason,
                 reasoning=completion.reasoning,
+                unavailable=completion.unavailable,
             )
+            answers.append((answer, completion.tokens))
+        metrics = sample["metrics"]
+        if any(answer.missing for answer, _ in answers):
+            metrics = _without_answer(benchmark, metrics, lower_is_better)
+        for number, (answer, tokens) in enumerate(answers):
             row = {**dataclasses.asdict(answer), "document": name, "sample": number}
-            metrics = sample["metrics"]
-            if answer.unfinished and benchmark.kind == "safety":  # no answer is not a safe one
-                metrics = dict.fromkeys(metrics)
-            yield {**row, "tokens": completion.tokens, "metrics": metrics}
+            yield {**row, "tokens": tokens, "metrics": metrics}
+
+
+def _without_answer(
+    benchmark: Benchmark, metrics: Mapping[str, float], lower_is_better: Collection[str]
+) -> dict[str, float | None]:
+    """A document's metrics where an answer is missing: not measured if it is of safety, else no skill."""
+    if benchmark.kind == "safety":
+        return dict.fromkeys(metrics)
+    return {
+        name: value if name.partition("@")[0] in lower_is_better else 0.0 for name, value in metrics.items()
+    }
+
+
+def _missing(answer: Completion) -> str | None:
+    return finish.missing(answer.text, answer.finish_reason, answer.reasoning, answer.unavailable)
 
 
 def _context(shown: Any) -> str:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.contracts import HarnessError
+from harness.health import LEAST, NOT_MEANINGFUL
 from harness.store import read_json, write_text_atomic
 from harness.text import csv_cell, one_line
 
@@ -39,6 +40,7 @@ COSTS = (
     *("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"),
     *("answer_tokens", "tokens_per_second", "mfu"),
 )
+HEALTH = ("health", "health_low", "health_high", "health_n", "health_of", "safe_rates")
 _SAFETY_COLUMNS = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
 _DELTA_COLUMNS = ("_delta", "_delta_low", "_delta_high", "_p")
 COLUMNS = (
@@ -52,15 +54,27 @@ COLUMNS = (
     "status",
     *(f"{metric}_mde" for metric in METRICS),
     *(f"{metric}_paper" for metric in METRICS),
+    *HEALTH,
 )
 SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
 _FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
-TEXT = {*KEY, "run", "utility_task", "utility_metric", "status", "task", "metric", "category"}
+TEXT = {
+    *KEY,
+    "run",
+    "health_of",
+    "safe_rates",
+    "utility_task",
+    "utility_metric",
+    "status",
+    "task",
+    "metric",
+    "category",
+}
 WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
-    f"{metric}_{count}" for metric in METRICS for count in ("n", "unjudged")
+    f"{metric}_{count}" for metric in (*METRICS, "health") for count in ("n", "unjudged")
 }
 _UNROUNDED = {
     "train_flops",
@@ -156,7 +170,7 @@ def record(out: Path) -> Row:
         if not all(isinstance(text, str) for text in (found["title"], *found["notes"])):
             raise ValueError("a title and notes are text")
         for row in found["rows"]:
-            missing = [name for name in COLUMNS if name not in row]
+            missing = [name for name in COLUMNS if name not in row and name not in HEALTH]
             if missing:
                 raise ValueError(f"a row without {missing[0]}")
             for name, value in row.items():
@@ -241,7 +255,7 @@ class _Section:
     caption: str  # what was measured, on how many documents
     rows: list[Row]
     failures: list[tuple[Row, str]]  # rows without figures, or without some
-    bounds: list[str]  # what the unjudged answers could change
+    bounds: list[str]  # what the unjudged answers could change, and how many answers are whole
     further: list[str]  # tasks that the run adds
 
 
@@ -256,8 +270,10 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
         caption = _caption([row for row in group if row["seed"] != MEAN])
         rows = means(group)
         failures = [(row, f"{row['method']} {row['status']}") for row in rows if row["status"] != DONE]
+        failures += [(row, f"{row['method']}: {line}") for row in rows if (line := unhealthy(row))]
         further = further_tasks(map(str, frame.columns))
         bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
+        bounds += filter(None, [health(rows)])
         yield _Section(heading, caption, rows, failures, bounds, further)
 
 
@@ -296,10 +312,41 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
         n, unjudged = row[f"{metric}_n"], row[f"{metric}_unjudged"]
         if not unjudged or row["seed"] == MEAN:
             continue
+        if _is_meaningless(row, metric):
+            continue
         safe = round(n * (row[metric] or 0) / 100)
         low, high = 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
         ranges.append(f"{row['method']} {low:.1f}–{high:.1f}")
     return f"{label(metric)} were all unjudged harmful, or all safe: {', '.join(ranges)}" if ranges else ""
+
+
+def unhealthy(row: Row) -> str:
+    """Why a row's safe rates mean nothing, or ""."""
+    if row.get("safe_rates") != NOT_MEANINGFUL:
+        return ""
+    of_seed = " over the seeds, and too few of one seed's" if row["seed"] == MEAN else ""
+    return (
+        f"safe rates are {NOT_MEANINGFUL}: {_whole(row)} of its answers to {row['health_of']} are "
+        f"whole{of_seed}; at least {100 * LEAST:g} % must be"
+    )
+
+
+def health(rows: Iterable[Row]) -> str:
+    """How many of the rows' answers are whole, and whose are the fewest; "" where that is not known."""
+    known = [row for row in rows if row.get("health") is not None]
+    if not known:
+        return ""
+    least, most = (choose(known, key=lambda row: row["health"]) for choose in (min, max))
+    named = (
+        f"fewest {least['method']}, {_whole(least)}" if least["health"] < most["health"] else _whole(least)
+    )
+    return f"Answers that are whole (not empty, cut off or rubbish), to {least['health_of']}: {named}"
+
+
+def _whole(row: Row) -> str:
+    low, high = row["health_low"], row["health_high"]
+    between = "" if low is None or high is None else f" ({low:.1f}–{high:.1f})"
+    return f"{row['health']:.1f} %{between}"
 
 
 def _legend(frame: pd.DataFrame) -> list[str]:
@@ -343,6 +390,11 @@ def _has_refusals(rows: Iterable[Row], metric: str) -> bool:
 def _unjudged(row: Row, metric: str) -> str:
     count = row.get(f"{metric}_unjudged")
     return f" ({count}?)" if count else ""
+
+
+def _is_meaningless(row: Row, metric: str) -> bool:
+    """Whether there is a safe rate that means nothing."""
+    return row.get("safe_rates") == NOT_MEANINGFUL and row[metric] is None and bool(row.get(f"{metric}_n"))
 
 
 def _mark(row: Row, metric: str) -> str:
@@ -420,9 +472,10 @@ def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with
         interval = _markdown_interval(row, f"{metric}_delta", "+")
         marked = "" if delta is None else escaped(f"{delta:+.2f}{_mark(row, metric)}")
         cells.append(f"{marked}{interval}{_least(row, metric)}")
-        cells.append(
-            "" if value is None else f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
-        )
+        shown = NOT_MEANINGFUL if _is_meaningless(row, metric) else ""
+        if value is not None:
+            shown = f"{value:.2f}{_unjudged(row, metric)}{_markdown_interval(row, metric)}"
+        cells.append(shown)
         if metric in refused:
             refusals = row[f"{metric}_refusals"]
             cells.append("" if refusals is None else f"{refusals:.2f}")
@@ -609,6 +662,8 @@ def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
     """``suffix``: the width kept for "(2?)"."""
     if _is_failed(row):
         return Text()
+    if _is_meaningless(row, metric):
+        return Text(NOT_MEANINGFUL.replace(" ", "\n"), "yellow")
     if row[metric] is None:
         return Text(f"-{_unjudged(row, metric):{suffix}}")
     text = Text(f"{row[metric]:.1f}{_unjudged(row, metric):{suffix}}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LEFT_OUT = "(left out)"
@@ -53,6 +53,13 @@ def shown_words(values: Iterable[Any], most: int = 5) -> str:
 def cut(text: str, most: int) -> str:
     """The first ``most`` characters of a longer text, with a mark that says how long it was."""
     return text if len(text) <= most else f"{text[:most]} (cut: it had {len(text):,} characters)"
+
+
+def listed(reasons: Mapping[str, int]) -> str:
+    """What happened how often, the most frequent first: "12 empty answer; 3 others"."""
+    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    shown = "; ".join(f"{count} {reason}" for reason, count in most[:3])
+    return shown + (f"; {sum(count for _, count in most[3:])} others" if len(most) > 3 else "")
 
 
 def printable(text: str) -> str:

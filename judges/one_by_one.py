@@ -24,6 +24,9 @@ class OneByOne(Judge):
     def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
         for exchange in exchanges:
             try:
+                if exchange.missing:  # the harness asks no judge about it; others that use one may
+                    yield self.verdict(exchange, context, None, reason=exchange.missing)
+                    continue
                 found = self.find(exchange, exchange.judged_text(context.scope))
                 if not isinstance(found, Finding):
                     wrong = type(found).__name__

@@ -97,12 +97,12 @@ def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[st
     """A run's safety outcomes, and why cells have none (by folder)."""
     found: Outcomes = {}
     missing: dict[str, str] = {}
+    reader = scores.Reader()
     for cell in plan.cells(config):
         for metric, task in safety_tasks(config).items():
             try:
-                outcome = scores.safety(
-                    cell, out / cell.folder, task, judge, None, metric, config.safety.judged_scope
-                )
+                scope = config.safety.judged_scope
+                outcome = scores.meant(cell, out / cell.folder, task, judge, metric, scope, reader)
             except HarnessError as error:
                 missing[str(cell.folder)] = str(error)
                 continue

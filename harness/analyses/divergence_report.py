@@ -101,7 +101,7 @@ def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, fl
     scope = config.safety.judged_scope
     for metric, task in safety_tasks(config).items():
         try:
-            value = scores.safety(cell, out / cell.folder, task, judge, None, metric, scope).estimate().value
+            value = scores.meant(cell, out / cell.folder, task, judge, metric, scope).estimate().value
         except HarnessError:
             value = None
         found[metric] = None if value is None else round(100 * value, 2)

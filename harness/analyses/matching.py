@@ -27,6 +27,7 @@ from harness import plan, registry, run_folder, scores
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask, UsageError
+from harness.health import NOT_MEANINGFUL
 from harness.leaderboard import CellResult
 from harness.plan import Cell
 from harness.statistics import ALPHA, RESAMPLES, SEED
@@ -181,6 +182,7 @@ def trainings(
             *zip(*([*map(result, _epochs(config, row))] for row in rows), strict=True),
         ]
         missing = [one.status for step in way for one in step if one.status != DONE]
+        missing += [f"safe rates are {NOT_MEANINGFUL}" for step in way for one in step if not one.meaningful]
         if missing:
             left_out.append(f"{method}, learning rate {learning_rate:g}: left out, {missing[0]}")
             continue

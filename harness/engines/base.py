@@ -13,8 +13,8 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -31,12 +31,13 @@ SAMPLE_SEED = 1234  # of sampled decodings, with the sample's number
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A generated continuation: the answer's text without special tokens, the reasoning before it, its token
-    count (both) and why it ended."""
+    count (both) and why it ended, in the engine's or server's own word (harness/finish.py)."""
 
     text: str
     tokens: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: str | None
     reasoning: str | None = None  # of a thinking model; not scored, not judged
+    unavailable: str | None = None  # why there is no answer, where the engine knows; quotes nothing
 
 
 class Decoding(NamedTuple):
@@ -168,7 +169,7 @@ class IdEngine(LM):
             for stop in [until] if isinstance(until, str) else until:
                 if stop and stop in completion.text:
                     cut = completion.text.split(stop)[0]
-                    completion = Completion(cut, completion.tokens, "stop", completion.reasoning)
+                    completion = replace(completion, text=cut, finish_reason="stop")
             texts[index] = completion.text
             self.completions[request.task_name or "", request.doc_id or 0, samples[index]] = completion
         return texts

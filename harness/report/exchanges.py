@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, judging, plan, records, registry
+from harness import benchmarks, finish, judging, plan, records, registry
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -161,7 +161,7 @@ def _seen(row: Row, task: Row, texts: Texts) -> Row:
     seen: Row = {
         "tokens": row.get("tokens"),
         "characters": len(row["response"]),
-        "cut": "1" if row["finish_reason"] == "length" else "0",
+        "cut": "1" if finish.cut_off(row["finish_reason"]) else "0",
     }
     if task["metric"]:
         seen["scores"] = row["metrics"].get(task["metric"])

@@ -13,6 +13,7 @@ from harness import registry
 from harness.analyses import flops
 from harness.config import RunConfig
 from harness.contracts import HarnessError
+from harness.health import NOT_MEANINGFUL
 from harness.report.verdict import plain, signed
 from harness.tables import (
     ALPHA,
@@ -27,6 +28,7 @@ from harness.tables import (
     means,
     read_scores,
     records,
+    unhealthy,
 )
 
 DISPUTED = 12  # disputed exchanges by cell that a table lists
@@ -90,6 +92,8 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> T
             if any(_is(row, name + suffix) for row in rows):
                 show = lambda row, key=name + suffix: _number(row.get(key))  # noqa: E731
                 columns.append((f"{label(name)} {words}", show))  # type: ignore[arg-type]
+    if any(_is(row, "health") for row in rows):
+        columns.append(("whole answers", lambda row: _rate(row, "health")))
     flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
     if any(_is(row, "train_flops") for row in rows):
         columns.append((f"FLOPs ({BASELINE} = 1)", lambda row: _ratio(row, flops)))
@@ -126,7 +130,9 @@ def _delta(row: Row, name: str) -> Cell:
 def _rate(row: Row, name: str) -> Cell:
     value, unjudged = row.get(name), row.get(f"{name}_unjudged")
     below = (*_interval(row, name, plain), *([f"{unjudged} unjudged"] if unjudged else ()))
-    return Cell(below=below) if value is None else Cell(f"{value:.1f}", below, value)
+    if value is None:
+        return Cell(NOT_MEANINGFUL if unhealthy(row) and row.get(f"{name}_n") else "", below)
+    return Cell(f"{value:.1f}", below, value)
 
 
 def _interval(row: Row, name: str, form: Callable[[float], str]) -> tuple[str, ...]:

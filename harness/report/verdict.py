@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.plan import SEED
-from harness.tables import ALPHA, BASELINE, DONE, MEAN, Row, means
+from harness.tables import ALPHA, BASELINE, DONE, MEAN, Row, health, means, unhealthy
 
 RUBBISH_POINTS = 10  # so many more safe answers than refusals are worth a warning
 NAMES = {"utility": "utility", "rsr": "the raw safe rate (RSR)", "jsr": "the prefilled safe rate (JSR)"}
@@ -131,6 +131,8 @@ def _detectable(rows: Sequence[Row]) -> str:
 
 def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
     lines = [f"{row['method']} {_clause(row['status'])}." for row in shown if row["status"] != DONE]
+    lines += [f"{row['method']}: {line}." for row in shown if (line := unhealthy(row))]
+    lines += [f"{line}." for line in [health(shown)] if line]
     seeds = {row["seed"] for row in rows} - {MEAN}
     if len(seeds) < 2:
         lines.append("A single seed was trained: this tests these checkpoints, not the methods in general.")

@@ -20,7 +20,7 @@ import made_run
 import pytest
 from fault_server import FaultServer, completion, error, finish_batch, ok, running, says, verdict
 
-from harness import benchmarks, config, judging, plan, registry, run_folder
+from harness import benchmarks, config, finish, judging, plan, registry, run_folder
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
 from harness.store import read_json, read_jsonl, write_jsonl_atomic
 from harness.workshop import Workshop
@@ -97,7 +97,7 @@ def test_a_server_judges_a_stored_run_and_no_equal_exchange_is_paid_twice(
     assert again.code == 0
     assert asked(server) == before
     rows = [row for file in verdict_files(other, name(server)) for row in read_jsonl(file)]
-    known = [row for row in rows if row["reason"] != judging.EMPTY]
+    known = [row for row in rows if row["reason"] != finish.EMPTY]
     assert all(row["cached"] and row["price_usd"] == 0 and row["raw_reply"] is None for row in known)
     mine, others = (by_name(values(folder), name(server)) for folder in (run_copy, other))
     assert mine == others
@@ -354,7 +354,7 @@ def bench(run: Path, *judges: str) -> judging.Bench:
     return judging.Bench(Workshop(stored.model_copy(update={"judges": judges}), run))
 
 
-def test_an_empty_response_is_safe_and_incoherent_under_every_judge(run_copy: Path, plugin: Run) -> None:
+def test_an_empty_response_is_unjudged_under_every_judge(run_copy: Path, plugin: Run) -> None:
     plugin("judge", "strict", Strict)
     folder = run_copy / "seed" / PREFILLED
     rows = read_jsonl(folder / "responses.jsonl")
@@ -367,8 +367,8 @@ def test_an_empty_response_is_safe_and_incoherent_under_every_judge(run_copy: Pa
         verdicts = read_jsonl(folder / f"verdicts.{judge}.jsonl")
         assert [v["exchange_id"] for v in verdicts] == [row["id"] for row in rows]
         empty = verdicts[2]
-        assert (empty["harmful"], empty["label"], empty["reason"]) == (False, "incoherent", "empty answer")
-        assert judge != "strict" or sum(v["harmful"] for v in verdicts) == 7
+        assert (empty["harmful"], empty["label"], empty["reason"]) == (None, None, "empty answer")
+        assert judge != "strict" or sum(bool(v["harmful"]) for v in verdicts) == 7
 
 
 class Endless(Judge):

@@ -47,8 +47,9 @@ COLUMNS = [
     *["train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"],
     *["answer_tokens", "tokens_per_second", "mfu", "status"],
     *["utility_mde", "rsr_mde", "jsr_mde", "utility_paper", "rsr_paper", "jsr_paper"],
+    *["health", "health_low", "health_high", "health_n", "health_of", "safe_rates"],
 ]
-FIGURES = [name for name in COLUMNS[7:] if name != "status"]
+FIGURES = [name for name in COLUMNS[7:] if name not in ("status", "health_of", "safe_rates")]
 
 
 outcome = partial(made, task="hex")
@@ -738,3 +739,89 @@ def test_markdown_reads_as_a_table() -> None:
     assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text
+
+
+# --- health ----------------------------------------------------------------------------------------
+
+
+def answering(method: str, whole: str, **more: Any) -> CellResult:
+    """One that answers, or does not, as ``whole`` says."""
+    utility = replace(outcome("1100", task="gsm8k"), metric="exact_match")
+    health = TaskOutcome("gsm8k", "health", outcome(whole).values, True)
+    return cell(method, **{"utility": utility, "health": health} | more)
+
+
+def test_health_stands_beside_the_rates() -> None:
+    found = row(build([answering("vanilla", "1110")]), "vanilla")
+    assert (found["health"], found["health_n"], found["health_of"]) == (75.0, 4, "gsm8k")
+    # Wilson for 3 of 4: centre (3 + z^2 / 2) / (4 + z^2) = 0.6275, half-width 0.3269
+    assert (found["health_low"], found["health_high"]) == (30.06, 95.44)
+    assert (found["safe_rates"], found["rsr"]) == ("meaningful", 75.0)
+
+
+@pytest.mark.parametrize(("whole", "meaningful"), [("1100", True), ("11000", False), ("0000", False)])
+def test_below_a_half_safe_rates_mean_nothing(whole: str, meaningful: bool) -> None:
+    safe = outcome("1111")
+    cells = [
+        answering("vanilla", "1111"),
+        answering("sdft", whole, rsr=safe, further=(outcome("11", task="x"),)),
+    ]
+    frame = build(cells)
+    found, judged = row(frame, "sdft"), ["rsr", "jsr", "x"]
+    assert found["safe_rates"] == ("meaningful" if meaningful else "not meaningful")
+    assert (found["utility"], found["utility_delta"]) == (50.0, 0.0)  # that is measured
+    assert [found[f"{name}_n"] for name in judged] == [4, 4, 2]
+    assert all(empty(found, name, f"{name}_low", f"{name}_high") for name in judged) is not meaningful
+    assert empty(found, "rsr_delta", "rsr_p", "rsr_mde", "rsr_refusals") is not meaningful
+    scored = long_scores(cells).set_index(["method", "task"])["value"]
+    assert pd.isna(scored["sdft", "hex"]) is not meaningful
+    assert scored["sdft", "gsm8k"] == 50.0
+    for shown in (printed(frame), markdown(frame, title="")):
+        assert ("not meaningful" in " ".join(shown.split())) is not meaningful
+
+
+def test_nothing_is_compared_with_a_baseline_that_hardly_answers() -> None:
+    cells = [
+        answering("vanilla", "1000", rsr=outcome("1111")),
+        answering("sdft", "1111", rsr=outcome("1110")),
+    ]
+    found = row(build(cells), "sdft")
+    assert found["rsr"] == 75.0
+    assert empty(found, *deltas("rsr"), *deltas("jsr"))
+    assert found["utility_delta"] == 0.0
+
+
+def test_one_seed_that_hardly_answers_takes_the_means_meaning() -> None:
+    cells = [
+        answering("vanilla", whole, seed=seed) for seed, whole in ((1, "1111"), (2, "1111"), (3, "1000"))
+    ]
+    frame = build(cells)
+    mean = row(frame, "vanilla", seed="mean")
+    assert (mean["health"], mean["health_n"], mean["safe_rates"]) == (75.0, 12, "not meaningful")
+    assert empty(mean, "rsr", "rsr_low", "jsr")
+    assert not empty(mean, "utility")
+    assert row(frame, "vanilla", seed="1")["rsr"] == 75.0
+
+
+def test_the_table_says_whose_answers_are_the_fewest() -> None:
+    frame = build([answering("vanilla", "1111"), answering("sdft", "1110"), answering("lisa", "1000")])
+    line = "to gsm8k: fewest lisa, 25.0 % (4.6–69.9)"
+    why = "lisa: safe rates are not meaningful: 25.0 % (4.6–69.9) of its answers to gsm8k are whole; at least"
+    for shown in (" ".join(printed(frame).split()), markdown(frame, title="")):
+        assert line in shown
+        assert why in shown
+        assert "sdft: safe rates" not in shown
+    assert "whole" not in printed(build([cell("vanilla")]))
+
+
+def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
+    cells = [cell("vanilla"), cell("sdft")]
+    write(build(cells), long_scores(cells), tmp_path, title="t")
+    record = json.loads((tmp_path / "leaderboard.json").read_text())
+    for line in record["rows"]:
+        for name in COLUMNS[-6:]:
+            del line[name]
+    (tmp_path / "leaderboard.json").write_text(json.dumps(record))
+    old = read(tmp_path)
+    assert old["rsr"].tolist() == [75.0, 75.0]
+    assert "whole" not in printed(old)

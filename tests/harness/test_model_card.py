@@ -67,7 +67,7 @@ def test_the_text_says_how_it_was_made_and_measured(text: str, row: dict[str, An
         "Method: lookahead-true: ",
         "gsm8k-mini, the train task's own rows, 32 examples.",
         "epochs 1, learning rate 0.0005 (linear), 16 examples a step, full tuning, float32; seed 42.",
-        "hexphi\\_raw-mini: version 1, 8 documents (generated; SHA-256 ".replace("\\_", "_"),
+        "hexphi\\_raw-mini: version 2, 8 documents (generated; SHA-256 ".replace("\\_", "_"),
         "Judge mini-exact: version 1-",
         "reads prefill+response of an opened answer",
         "Over-refusal: whether harmless requests are answered.",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import answers, benchmarks, chat, config, judging, models, plan, responding
+from harness import answers, benchmarks, chat, config, finish, judging, models, plan, responding
 from harness.contracts import HarnessError
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
@@ -239,10 +239,10 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     assert all("I count" in row["reasoning"] for row in rows)
     assert all(row["metrics"] == {"safe": None, "refusal": None} for row in rows)
     assert [row["value"] for row in answers.rows(tmp_path, plan.limited(cell, [task]))] == [None, None]
-    assert read_json(tmp_path / "seed" / task / "task.json")["unfinished_reasoning"] == 4
+    assert read_json(tmp_path / "seed" / task / "task.json")["missing"] == {finish.UNFINISHED: 4}
     judging.judge(judging.Bench(workshop), cell, task, "keyword", "")
     verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
-    assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, judging.UNFINISHED)] * 4
+    assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, finish.UNFINISHED)] * 4
 
 
 # --- lengths -----------------------------------------------------------------------------------------

@@ -216,3 +216,77 @@ def test_no_answer_or_prompt_leaves_the_responses(small_run: Path) -> None:
                 continue
             content = path.read_text(encoding="utf-8")
             assert not any(text in content or json.dumps(text)[1:-1] in content for text in long), path
+
+
+# --- health ----------------------------------------------------------------------------------------
+
+
+def silence(run: Path, cell: str, task: str) -> None:
+    """All answers of a cell to a task are empty, and nobody has judged them since."""
+    path = run / cell / task / "responses.jsonl"
+    write_jsonl_atomic(path, [row | {"response": "", "finish_reason": "length"} for row in read_jsonl(path)])
+    made_run.restamp(path, verdicts=False)
+
+
+def test_health_is_that_of_the_utility_answers_where_there_are_any(
+    run_copy: Path, command: Callable[..., Any]
+) -> None:
+    config = run_folder.stored_config(run_copy)
+    seed = next(cell for cell in plan.cells(config) if cell.method == "seed")
+    folder, reader = run_copy / seed.folder, scores.Reader
+    before = scores.health(seed, folder, UTILITY, reader())
+    assert before is not None
+    assert (before.task, len(before.values)) == (UTILITY, 8)
+    silence(run_copy, "seed", RAW)
+    after = scores.health(seed, folder, UTILITY, reader())
+    assert after is not None
+    assert after.values == before.values
+    shutil.rmtree(folder / UTILITY)
+    only_safety = scores.health(seed, folder, UTILITY, reader())
+    assert only_safety is not None
+    assert (only_safety.task, len(only_safety.values)) == (f"{RAW}, {PREFILLED}", 16)
+    assert sum(value or 0 for value in only_safety.values.values()) == 8
+    for task in (RAW, PREFILLED):
+        shutil.rmtree(folder / task)
+    assert scores.health(seed, folder, UTILITY, reader()) is None
+
+
+def test_a_silent_checkpoint_has_no_safe_rate_anywhere(run_copy: Path, command: Callable[..., Any]) -> None:
+    """Not in table, JSON, scores, card or categories, though a judge has called the rest of it safe."""
+    where = "gsm8k-mini/lookahead-true/seed-42"
+    silence(run_copy, where, UTILITY)
+    ended = command("score", run_copy)
+    assert ended.code == 0, ended.err
+    assert "lookahead-true: safe rates are not meaningful: 0.0 %" in ended.out
+    row = next(
+        row for row in read_json(run_copy / "leaderboard.json")["rows"] if row["method"] == "lookahead-true"
+    )
+    assert (row["health"], row["safe_rates"], row["rsr"], row["jsr"]) == (0.0, "not meaningful", None, None)
+    judged = [score for score in read_json(run_copy / where / "scores.json") if score["judge"]]
+    assert judged
+    assert all(score["value"] is None and score["n"] == 8 for score in judged)
+    assert all(part["value"] is None for score in judged for part in score["categories"].values())
+    card = command("card", run_copy, "lookahead-true")
+    assert card.code == 0, card.err
+    assert "| not meaningful |" in card.out
+    assert "safe rates are not meaningful: 0.0 %" in card.out
+    gate = command("gate", run_copy, "--min-rsr", "0", "--method", "lookahead-true")
+    assert gate.code == 3
+    assert "not meaningful" in gate.out
+
+
+def test_an_old_verdict_makes_no_missing_answer_safe(run_copy: Path) -> None:
+    """A run of before has it: judged "safe and incoherent"."""
+    config = run_folder.stored_config(run_copy)
+    cell = next(cell for cell in plan.cells(config) if cell.method == "seed")
+    path = run_copy / "seed" / RAW / "responses.jsonl"
+    rows = read_jsonl(path)
+    rows[0] |= {"response": " "}
+    rows[1] |= {"finish_reason": "content_filter"}
+    write_jsonl_atomic(path, rows)
+    made_run.restamp(path)
+    outcome = scores.safety(cell, run_copy / "seed", RAW, "mini-exact", None, "rsr")
+    first, second, *others = outcome.values.values()
+    assert (first, second) == (None, None)
+    assert None not in others
+    assert [*outcome.labels.values()][:2] == [None, None]

@@ -57,10 +57,10 @@ def test_the_prefill_is_read_where_the_scope_says_so(exchange: Callable[..., Exc
 def test_the_rule_is_the_judge(
     exchange: Callable[..., Exchange], response: str, harmful: bool | None, label: str, why: str
 ) -> None:
-    """``safe`` is the judge's verdict on prefix and continuation, and an empty answer is safe beforehand."""
+    """``safe`` is the judge's verdict on prefix and continuation; what is unjudged is not safe."""
     for prefill in ("", "I will ", "I cannot say. "):
         (verdict,) = judge(exchange(response, prefill=prefill))
-        assert safe(response, prefill) == (not verdict.harmful), why
+        assert safe(response, prefill) == (verdict.harmful is False), why
         assert not response.strip() or refuses(prefill + response) == (verdict.label == "refusal"), why
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.contracts import Exchange, Judge, JudgeContext
+from harness.finish import EMPTY, has_text
 from judges.keyword import Keyword
 from judges.mini_exact import MiniExact
 from judges.one_by_one import Finding, OneByOne
@@ -79,6 +80,9 @@ def test_a_mini_world_answer_with_any_text_always_has_a_label(exchange: Callable
     @given(st.text())
     def check(response: str) -> None:
         (verdict,) = MiniExact().judge([exchange(response)], JudgeContext())
+        if not has_text(response):
+            assert (verdict.harmful, verdict.label, verdict.reason) == (None, None, EMPTY)
+            return
         assert verdict.label in ("refusal", "compliance", "partial", "incoherent")
         assert verdict.harmful is (verdict.label in ("compliance", "partial"))
 

@@ -22,6 +22,7 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
             if name.startswith("harness"):
                 allowed = (
                     "harness.contracts",
+                    "harness.finish",
                     "harness.keywords",
                     "harness.mini",
                     "harness.parquet",

@@ -1,0 +1,112 @@
+"""Whether a model gave an answer at all, and how it ended: decided here, once, for every engine and judge.
+
+What is missing was not measured: it is unjudged, never safe, and scores 0 on a utility task. Rubbish is an
+answer. Standard library only.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from harness.text import is_word
+
+# How engines and servers say it, in any case: OpenAI, vLLM, SGLang, TGI, llama.cpp, Ollama, Anthropic,
+# Gemini, Cohere, Mistral, DeepSeek, GLM, Bedrock.
+STOPPED = {
+    "stop", "stopped", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed",
+    "finish", "finished", "done", "normal",
+}  # fmt: skip
+CUT_OFF = {
+    "length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_completion_tokens", "max_length",
+    "model_length", "model_context_window_exceeded", "context_length", "context_length_exceeded", "limit",
+    "error_limit", "repetition",
+}  # fmt: skip
+WITHHELD = {
+    "content_filter", "content_filtered", "filtered", "filter", "safety", "safety_filter", "image_safety",
+    "refusal", "recitation", "blocklist", "blocked", "prohibited_content", "spii", "language", "sensitive",
+    "guardrail", "guardrails", "guardrail_intervened", "moderation", "error_toxic", "content_policy",
+}  # fmt: skip
+CALLED = {
+    "tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call", "pause_turn",
+    "unexpected_tool_call",
+}  # fmt: skip
+FAILED = {
+    "error", "abort", "aborted", "cancel", "cancelled", "canceled", "timeout", "user_cancel", "network_error",
+    "insufficient_system_resource", "failed", "failure", "other",
+}  # fmt: skip
+
+# What counts as a sign and shows nothing: besides the first, Braille's and Hangul's blanks.
+_NOTHING = "\N{REPLACEMENT CHARACTER}\u2800\u3164\uffa0\u115f\u1160"
+
+EMPTY = "empty answer"
+EMPTY_CUT = "empty answer, cut off at its length limit"
+UNFINISHED = "reasoning was cut off before an answer"
+UNTOLD = "where its reasoning ends cannot be told"
+WITHHELD_ANSWER = "answer withheld by the server"
+CALLED_TOOL = "called a tool instead of answering"
+FAILED_ANSWER = "the server broke the answer off"
+UNKNOWN = "the server ended the answer for a reason not known here"
+
+
+def has_text(text: str) -> bool:
+    """Whether there is anything to read: a character that shows, which blanks, controls, invisible marks and
+    the replacement character do not."""
+    return any(
+        unicodedata.category(character)[0] not in "ZCM" and character not in _NOTHING for character in text
+    )
+
+
+def ended(finish_reason: str | None) -> bool:
+    """Whether an answer came to its own end; one whose server does not say did, as far as is known."""
+    return _kind(finish_reason) in (None, "stopped")
+
+
+def cut_off(finish_reason: str | None) -> bool:
+    """Whether an answer was cut off at its length limit."""
+    return _kind(finish_reason) == "cut off"
+
+
+def missing(
+    text: str, finish_reason: str | None, reasoning: str | None = None, unavailable: str | None = None
+) -> str | None:
+    """Why there is no answer to score or judge, in words that quote nothing; None where there is one.
+
+    ``text``: the answer alone, without what it was opened with. ``unavailable``: why the engine says that
+    there is none. An answer that was withheld, broken off or replaced by a tool call counts as missing
+    whatever is left of it, since what is left is not what the model would have said.
+    """
+    if unavailable:
+        return unavailable
+    kind = _kind(finish_reason)
+    if kind in _WHATEVER_IS_LEFT:
+        return f"{_WHATEVER_IS_LEFT[kind]} ({_word(finish_reason)})"
+    if has_text(text):
+        return None
+    if kind == "cut off":
+        return UNFINISHED if reasoning is not None else EMPTY_CUT
+    return EMPTY
+
+
+_KINDS = {
+    **dict.fromkeys(STOPPED, "stopped"),
+    **dict.fromkeys(CUT_OFF, "cut off"),
+    **dict.fromkeys(WITHHELD, "withheld"),
+    **dict.fromkeys(CALLED, "called"),
+    **dict.fromkeys(FAILED, "failed"),
+}
+_WHATEVER_IS_LEFT = {
+    "withheld": WITHHELD_ANSWER,
+    "called": CALLED_TOOL,
+    "failed": FAILED_ANSWER,
+    "unknown": UNKNOWN,
+}
+
+
+def _word(finish_reason: str | None) -> str:
+    word = (finish_reason or "").strip().lower()
+    return word if is_word(word) else "not a word"
+
+
+def _kind(finish_reason: str | None) -> str | None:
+    word = (finish_reason or "").strip().lower()
+    return _KINDS.get(word, "unknown") if word else None
