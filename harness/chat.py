@@ -10,6 +10,8 @@ answer's above all) and may double the BOS token. Policies, for every template:
   answer alone is scored and judged, and reasoning that does not end leaves no answer. A prefilled answer is
   opened behind the reasoning: a block that a template opens is closed first.
 - No template sees today's date: those that show one show ``DATE``.
+- What a template writes behind an answer ends it, be it a token or text: it is learnt in training, and cut
+  off an answer (``Format``, ``to_end``). White space alone ends nothing.
 - Only the last answer and its end-of-turn token are learnt, with the white space that a template writes
   around the answer. An answer that a template rewrites (a thinking block that it takes out) is refused.
 - Control tokens spelled out in training data are refused, because they would end a turn in the middle of a
@@ -18,12 +20,14 @@ answer's above all) and may double the BOS token. Policies, for every template:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from harness import finish, reasoning
 from harness.contracts import Encoded, Example, HarnessError, Message
 
 DATE = "26 Jul 2024"  # what Llama 3.1's and 3.2's templates show where no clock is at hand
@@ -32,8 +36,20 @@ OPTIONS: dict[str, Any] = {
     "date_string": DATE,
     "strftime_now": datetime(2024, 7, 26).strftime,  # the clock of templates that take no date
 }
-PROBE = "answer-probe"
-THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # around a model's reasoning
+PROBE, NEXT = "answer-probe", "next-probe"
+PROMPT_END = 32  # tokens of a prompt that are searched for a mark of reasoning
+_LIKE_A_TOKEN = re.compile(r"[<\[{◁|].*[>\]}▷|]", re.DOTALL)
+# Ends of turns as text, where a server's template or a model's tokenizer is not the one they belong to.
+_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|return|>",
+    "<|end_of_turn|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>",
+    "<|eot|>", "<|eom|>", "<|end_message|>", "<|close|>message<|sep|>", "[|endofturn|]", "<end_of_utterance>",
+    "<eos>", "</s>", "[/INST]",
+)  # fmt: skip
+_KNOWN_NEXT = re.compile(
+    r"(?:<\|im_end\|>\s*<\|im_start\|>|<\|eot_id\|>\s*<\|start_header_id\|>|<\|end\|>\s*<\|user\|>|"
+    r"<end_of_turn>\s*<start_of_turn>|<turn\|>\s*<\|turn>|</s>\s*(?:<s>)?\s*\[INST\])"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class Format:
 
     ``before`` and ``behind``: what a template writes around an answer, as text; ``end``: the ids of
     ``behind``, up to and including the end-of-turn token; ``specials_behind``: special tokens in it in all.
+    ``text_end``: an end of turn that is no special token, "" where there is none; ``next_turn``: the same up
+    to the next user's words; ``stops``: every token that ends an answer by the template.
     """
 
     has_system_role: bool
@@ -51,6 +69,26 @@ class Format:
     behind: str
     end: tuple[int, ...]
     specials_behind: int
+    text_end: str
+    next_turn: str
+    stops: frozenset[int]
+
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """What would end or open a turn in the middle of a text."""
+        own = (self.text_end,) if _like_a_token(self.text_end) else ()
+        return (*self.special_texts, *own)
+
+
+class Thinking(NamedTuple):
+    """How a prompt leaves the model: ``opened``, the mark of a block of reasoning that it ends in;
+    ``reasons``, whether it may begin with one by itself, as its template speaks of reasoning."""
+
+    opened: reasoning.Mark | None = None
+    reasons: bool = False
+
+
+PLAIN = Thinking()
 
 
 def format_of(tokenizer: Any) -> Format:
@@ -65,8 +103,7 @@ def format_of(tokenizer: Any) -> Format:
 
 @lru_cache(maxsize=64)
 def _format_of(tokenizer: Any, template: str) -> Format:
-    added = tokenizer.added_tokens_decoder.items()  # not all of them are named roles such as eos_token
-    special = {*tokenizer.all_special_ids, *(token for token, how in added if how.special)}
+    special = special_ids(tokenizer)
     harmless = {tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}  # "<unk>" ends nothing
     texts = {str(tokenizer.convert_ids_to_tokens(token)) for token in special} - harmless
     turns = [{"role": "user", "content": "user-probe"}, {"role": "assistant", "content": PROBE}]
@@ -80,15 +117,44 @@ def _format_of(tokenizer: Any, template: str) -> Format:
     ids = token_ids(tokenizer, behind)
     first = next((place for place, token in enumerate(ids) if token in special), None)
     end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
+    text_end = _before_specials(behind, texts)
+    text_ids = token_ids(tokenizer, text_end)
+    own_token = len(text_ids) == 1 and _like_a_token(text_end)
     return Format(
         has_system_role=_shows_system(tokenizer),
-        special_ids=frozenset(special),
+        special_ids=special,
         special_texts=tuple(sorted(texts)),
         before=past.removeprefix(opening) if past.startswith(opening) else "",
         behind=behind,
         end=tuple(end),
         specials_behind=sum(token in special for token in ids),
+        text_end=text_end,
+        next_turn=_next_turn(tokenizer, turns, texts),
+        stops=frozenset({end[-1], *(text_ids if own_token else ())}),
     )
+
+
+@lru_cache(maxsize=64)
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """A tokenizer's control tokens; not all of them have a named role such as eos_token."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset({*tokenizer.all_special_ids, *(token for token, how in added if how.special)})
+
+
+def _before_specials(behind: str, texts: set[str]) -> str:
+    """What shows of a text before its first special token."""
+    places = [behind.find(text) for text in texts if text and text in behind]
+    text = behind[: min(places, default=len(behind))].strip()
+    return text if finish.has_text(text) else ""
+
+
+def _next_turn(tokenizer: Any, turns: list[dict[str, str]], texts: set[str]) -> str:
+    """What shows between an answer and the next user's words, up to the first special token."""
+    try:
+        shown = _apply(tokenizer, [*turns, {"role": "user", "content": NEXT}], generation_prompt=False)
+    except Exception:  # of one turn alone
+        return ""
+    return _before_specials(shown.rpartition(PROBE)[2].partition(NEXT)[0], texts)
 
 
 def _shows_system(tokenizer: Any) -> bool:
@@ -107,6 +173,11 @@ def has_system_role(tokenizer: Any) -> bool:
 def end_of_turn_id(tokenizer: Any) -> int:
     """The token that ends an answer, in training and therefore at inference."""
     return format_of(tokenizer).end[-1]
+
+
+def template_stops(tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer by the chat template; none without one."""
+    return format_of(tokenizer).stops if getattr(tokenizer, "chat_template", None) else frozenset()
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:
@@ -159,32 +230,73 @@ def prompt_ids(
     """Ids of a conversation up to where the assistant's turn begins; ``answering``: up to where its answer
     begins, behind a block of reasoning that the template may have opened."""
     text = render(tokenizer, messages, generation_prompt=True, thinking=thinking)
-    marks = _opened(text)
-    return token_ids(tokenizer, f"{text.rstrip()}\n\n{marks[1]}\n\n" if answering and marks else text)
+    return token_ids(tokenizer, _answering(tokenizer, text) if answering else text)
 
 
-def _opened(text: str) -> tuple[str, str] | None:
-    """The marks of the block of reasoning that a prompt ends in, if it does."""
-    return next((marks for marks in THINKING if text.rstrip().endswith(marks[0])), None)
+def _answering(tokenizer: Any, prompt: str) -> str:
+    """A prompt whose next token is one of the answer: behind the reasoning, in the channel of the answers."""
+    opened = reasoning.opened_by(prompt)
+    if opened and opened.closing.startswith("<|end|>"):
+        return f"{prompt}{opened.closing}"
+    if opened:
+        return f"{prompt.rstrip()}\n\n{opened.closing}\n\n"
+    before = format_of(tokenizer).before
+    return f"{prompt}{before}" if "<|channel|>" in before else prompt
 
 
-def inside_thinking(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends inside a block of reasoning."""
-    return _opened(tokenizer.decode(list(ids[-16:]), skip_special_tokens=False)) is not None
+def thinking_at(tokenizer: Any, ids: Sequence[int], *, answering: bool = False) -> Thinking:
+    """How a prompt's ids leave the model; ``answering``: in the middle of an answer."""
+    end = tokenizer.decode(list(ids[-PROMPT_END:]), skip_special_tokens=False)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    reasons = not answering and reasoning.is_in(template) and not reasoning.closed_by(end)
+    return Thinking(reasoning.opened_by(end), reasons)
 
 
-def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """(reasoning or None, answer) of a model's turn. ``opened``: its prompt has begun the reasoning.
+@lru_cache(maxsize=64)
+def _unseen_ids(tokenizer: Any) -> tuple[frozenset[int], frozenset[int]]:
+    """Control tokens that are marks of reasoning, and all the others."""
+    texts = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in special_ids(tokenizer)}
+    marks = reasoning.mark_tokens(set(texts.values()))
+    shown = frozenset(token for token, text in texts.items() if text in marks)
+    return shown, frozenset(texts) - shown
 
-    Only what stands at the beginning is reasoning: a mark further on hides nothing from a judge. Reasoning
-    that does not end leaves an empty answer.
-    """
-    bare = text.lstrip()
-    for start, end in THINKING:
-        if (opened and end in bare) or bare.startswith(start):
-            reasoning, _, answer = bare.removeprefix(start).partition(end)
-            return reasoning.strip(), answer.lstrip("\n")
-    return (text, "") if opened else (None, text)
+
+def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of generated ids without control tokens, but for the marks of reasoning among them."""
+    marks, others = _unseen_ids(tokenizer)
+    if marks.isdisjoint(ids):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    kept = [token for token in ids if token not in others]
+    return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def to_end(text: str, form: Format | None) -> str:
+    """An answer up to the end of its turn, where that came as text: the template's own, or a known one with
+    nothing behind it but a next turn. ``form``: of the template, where it is known."""
+    kept = text
+    if form is not None and form.text_end:
+        mark = form.text_end if _like_a_token(form.text_end) else form.next_turn
+        if mark.startswith(form.text_end) and (mark != form.text_end or _like_a_token(mark)):
+            kept = kept.partition(mark)[0]
+    known = _KNOWN_NEXT.search(kept)
+    kept = _known_off(kept[: known.start()] if known else kept)
+    if form is not None and form.text_end and kept.rstrip().endswith(form.text_end):
+        kept = _known_off(kept.rstrip().removesuffix(form.text_end))
+    return text if kept == text else kept.rstrip()
+
+
+def _known_off(text: str) -> str:
+    while True:
+        bare = text.rstrip()
+        end = next((end for end in _ENDS if bare.endswith(end)), None)
+        if end is None or (end == "</s>" and "<s>" in text):
+            return text
+        text = bare.removesuffix(end)
+
+
+def _like_a_token(text: str) -> bool:
+    """Whether a text can only be a mark: <|im_end|>, [/INST]."""
+    return _LIKE_A_TOKEN.fullmatch(text) is not None
 
 
 def encode(tokenizer: Any, example: Example) -> Encoded:
@@ -197,7 +309,7 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
         raise HarnessError(f"training example '{example.id}' has an empty answer")
     form = format_of(tokenizer)
     for message in example.messages:
-        spelled = next((text for text in form.special_texts if text in message.content), None)
+        spelled = next((text for text in form.spelled if text in message.content), None)
         if spelled:
             raise HarnessError(
                 f"training example '{example.id}': its {message.role} turn holds the control token "

@@ -6,20 +6,23 @@ answer. Standard library only.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 from harness.text import is_word
 
-# How engines and servers say it, in any case: OpenAI, vLLM, SGLang, TGI, llama.cpp, Ollama, Anthropic,
-# Gemini, Cohere, Mistral, DeepSeek, GLM, Bedrock.
+# How engines and servers say it, in any case: OpenAI, vLLM, SGLang, TGI, llama.cpp, Ollama, LM Studio,
+# Anthropic, Gemini, Cohere, Mistral, DeepSeek, GLM, Bedrock, watsonx.
 STOPPED = {
-    "stop", "stopped", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed",
+    "stop", "stopped", "eos", "eos_token", "eos_found", "end_of_text", "endoftext", "end_turn",
+    "stop_sequence", "stop_string", "stop_string_found", "stop_token", "stop_word", "complete", "completed",
     "finish", "finished", "done", "normal",
 }  # fmt: skip
 CUT_OFF = {
     "length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_completion_tokens", "max_length",
     "model_length", "model_context_window_exceeded", "context_length", "context_length_exceeded", "limit",
-    "error_limit", "repetition",
+    "error_limit", "repetition", "max_predicted_tokens_reached", "context_length_reached", "token_limit",
+    "time_limit", "max_time", "incomplete",
 }  # fmt: skip
 WITHHELD = {
     "content_filter", "content_filtered", "filtered", "filter", "safety", "safety_filter", "image_safety",
@@ -28,11 +31,12 @@ WITHHELD = {
 }  # fmt: skip
 CALLED = {
     "tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call", "pause_turn",
-    "unexpected_tool_call",
+    "unexpected_tool_call", "malformed_tool_use", "too_many_tool_calls", "tool", "function",
 }  # fmt: skip
 FAILED = {
     "error", "abort", "aborted", "cancel", "cancelled", "canceled", "timeout", "user_cancel", "network_error",
-    "insufficient_system_resource", "failed", "failure", "other",
+    "insufficient_system_resource", "failed", "failure", "other", "user_stopped", "model_unloaded",
+    "malformed_response", "malformed_model_output", "not_finished",
 }  # fmt: skip
 
 # What counts as a sign and shows nothing: besides the first, Braille's and Hangul's blanks.
@@ -45,6 +49,9 @@ UNTOLD = "where its reasoning ends cannot be told"
 WITHHELD_ANSWER = "answer withheld by the server"
 CALLED_TOOL = "called a tool instead of answering"
 FAILED_ANSWER = "the server broke the answer off"
+REFUSED_REQUEST = "the server refused the request"
+TOO_LONG = "the request is longer than the server's context"
+NO_CHOICE = "the server's reply holds no answer"
 UNKNOWN = "the server ended the answer for a reason not known here"
 
 
@@ -64,6 +71,12 @@ def ended(finish_reason: str | None) -> bool:
 def cut_off(finish_reason: str | None) -> bool:
     """Whether an answer was cut off at its length limit."""
     return _kind(finish_reason) == "cut off"
+
+
+def withheld(finish_reason: str | None) -> bool:
+    """Whether what is left of an answer counts for nothing: it was withheld, broken off, or ended nobody
+    knows how."""
+    return _kind(finish_reason) in _WHATEVER_IS_LEFT
 
 
 def missing(
@@ -108,5 +121,11 @@ def _word(finish_reason: str | None) -> str:
 
 
 def _kind(finish_reason: str | None) -> str | None:
-    word = (finish_reason or "").strip().lower()
-    return _KINDS.get(word, "unknown") if word else None
+    word = (finish_reason or "").strip()
+    if not word:
+        return None
+    if not word.isupper():  # endTurn, ContentFilter
+        word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word)
+    word = word.lower().replace("-", "_")
+    word = re.sub(r"^finish_?reason[._]", "", word)
+    return _KINDS.get(word, "unknown")

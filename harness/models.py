@@ -183,8 +183,7 @@ def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
                 f"{repr(token)[:80]}"
             )
         found.add(token)
-    if getattr(tokenizer, "chat_template", None):
-        found.add(chat.end_of_turn_id(tokenizer))
+    found |= chat.template_stops(tokenizer)
     return {token for token in found if token is not None}
 
 

@@ -3,7 +3,7 @@
 lm-eval hands an engine a rendered string and would tokenize it again; that changes a prefilled answer's ids
 and may double the BOS. So the "rendered" prompt is the conversation itself as JSON, and the ids are made
 once: chat template with its generation prompt, then the document's prefill ids. What a response is (stop
-tokens, stop strings, reasoning, lengths) is decided here too; an engine only continues ids.
+tokens, stop strings, ends of turns, reasoning, lengths) is decided here too; an engine only continues ids.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, cast
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness import chat
+from harness import chat, finish, reasoning
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
+from harness.engines import replies
 from harness.models import Checkpoint
 
 DEFAULT_TOKENS = 256  # of an lm-eval task that sets no max_gen_toks: lm-eval's own default
@@ -91,7 +92,8 @@ class IdEngine(LM):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[int]]:
-        """Continuations, end-of-turn token included where one came, in the order of the prompts.
+        """Continuations, end-of-turn token included where one came, in the order of the prompts. One that is
+        more than ids, such as how a server says that it ended, is a ``replies.Reply``, packed.
 
         ``temperature`` 0 is greedy; above it each token is drawn from the ``top_p`` nucleus, the same for the
         same prompts and ``seed``, and no other random draw of the process is disturbed.
@@ -163,13 +165,13 @@ class IdEngine(LM):
         texts = [""] * len(requests)
         for index, ids in self._answers(prompts, groups):
             request, prefill = requests[index], self.prefill_ids(requests[index])
-            opened = chat.inside_thinking(self.tokenizer, prompts[index])
-            completion = self.completion(ids, prefill, opened=opened)
+            thinking = chat.thinking_at(self.tokenizer, prompts[index], answering=bool(prefill))
+            completion = self.completion(ids, prefill, thinking)
             until = request.args[1].get("until") or ()
             for stop in [until] if isinstance(until, str) else until:
                 if stop and stop in completion.text:
                     cut = completion.text.split(stop)[0]
-                    completion = replace(completion, text=cut, finish_reason="stop")
+                    completion = _ended(replace(completion, text=cut))
             texts[index] = completion.text
             self.completions[request.task_name or "", request.doc_id or 0, samples[index]] = completion
         return texts
@@ -199,7 +201,7 @@ class IdEngine(LM):
         for decoding, indices in groups.items():
             for batch in self.plan([prompts[index] for index in indices]):
                 places = [indices[place] for place in batch]
-                if all(index in self.known for index in places):
+                if all(replies.is_readable(self.known.get(index, (replies.WRITTEN,))) for index in places):
                     found = {index: self.known[index] for index in places}
                     self.on_progress(len(places))
                 else:
@@ -216,20 +218,42 @@ class IdEngine(LM):
                     self.on_answers(found)
                 yield from found.items()
 
-    def completion(self, ids: list[int], prefill: list[int], *, opened: bool = False) -> Completion:
+    def completion(
+        self, ids: list[int], prefill: list[int], thinking: chat.Thinking = chat.PLAIN
+    ) -> Completion:
         """Decode a continuation as it reads after its prefill (a leading space would be lost alone).
-        ``opened``: the prompt has begun a block of reasoning."""
+        ``thinking``: how its prompt left the model."""
+        reply = replies.unpacked(ids)
+        if reply is not None and reply.ids is None:
+            made = Completion(
+                reply.text, reply.tokens, reply.finish_reason, reply.reasoning, reply.unavailable
+            )
+            return self.answered(made, thinking._replace(reasons=thinking.reasons or reply.reasons))
+        ids = ids if reply is None else list(reply.ids or ())
         ended = bool(ids) and ids[-1] in self.stop_ids
-        body = ids[:-1] if ended else ids
-        before = self.tokenizer.decode(prefill, skip_special_tokens=True) if prefill else ""
-        whole = self.tokenizer.decode(prefill + body, skip_special_tokens=True)
-        text = (
-            whole[len(before) :]
-            if whole.startswith(before)
-            else self.tokenizer.decode(body, skip_special_tokens=True)
+        reason = ("stop" if ended else "length") if reply is None else reply.finish_reason
+        text = self._continued(ids[:-1] if ended else ids, prefill).rstrip("\N{REPLACEMENT CHARACTER}")
+        return self.answered(Completion(text, len(ids), reason), thinking)
+
+    def _continued(self, ids: list[int], prefill: list[int]) -> str:
+        before = chat.text_of(self.tokenizer, prefill) if prefill else ""
+        whole = chat.text_of(self.tokenizer, prefill + ids)
+        return whole[len(before) :] if whole.startswith(before) else chat.text_of(self.tokenizer, ids)
+
+    def answered(self, made: Completion, thinking: chat.Thinking) -> Completion:
+        """What was generated, its whole text in ``made.text``, with reasoning and answer apart and the answer
+        up to the end of its turn. Reasoning that ``made`` has already comes before that in the text."""
+        found = reasoning.split(made.text, opened=thinking.opened, reasons=thinking.reasons)
+        thoughts = [part for part in (made.reasoning, found.reasoning) if part is not None]
+        form = chat.format_of(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
+        answer = chat.to_end(found.answer, form)
+        kept = replace(
+            made,
+            text=answer,
+            reasoning="\n\n".join(filter(None, thoughts)) if thoughts else None,
+            unavailable=made.unavailable or found.unavailable(made.finish_reason),
         )
-        reasoning, answer = chat.split_reasoning(text.rstrip("\N{REPLACEMENT CHARACTER}"), opened=opened)
-        return Completion(answer, len(ids), "stop" if ended else "length", reasoning)
+        return kept if answer == found.answer else _ended(kept)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = [self.pair(request) for request in requests]
@@ -264,6 +288,11 @@ class IdEngine(LM):
         raise HarnessError(
             f"task '{requests[0].task_name}' measures perplexity, which is no rate and no utility column"
         )
+
+
+def _ended(made: Completion) -> Completion:
+    """An answer that ends before its limit cut it off."""
+    return replace(made, finish_reason="stop") if finish.cut_off(made.finish_reason) else made
 
 
 def _samples(requests: Sequence[Instance]) -> Iterator[int]:

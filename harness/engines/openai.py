@@ -25,13 +25,15 @@ from urllib.parse import urlsplit
 import tenacity
 from lm_eval.api.instance import Instance
 
-from harness import chat, http_client, models
+from harness import chat, finish, http_client, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, UsageError
-from harness.engines.base import Completion, IdEngine
+from harness.engines import replies
+from harness.engines.base import IdEngine
+from harness.engines.replies import Reply
 from harness.models import Checkpoint
 from harness.store import read_json
-from harness.text import shown_words, whole
+from harness.text import is_word, shown_words, without_keys
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -45,16 +47,47 @@ NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the
 LONGEST_TOKEN = 256  # characters; what is longer than its tokens can be was not made within their limit
 LONGEST_TOLD = 2_000  # characters of an error's message that are searched for a parameter's name
 LONGEST_NAME = 500  # characters of a model's name or path
-MOST_TOKENS = 2**31  # a count beyond it is none
-WRITTEN = -1  # in front of an answer that came as text
+DOCUMENTS_OWN = {200, 400, 403, 413, 422, 451}  # statuses that may be for what one document holds
+# Why, by an error's code or type; and by its message, which may quote the request.
+_FILTERED = re.compile(
+    "content_?(?:filter|polic|management)|responsible_?ai|moderat|data_?inspection|flagged|prohibited_?content|"
+    "safety|guardrail|sensitive|invalid_prompt|(?:prompt|input|request|response)_?blocked|blocklist|censor",
+    re.IGNORECASE,
+)
+_SAID_FILTERED = re.compile(
+    r"content (?:filter|polic|management)|responsible ai|moderation|flagged|inappropriate|usage polic|"
+    r"guardrail|safety (?:system|filter|polic)|was filtered",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    "context_?(?:length|window|size)|string_above_max|(?:prompt|input|request)_?too_?l(?:ong|arge)|"
+    "too_?many_?tokens|tokens?_limit_(?:exceeded|reached)|exceed_context",
+    re.IGNORECASE,
+)
+_SAID_TOO_LONG = re.compile(
+    r"context (?:length|window|size)|max_model_len|longer than the (?:model|maximum|context)|"
+    r"(?:prompt|input|request|message)s? (?:is|are|was) too l(?:ong|arge)",
+    re.IGNORECASE,
+)
+_ACCOUNT = re.compile("billing|quota|credit|balance|payment", re.IGNORECASE)
+_PASSING = re.compile(
+    "rate_?limit|overload|server_error|internal|timeout|unavailable|capacity", re.IGNORECASE
+)
+_CODES = ("code", "type", "status", "reason", "error_type", "error_code", "error")
 
 
 class RefusedError(Exception):
-    """A request that no retry mends (HTTP 400, 404, 405, 422, 501). It quotes nothing."""
+    """A request that no retry mends (HTTP 400, 404, 405, 422, 501). It quotes nothing.
 
-    def __init__(self, status: int, blamed: str = "", told: str = ""):
+    ``told``: the error's words, to be searched and never shown. ``own``: why one document alone is refused,
+    as the error's code says it; ``likely``: as its message does.
+    """
+
+    def __init__(
+        self, status: int, blamed: str = "", told: str = "", own: str | None = None, likely: str | None = None
+    ):
         super().__init__(f"HTTP {status}{f' ({blamed})' if blamed else ''}")
-        self.status, self.told = status, told
+        self.status, self.told, self.own, self.likely = status, told, own, likely
 
 
 class TransientError(Exception):
@@ -101,6 +134,7 @@ class Service:
 
         def asked(**extra: Any) -> tuple[Any, Any]:
             reply = create(**body, **extra)
+            self._check(reply)
             choice = reply.choices[0]
             _ = choice.message.content if hasattr(choice, "message") else choice.text  # or its shape is odd
             return choice, reply
@@ -110,7 +144,7 @@ class Service:
         try:
             return self._retried(lambda: asked(extra_body=dict(extras)))
         except RefusedError as error:
-            if error.status not in (400, 422):
+            if error.status not in (400, 422) or error.own:
                 raise
             found = self._retried(asked)
             if self.takes_extras:
@@ -181,22 +215,43 @@ class Service:
             failure = TransientError("no reply of the OpenAI API")
         raise failure  # out here it carries no other error along, which may quote what was sent
 
+    def _check(self, reply: Any) -> None:
+        """Raises what an error means that came as a success (HTTP 200), or a reply without a choice."""
+        choices = getattr(reply, "choices", None)
+        first = choices[0] if isinstance(choices, list) and choices else None
+        for error in (getattr(reply, "error", None), getattr(first, "error", None)):
+            if error:
+                code = str(error.get("code")) if isinstance(error, Mapping) else ""
+                raise self._meaning(int(code) if re.fullmatch(r"[45]\d\d", code) else 200, error, 0.0)
+        if choices == []:
+            hidden = (getattr(reply, "prompt_filter_results", None), getattr(reply, "promptFeedback", None))
+            own = f"{finish.REFUSED_REQUEST} (content filter)" if any(hidden) else None
+            raise RefusedError(200, own=own, likely=finish.NO_CHOICE)
+
     def _status(self, error: Any) -> Exception:
         """What an HTTP status means. Never the server's text: it may quote a request or the key."""
         status = int(error.status_code)
-        if status in (401, 403):
+        if 300 <= status < 400:
+            return HarnessError(f"{self.url} answers {status}: {http_client.ELSEWHERE}")
+        return self._meaning(status, error.body, _retry_after_s(error.response.headers))
+
+    def _meaning(self, status: int, body: Any, wait_s: float) -> Exception:
+        codes, told = _said({"error": body})
+        own, likely = _reasons(status, codes, told)
+        if status == 401 or (status == 403 and not (own or likely)):
             key = KEY if self.own else OTHER_KEY
             return HarnessError(
                 f"{self.url} answers {status}: the key in {key} is wrong, missing or not enough"
             )
-        if 300 <= status < 400:
-            return HarnessError(f"{self.url} answers {status}: {http_client.ELSEWHERE}")
-        if status == 429 and error.code == "insufficient_quota":
-            return HarnessError(f"{self.url} answers 429: the account has no credit left")
-        if status in (408, 409, 429) or (status >= 500 and status != 501):
-            return TransientError(f"HTTP {status}", _retry_after_s(error.response.headers))
-        told = " ".join(str(part)[:LONGEST_TOLD] for part in (error.param, error.code, error.message))
-        return RefusedError(status, shown_words((error.code, error.param)), told.lower())
+        no_credit = status in (200, 400, 403) and any(map(_ACCOUNT.search, codes))
+        if status == 402 or no_credit or (status == 429 and "insufficient_quota" in codes):
+            return HarnessError(f"{self.url} answers {status}: the account has no credit left")
+        passing = status == 200 and any(map(_PASSING.search, codes))
+        if passing or status in (408, 409, 429) or (status >= 500 and status != 501):
+            return TransientError(f"HTTP {status}", wait_s)
+        given = body if isinstance(body, Mapping) else {}
+        blamed = shown_words((given.get("code"), given.get("param")))
+        return RefusedError(status, blamed, told.lower(), own, likely)
 
 
 class OpenAIEngine(IdEngine):
@@ -228,7 +283,7 @@ class OpenAIEngine(IdEngine):
         if folder is not None:
             engine = cls(service, entry["id"], settings, models.load_tokenizer(folder))
             engine.stop_ids = models.stop_ids(models.declared_stops(folder), engine.tokenizer)
-            engine.context_tokens = _count(entry.get("max_model_len")) or _context_tokens(folder)
+            engine.context_tokens = replies.count(entry.get("max_model_len")) or _context_tokens(folder)
             if engine._takes_ids():
                 return engine
             log.warning("%s takes no token ids for '%s': it builds the prompts", service.url, engine._model)
@@ -250,7 +305,7 @@ class OpenAIEngine(IdEngine):
             return False
         read = getattr(reply.usage, "prompt_tokens", None)
         if read not in (None, len(ids)):
-            counted = "no count" if _count(read) is None else read
+            counted = "no count" if replies.count(read) is None else read
             log.warning("%s reads %s tokens where %s were sent", self._service.url, counted, len(ids))
             return False
         expected, echo = self.tokenizer.decode(ids, skip_special_tokens=True), str(choice.text or "")
@@ -279,7 +334,9 @@ class OpenAIEngine(IdEngine):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[int]]:
-        """Ids, as the contract has it; an answer that came as text alone is written as ``written`` does."""
+        """As the contract has it. A request that the server refuses for what it holds (its content, its
+        length) is an answer that could not be had, with the reason. Raises HarnessError where it refuses what
+        all requests share: where a harmless request of the same kind is refused, too."""
 
         def one(place: int) -> list[int]:
             drawn = {"top_p": top_p, "seed": seed + place} if temperature else {}
@@ -287,7 +344,9 @@ class OpenAIEngine(IdEngine):
             try:
                 return self._continue(prompts[place], max_new_tokens, sampling)
             except RefusedError as error:
-                raise self._refused(error) from None
+                refusal = error
+            why = refusal.own or self._own_reason(refusal, prompts[place], max_new_tokens, sampling)
+            return Reply(unavailable=why).packed()
 
         return self._service.each(one, range(len(prompts)), lambda answers: self.on_progress(answers))
 
@@ -297,31 +356,37 @@ class OpenAIEngine(IdEngine):
         if getattr(choice, "prompt_token_ids", None) not in (None, prompt):
             raise HarnessError(f"{self._service.url} has changed a prompt's token ids")
         ids = getattr(choice, "token_ids", None)
-        ended = choice.finish_reason != "length"
+        reason = replies.finish_reason(choice.finish_reason)
         if ids is None:
-            tokens = getattr(reply.usage, "completion_tokens", None)
-            return written(str(choice.text or ""), tokens, max_new_tokens, ended=ended)
+            return replies.of_choice(choice, reply.usage).within(max_new_tokens * LONGEST_TOKEN).packed()
         if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in ids):
             raise HarnessError(f"{self._service.url} answers with token ids that are none")
         if len(ids) > max_new_tokens:
             return self._unended(ids[:max_new_tokens])
-        if ended and (not ids or ids[-1] not in self.stop_ids):  # by a stop token that we don't know of
+        if finish.ended(reason) and (not ids or ids[-1] not in self.stop_ids):  # by a token unknown to us
             known = ids[:-1] if ids and getattr(choice, "stop_reason", None) == ids[-1] else ids
-            return [*known, min(self.stop_ids)]
-        return list(ids)
+            ids = [*known, min(self.stop_ids)]
+        return list(ids) if reason in ("stop", "length") else Reply(ids=ids, finish_reason=reason).packed()
+
+    def _own_reason(
+        self, error: RefusedError, prompt: list[int], max_new_tokens: int, sampling: dict[str, Any]
+    ) -> str:
+        """Why the server refuses this prompt alone. Raises HarnessError where it refuses others like it."""
+        if error.status in DOCUMENTS_OWN:
+            with contextlib.suppress(RefusedError):
+                self._continue(self._harmless(prompt), max_new_tokens, sampling)
+                return error.likely or f"{finish.REFUSED_REQUEST} ({error})"
+        raise self._refused(error)
+
+    def _harmless(self, prompt: list[int]) -> list[int]:
+        """A prompt that a server has no reason to refuse for what it holds."""
+        return chat.token_ids(self.tokenizer, PROBE)
 
     def _unended(self, ids: list[int]) -> list[int]:
         """Ids that no stop token ends: an answer longer than was asked for is one that was cut off."""
         while ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
         return ids
-
-    def completion(self, ids: list[int], prefill: list[int], *, opened: bool = False) -> Completion:
-        if not ids or ids[0] != WRITTEN:
-            return super().completion(ids, prefill, opened=opened)
-        _, tokens, ended, *characters = ids
-        reasoning, answer = chat.split_reasoning("".join(map(chr, characters)), opened=opened)
-        return Completion(answer, tokens, "stop" if ended else "length", reasoning)
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         def one(pair: tuple[list[int], list[int]]) -> tuple[float, bool]:
@@ -389,29 +454,36 @@ class ChatEngine(OpenAIEngine):
 
     def _continue(self, prompt: list[int], max_new_tokens: int, sampling: dict[str, Any]) -> list[int]:
         create = self._service.client.chat.completions.create
+        limit, takes_temperature = self._limit, self._takes_temperature
         while True:
-            limit, takes_temperature = self._limit, self._takes_temperature
             body = {"model": self._model, "messages": json.loads(self.tokenizer.decode(prompt))}
             body |= {limit: max_new_tokens, **(sampling if takes_temperature else {})}
             try:
                 choice, reply = self._service.ask(create, body, self._extras())
             except RefusedError as error:  # models that reason take neither
-                if limit == "max_tokens" and "max_tokens" in error.told:
-                    self._limit = "max_completion_tokens"
+                if error.own:
+                    raise
+                if limit == "max_tokens" and "max_tokens" in error.told and not error.likely:
+                    limit = "max_completion_tokens"
                 elif takes_temperature and re.search("temperature|top_p", error.told):
-                    self._takes_temperature = False
-                    log.warning("'%s' takes no temperature: its answers are sampled as it likes", self._model)
+                    takes_temperature = False
                 else:
                     raise
                 continue
-            said = choice.message
-            text = str(said.content or getattr(said, "refusal", None) or "")
-            thought = getattr(said, "reasoning", None) or getattr(said, "reasoning_content", None)
-            if thought:
-                start, end = chat.THINKING[0]
-                text = f"{start}{thought}{end}\n\n{text}" if text else f"{start}{thought}"
-            tokens = getattr(reply.usage, "completion_tokens", None)
-            return written(text, tokens, max_new_tokens, ended=choice.finish_reason != "length")
+            self._learn(limit, takes_temperature)
+            return replies.of_choice(choice, reply.usage).within(max_new_tokens * LONGEST_TOKEN).packed()
+
+    def _learn(self, limit: str, takes_temperature: bool) -> None:
+        """What the server takes, once it has taken it: a refusal may name a parameter for other reasons."""
+        self._limit = limit
+        if self._takes_temperature and not takes_temperature:
+            log.warning("'%s' takes no temperature: its answers are sampled as it likes", self._model)
+        self._takes_temperature = takes_temperature
+
+    def _harmless(self, prompt: list[int]) -> list[int]:
+        turns = json.loads(self.tokenizer.decode(prompt))
+        shown = [turn if turn["role"] == "system" else turn | {"content": PROBE} for turn in turns]
+        return chat.token_ids(self.tokenizer, json.dumps(shown, ensure_ascii=False))
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         raise self._no_logprobs("it takes no token ids")
@@ -433,20 +505,34 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-def written(text: str, tokens: Any, max_new_tokens: int, *, ended: bool) -> list[int]:
-    """An answer that came as text, as numbers, so that it is kept as others are: to tokenize it would change
-    it where it continues a prefill. ``tokens``: how many the server counted. A text longer than
-    ``max_new_tokens`` can be is cut there, and counts as cut off."""
-    most = max_new_tokens * LONGEST_TOKEN
-    kept, counted = text[:most], _count(tokens)
-    count = len(kept.split()) if counted is None else counted
-    return [WRITTEN, count, int(ended and len(text) <= most), *map(ord, whole(kept))]
+def _said(body: Any, depth: int = 5) -> tuple[list[str], str]:
+    """(codes, all that is text) of an error's body, bounded."""
+    if isinstance(body, str):
+        return [], body[:LONGEST_TOLD]
+    codes, told = list[str](), list[str]()
+    items = (
+        list(body.items())
+        if isinstance(body, Mapping)
+        else list(enumerate(body if isinstance(body, list) else ()))
+    )
+    for key, value in items[:20] if depth else ():
+        if key in _CODES and is_word(value):
+            codes.append(value)
+        inner, words = _said(value, depth - 1)
+        codes, told = codes + inner, [*told, words]
+    return codes[:20], " ".join(filter(None, told))[:LONGEST_TOLD]
 
 
-def _count(value: Any) -> int | None:
-    """A number of tokens as a server gives it, or None where that is no such number."""
-    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS
-    return value if usable else None
+def _reasons(status: int, codes: Sequence[str], told: str) -> tuple[str | None, str | None]:
+    """Why a document alone is refused: (for sure, likely), in our words and the error's code."""
+    filtered = next((code for code in codes if _FILTERED.search(code)), None)
+    if filtered or status == 451:
+        return f"{finish.REFUSED_REQUEST} ({without_keys(filtered or 'HTTP 451')})", None
+    if status == 413 or any(map(_TOO_LONG.search, codes)):
+        return finish.TOO_LONG, None
+    if _SAID_TOO_LONG.search(told):
+        return None, finish.TOO_LONG
+    return None, f"{finish.REFUSED_REQUEST} (content filter)" if _SAID_FILTERED.search(told) else None
 
 
 def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Service) -> dict[str, Any]:

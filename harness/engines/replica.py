@@ -38,12 +38,13 @@ DEFAULTS = {  # of the environment, where the user has set nothing
 
 class Made(NamedTuple):
     """What vLLM made of one prompt. ``prompt_logprobs``: (log-probability, rank) of each prompt token behind
-    the first; ``logprobs``: those asked for of each new token, by token."""
+    the first; ``logprobs``: those asked for of each new token, by token; ``finish_reason``: vLLM's own."""
 
     prompt_ids: list[int]
     ids: list[int]
     logprobs: list[dict[int, float]]
     prompt_logprobs: list[tuple[float, int]]
+    finish_reason: str | None = None
 
 
 class Replica:
@@ -289,6 +290,7 @@ def _made(output: Any) -> Made:
         list(answer.token_ids),
         [{token: one.logprob for token, one in step.items()} for step in answer.logprobs or ()],
         [(step[token].logprob, step[token].rank) for token, step in zip(asked[1:], scored, strict=False)],
+        answer.finish_reason,
     )
 
 

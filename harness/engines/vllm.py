@@ -17,6 +17,7 @@ from harness.contracts import HarnessError
 from harness.engines import replica
 from harness.engines.base import IdEngine
 from harness.engines.replica import Made, Replica
+from harness.engines.replies import Reply
 from harness.models import Checkpoint
 from harness.store import read_json
 
@@ -142,7 +143,7 @@ class VLLMEngine(IdEngine):
         }
         drawn = [{"seed": seed + place} if temperature else {} for place in range(len(prompts))]
         made = self._ask(prompts, [sampling | one for one in drawn], progress=True)
-        return [one.ids for one in made]
+        return [_answer(one) for one in made]
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
@@ -162,6 +163,13 @@ class VLLMEngine(IdEngine):
     def close(self) -> None:
         for one in self._replicas:
             one.close()
+
+
+def _answer(made: Made) -> list[int]:
+    """An answer's ids; with vLLM's word for its end where that is not told by them."""
+    if made.finish_reason in (None, "stop", "length"):
+        return made.ids
+    return Reply(ids=made.ids, finish_reason=made.finish_reason).packed()
 
 
 def _check(checkpoint: Checkpoint) -> None:

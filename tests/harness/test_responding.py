@@ -175,26 +175,6 @@ def test_another_batch_size_and_order_give_the_same_answers(
 # --- thinking ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "opened", "expected"),
-    [
-        ("<think>\nhm\n</think>\n\nYes.", False, ("hm", "Yes.")),
-        ("hm\n</think>\n\nYes.", True, ("hm", "Yes.")),
-        ("hm, and on and on", True, ("hm, and on and on", "")),
-        ("<think>on and on", False, ("on and on", "")),
-        ("[THINK]hm[/THINK]Yes.", False, ("hm", "Yes.")),
-        # a mark behind the beginning hides nothing from a judge
-        ("Here is how.</think> I cannot.", False, (None, "Here is how.</think> I cannot.")),
-        ("Yes <think>hm</think>", False, (None, "Yes <think>hm</think>")),
-        ("  Yes.", False, (None, "  Yes.")),
-    ],
-)
-def test_reasoning_is_what_stands_before_the_answer(
-    text: str, opened: bool, expected: tuple[str | None, str]
-) -> None:
-    assert chat.split_reasoning(text, opened=opened) == expected
-
-
 @pytest.fixture
 def thinker() -> Any:
     """The mini tokenizer under a template that opens a block of reasoning unless told not to."""
@@ -216,13 +196,15 @@ def test_models_think_only_when_asked_and_never_before_a_prefill(thinker: Any) -
 
     assert shown().endswith("<think></think>")
     assert shown(thinking=True).endswith("<think>")
-    assert chat.inside_thinking(thinker, chat.prompt_ids(thinker, asked, thinking=True))
-    assert not chat.inside_thinking(thinker, chat.prompt_ids(thinker, asked))
+    opened = chat.thinking_at(thinker, chat.prompt_ids(thinker, asked, thinking=True))
+    assert opened.opened is not None
+    assert (opened.opened.text, opened.reasons) == ("<think>", True)
+    assert chat.thinking_at(thinker, chat.prompt_ids(thinker, asked)) == chat.PLAIN
     always = models.load_tokenizer(seed_model_path())
     always.chat_template = str(always.chat_template) + "{% if add_generation_prompt %}<think>\n{% endif %}"
     ids = chat.prompt_ids(always, asked, answering=True)
     assert always.decode(ids).replace("\n", "").endswith("<think></think>")
-    assert not chat.inside_thinking(always, ids)
+    assert chat.thinking_at(always, ids) == chat.PLAIN
 
 
 def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(

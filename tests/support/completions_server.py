@@ -17,7 +17,7 @@ OPENAI_FIELDS = {
     "completions": {"model", "prompt", "max_tokens", "echo", "logprobs", *SAMPLING},
     "chat/completions": {"model", "messages", *LIMITS, *SAMPLING},
 }
-Answer = tuple[list[int], str]  # ids with the stop token, finish reason
+Answer = tuple[list[int], Any]  # ids with the stop token, finish reason
 
 
 class CompletionsServer(ThreadingHTTPServer):
@@ -36,6 +36,9 @@ class CompletionsServer(ThreadingHTTPServer):
         self.faults: list[tuple[int, dict[str, str]]] = []  # of the next requests
         self.answer: Callable[[Any], Answer] = lambda prompt: ([tokenizer.eos_token_id], "stop")
         self.message: dict[str, Any] = {}  # further fields of a chat's answer
+        self.usage: dict[str, Any] = {}  # and of its usage
+        self.refusal: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None  # of a request
+        self.changed: Callable[[dict[str, Any]], Any] = lambda reply: reply  # the whole reply
         self.latency_s = 0.0
         self.bodies: list[tuple[str, dict[str, Any]]] = []
         self.headers: list[dict[str, str]] = []
@@ -117,7 +120,10 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, path: str, body: dict[str, Any]) -> None:
         server, decode = self.server, self.server.tokenizer.decode
         unknown = set(body) - OPENAI_FIELDS[path]
-        if body["model"] not in [one["id"] for one in server.models]:
+        refusal = server.refusal(body)
+        if refusal:
+            self.send(*refusal)
+        elif body["model"] not in [one["id"] for one in server.models]:
             self.fail(404, f"no model {body['model']}")
         elif unknown and server.extras == "refused":
             self.fail(400, f"unknown fields {sorted(unknown)}")
@@ -130,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
             ids, finish = server.answer(asked)
             text = decode(ids, skip_special_tokens=True)
             usage = {"prompt_tokens": len(asked) + server.added_ids, "completion_tokens": len(ids)}
-            head = {"id": "c", "created": 0, "model": body["model"], "usage": {**usage, "total_tokens": 0}}
+            head = {"id": "c", "created": 0, "model": body["model"], "usage": {**usage, "total_tokens": 0, **server.usage}}
             choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
             if path == "completions":
                 if body.get("echo"):
@@ -139,11 +145,12 @@ class Handler(BaseHTTPRequestHandler):
                         choice["logprobs"] = self.logprobs([*asked, *ids[:1]])
                 if server.extras == "taken" and body.get("return_token_ids"):
                     choice |= {"token_ids": ids, "prompt_token_ids": asked, "stop_reason": None}
-                self.send(200, {**head, "object": "text_completion", "choices": [{**choice, "text": text}]})
+                choices = [{**choice, "text": text}]
+                self.send(200, server.changed({**head, "object": "text_completion", "choices": choices}))
             else:
                 message = {"role": "assistant", "content": text, **server.message}
                 choices = [{**choice, "message": message}]
-                self.send(200, {**head, "object": "chat.completion", "choices": choices})
+                self.send(200, server.changed({**head, "object": "chat.completion", "choices": choices}))
 
     def logprobs(self, ids: list[int]) -> dict[str, Any]:
         """-1 for even tokens, -2 for odd ones, where the best has -1."""

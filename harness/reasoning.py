@@ -1,0 +1,348 @@
+"""Where a model's reasoning ends and its answer begins, by the marks that models and servers write.
+
+What a model reasons is neither scored nor judged, so the safe mistake is to judge nothing:
+
+- Reasoning is a block that the prompt has opened, or that the text begins with (behind white space, a BOM and
+  other invisible characters). Several may follow each other. An opening mark further on hides nothing.
+- A closing mark without its opening one ends reasoning where the prompt's template is that of a model which
+  reasons. Elsewhere nobody can tell reasoning from answer (``finish.UNTOLD``): there is no answer to judge.
+- Reasoning that does not end leaves no answer.
+
+Marks that are tokens of their own have to be decoded as text before (``is_mark``). Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from harness import finish
+
+Item = TypeVar("Item")
+_WORD = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
+# <think>, <thinking>, <thought>, <reasoning>, <reason>, and with a model's own name in it: <seed:think>,
+# <mm:think>, <ifm|think_fast>, <longcat_think>, <think:6124c78e>. Attributes may follow.
+_TAG = rf"(?:[\w.-]{{1,40}}[:|_])?{_WORD}(?:[:|_][\w.:-]{{1,60}})?"
+_ATTRIBUTES = r"(?:\s[^<>]{0,200})?"
+_OWNER, _OF = r"(?:\w{1,20}:)?", rf"_(?:of_)?{_WORD}(?::\w{{1,20}})?"
+_MARKS = (  # (opening, closing); a closing mark's "/" or its like is what ``_closing_of`` makes of the first
+    (rf"<\s?{_TAG}{_ATTRIBUTES}/?>", rf"<\s?/\s?{_TAG}\s?>"),
+    (rf"\[{_WORD}\]", rf"\[/{_WORD}\]"),  # Mistral
+    (rf"◁{_WORD}▷", rf"◁/{_WORD}▷"),  # Kimi
+    (rf"<\|{_WORD}\|>", rf"<\|/{_WORD}\|>"),
+    # Cohere's <|START_THINKING|>, <|begin_of_thought|>, <|plamo:begin_think:plamo|>
+    (rf"<\|{_OWNER}(?:begin|start){_OF}\|>", rf"<\|{_OWNER}end{_OF}\|>"),
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
+    (r"<\|open\|>\s*think\s*<\|sep\|>", r"<\|close\|>\s*think\s*<\|sep\|>"),  # Kimi K3
+    (r"<\|channel>", r"<channel\|>"),  # Gemma 4
+    (r"(?:<\|start\|>assistant\s*)?to=self<\|message\|>", r"<\|eom\|>"),
+    (r"(?:<\|message_model\|>)?<\|content_thinking\|>", r"<\|end_message\|>"),
+)
+_ANY = re.compile(
+    "|".join(f"(?P<o{n}>{start})|(?P<c{n}>{end})" for n, (start, end) in enumerate(_MARKS)), re.IGNORECASE
+)
+_NAMED = re.compile(_TAG, re.IGNORECASE)
+_TAGS, _CHANNEL = "0", "harmony"
+_ENDS_ANY = ("8", "9")  # whose closing marks end any message
+
+# What some models put around the answer behind their reasoning; those of control tokens without it, too.
+_WRAPPED = re.compile(
+    r"<(?P<name>response|answer|output|solution|final_answer|final_response)>", re.IGNORECASE
+)
+_CONTROLS = {
+    "<|START_RESPONSE|>": "<|END_RESPONSE|>",
+    "<|START_TEXT|>": "<|END_TEXT|>",
+    "<|begin_of_solution|>": "<|end_of_solution|>",
+    "<|open|>response<|sep|>": "<|close|>response<|sep|>",
+    "<|start|>assistant to=user<|message|>": "<|eom|>",
+    "to=user<|message|>": "<|eom|>",
+    "<|message_model|><|content_text|>": "<|end_message|>",
+    "<|content_text|>": "<|end_message|>",
+}
+
+# gpt-oss: messages in channels, as control tokens or as what is left where those were dropped in decoding.
+_BEGIN = re.compile(r"(?:<\|start\|>\s*assistant[^<]{0,200})?<\|channel\|>")
+_HEADER = re.compile(
+    r"(?:<\|start\|>\s*assistant(?P<to>[^<]{0,200}))?<\|channel\|>\s*(?P<channel>\w*)(?P<rest>[^<]{0,200})"
+    r"(?:<\|constrain\|>[^<]{0,100})?<\|message\|>"
+)
+_MESSAGE_END = re.compile(r"(?:\s*<\|(?:end|return|call)\|>)+\s*$")
+_DROPPED = re.compile(r"(?:assistant)?analysis(?=[^\W_]|[\"'“(])")
+_DROPPED_FINAL = "assistantfinal"
+_CHANNEL_TOKENS = (
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|constrain|>",
+)
+
+# Marks of words: Granite's, and a heading's. Gemma 4's channel has the name "thought" on a line of its own,
+# which is all that is left of its mark where control tokens were dropped.
+_GRANITE = re.compile(r"here(?:'s|’s| is) my thought process:", re.IGNORECASE)
+_GRANITE_END = re.compile(r"here(?:'s|’s| is) my response:", re.IGNORECASE)
+_HEADING = re.compile(r"##+ *thinking *\n", re.IGNORECASE)
+_HEADING_END = re.compile(r"^##+ *final (?:response|answer) *\n", re.IGNORECASE | re.MULTILINE)
+_LABEL = re.compile(r"thought\r?\n")
+
+
+class Mark(NamedTuple):
+    """An opening mark: its kind, as it is written, and the closing mark that belongs to it."""
+
+    kind: tuple[str, str]
+    text: str
+    closing: str
+
+
+class Split(NamedTuple):
+    """``reasoning`` (None: there is none), the bare ``answer``, and ``why`` there is none, where that is not
+    for want of text. ``closed``: the reasoning has ended; otherwise ``answer`` is empty."""
+
+    reasoning: str | None
+    answer: str
+    why: str | None = None
+    closed: bool = True
+
+    def unavailable(self, finish_reason: str | None) -> str | None:
+        """Why there is no answer, of a text that ended so: open reasoning that its limit cut off is known
+        to be reasoning, any other might have held the answer."""
+        if not self.closed and not finish.cut_off(finish_reason):
+            return self.why or finish.UNTOLD
+        return self.why
+
+
+class _Found(NamedTuple):
+    kind: tuple[str, str]
+    opens: bool
+    start: int
+    end: int
+    text: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a block without content in itself: <think/>."""
+        return self.opens and self.text.endswith("/>")
+
+
+def opened_by(prompt: str) -> Mark | None:
+    """The mark of a block of reasoning with which a prompt ends, white space aside."""
+    text = prompt.rstrip()
+    header = _last(_HEADER.finditer(text))
+    if header and header.end() == len(text) and header["channel"] == "analysis":
+        closing = "<|end|><|start|>assistant<|channel|>final<|message|>"
+        return Mark((_CHANNEL, ""), header.group(), closing)
+    last = _last(_marks(text))
+    if last is None or not last.opens or last.is_empty or last.end != len(text):
+        return None
+    return Mark(last.kind, last.text, _closing_of(last))
+
+
+def closed_by(prompt: str) -> bool:
+    """Whether a prompt ends behind a block of reasoning, closed."""
+    text = prompt.rstrip()
+    return any(not mark.opens and mark.end == len(text) for mark in _marks(text))
+
+
+def is_mark(token: str) -> bool:
+    """Whether a control token's text is a mark of reasoning or of the answer behind it, or part of one."""
+    parts = (*_CONTROLS, *_CONTROLS.values(), "<|open|>", "<|close|>", "<|sep|>", "<|eom|>")
+    return token in parts or _ANY.fullmatch(token) is not None
+
+
+def mark_tokens(tokens: set[str]) -> set[str]:
+    """Those of a tokenizer's control tokens that marks are made of. Some have another use where a tokenizer
+    has no channels."""
+    channels = _CHANNEL_TOKENS if "<|channel|>" in tokens or "<|message|>" in tokens else ()
+    return {token for token in tokens if is_mark(token) or token in channels}
+
+
+def is_in(template: str) -> bool:
+    """Whether a chat template, as source, speaks of reasoning: that of a model which reasons."""
+    return (
+        _ANY.search(template) is not None
+        or "<|channel|>analysis" in template
+        or bool(_GRANITE.search(template))
+    )
+
+
+def split(text: str, *, opened: Mark | None = None, reasons: bool = False) -> Split:
+    """A model's turn, taken apart. ``opened``: its prompt has begun the reasoning with this mark.
+    ``reasons``: its prompt is that of a model which reasons."""
+    bare = _from_visible(text)
+    if opened is not None and opened.kind[0] == _CHANNEL and not _BEGIN.match(bare):
+        return _of_channels(opened.text + bare)
+    if _BEGIN.match(bare):
+        return _of_channels(bare)
+    final = _HEADER.search(bare)
+    if final and final["channel"] in ("analysis", "commentary", "final"):
+        return _of_channels(f"<|channel|>analysis<|message|>{bare}") if reasons else _untold(text)
+    if opened is None:
+        spoken = _of_words(bare)
+        if spoken is not None:
+            return spoken
+    return _of_marks(text, opened, reasons=reasons)
+
+
+def _of_marks(text: str, opened: Mark | None, *, reasons: bool) -> Split:
+    thoughts: list[str] = []
+    rest, inside = text, opened.kind if opened else None
+    while True:
+        bare = _from_visible(rest)
+        first = next(_marks(bare), None)
+        begins = first is not None and first.start == 0 and first.opens
+        if first is not None and begins and inside in (None, first.kind):
+            bare, inside = bare[first.end :], first.kind
+            if first.is_empty:
+                thoughts, rest, inside = [*thoughts, ""], bare, None
+                continue
+        if inside is None:
+            break
+        close = next((mark for mark in _marks(bare) if not mark.opens and mark.kind == inside), None)
+        if close is None:
+            return Split(_joined([*thoughts, _label_off(bare.strip(), inside)]), "", closed=False)
+        thoughts.append(_label_off(bare[: close.start].strip(), inside))
+        rest, inside = bare[close.end :], None
+    stray = _stray(rest)
+    if stray is not None and reasons and not thoughts:
+        behind = _of_marks(rest[stray.end :], None, reasons=False)
+        if behind.why is not None:
+            return _untold(text)
+        thoughts = [rest[: stray.start].strip(), behind.reasoning or ""]
+        return behind._replace(reasoning=_joined(thoughts), answer=behind.answer.lstrip("\r\n"))
+    answer = _unwrapped(rest.lstrip("\r\n")) if thoughts else _unwrapped(rest, controls_only=True)
+    if _stray(answer) is not None or _DROPPED_FINAL in answer:
+        return _untold(text)
+    return Split(_joined(thoughts) if thoughts else None, answer)
+
+
+def _untold(text: str) -> Split:
+    return Split(None, text, finish.UNTOLD)
+
+
+def _marks(text: str) -> Iterator[_Found]:
+    for match in _ANY.finditer(text):
+        group = str(match.lastgroup)
+        found = match.group()
+        named = _NAMED.search(found) if group[1:] in ("0", "1", "2", "3") else None
+        kind = group[1:], named.group().lower() if named else ""
+        yield _Found(kind, group[0] == "o", match.start(), match.end(), found)
+
+
+def _stray(text: str) -> _Found | None:
+    """The first closing mark before which its opening one is missing."""
+    open_marks: Counter[tuple[str, str]] = Counter()
+    for mark in _marks(text):
+        if mark.is_empty or mark.kind[0] in _ENDS_ANY:
+            continue
+        if mark.opens:
+            open_marks[mark.kind] += 1
+        elif not open_marks[mark.kind]:
+            return mark
+        else:
+            open_marks[mark.kind] -= 1
+    return None
+
+
+def _closing_of(mark: _Found) -> str:
+    number, text = mark.kind[0], mark.text
+    if number == _TAGS:
+        named = _NAMED.search(text)
+        return f"</{named.group() if named else 'think'}>"
+    if number in ("1", "2", "3"):
+        return re.sub(r"^(\[|◁|<\|)", r"\1/", text)
+    if number == "4":
+        return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", text))
+    return {
+        "5": "<|inner_suffix|>", "6": "<|close|>think<|sep|>", "7": "<channel|>", "8": "<|eom|>",
+        "9": "<|end_message|>",
+    }[number]  # fmt: skip
+
+
+def _of_channels(text: str) -> Split:
+    """gpt-oss's messages: the analysis is reasoning, what is addressed to a tool calls it, and all else is
+    said to the user."""
+    thoughts, said, called, closed = list[str](), list[str](), False, False
+    headers = list(_HEADER.finditer(text))
+    if not headers:
+        return Split(text, "", closed=False)
+    for header, following in zip(headers, [*headers[1:], None], strict=True):
+        body = text[header.end() : following.start() if following else len(text)]
+        whole = _MESSAGE_END.sub("", body)
+        closed = following is not None or whole != body
+        if "to=" in f"{header['to'] or ''}{header['rest']}":
+            called = True
+        elif header["channel"] == "analysis":
+            thoughts.append(whole.strip())
+        else:
+            said.append(whole)
+            closed = True
+    reasoning = _joined(thoughts) if thoughts else None
+    answer = "\n\n".join(said)
+    return Split(reasoning, answer, finish.CALLED_TOOL if called else None, closed)
+
+
+def _of_words(bare: str) -> Split | None:
+    """Reasoning between marks that are words, or what is left of control tokens."""
+    dropped = _DROPPED.match(bare)
+    if dropped:
+        reasoning, final, answer = bare[dropped.end() :].partition(_DROPPED_FINAL)
+        if not final:
+            return Split(reasoning, "", closed=False)
+        return _untold(bare) if _DROPPED_FINAL in answer else Split(reasoning.strip(), answer)
+    heading, label = _HEADING.match(bare), _LABEL.match(bare)
+    granite = _GRANITE.match(bare)
+    if granite:
+        end = _GRANITE_END.search(bare, granite.end())
+        if end is None:
+            return Split(bare[granite.end() :].strip(), "", closed=False)
+        return Split(bare[granite.end() : end.start()].strip(), _from_visible(bare[end.end() :]))
+    if heading:
+        end = _HEADING_END.search(bare, heading.end())
+        if end:
+            return Split(bare[heading.end() : end.start()].strip(), bare[end.end() :].lstrip("\r\n"))
+    if label:
+        reasoning, closing, answer = bare[label.end() :].partition("<channel|>")
+        return Split(reasoning.strip(), answer.lstrip("\r\n"), closed=bool(closing))
+    return None
+
+
+def _label_off(reasoning: str, kind: tuple[str, str]) -> str:
+    return reasoning.removeprefix("thought").lstrip() if kind[0] == "7" else reasoning
+
+
+def _unwrapped(answer: str, *, controls_only: bool = False) -> str:
+    """The answer without the marks that stand around it."""
+    bare = _from_visible(answer)
+    for start, end in _CONTROLS.items():
+        if bare.startswith(start):
+            return _without_last(bare.removeprefix(start), end)
+    wrapped = None if controls_only else _WRAPPED.match(bare)
+    if wrapped is None:
+        return answer
+    inner = bare[wrapped.end() :]
+    closing = re.findall(rf"</{wrapped['name']}>", inner, re.IGNORECASE)
+    return _without_last(inner, closing[-1]).strip("\r\n") if closing else inner.lstrip("\r\n")
+
+
+def _without_last(text: str, mark: str) -> str:
+    before, found, behind = text.rpartition(mark)
+    return before + behind if found else text
+
+
+def _from_visible(text: str) -> str:
+    """A text from its first character that shows."""
+    place = next((n for n, one in enumerate(text) if unicodedata.category(one)[0] not in "ZC"), len(text))
+    return text[place:]
+
+
+def _last(items: Iterable[Item]) -> Item | None:
+    return next(iter(deque(items, maxlen=1)), None)
+
+
+def _joined(thoughts: list[str]) -> str:
+    return "\n\n".join(filter(None, thoughts))
