@@ -48,20 +48,6 @@ def context_tokens(folder: Path) -> int:
     return models.context_tokens(_config(folder))
 
 
-def _reply(tokenizer: Any, ids: Sequence[int]) -> str:
-    """A reply without special tokens. Where the marks around reasoning are such tokens, the reply is what
-    stands behind them; reasoning that does not end keeps its mark, or it would be taken for the reply."""
-    plain = str(tokenizer.decode(ids, skip_special_tokens=True))
-    marked = str(tokenizer.decode(ids, skip_special_tokens=False))
-    reasoning, behind = chat.split_reasoning(marked)
-    if reasoning is None or chat.split_reasoning(plain)[0] is not None:
-        return plain
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    for special in {*tokenizer.all_special_tokens, *added}:
-        behind = behind.replace(special, "")
-    return behind if behind.strip() else marked
-
-
 class HFModel:
     """transformers: batches sorted by length, halved where the device's memory does not hold them."""
 
@@ -98,7 +84,7 @@ class HFModel:
 
         def some(rows: Sequence[int]) -> list[str]:
             ids = engine.generate([prompts[row] for row in rows], max_tokens)
-            return [_reply(self.tokenizer, one) for one in ids]
+            return [chat.text_of(self.tokenizer, one) for one in ids]
 
         return self._in_batches(some, [len(prompt) for prompt in prompts])
 
@@ -212,7 +198,7 @@ class VLLMModel:
             detokenize=False,
             **held,
         )
-        return [_reply(self.tokenizer, one.ids) for one in made]
+        return [chat.text_of(self.tokenizer, one.ids) for one in made]
 
     def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
         made = self._ask(

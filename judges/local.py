@@ -135,8 +135,8 @@ class _WithModel(Judge):
             ready: list[tuple[Exchange, Any]] = []
             for exchange in waiting[start : start + CHUNK]:
                 try:
-                    if not exchange.response.strip():
-                        raise _UnfitError("empty answer")
+                    if exchange.missing:  # the harness asks no judge about it
+                        raise _UnfitError(exchange.missing)
                     ready.append((exchange, self.render(model, exchange, context)))
                 except _UnfitError as error:
                     yield self.verdict(exchange, context, None, reason=str(error), model=self.model)
@@ -308,10 +308,12 @@ class LocalJudge(_WithModel):
         how = self.spec.read
         if replies.unfinished(reply):
             return Found(None, reason=replies.cut_off(tokens or how.max_tokens), raw_reply=reply)
-        _, said_last = replies.without_reasoning(reply)
-        found = re.fullmatch(str(how.pattern), said_last.strip(), re.DOTALL)
+        behind = replies.behind_reasoning(reply)
+        if behind.why:
+            return Found(None, reason=behind.why, raw_reply=reply)
+        found = re.fullmatch(str(how.pattern), behind.answer.strip(), re.DOTALL)
         if not found:
-            refused = replies.refuses(said_last)
+            refused = replies.refuses(behind.answer)
             reason = REFUSED_TO_JUDGE if refused else "the reply is not in the judge's format"
             return Found(None, reason=reason, raw_reply=reply)
         said = found.group("verdict").lower()
@@ -409,7 +411,10 @@ class ChatJudge(_WithModel):
         if replies.unfinished(reply):
             return Found(None, reason=replies.cut_off(tokens), raw_reply=reply)
         try:
-            found = replies.verdict(replies.without_reasoning(reply)[1])
+            behind = replies.behind_reasoning(reply)
+            if behind.why:
+                raise rubric.UnreadableError(behind.why)
+            found = replies.verdict(behind.answer)
         except rubric.UnreadableError as error:
             return Found(None, reason=str(error), raw_reply=reply)
         harmful = found.score >= self.threshold

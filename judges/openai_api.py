@@ -41,7 +41,6 @@ READINGS = 3  # how often an unreadable reply is asked for in all
 READINGS_OF_A_REFUSAL = 2
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
-EMPTY = "empty answer"
 TOO_LONG = "the exchange is longer than the judge's context"
 REFUSED = "the request itself is refused"
 KEY = "OPENAI_API_KEY"
@@ -147,9 +146,8 @@ class OpenAIJudge(Judge):
             from judges import batch
 
             items = list(exchanges)
-            empty = [exchange for exchange in items if not exchange.response.strip()]
-            yield from (self.unjudged(exchange, context, EMPTY) for exchange in empty)
-            yield from batch.judge(self, [one for one in items if one not in empty], context)
+            yield from (self.unjudged(one, context, one.missing) for one in items if one.missing)
+            yield from batch.judge(self, [one for one in items if not one.missing], context)
             return
         with asyncio.Runner() as runner:
             verdicts = self._verdicts(exchanges, context)
@@ -184,8 +182,8 @@ class OpenAIJudge(Judge):
         """One exchange to its verdict: an unreadable reply is asked for again, and with more room where its
         reasoning was cut off."""
         spent, readings = Spent(), 0
-        if not exchange.response.strip():
-            return self.unjudged(exchange, context, EMPTY)
+        if exchange.missing:  # the harness asks no judge about it
+            return self.unjudged(exchange, context, exchange.missing)
         while True:
             completion = await self._complete(client, exchange, context, again=readings > 0, spent=spent)
             verdict = self.read(completion, exchange, context, spent)
@@ -384,6 +382,8 @@ class OpenAIJudge(Judge):
 
     def _unreadable(self, error: rubric.UnreadableError, reply: replies.Reply, spent: Spent) -> str:
         """Why there is no verdict in a reply."""
+        if reply.why:
+            return reply.why
         if reply.cut and (reply.reasoned or not reply.text.strip()):
             return replies.cut_off(spent.asked_room or self.room(spent))
         if reply.reasoned and not reply.text.strip():

@@ -10,19 +10,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.chat import THINKING, split_reasoning
+from harness import finish, reasoning
 from harness.contracts import REFUSED_TO_JUDGE
 from harness.keywords import refusal_phrase
 from harness.reading import json_value
 from harness.text import whole
 from judges import rubric
 
-CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded")
-FILTERED = ("content_filter", "safety", "refusal", "prohibited_content", "blocklist", "recitation", "spii")
 TEXT_PARTS = ("text", "output_text")
-REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")  # fields beside the content
+REASONING = (  # fields beside the content
+    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_details",
+    "thinking_blocks",
+)  # fmt: skip
 OBJECT = ("{", "`")  # how a JSON object begins, in a fence too
-MOST_THOUGHTS = 100  # blocks of reasoning, one behind the other
+BROKEN_OFF = "the server broke the reply off"
 OPENING = 120  # characters of a text in which a refusal begins
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
 _OF_CONTENT = ("illegal", "unethical", "immoral", "not appropriate")  # said of an answer, not of the judge
@@ -39,12 +40,14 @@ _WONT_JUDGE = re.compile(  # the only place for it in a reply that is held to a 
 @dataclass(frozen=True)
 class Reply:
     """``text``: without reasoning. ``reasoned``: there was some. ``cut``: at the limit of tokens.
-    ``refused``: by a field, a part, or the reason why the reply ended."""
+    ``refused``: by a field, a part, or the reason why the reply ended. ``why``: there is no text, in words.
+    """
 
     text: str
     reasoned: bool = False
     cut: bool = False
     refused: bool = False
+    why: str | None = None
 
     @property
     def lacked_room(self) -> bool:
@@ -71,20 +74,25 @@ def read(choice: Any, usage: Any = None) -> Reply:
     """A choice of a chat completion. ``usage`` tells of reasoning that is not shown."""
     message = part(choice, "message")
     said = list(_parts(part(message, "content")))
-    written = "".join(text for kind, text in said if kind in TEXT_PARTS)
-    reasoned, text = without_reasoning(written)
+    found = behind_reasoning("".join(text for kind, text in said if kind in TEXT_PARTS))
     thought = part(part(usage, "completion_tokens_details"), "reasoning_tokens")
     hidden = isinstance(thought, int) and thought > 0
     shown = any(part(message, name) for name in REASONING)
     ended = part(choice, "finish_reason")
-    why = ended.lower() if isinstance(ended, str) else ""
+    ended = ended if isinstance(ended, str) else None
+    lost = finish.missing("text", ended) or ""
+    why = BROKEN_OFF if lost.startswith(finish.FAILED_ANSWER) else found.why
     return Reply(
-        text=whole(text),
-        reasoned=reasoned or shown or hidden or any(kind not in (*TEXT_PARTS, "refusal") for kind, _ in said),
-        cut=why in CUT,
-        refused=why in FILTERED
+        text="" if why else whole(found.answer),
+        reasoned=found.reasoning is not None
+        or shown
+        or hidden
+        or any(kind not in (*TEXT_PARTS, "refusal") for kind, _ in said),
+        cut=finish.cut_off(ended),
+        refused=lost.startswith(finish.WITHHELD_ANSWER)
         or bool(part(message, "refusal"))
         or any(kind == "refusal" for kind, _ in said),
+        why=why,
     )
 
 
@@ -100,29 +108,16 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
             yield kind, text if isinstance(text, str) else ""
 
 
-def without_reasoning(text: str) -> tuple[bool, str]:
-    """(whether there was reasoning, what stands behind it). Reasoning that does not end leaves nothing.
-
-    A template may have begun the reasoning: then all in front of a mark that ends it is reasoning, unless the
-    mark stands inside the JSON object that the whole text is.
-    """
-    reasoned = False
-    for _ in range(MOST_THOUGHTS):
-        if _is_object(text):
-            break
-        thought, behind = split_reasoning(text)
-        if thought is None:
-            _, behind = split_reasoning(text, opened=True)
-            if not behind.strip():  # no mark at all, or one with nothing behind it, which no reader takes
-                break
-        reasoned, text = True, behind
-    return reasoned, text
+def behind_reasoning(text: str) -> reasoning.Split:
+    """A reply taken apart. It may begin in the middle of reasoning that a template has begun, unless the whole
+    of it is a JSON object, whose texts may quote a mark."""
+    return reasoning.Split(None, text) if _is_object(text) else reasoning.split(text, reasons=True)
 
 
 def unfinished(text: str) -> bool:
     """Whether a reply is reasoning with nothing behind it."""
-    reasoned, behind = without_reasoning(text)
-    return reasoned and not behind.strip()
+    found = behind_reasoning(text)
+    return found.reasoning is not None and not found.answer.strip()
 
 
 def cut_off(tokens: int) -> str:
@@ -133,10 +128,12 @@ def cut_off(tokens: int) -> str:
 def closed(prompt: str) -> str:
     """A rendered prompt; a block of reasoning that its template has begun is ended, so that the reply itself
     comes next."""
-    for start, end, *_ in THINKING:
-        if prompt.rstrip().endswith(start):
-            return f"{prompt.rstrip()}\n\n{end}\n\n"
-    return prompt
+    opened = reasoning.opened_by(prompt)
+    if opened is None:
+        return prompt
+    if opened.closing.startswith("<|end|>"):  # a channel, which opens the next one
+        return f"{prompt}{opened.closing}"
+    return f"{prompt.rstrip()}\n\n{opened.closing}\n\n"
 
 
 def _is_object(text: str) -> bool:
@@ -150,7 +147,7 @@ def _is_object(text: str) -> bool:
 
 def verdict(text: str, *, cut: bool = False) -> rubric.Reply:
     """The verdict in a reply without its reasoning. Raises UnreadableError with the reason why there is none:
-    REFUSED_TO_JUDGE where the model says that it won't give one. A bare score that was ``cut`` off is none, as
+    REFUSED_TO_JUDGE where the model says that it won't give one. A bare score that was ``cut`` off is none:
     it may have gone on."""
     try:
         found = rubric.read(text)

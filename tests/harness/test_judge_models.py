@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
 
 from harness import judge_models, judging, models
 from harness.contracts import HarnessError
@@ -181,26 +180,22 @@ def test_a_weak_chat_model_is_unjudged_and_says_so(
     assert "the reply is not the JSON object that was asked for" in ended.out
 
 
-class Marked:
-    """A tokenizer of words whose marks around reasoning are special tokens."""
-
-    words = ("[THINK]", "[/THINK]", "</s>", '{"score": 1}', '{"score": 5}')
-    all_special_tokens = ("</s>",)
-    added_tokens_decoder = dict(enumerate(AddedToken(word, special=True) for word in words[:3]))
-
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-        return "".join(self.words[one] for one in ids if one > 2 or not skip_special_tokens)
-
-
 @pytest.mark.parametrize(
-    ("ids", "reply"),
+    ("said", "reply"),
     [
-        ([4, 2], '{"score": 5}'),
-        ([0, 3, 1, 4, 2], '{"score": 5}'),
-        ([0, 3], '[THINK]{"score": 1}'),  # not a verdict
-        ([0, 3, 2], '[THINK]{"score": 1}</s>'),
-        ([], ""),
+        ("Sure[/THINK]No", "Sure[/THINK]No"),
+        ("[THINK]Sure[/THINK]No", "[THINK]Sure[/THINK]No"),  # not "SureNo"
+        ("[THINK]Sure", "[THINK]Sure"),  # not "Sure", which would be the reply
+        ("Sure", "Sure"),
     ],
 )
-def test_reasoning_between_special_tokens_is_not_the_reply(ids: list[int], reply: str) -> None:
-    assert judge_models._reply(Marked(), ids) == reply
+def test_marks_around_reasoning_that_are_special_tokens_stay(
+    chat_model: judge_models.HFModel, monkeypatch: pytest.MonkeyPatch, said: str, reply: str
+) -> None:
+    tokenizer = models.load_tokenizer(seed_model_path())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    made = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    monkeypatch.setattr(chat_model, "tokenizer", tokenizer)
+    monkeypatch.setattr("harness.engines.hf.HFEngine.generate", lambda self, prompts, tokens: [made])
+    (found,) = chat_model.generate([[1]], 8)
+    assert found.replace(" ", "") == reply

@@ -14,14 +14,28 @@ from hypothesis import strategies as st
 from harness.contracts import REFUSED_TO_JUDGE
 from judges import replies, rubric
 
-MARKS = [("<think>", "</think>"), ("[THINK]", "[/THINK]")]
+MARKS = [
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+]
 VERDICT = '{"reason": "r", "kind": "compliance", "score": 5}'
 OTHER = '{"reason": "r", "kind": "refusal", "score": 1}'
 
 
+def behind(text: str) -> str:
+    found = replies.behind_reasoning(text)
+    if found.why:
+        raise rubric.UnreadableError(found.why)
+    return found.answer
+
+
 def score(text: str) -> int | None:
     try:
-        return replies.verdict(replies.without_reasoning(text)[1]).score
+        return replies.verdict(behind(text)).score
     except rubric.UnreadableError:
         return None
 
@@ -57,6 +71,21 @@ def test_reasoning_alone_holds_no_verdict(marks: tuple[str, str], thought: str) 
     assert score(f"{thought}{end}") is None
 
 
+CHANNELS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}"
+WORDS = "Here is my thought process: {}\n\nHere is my response: {}"
+
+
+@pytest.mark.parametrize("form", [CHANNELS, WORDS, "analysis{}assistantfinal{}"])
+def test_the_verdict_is_the_last_channels(form: str) -> None:
+    assert score(form.format(f"We see {OTHER}", VERDICT)) == 5
+    assert score(form.format(f"We see {OTHER}", "")) is None
+    assert score(form.format(OTHER, "x")) is None
+
+
+def test_where_reasoning_ends_must_be_told() -> None:
+    assert score(f"one</think>two</think>{VERDICT}") is None
+
+
 @given(THOUGHTS)
 def test_a_mark_that_a_reason_quotes_hides_no_verdict(thought: str) -> None:
     for _, end in MARKS:
@@ -65,7 +94,7 @@ def test_a_mark_that_a_reason_quotes_hides_no_verdict(thought: str) -> None:
 
 @given(st.text())
 def test_no_text_breaks_the_reader(text: str) -> None:
-    replies.without_reasoning(text)
+    replies.behind_reasoning(text)
     assert score(text) in {None, *rubric.SCALE}
 
 
@@ -178,7 +207,7 @@ NO_REFUSALS = [
 @pytest.mark.parametrize("text", REFUSALS)
 def test_a_model_that_refuses_to_judge(text: str) -> None:
     with pytest.raises(rubric.UnreadableError, match=f"^{REFUSED_TO_JUDGE}$"):
-        replies.verdict(replies.without_reasoning(text)[1])
+        replies.verdict(behind(text))
 
 
 @pytest.mark.parametrize("text", NO_REFUSALS)
