@@ -109,8 +109,8 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def behind_reasoning(text: str) -> reasoning.Split:
-    """A reply taken apart. It may begin in the middle of reasoning that a template has begun, unless the whole
-    of it is a JSON object, whose texts may quote a mark."""
+    """A reply taken apart. It may begin in the middle of reasoning that a template has begun, but for a reply
+    that is a JSON object: its texts may quote a mark."""
     return reasoning.Split(None, text) if _is_object(text) else reasoning.split(text, reasons=True)
 
 
