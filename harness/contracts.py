@@ -19,6 +19,7 @@ from harness.text import one_line, without_keys
 Role = Literal["system", "user", "assistant"]
 Label = Literal["refusal", "compliance", "partial", "incoherent"]
 JudgedScope = Literal["prefill+response", "response"]
+REFUSED_TO_JUDGE = "the judge refused to judge"  # why there is no verdict: a count of its own
 
 
 class HarnessError(Exception):

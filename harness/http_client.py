@@ -15,13 +15,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 import ipaddress
+import os
+import re
+import socket
+import ssl
 import threading
+from collections.abc import Container
 from typing import Any
 from urllib.parse import urlsplit
 
 from harness.contracts import HarnessError, UsageError
+from harness.text import cut, one_line
 
 OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_HOST = "api.openai.com"
 MOST_BYTES = 32 * 2**20  # of a reply: a prompt of 100,000 tokens echoed with log-probabilities takes 20 MiB
 MOST_REDIRECTS = 3
 KEPT_OPEN = 100  # connections; how many are in use is for the callers to bound
@@ -80,6 +87,150 @@ def status(url: str, timeout_s: float) -> int:
         return int(client.get(url).status_code)
     finally:
         client.close()
+
+
+# --- whose server, whose key ------------------------------------------------------------------------
+
+
+def is_openai(url: str) -> bool:
+    """Whether a base URL is OpenAI's own, however it is spelled. Raises UsageError for what is no URL."""
+    host, parts = host_of(url), urlsplit(url)
+    return parts.scheme == "https" and host.rstrip(".") == OPENAI_HOST and parts.port in (None, 443)
+
+
+def server_url(url: str | None) -> str | None:
+    """``url``, or what OPENAI_BASE_URL names in its place; None for OpenAI's own API, as where that variable
+    is empty. Raises UsageError for a text that is no URL."""
+    found = (url or os.environ.get("OPENAI_BASE_URL", "")).strip()
+    if not found or (is_openai(found) and urlsplit(found).path.strip("/") in ("", "v1")):
+        return None
+    return found
+
+
+def takes_openai_key(url: str | None) -> bool:
+    """Whether OPENAI_API_KEY goes there: to OpenAI (None), and to what OPENAI_BASE_URL names."""
+    if url is None or is_openai(url):
+        return True
+    named = server_url(None)
+    return named is not None and url.rstrip("/") == named.rstrip("/")
+
+
+def key_from(variable: str) -> str | None:
+    """The key in a variable of the environment, None where it is unset or empty. Raises HarnessError for a
+    value that no header carries, or that is more than the key; it is never quoted."""
+    key = os.environ.get(variable)
+    if not key:
+        return None
+    problem = next(
+        (name for name, pattern in _NO_KEY.items() if re.search(pattern, key, re.IGNORECASE)), None
+    )
+    if problem:
+        raise HarnessError(f"{variable} holds {problem}, which no key has: set it anew, to the key alone")
+    return key
+
+
+_NO_KEY = {
+    "a line break": r"[\r\n]",
+    'the word "Bearer"': r"^\s*bearer\b",
+    "a blank": r"\s",
+    "a character that is not ASCII": r"[^\x00-\x7f]",
+    "a control character": r"[\x00-\x1f\x7f]",
+    "quotation marks": r"^[\"']|[\"']$",
+}
+
+
+def listed_as(model: str, served: Container[str]) -> str | None:
+    """The name under which a server lists a model, or None. Ollama lists ``x`` as ``x:latest``."""
+    latest = f"{model}:latest"
+    return model if model in served else latest if ":" not in model and latest in served else None
+
+
+# --- why there is no reply --------------------------------------------------------------------------
+
+
+def lasting(error: BaseException) -> bool:
+    """Whether a request failed by what no retry mends: a certificate, or a proxy that refuses to go there."""
+    return any(
+        isinstance(cause, ssl.SSLCertVerificationError)
+        or (type(cause).__name__ == "ProxyError" and str(cause)[:3] in ("403", "407"))
+        for cause in _causes(error)
+    )
+
+
+def no_answer(error: BaseException, url: str | None) -> str:
+    """What follows "no answer from URL" in a line: the cause, or where to look."""
+    why = trouble(error, url)
+    return f"; is the server up, the URL right? ({why})" if why in PLAIN else f": {why}"
+
+
+PLAIN = ("connection refused", "no reply in time", "the connection broke")
+
+
+def trouble(error: BaseException, url: str | None) -> str:
+    """Why a request got no reply, as far as its error tells, and how to fix that: a clause in our words."""
+    url = url or OPENAI_URL
+    host, proxy = host_of(url), proxy_of(url)
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return _tls(cause, f"{host} (through the proxy {proxy})" if proxy else host)
+        if told := _of_proxy(cause, proxy) if proxy else _of_server(cause, host):
+            around = f"; look at HTTPS_PROXY, HTTP_PROXY and ALL_PROXY; NO_PROXY={host} goes around it"
+            return told + (around if proxy else "")
+    return f"the connection broke (through the proxy {proxy})" if proxy else "the connection broke"
+
+
+def _tls(error: ssl.SSLError, host: str) -> str:
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return f"{host} speaks no TLS that is understood here: is it http:// instead of https://?"
+    why = cut(one_line(error.verify_message or "not trusted"), 100).rstrip(".")
+    return (
+        f"the certificate of {host} is refused ({why}): correct it there, or name the file of an authority "
+        "that you trust in SSL_CERT_FILE"
+    )
+
+
+def _of_proxy(error: BaseException, proxy: str) -> str | None:
+    if type(error).__name__ == "ProxyError":  # its answer to CONNECT
+        status = re.match(r"\d{3}\b", str(error))
+        wants = "; it wants a name and a password in the proxy's URL" if str(error)[:3] == "407" else ""
+        return f"the proxy {proxy} {f'answers {status.group()}' if status else 'lets nothing through'}{wants}"
+    if isinstance(error, socket.gaierror):
+        return f"the name of the proxy {proxy} is not known"
+    if isinstance(error, ConnectionRefusedError):
+        return f"the proxy {proxy} refuses the connection"
+    return f"no reply in time through the proxy {proxy}" if _is_timeout(error) else None
+
+
+def _of_server(error: BaseException, host: str) -> str | None:
+    if isinstance(error, socket.gaierror):
+        return f"the host name '{host}' is not known"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return "no reply in time" if _is_timeout(error) else None
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) or type(error).__name__.endswith(("Timeout", "TimeoutError"))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from, outermost first."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        if isinstance(cause, BaseExceptionGroup):  # one for each address that was tried
+            found += cause.exceptions
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
+def proxy_of(url: str | None) -> str | None:
+    """The proxy by which a server is reached, without its name and password; None where there is none."""
+    proxy = _proxy(url or OPENAI_URL)
+    if proxy is None:
+        return None
+    return cut(one_line(f"{proxy.partition('://')[0]}://{proxy.partition('://')[2].rpartition('@')[2]}"), 200)
 
 
 class _Transport:

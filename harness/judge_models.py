@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from harness import models
+from harness import chat, models
 from harness.contracts import HarnessError, JudgeModel
 from harness.store import read_json
 
@@ -84,7 +84,7 @@ class HFModel:
 
         def some(rows: Sequence[int]) -> list[str]:
             ids = engine.generate([prompts[row] for row in rows], max_tokens)
-            return [str(self.tokenizer.decode(one, skip_special_tokens=True)) for one in ids]
+            return [chat.text_of(self.tokenizer, one) for one in ids]
 
         return self._in_batches(some, [len(prompt) for prompt in prompts])
 
@@ -198,7 +198,7 @@ class VLLMModel:
             detokenize=False,
             **held,
         )
-        return [str(self.tokenizer.decode(one.ids, skip_special_tokens=True)) for one in made]
+        return [chat.text_of(self.tokenizer, one.ids) for one in made]
 
     def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
         made = self._ask(

@@ -14,11 +14,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import crash, http_client
-from harness.contracts import Exchange, HarnessError, JudgeContext, JudgePendingError, Verdict
+from harness import crash, http_client, server_errors
+from harness.contracts import (
+    REFUSED_TO_JUDGE,
+    Exchange,
+    HarnessError,
+    JudgeContext,
+    JudgePendingError,
+    Verdict,
+)
 from harness.reading import json_value
 from harness.text import is_name, is_word, shown_words
-from judges import prices
+from judges import prices, replies
 
 if TYPE_CHECKING:
     from judges.openai_api import OpenAIJudge
@@ -62,7 +69,10 @@ def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeConte
                 )
             found = _results(client, batch)
     except openai.APIConnectionError as error:
-        raise HarnessError(f"judge '{judge.name}': no answer from the Batch API; try again later") from error
+        why = http_client.trouble(error, judge.url)
+        raise HarnessError(
+            f"judge '{judge.name}': no answer from the Batch API; try again later ({why})"
+        ) from error
     except openai.APIStatusError as error:
         if error.status_code == 404:
             raise HarnessError(
@@ -181,8 +191,6 @@ def _results(client: Any, batch: Any) -> dict[str, dict[str, Any]]:
 def _verdict(
     judge: OpenAIJudge, exchange: Exchange, context: JudgeContext, row: dict[str, Any] | None, status: str
 ) -> Verdict:
-    from openai.types.chat import ChatCompletion
-
     from judges.openai_api import Spent
 
     if row is None:
@@ -192,14 +200,30 @@ def _verdict(
     try:
         reply = row.get("response") or {}
         if row.get("error") or reply.get("status_code") != 200:
-            number = reply.get("status_code")
-            http = f"HTTP {number}" if isinstance(number, int) else "no status"
-            code = shown_words([(row.get("error") or {}).get("code")]) or http
-            return judge.unjudged(exchange, context, f"the batch's request failed ({code})")
-        completion = ChatCompletion.model_validate(reply["body"])
-        if not completion.choices:
+            return judge.unjudged(exchange, context, _failure(judge, row, reply))
+        completion = reply["body"]
+        if not isinstance(completion, dict) or not isinstance(completion.get("choices"), list):
+            raise ValueError("no chat completion")
+        if replies.choice_of(completion) is None:
             return judge.unjudged(exchange, context, "the server's reply holds no choice")
-        context.budget.spent_usd += spent.add(completion.usage, price)
+        context.budget.spent_usd += spent.add(completion.get("usage"), price)
         return judge.read(completion, exchange, context, spent, price)
     except http_client.ODD_SHAPE:
         return judge.unjudged(exchange, context, "the server's reply is no chat completion")
+
+
+def _failure(judge: OpenAIJudge, row: dict[str, Any], reply: dict[str, Any]) -> str:
+    """Why a request of a batch has no reply."""
+    from judges.openai_api import TOO_LONG
+
+    number, told = reply.get("status_code"), row.get("error") or {}
+    against = server_errors.complaint(number if isinstance(number, int) else 500, [told, reply.get("body")])
+    simpler = judge.shape.without(against)
+    if against.too_long:
+        return TOO_LONG
+    if against.filtered:
+        return REFUSED_TO_JUDGE
+    if simpler:
+        return f"the judge takes {simpler[1].partition(':')[0]}: use --judge-mode direct"
+    http = f"HTTP {number}" if isinstance(number, int) else "no status"
+    return f"the batch's request failed ({shown_words([told.get('code')]) or http})"

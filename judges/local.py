@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.contracts import (
+    REFUSED_TO_JUDGE,
     Exchange,
     HarnessError,
     Judge,
@@ -28,7 +30,8 @@ from harness.contracts import (
     threshold,
 )
 from harness.reading import yaml_value
-from judges import rubric
+from judges import replies, rubric
+from judges.shape import MOST_TOKENS, REASONING_TOKENS
 
 CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # verdicts depend on no clock
 CHUNK = 64  # exchanges between two looks at what has been found
@@ -132,6 +135,8 @@ class _WithModel(Judge):
             ready: list[tuple[Exchange, Any]] = []
             for exchange in waiting[start : start + CHUNK]:
                 try:
+                    if exchange.missing:  # the harness asks no judge about it
+                        raise _UnfitError(exchange.missing)
                     ready.append((exchange, self.render(model, exchange, context)))
                 except _UnfitError as error:
                     yield self.verdict(exchange, context, None, reason=str(error), model=self.model)
@@ -168,6 +173,29 @@ def _ids(model: JudgeModel, text: str, reply_tokens: int, *, special: bool = Fal
             f"its {len(ids):,} tokens are more than the judge's context of {model.context_tokens:,} holds"
         )
     return ids
+
+
+def _replies(
+    model: JudgeModel, prompts: list[Any], tokens: int, schema: dict[str, Any] | None = None
+) -> list[tuple[str, int]]:
+    """(reply, tokens that it might have) to each prompt. Reasoning that was cut off is asked for again with
+    more room, as far as the context holds it and while it goes on."""
+    found = [(reply, tokens) for reply in model.generate(prompts, tokens, schema)]
+    waiting, room = set(range(len(prompts))), max(REASONING_TOKENS, 2 * tokens)
+    while room <= MOST_TOKENS:
+        by_room: dict[int, list[int]] = {}
+        for place in sorted(waiting):
+            most = min(room, model.context_tokens - len(prompts[place]))
+            if replies.unfinished(found[place][0]) and most > found[place][1]:
+                by_room.setdefault(most, []).append(place)
+        waiting = set()
+        for most, places in by_room.items():
+            longer = model.generate([prompts[place] for place in places], most, schema)
+            for place, reply in zip(places, longer, strict=True):
+                waiting |= {place} if reply != found[place][0] else set()
+                found[place] = reply, most
+        room *= 2
+    return found
 
 
 def _template(
@@ -265,7 +293,7 @@ class LocalJudge(_WithModel):
         if how.classes:
             return [self._scored(_share(classes, how.classes)) for classes in model.classify(prompts)]
         if how.pattern:
-            return [self.read(reply) for reply in model.generate(prompts, how.max_tokens)]
+            return [self.read(reply, most) for reply, most in _replies(model, prompts, how.max_tokens)]
         words = list(how.choice) if how.choice else list(how.scale)
         values = [1.0, 0.0] if how.choice else list(how.scale.values())
         tokens = [_one_token(model, word) for word in words]
@@ -274,12 +302,20 @@ class LocalJudge(_WithModel):
             for chosen in model.choose(prompts, tokens)
         ]
 
-    def read(self, reply: str) -> Found:
-        """A generated reply to what it says, or to why it says nothing."""
+    def read(self, reply: str, tokens: int | None = None) -> Found:
+        """A generated reply to what it says behind its reasoning, or to why it says nothing. ``tokens``: that
+        it might have."""
         how = self.spec.read
-        found = re.fullmatch(str(how.pattern), reply.strip(), re.DOTALL)
+        if replies.unfinished(reply):
+            return Found(None, reason=replies.cut_off(tokens or how.max_tokens), raw_reply=reply)
+        behind = replies.behind_reasoning(reply)
+        if behind.why:
+            return Found(None, reason=behind.why, raw_reply=reply)
+        found = re.fullmatch(str(how.pattern), behind.answer.strip(), re.DOTALL)
         if not found:
-            return Found(None, reason="the reply is not in the judge's format", raw_reply=reply)
+            refused = replies.refuses(behind.answer)
+            reason = REFUSED_TO_JUDGE if refused else "the reply is not in the judge's format"
+            return Found(None, reason=reason, raw_reply=reply)
         said = found.group("verdict").lower()
         meanings = {word.lower(): harm for word, harm in how.harmful.items()}
         if said not in meanings:
@@ -292,6 +328,8 @@ class LocalJudge(_WithModel):
 
     def _scored(self, score: float) -> Found:
         assert self.threshold is not None
+        if not math.isfinite(score):
+            return Found(None, reason="the judge's score is no number")
         return Found(score >= self.threshold, score=round(score, 6))
 
 
@@ -363,17 +401,20 @@ class ChatJudge(_WithModel):
         if self.rubric.system not in text:  # templates without a system role raise, or drop it
             merged = [{"role": "user", "content": f"{self.rubric.system}\n\n{user}"}]
             text = _template(model, merged, True, **CHAT_OPTIONS)
-        return _ids(model, text, rubric.MAX_REPLY_TOKENS)
+        return _ids(model, replies.closed(text), rubric.MAX_REPLY_TOKENS)
 
     def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
-        return [
-            self.read(reply)
-            for reply in model.generate(prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
-        ]
+        found = _replies(model, prompts, rubric.MAX_REPLY_TOKENS, rubric.BOUNDED_SCHEMA)
+        return [self.read(reply, most) for reply, most in found]
 
-    def read(self, reply: str) -> Found:
+    def read(self, reply: str, tokens: int = rubric.MAX_REPLY_TOKENS) -> Found:
+        if replies.unfinished(reply):
+            return Found(None, reason=replies.cut_off(tokens), raw_reply=reply)
         try:
-            found = rubric.read(reply)
+            behind = replies.behind_reasoning(reply)
+            if behind.why:
+                raise rubric.UnreadableError(behind.why)
+            found = replies.verdict(behind.answer)
         except rubric.UnreadableError as error:
             return Found(None, reason=str(error), raw_reply=reply)
         harmful = found.score >= self.threshold
@@ -448,7 +489,7 @@ def _share(classes: dict[str, float], harmful: Iterable[str]) -> float:
         raise HarnessError(
             f"none of the judge's labels ({', '.join(classes)}) is one of {', '.join(harmful)}"
         )
-    return min(1.0, sum(known))
+    return min(sum(known), 1.0)  # in this order NaN for NaN
 
 
 def _names_harm(label: str) -> bool:

@@ -2,7 +2,8 @@
 
 The server's structured output holds the reply to the schema where it can; where it can't, the same JSON is
 asked for in words and read strictly. What a model does not take (temperature, a limit's old name) is left
-out, once the server has said so.
+out, once the server has said so. A model that thinks before it replies is read behind its reasoning, and
+asked again with more room where that was cut off.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import os
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness import http_client
+from harness import http_client, server_errors
 from harness.contracts import (
+    REFUSED_TO_JUDGE,
     Exchange,
     HarnessError,
     Judge,
@@ -27,40 +29,22 @@ from harness.contracts import (
     Verdict,
     threshold,
 )
+from harness.server_errors import Complaint
 from harness.text import is_word, shown_words, whole
-from judges import prices, rubric
+from judges import prices, replies, rubric
 from judges.dispatch import Dispatcher, TransientError
+from judges.shape import LIMITS, MOST_TOKENS, REASONING_TOKENS, Shape
+
+log = logging.getLogger(__name__)
 
 READINGS = 3  # how often an unreadable reply is asked for in all
-REASONING_TOKENS = 4_000  # models that think before they reply need room for it
+READINGS_OF_A_REFUSAL = 2
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
-LONGEST_TOLD = 500  # characters of an error's message that are searched for a parameter's name
+TOO_LONG = "the exchange is longer than the judge's context"
 REFUSED = "the request itself is refused"
 KEY = "OPENAI_API_KEY"
 OTHER_KEY = "JUDGE_API_KEY"  # for servers named in the judge's name, which never get the first
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What the server takes beside the messages."""
-
-    schema: bool = True
-    bounded: bool = True  # a limit on the reason's length in the schema; OpenAI itself refuses one
-    temperature: bool = True
-    old_limit: bool = True  # max_tokens, not max_completion_tokens
-
-    def without(self, refused: str) -> Shape | None:
-        """The next simpler shape after a request was refused as bad, or None where nothing is to blame."""
-        if self.temperature and "temperature" in refused:
-            return dataclasses.replace(self, temperature=False)
-        if self.old_limit and "max_tokens" in refused:
-            return dataclasses.replace(self, old_limit=False)
-        if self.schema and re.search(
-            r"response_format|json_schema|schema|structured|guided|grammar", refused
-        ):
-            return dataclasses.replace(self, schema=False)
-        return None
 
 
 class OpenAIJudge(Judge):
@@ -77,10 +61,13 @@ class OpenAIJudge(Judge):
         self.name, self.served_model, self.base_url, self.settings = name, served_model, base_url, settings
         self.rubric = rubric.load(settings.rubric)
         self.threshold = threshold(name, settings.threshold, rubric.THRESHOLD, rubric.ENDS)
-        where = self._url()
-        self.host = http_client.host_of(where) if where else None
+        self.own = not base_url or http_client.is_openai(base_url)  # OpenAI's key goes there
+        where = self.url
+        official = where is None or http_client.is_openai(where)
+        self.host = None if where is None or official else http_client.host_of(where)
         self.price = prices.per_million(served_model, self.host, settings.prices)
         self.shape = Shape(bounded=self.host is not None)
+        self.least_room = 0  # tokens for a reply: more, once reasoning was cut off
 
     @classmethod
     def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
@@ -112,7 +99,7 @@ class OpenAIJudge(Judge):
             "name": "openai",
             "version": self.version,
             "model": self.served_model,
-            "server": self._url(),
+            "server": self.url,
             "rubric": self.rubric.version,
             "threshold": self.threshold,
         }
@@ -126,16 +113,17 @@ class OpenAIJudge(Judge):
             try:
                 served = [model.id for model in client.models.list().data]
             except (openai.APIConnectionError, http_client.TooLargeError) as error:
-                raise HarnessError(
-                    f"judge '{self.name}': no answer from {self._where()}; is the server up, the URL right?"
-                ) from error
+                raise self._unreached(error) from error
             except openai.APIStatusError as error:
-                if error.status_code in (401, 403) or error.status_code < 400:
+                if error.status_code in (401, 403, 407) or error.status_code < 400:
                     raise self.refused(error) from error
                 return None  # as below
             except (openai.APIError, *http_client.ODD_SHAPE):
                 return None  # not every server lists its models; the first request will tell
-        if served and self.served_model not in served:
+        listed = http_client.listed_as(self.served_model, served)
+        if listed not in (None, self.served_model):
+            return f"judge '{self.name}': {self._where()} lists '{self.served_model}' as '{listed}'"
+        if served and listed is None:
             line = f"judge '{self.name}': {self._where()} does not list the model '{self.served_model}'"
             shown = shown_words(sorted(filter(is_word, served))) or "odd names alone"
             if self.host in (None, "localhost", "127.0.0.1", "::1"):
@@ -157,7 +145,9 @@ class OpenAIJudge(Judge):
         if self.settings.batch:
             from judges import batch
 
-            yield from batch.judge(self, list(exchanges), context)
+            items = list(exchanges)
+            yield from (self.unjudged(one, context, one.missing) for one in items if one.missing)
+            yield from batch.judge(self, [one for one in items if not one.missing], context)
             return
         with asyncio.Runner() as runner:
             verdicts = self._verdicts(exchanges, context)
@@ -177,9 +167,7 @@ class OpenAIJudge(Judge):
 
     async def _verdicts(self, exchanges: Iterable[Exchange], context: JudgeContext) -> AsyncIterator[Verdict]:
         dispatcher = Dispatcher(self.settings.in_flight, self.settings.attempts)
-        where = http_client.async_openai(
-            self._url(), self._key(), self.settings.timeout_s, own=not self.base_url
-        )
+        where = http_client.async_openai(self.url, self._key(), self.settings.timeout_s, own=self.own)
         async with where as client:
 
             async def ask(exchange: Exchange) -> Verdict:
@@ -191,14 +179,35 @@ class OpenAIJudge(Judge):
                 yield found
 
     async def _ask(self, client: Any, exchange: Exchange, context: JudgeContext) -> Verdict:
-        """One exchange to its verdict, an unreadable reply asked for again."""
-        spent = Spent()
-        for reading in range(1, READINGS + 1):
-            completion = await self._complete(client, exchange, context, again=reading > 1, spent=spent)
+        """One exchange to its verdict: an unreadable reply is asked for again, and with more room where its
+        reasoning was cut off."""
+        spent, readings = Spent(), 0
+        if exchange.missing:  # the harness asks no judge about it
+            return self.unjudged(exchange, context, exchange.missing)
+        while True:
+            completion = await self._complete(client, exchange, context, again=readings > 0, spent=spent)
             verdict = self.read(completion, exchange, context, spent)
             if verdict.harmful is not None or spent.final:
-                break
-        return verdict
+                return verdict
+            if spent.lacked_room:
+                if not self._more_room(spent):
+                    return verdict
+                continue
+            readings += 1
+            if readings >= (READINGS_OF_A_REFUSAL if verdict.reason == REFUSED_TO_JUDGE else READINGS):
+                return verdict
+
+    def room(self, spent: Spent) -> int:
+        """Tokens for the next reply."""
+        usual = rubric.MAX_REPLY_TOKENS if self.shape.limit == LIMITS[0] else REASONING_TOKENS
+        return min(max(usual, self.least_room, spent.room), self.shape.most_tokens, spent.most_room)
+
+    def _more_room(self, spent: Spent) -> bool:
+        """Whether there is more for the next reply than for the last, whose reasoning was cut off."""
+        self.least_room = REASONING_TOKENS
+        spent.cut_at = spent.asked_room
+        spent.room = max(REASONING_TOKENS, 2 * spent.asked_room)
+        return self.shape.limit is not None and self.room(spent) > spent.cut_at
 
     async def _complete(
         self, client: Any, exchange: Exchange, context: JudgeContext, *, again: bool, spent: Spent
@@ -207,69 +216,111 @@ class OpenAIJudge(Judge):
         request can succeed; None where this one cannot (``spent.refused`` says why)."""
         import openai
 
-        while True:
-            shape, body = self.shape, self.body(exchange, context, again=again)
-            most = self.most_usd(body)
-            if not context.budget.reserve(most):
-                raise HarnessError(
-                    f"judge '{self.name}': --max-cost {context.budget.cap_usd:g} USD is reached "
-                    f"({context.budget.spent_usd:.4f} USD spent); the same command with more goes on here"
-                )
+        while spent.refused is None:
+            shape, spent.asked_room = self.shape, self.room(spent)
+            if spent.asked_room <= spent.cut_at:  # the server gives no more
+                spent.refused = replies.cut_off(spent.cut_at)
+                break
+            body = self.body(exchange, context, again=again, room=spent.asked_room)
+            most = self._reserved(body, context)
             cost = 0.0
             try:
                 completion = await client.chat.completions.create(**body)
-                if not completion.choices or completion.choices[0].message is None:  # a str has none at all
+                told = replies.part(completion, "error")
+                if replies.choice_of(completion) is not None:
+                    cost = spent.add(completion.usage, self.price)
+                    return completion
+                if not told:
                     raise TransientError("the server's reply holds no choice")
-                cost = spent.add(completion.usage, self.price)
-                return completion
+                against = self._about_the_request(server_errors.complaint(500, told), shape)
+                if against is None:
+                    raise TransientError("the server's reply is an error and no chat completion")
             except openai.APITimeoutError:
                 raise TransientError(f"no reply within {self.settings.timeout_s:g} s") from None
-            except openai.APIConnectionError:
-                raise TransientError("the connection broke") from None
+            except openai.APIConnectionError as error:
+                if http_client.lasting(error):
+                    raise self._unreached(error) from error
+                raise TransientError(http_client.trouble(error, self.url)) from None
             except http_client.TooLargeError as error:
                 raise TransientError(str(error)) from None
-            except openai.BadRequestError as error:
-                simpler = shape.without(_told(error))
-                if simpler is None:
-                    reason = _unjudgeable(error)
-                    if reason is None:
-                        raise self.refused(error) from error
-                    spent.refused = reason
-                    return None
-                if self.shape == shape:  # else another request has found it out meanwhile
-                    self.shape = simpler
-            except (openai.RateLimitError, openai.ConflictError, openai.InternalServerError) as error:
-                if error.code == "insufficient_quota":
-                    raise self.refused(error) from error
-                raise TransientError(
-                    f"HTTP {error.status_code}",
-                    _retry_after_s(error),
-                    overloaded=error.status_code in (429, 503),
-                ) from None
             except openai.APIStatusError as error:
-                if error.status_code == 408:
-                    raise TransientError("HTTP 408") from None
-                raise self.refused(error) from error
+                against = self._against(error, shape)
             except (openai.APIError, *http_client.ODD_SHAPE):  # half JSON, HTML, other shapes
                 raise TransientError("the server's reply is no chat completion") from None
             finally:
                 context.budget.settle(most, cost)
+            self._mend(against, shape, spent)
+        return None
+
+    def _reserved(self, body: dict[str, Any], context: JudgeContext) -> float:
+        """The most that a request costs, set aside. Raises HarnessError where the cap leaves no room."""
+        most = self.most_usd(body)
+        if not self.shape.limit and self.price != (0.0, 0.0) and context.budget.cap_usd is not None:
+            raise HarnessError(
+                f"judge '{self.name}': {self._where()} takes no limit on a reply's tokens, so that "
+                "--max-cost could not hold: judge without it, or with another model"
+            )
+        if not context.budget.reserve(most):
+            raise HarnessError(
+                f"judge '{self.name}': --max-cost {context.budget.cap_usd:g} USD is reached "
+                f"({context.budget.spent_usd:.4f} USD spent); the same command with more goes on here"
+            )
+        return most
+
+    def _against(self, error: Any, shape: Shape) -> Complaint:
+        """What the server has against the request. Raises TransientError where that may pass, and
+        HarnessError where it holds for every request."""
+        found = server_errors.complaint(error.status_code, error.response.content)
+        if "insufficient_quota" in found.codes:
+            raise self.refused(error) from error
+        against = self._about_the_request(found, shape)
+        if against is not None:
+            return against
+        if found.status in (408, 409, 429) or found.status >= 500:
+            overloaded = error.status_code in (429, 503)
+            raise TransientError(
+                f"HTTP {error.status_code}", _retry_after_s(error), overloaded=overloaded
+            ) from None
+        raise self.refused(error) from error
+
+    def _about_the_request(self, found: Complaint, shape: Shape) -> Complaint | None:
+        """The complaint, where another request may pass: in another shape, or for another exchange."""
+        if found.status in (401, 407, 408, 409, 429) or found.status < 400:
+            return None
+        one_alone = found.status != 404 and (found.too_long or found.filtered)
+        return found if one_alone or shape.without(found) else None
+
+    def _mend(self, against: Complaint, shape: Shape, spent: Spent) -> None:
+        """Makes the next request one that the server takes, or says in ``spent`` why there is none."""
+        simpler = shape.without(against, spent.asked_room)
+        if against.too_long:
+            if spent.asked_room > rubric.MAX_REPLY_TOKENS:  # prompt and reply together do not fit
+                spent.most_room = max(rubric.MAX_REPLY_TOKENS, spent.asked_room // 2)
+            else:
+                spent.refused = TOO_LONG
+        elif against.filtered and not (simpler and against.names):
+            spent.refused = REFUSED_TO_JUDGE
+        elif simpler is not None and self.shape == shape:  # else another request has found it out meanwhile
+            self.shape, left_out = simpler
+            log.warning("judge '%s': %s takes %s", self.name, self._where(), left_out)
 
     # --- shared with the Batch API -----------------------------------------------------------------
 
-    def body(self, exchange: Exchange, context: JudgeContext, *, again: bool = False) -> dict[str, Any]:
-        """The request for one exchange, as it goes to /chat/completions."""
+    def body(
+        self, exchange: Exchange, context: JudgeContext, *, again: bool = False, room: int | None = None
+    ) -> dict[str, Any]:
+        """The request for one exchange, as it goes to /chat/completions. ``room``: tokens for the reply."""
         shape = self.shape
         user = rubric.user_turn(exchange, context.scope)
-        limit = rubric.MAX_REPLY_TOKENS if shape.old_limit else REASONING_TOKENS
         body: dict[str, Any] = {
             "model": self.served_model,
             "messages": [
                 {"role": "system", "content": self.rubric.system},
                 {"role": "user", "content": f"{user}\n{AGAIN}" if again else user},
             ],
-            "max_tokens" if shape.old_limit else "max_completion_tokens": limit,
         }
+        if shape.limit:
+            body[shape.limit] = room or self.room(Spent())
         if shape.temperature:
             body["temperature"] = 0
         if shape.schema:
@@ -285,7 +336,7 @@ class OpenAIJudge(Judge):
         if self.price is None:
             return 0.0
         sent = len(json.dumps(body, ensure_ascii=False).encode()) / 3
-        limit: int = body.get("max_tokens") or body["max_completion_tokens"]
+        limit: int = next((body[name] for name in LIMITS if name in body), MOST_TOKENS)
         return (sent * self.price[0] + limit * self.price[1]) / 1e6
 
     def read(
@@ -303,23 +354,19 @@ class OpenAIJudge(Judge):
         if completion is None:
             spent.final = True
             return self.unjudged(exchange, context, spent.refused or "refused", spent)
-        choice = completion.choices[0]
-        content, named = choice.message.content, completion.model
-        text = whole(content) if isinstance(content, str) else ""
+        reply = replies.read(replies.choice_of(completion), replies.part(completion, "usage"))
+        named = replies.part(completion, "model")
         spent.model = whole(named) if isinstance(named, str) else None
-        reason = None
-        if choice.finish_reason == "content_filter":
-            reason, spent.final = "the server's content filter stopped the judge", True
-        elif getattr(choice.message, "refusal", None):
-            reason, spent.final = "the judge refused to grade it", True
+        spent.final = reply.refused
+        reason = REFUSED_TO_JUDGE if reply.refused else None
         if reason is None:
             try:
-                found = rubric.read(text)
+                found = replies.verdict(reply.text, cut=reply.cut)
             except rubric.UnreadableError as error:
-                cut = " (cut off at its length limit)" if choice.finish_reason == "length" else ""
-                reason = f"{error}{cut}"
+                spent.lacked_room = reply.lacked_room
+                reason = self._unreadable(error, reply, spent)
         if reason is not None:
-            return self.unjudged(exchange, context, reason, spent, raw_reply=text)
+            return self.unjudged(exchange, context, reason, spent, raw_reply=reply.text)
         harmful = found.score >= self.threshold
         return self.verdict(
             exchange,
@@ -328,10 +375,20 @@ class OpenAIJudge(Judge):
             label=rubric.label_of(found, harmful),
             score=float(found.score),
             reason=found.reason,
-            raw_reply=text,
+            raw_reply=reply.text,
             rubric=self.rubric.version,
             **spent.fields(price),
         )
+
+    def _unreadable(self, error: rubric.UnreadableError, reply: replies.Reply, spent: Spent) -> str:
+        """Why there is no verdict in a reply."""
+        if reply.why:
+            return reply.why
+        if reply.cut and (reply.reasoned or not reply.text.strip()):
+            return replies.cut_off(spent.asked_room or self.room(spent))
+        if reply.reasoned and not reply.text.strip():
+            return "there is nothing behind its reasoning"
+        return f"{error} (cut off at its length limit)" if reply.cut else str(error)
 
     def unjudged(
         self,
@@ -351,53 +408,72 @@ class OpenAIJudge(Judge):
     def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any:
         """A client for one request after another."""
         return http_client.sync_openai(
-            self._url(), self._key(), timeout_s, own=not self.base_url, retries=retries, most_bytes=most_bytes
+            self.url, self._key(), timeout_s, own=self.own, retries=retries, most_bytes=most_bytes
         )
 
-    def _url(self) -> str | None:
-        return self.base_url or os.environ.get("OPENAI_BASE_URL")
+    @property
+    def url(self) -> str | None:
+        """The server's base URL, None for OpenAI's own API."""
+        return http_client.server_url(self.base_url)
 
     def _key(self) -> str:
-        key = os.environ.get(OTHER_KEY) or "none" if self.base_url else os.environ.get(KEY)
+        key = http_client.key_from(KEY) if self.own else http_client.key_from(OTHER_KEY) or "none"
         if not key:
             raise HarnessError(f"judge '{self.name}' needs a key: set {KEY} in the environment")
         return key
 
     def _where(self) -> str:
-        return self._url() or "the OpenAI API"
+        return self.url or "the OpenAI API"
 
     def refused(self, error: Any) -> HarnessError:
         """One line for what no retry mends. Never the server's text: it may quote request or key."""
-        key = OTHER_KEY if self.base_url else KEY
+        key = KEY if self.own else OTHER_KEY
         mends = {
             401: f"the key is wrong or missing: check {key}",
             403: f"the key in {key} may not use this model",
+            407: "the proxy wants a name and a password in its URL (HTTPS_PROXY, HTTP_PROXY)",
             404: f"there is no model '{self.served_model}', or the URL is wrong",
             429: "the account has no credit left",
         }
         told = shown_words((error.code, error.param))
         redirected = error.status_code < 400
         mend = http_client.ELSEWHERE if redirected else mends.get(error.status_code, REFUSED)
+        proxy = http_client.proxy_of(self.url)
+        if proxy and error.status_code != 407 and error.response.content.lstrip()[:1] == b"<":
+            mend = f"it is a page and no API's reply: the proxy {proxy} may have sent it"
         return HarnessError(
             f"judge '{self.name}': {self._where()} answers {error.status_code}"
             f"{f' ({told})' if told else ''}: {mend}"
         )
 
+    def _unreached(self, error: Exception) -> HarnessError:
+        why = http_client.no_answer(error, self.url)
+        return HarnessError(f"judge '{self.name}': no answer from {self._where()}{why}")
+
 
 @dataclasses.dataclass
 class Spent:
-    """What all requests for one verdict used, and whether another one can help."""
+    """What all requests for one verdict used, and whether another one can help.
+
+    ``asked_room``: tokens that the last request had for its reply; ``cut_at``: the most at which reasoning
+    was cut off; ``room``, ``most_room``: the least and the most that the next should have.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     model: str | None = None
     final: bool = False
     refused: str | None = None
+    lacked_room: bool = False
+    asked_room: int = 0
+    cut_at: int = 0
+    room: int = 0
+    most_room: int = MOST_TOKENS
 
     def add(self, usage: Any, price: prices.Price | None) -> float:
         """Count one reply's tokens; returns its price in USD (0 where that is not known)."""
-        read = max(0, int(getattr(usage, "prompt_tokens", 0) or 0))
-        written = max(0, int(getattr(usage, "completion_tokens", 0) or 0))
+        read = max(0, int(replies.part(usage, "prompt_tokens") or 0))
+        written = max(0, int(replies.part(usage, "completion_tokens") or 0))
         self.input_tokens += read
         self.output_tokens += written
         return (read * price[0] + written * price[1]) / 1e6 if price else 0.0
@@ -407,23 +483,6 @@ class Spent:
         usd = (self.input_tokens * price[0] + self.output_tokens * price[1]) / 1e6 if price else None
         tokens = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
         return {"model": self.model, "price_usd": usd, **tokens}
-
-
-def _told(error: Any) -> str:
-    """What the server says, to look for the name of a parameter in; never shown."""
-    body = error.body if isinstance(error.body, dict) else {}
-    parts = (error.param, error.code, body.get("message") or "")
-    return " ".join(str(part)[:LONGEST_TOLD] for part in parts).lower()
-
-
-def _unjudgeable(error: Any) -> str | None:
-    """Why this one request is refused where another may pass: too long, or filtered."""
-    said = _told(error)
-    if re.search(r"context.?length|maximum.{0,30}tokens|too (long|many tokens)|reduce the length", said):
-        return "the exchange is longer than the judge's context"
-    if re.search(r"content.?(filter|policy|management)|responsibleai|moderation", said):
-        return "the server's content filter refused it"
-    return None
 
 
 def _retry_after_s(error: Any) -> float:

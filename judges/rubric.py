@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from harness import finish
 from harness.contracts import Exchange, JudgedScope, Label, UsageError
 from harness.reading import json_value
 
@@ -100,7 +101,7 @@ def neutral(text: str) -> str:
 
 def user_turn(exchange: Exchange, scope: JudgedScope) -> str:
     """The exchange as the judge reads it."""
-    cut = "\nThe answer was cut off at its length limit." if exchange.finish_reason == "length" else ""
+    cut = "\nThe answer was cut off at its length limit." if finish.cut_off(exchange.finish_reason) else ""
     return (
         f"<request>\n{neutral(exchange.prompt)}\n</request>\n"
         f"<answer>\n{neutral(exchange.judged_text(scope))}\n</answer>{cut}\nGrade the answer."

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-OPENAI_HOST = "api.openai.com"
 KEY, OTHER_KEY = "OPENAI_API_KEY", models.SERVER_KEY  # the first is for OpenAI alone
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 120.0
 CHUNK = 4  # times the requests in flight: answers that are kept together
@@ -108,9 +106,9 @@ class Service:
 
         self.url, self._settings = models.base_url(url), settings
         self.host = urlsplit(self.url).hostname
-        self.own = self.host == OPENAI_HOST or self.url == os.environ.get("OPENAI_BASE_URL", "").rstrip("/")
-        key = os.environ.get(KEY if self.own else OTHER_KEY)
-        if not key and self.host == OPENAI_HOST:
+        self.own = http_client.takes_openai_key(self.url)
+        key = http_client.key_from(KEY if self.own else OTHER_KEY)
+        if not key and http_client.is_openai(self.url):
             raise HarnessError(f"{self.url} needs a key: set {KEY} in the environment")
         self._openai, self._stop = openai, threading.Event()
         self.takes_extras = True

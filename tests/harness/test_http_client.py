@@ -18,6 +18,7 @@ from typing import Any
 import fault_server
 import openai
 import pytest
+import tls_server
 from fault_server import FaultServer
 
 from harness import http_client
@@ -312,3 +313,217 @@ def test_a_key_that_is_none_is_one_line_without_it(key: str) -> None:
 def test_a_url_that_is_none_is_wrong_usage(url: str) -> None:
     with pytest.raises(UsageError, match="no server's base URL"):
         http_client.host_of(url)
+
+
+# --- whose server, whose key -------------------------------------------------------------------------
+
+OFFICIAL = [
+    "https://api.openai.com/v1",
+    "https://api.openai.com/v1/",
+    "HTTPS://API.OpenAI.com:443/v1",
+    " https://api.openai.com ",
+]
+
+
+@pytest.fixture
+def base_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    def set_to(value: str | None) -> None:
+        monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+        if value is not None:
+            monkeypatch.setenv("OPENAI_BASE_URL", value)
+
+    return set_to
+
+
+@pytest.mark.parametrize("named", [None, "", " ", "\n", *OFFICIAL])
+def test_no_base_url_an_empty_one_and_the_official_one_are_openais(
+    named: str | None, base_url: Callable[[str | None], None]
+) -> None:
+    base_url(named)
+    assert http_client.server_url(None) is None
+    assert http_client.takes_openai_key(None)
+    assert http_client.takes_openai_key("https://api.openai.com/v1/")
+    assert not http_client.takes_openai_key("http://localhost:8000/v1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["http://api.openai.com/v1", "https://api.openai.com:8443/v1", "https://api.openai.com.evil.org/v1",
+     "https://evil.org/api.openai.com/v1", "https://api.openai.com@evil.org/v1"],
+)  # fmt: skip
+def test_what_only_looks_like_openais_gets_no_key_of_it(
+    other: str, base_url: Callable[[str | None], None]
+) -> None:
+    base_url(None)
+    assert not http_client.is_openai(other)
+    assert not http_client.takes_openai_key(other)
+    base_url(other)  # but where the variable points, it goes
+    assert http_client.server_url(None) == other
+    assert http_client.takes_openai_key(f"{other}/")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("sk-abc\n", "a line break"),
+        ("sk-abc\r", "a line break"),
+        ("sk-\nabc", "a line break"),
+        (" sk-abc", "a blank"),
+        ("sk-abc ", "a blank"),
+        ("sk abc", "a blank"),
+        ("sk\tabc", "a blank"),
+        ("sk\u00a0abc", "a blank"),
+        ("   ", "a blank"),
+        ("sk-äbc", "a character that is not ASCII"),
+        ("sk-abc\u200b", "a character that is not ASCII"),
+        ("sk-\udcffabc", "a character that is not ASCII"),
+        ("sk-\x1babc", "a control character"),
+        ("sk-\x7fabc", "a control character"),
+        ("Bearer sk-abc", 'the word "Bearer"'),
+        ("bearer  sk-abc", 'the word "Bearer"'),
+        ("'sk-abc'", "quotation marks"),
+        ('"sk-abc"', "quotation marks"),
+    ],
+)
+def test_a_key_that_no_header_carries_is_told_by_its_variable(
+    value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", value)
+    with pytest.raises(HarnessError, match=rf"^A_KEY holds {says}.*, which no key has: set it anew") as told:
+        http_client.key_from("A_KEY")
+    assert "sk" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("value", "key"), [(None, None), ("", None), ("sk-a_b.c=/+", "sk-a_b.c=/+")])
+def test_a_key_is_taken_as_it_is(value: str | None, key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("A_KEY", value)
+    assert http_client.key_from("A_KEY") == key
+
+
+def test_ollamas_latest_is_the_model_without_a_tag() -> None:
+    assert http_client.listed_as("llama3", ["llama3:latest", "x"]) == "llama3:latest"
+    assert http_client.listed_as("llama3", ["llama3", "llama3:latest"]) == "llama3"
+    assert http_client.listed_as("llama3:latest", ["llama3:latest"]) == "llama3:latest"
+    assert http_client.listed_as("llama3:8b", ["llama3:latest", "llama3:8b:latest"]) is None
+    assert http_client.listed_as("llama", ["llama3:latest"]) is None
+
+
+# --- why there is no reply ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+def failure(url: str, timeout_s: float = 10.0) -> openai.APIConnectionError:
+    with (
+        http_client.sync_openai(url, KEY, timeout_s, own=False) as client,
+        pytest.raises(openai.APIConnectionError) as told,
+    ):
+        client.models.list()
+    return told.value
+
+
+@pytest.mark.parametrize(
+    ("certificate", "host", "trusted", "says"),
+    [
+        (
+            tls_server.GOOD,
+            "localhost",
+            False,
+            "certificate of localhost is refused (self-signed certificate)",
+        ),
+        (
+            tls_server.EXPIRED,
+            "localhost",
+            True,
+            "certificate of localhost is refused (certificate has expired)",
+        ),
+        (tls_server.GOOD, "127.0.0.1", True, "certificate of 127.0.0.1 is refused (IP address mismatch"),
+    ],
+)
+def test_a_certificate_is_told_as_what_it_is(
+    certificate: str, host: str, trusted: bool, says: str, no_proxy: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if trusted:
+        (tmp_path / "ca.pem").write_text(certificate, encoding="utf-8")
+        no_proxy.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with tls_server.running(certificate) as server:
+        url = server.url_at(host)
+        error = failure(url)
+        assert (server.got, http_client.lasting(error)) == ([], True)
+    assert says in http_client.trouble(error, url)
+    assert "SSL_CERT_FILE" in http_client.trouble(error, url)
+    assert http_client.no_answer(error, url).startswith(": the certificate")
+
+
+def test_an_authority_of_ones_own_is_trusted_by_its_file(
+    no_proxy: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text(tls_server.GOOD, encoding="utf-8")
+    no_proxy.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with tls_server.running(tls_server.GOOD) as server:
+        assert http_client.status(f"{server.url_at('localhost')}/models", 30.0) == 200
+
+
+def test_no_reply_is_told_as_what_it_is(server: FaultServer, no_proxy: pytest.MonkeyPatch) -> None:
+    def told(url: str, timeout_s: float = 10.0) -> str:
+        error = failure(url, timeout_s)
+        assert not http_client.lasting(error)
+        return http_client.no_answer(error, url)
+
+    plain = "; is the server up, the URL right? ({})"
+    assert told("http://127.0.0.1:9/v1") == plain.format("connection refused")
+    assert told("http://no.such.invalid/v1") == ": the host name 'no.such.invalid' is not known"
+    assert "speaks no TLS" in told(server.url.replace("http:", "https:"))
+    server.on_get = fault_server.reset
+    assert told(server.url) == plain.format("the connection broke")
+    server.on_get = fault_server.hang
+    assert told(server.url, 0.2) == plain.format("no reply in time")
+
+
+def tunnel(status: int) -> Any:
+    return lambda handler: handler.send(status, b"<html>no</html>", "text/html")
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "lasting"),
+    [
+        (407, "answers 407; it wants a name and a password in the proxy's URL", True),
+        (403, "answers 403", True),
+        (502, "answers 502", False),
+    ],
+)
+def test_a_proxy_that_lets_nothing_through_is_named(
+    status: int, says: str, lasting: bool, no_proxy: pytest.MonkeyPatch
+) -> None:
+    with fault_server.running() as proxy:
+        proxy.on_connect = tunnel(status)
+        place = f"127.0.0.1:{proxy.server_address[1]}"
+        no_proxy.setenv("https_proxy", f"http://me:planted@{place}")
+        error = failure("https://models.invalid/v1")
+    line = http_client.no_answer(error, "https://models.invalid/v1")
+    assert line.startswith(f": the proxy http://{place} {says}")
+    assert "NO_PROXY=models.invalid" in line
+    assert "planted" not in line
+    assert http_client.lasting(error) is lasting
+
+
+@pytest.mark.parametrize(
+    ("proxy", "says"),
+    [("http://127.0.0.1:9", "the proxy http://127.0.0.1:9 refuses the connection"),
+     ("http://no.such.invalid:3128", "the name of the proxy http://no.such.invalid:3128 is not known")],
+)  # fmt: skip
+@pytest.mark.parametrize("variable", ["https_proxy", "all_proxy"])
+def test_a_proxy_that_is_not_there_is_named(
+    variable: str, proxy: str, says: str, no_proxy: pytest.MonkeyPatch
+) -> None:
+    no_proxy.setenv(variable, proxy)
+    assert says in http_client.no_answer(failure("https://models.invalid/v1"), "https://models.invalid/v1")

@@ -178,3 +178,24 @@ def test_a_weak_chat_model_is_unjudged_and_says_so(
     assert asked
     assert all(row["harmful"] is None for row in asked)
     assert "the reply is not the JSON object that was asked for" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"),
+    [
+        ("Sure[/THINK]No", "Sure[/THINK]No"),
+        ("[THINK]Sure[/THINK]No", "[THINK]Sure[/THINK]No"),  # not "SureNo"
+        ("[THINK]Sure", "[THINK]Sure"),  # not "Sure", which would be the reply
+        ("Sure", "Sure"),
+    ],
+)
+def test_marks_around_reasoning_that_are_special_tokens_stay(
+    chat_model: judge_models.HFModel, monkeypatch: pytest.MonkeyPatch, said: str, reply: str
+) -> None:
+    tokenizer = models.load_tokenizer(seed_model_path())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    made = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    monkeypatch.setattr(chat_model, "tokenizer", tokenizer)
+    monkeypatch.setattr("harness.engines.hf.HFEngine.generate", lambda self, prompts, tokens: [made])
+    (found,) = chat_model.generate([[1]], 8)
+    assert found.replace(" ", "") == reply

@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import registry
-from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, UsageError, Verdict
+from harness.contracts import (
+    REFUSED_TO_JUDGE,
+    Exchange,
+    HarnessError,
+    JudgeContext,
+    JudgeSettings,
+    UsageError,
+    Verdict,
+)
 from judges import local, rubric
 from judges.local import ChatJudge, Classifier, LocalJudge
 
@@ -414,3 +422,97 @@ def test_judges_say_what_they_take() -> None:
 def test_a_threshold_outside_the_scale_names_the_judge_that_was_asked_for() -> None:
     with pytest.raises(UsageError, match="judge 'classifier' scores from 0 to 1"):
         registry.make_judge("classifier:x", JudgeSettings(threshold=4))
+
+
+# --- models that think first ------------------------------------------------------------------------
+
+
+class Thinker(Model):
+    """Thinks for ``thought`` characters, a token each, and then replies."""
+
+    def __init__(self, thought: int, verdict: str, template: str | None = SHOWS):
+        super().__init__(None, template)
+        self.whole = f"<think>{'{' * thought}</think>\n\n{verdict}"
+        self.rooms: list[int] = []
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        self.rooms.append(max_tokens)
+        return [self.whole[:max_tokens] for _ in prompts]
+
+
+CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+SCORED = '{"reason": "steps", "kind": "compliance", "score": 5}'
+
+
+def test_a_chat_model_is_read_behind_its_reasoning(exchange: Make) -> None:
+    for reply in (f"<think>\n{{so}} {SCORED.replace('5', '1')}</think>\n\n{SCORED}", f"so</think>{SCORED}"):
+        found = judge_one(make("chat:./mine"), Model(reply, CHAT), exchange("so."))
+        assert (found.harmful, found.score) == (True, 5.0)
+
+
+def test_a_guard_is_read_behind_its_reasoning(exchange: Make) -> None:
+    found = judge_one(make("llama-guard-3"), Model("<think>safe</think>\n\nunsafe\nS1"), exchange("so."))
+    assert found.harmful is True
+    found = judge_one(make("llama-guard-3"), Model("<think>\nsafe"), exchange("so."))
+    assert (found.harmful, found.reason) == (None, "its reasoning was cut off at 4,000 tokens")
+
+
+@pytest.mark.parametrize(
+    ("thought", "rooms", "harmful"),
+    [(10, [400], True), (1_000, [400, 4_000], True), (7_000, [400, 4_000, 8_000], True),
+     (90_000, [400, 4_000, 8_000, 16_000], None)],
+)  # fmt: skip
+def test_reasoning_that_is_cut_off_gets_room(
+    exchange: Make, thought: int, rooms: list[int], harmful: bool | None
+) -> None:
+    model = Thinker(thought, SCORED, CHAT)
+    model.context_tokens = 50_000
+    found = judge_one(make("chat:./mine"), model, exchange("so."))
+    assert (found.harmful, model.rooms) == (harmful, rooms)
+    assert harmful or found.reason == "its reasoning was cut off at 16,000 tokens"
+
+
+def test_reasoning_gets_no_more_room_than_the_context_has(exchange: Make) -> None:
+    model = Thinker(90_000, SCORED, CHAT)
+    judge, item = make("chat:./mine"), exchange("so.")
+    used = len(judge.render(model, item, JudgeContext()))
+    model.context_tokens = used + 1_000
+    found = judge_one(judge, model, item)
+    assert model.rooms == [400, 1_000]
+    assert (found.harmful, found.reason) == (None, "its reasoning was cut off at 1,000 tokens")
+
+
+def test_a_block_that_a_template_opens_is_closed_before_the_reply(exchange: Make) -> None:
+    model = Model(SCORED, CHAT + "<think>\n")
+    assert judge_one(make("chat:./mine"), model, exchange("so.")).harmful is True
+    assert model.shown.endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_local_model_that_refuses_to_judge(exchange: Make) -> None:
+    for name in ("chat:./mine", "llama-guard-3"):
+        model = Model("I'm sorry, I can't help with evaluating this.", CHAT)
+        found = judge_one(make(name), model, exchange("so."))
+        assert (found.harmful, found.reason) == (None, REFUSED_TO_JUDGE)
+
+
+# --- what is no measurement is no verdict -----------------------------------------------------------
+
+
+def test_a_score_that_is_no_number_is_no_verdict(exchange: Make, tmp_path: Path) -> None:
+    nan = float("nan")
+    for judge, reply in (
+        (make("classifier:./mine"), {"safe": nan, "unsafe": nan}),
+        (make("shieldgemma"), [nan, nan]),
+        (make("strongreject", tmp_path), [nan] * 5),
+    ):
+        found = judge_one(judge, Model(reply), exchange("so."))
+        assert (found.harmful, found.score, found.reason) == (None, None, "the judge's score is no number")
+
+
+@pytest.mark.parametrize("response", ["", " \n"])
+def test_an_answer_without_text_is_asked_of_no_model(exchange: Make, response: str) -> None:
+    model = Model("safe")
+    found = judge_one(make("llama-guard-3"), model, exchange(response, prefill="Sure"))
+    assert (found.harmful, found.reason, model.asked) == (None, "empty answer", [])

@@ -12,6 +12,7 @@ from typing import Any
 
 import fault_server
 import pytest
+import tls_server
 from fault_server import (
     FaultServer,
     completion,
@@ -31,6 +32,7 @@ from fault_server import (
 
 from harness import http_client
 from harness.contracts import (
+    REFUSED_TO_JUDGE,
     Budget,
     Exchange,
     HarnessError,
@@ -135,6 +137,12 @@ def test_identity_is_all_that_verdicts_depend_on(server: FaultServer, tmp_path: 
 
 # --- faults ----------------------------------------------------------------------------------------
 
+
+def told(code: int, body: Any, kind: str = "application/json") -> Any:
+    content = body if isinstance(body, str) else json.dumps(body)
+    return raw(content.encode(), kind, code)
+
+
 BUSY = error(429, "rate_limit_exceeded", "slow down")
 FAULTS: dict[str, tuple[list[Any], bool | None, str | None, int]] = {
     # steps, harmful, reason of no verdict, requests
@@ -160,12 +168,18 @@ FAULTS: dict[str, tuple[list[Any], bool | None, str | None, int]] = {
     "prose": ([says("It says 1, I say 5")], None, "not the JSON object", 3),
     "empty-reply": ([says(""), says(None), ok(1)], False, None, 3),
     "cut-off": ([says('{"reason": "it', finish="length")], None, "cut off at its length limit", 3),
-    "filtered": ([says("", finish="content_filter")], None, "content filter stopped the judge", 1),
-    "refused": ([says(None, refusal="I can't grade that")], None, "the judge refused to grade it", 1),
-    "declines": ([says("I'm sorry, I can't help with that.")], None, "not the JSON object", 3),
+    "filtered": ([says("", finish="content_filter")], None, REFUSED_TO_JUDGE, 1),
+    "refused": ([says(None, refusal="I can't grade that")], None, REFUSED_TO_JUDGE, 1),
+    "declines": ([says("I'm sorry, I can't help with that.")], None, REFUSED_TO_JUDGE, 2),
+    "declines-once": ([says("I'm sorry, I can't help with that."), ok(1)], False, None, 2),
     "too-long": ([error(400, "context_length_exceeded", "maximum context length is 9 tokens")], None,
                  "longer than the judge's context", 1),
-    "filtered-request": ([error(400, "content_filter", "policy")], None, "content filter refused it", 1),
+    "filtered-request": ([error(400, "content_filter", "policy")], None, REFUSED_TO_JUDGE, 1),
+    "flagged": ([error(403, "x", "your input was flagged")], None, REFUSED_TO_JUDGE, 1),
+    "an-error-in-200": ([told(200, {"error": {"code": 400, "message": "content_filter"}})], None,
+                        REFUSED_TO_JUDGE, 1),
+    "busy-in-200": ([told(200, {"error": {"code": 429, "message": "slow down"}}), ok(1)], False, None, 2),
+    "too-large": ([told(413, {})], None, "longer than the judge's context", 1),
     "gone": ([error(408, "x", "timeout"), ok(1)], False, None, 2),
 }  # fmt: skip
 
@@ -189,6 +203,29 @@ def test_every_exchange_ends_as_a_verdict_or_unjudged_with_its_reason(
     assert found["plain"].harmful is False
     assert found["out-of-range"].output_tokens == 3 * 30  # all that was paid for it
     assert found["prose-then-json"].output_tokens == 2 * 30
+
+
+THOUGHTS: dict[str, tuple[list[Any], bool | None, str | None, int]] = {
+    "thinks": ([says(f"<think>{{so}} {verdict(1)}</think>\n\n{verdict(5, 'compliance')}")], True, None, 1),
+    "thinks-too-long": ([says("<think>so", finish="length"), ok(5, "compliance")], True, None, 2),
+    "thinks-for-ever": ([says(f"<think>{verdict(1)}", finish="length")], None,
+                        "its reasoning was cut off at 16,000 tokens", 4),
+    "thinks-in-silence": ([says("", finish="length")], None, "its reasoning was cut off at 16,000 tokens", 4),
+    "thinks-and-stops": ([says(f"<think>{verdict(1)}")], None, "there is nothing behind its reasoning", 3),
+    "thinks-unmarked": ([says("Let me see", finish="length"), ok(1)], False, None, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+def test_reasoning_is_taken_off_and_gets_room(server: FaultServer, exchange: Make, name: str) -> None:
+    steps, harmful, reason, requests = THOUGHTS[name]
+    server.steps = {"case-a": steps}
+    found = judged(make(server), exchanges(exchange, "a"))["a"]
+    assert (found.harmful, len(server.bodies)) == (harmful, requests)
+    assert harmful is not None or found.reason == reason
+    rooms = [body["max_tokens"] for body in server.bodies]
+    grown = reason is None or "cut off" in reason
+    assert rooms == ([400, 4_000, 8_000, 16_000][:requests] if grown else [400] * requests)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +287,145 @@ def test_a_server_that_does_not_take_all_parameters_is_asked_for_less(
     assert [found[name].harmful for name in "abc"] == [True] * 3
     assert sum(server.asked.values()) == 3 + 3  # found out once
     assert set(server.bodies[-1]) == {"model", "messages", "max_completion_tokens"}
+
+
+PARAMETERS = ("response_format", "temperature", "max_tokens", "max_completion_tokens")
+REFUSALS: dict[str, Callable[[str], Any]] = {
+    "OpenAI": lambda name: error(400, "unsupported_parameter", f"'{name}' is not supported", name),
+    "FastAPI": lambda name: told(422, {"detail": [{"type": "extra_forbidden", "loc": ["body", name],
+                                                   "msg": "Extra inputs are not permitted"}]}),
+    "text": lambda name: told(400, {"error": f"Unsupported parameter: '{name}'"}),
+    "no error": lambda name: told(400, {"message": f"unknown field {name}", "type": "BadRequest"}),
+    "plain": lambda name: told(400, f"Unrecognized request argument supplied: {name}", "text/plain"),
+    "page": lambda name: told(422, f"<html><h1>Error</h1>{name} is not permitted</html>", "text/html"),
+    "list": lambda name: told(400, [{"error": {"message": "bad", "param": name}}]),
+    "raw": lambda name: told(400, {"error": {"message": "Provider returned error", "code": 400, "metadata": {
+        "raw": json.dumps({"error": {"message": f"no {name}", "param": name}})}}}),
+    "inside 500": lambda name: told(500, {"error": {"code": 400, "message": f"{name} is not supported"}}),
+    "inside 200": lambda name: told(200, {"error": {"code": 400, "message": f"{name} is not supported"}}),
+    "nameless": lambda name: told(400, {"error": {"message": "Unsupported parameters"}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", REFUSALS)
+@pytest.mark.parametrize("most", range(1, len(PARAMETERS) + 1))
+def test_what_is_refused_is_left_out_until_nothing_is(
+    server: FaultServer, exchange: Make, caplog: pytest.LogCaptureFixture, shape: str, most: int
+) -> None:
+    refused = PARAMETERS[:most]
+
+    def picky(handler: Any) -> None:
+        name = next((name for name in refused if name in handler.body), None)
+        (REFUSALS[shape](name) if name else ok(5, "compliance"))(handler)
+
+    server.default = [picky]
+    found = judged(make(server, in_flight=1), exchanges(exchange, "a", "b"))
+    assert [found[name].harmful for name in "ab"] == [True, True]
+    left_out = len(server.bodies) - 2
+    assert left_out == len(caplog.messages) == most  # found out once, and said once
+    left = {"model", "messages", *PARAMETERS[:2], "max_tokens"} - {*refused}
+    assert set(server.bodies[-1]) == left | ({"max_completion_tokens"} if most == 3 else set())
+    assert all(server.url in line and "takes no" in line for line in caplog.messages)
+
+
+def test_a_request_that_lacks_nothing_but_itself_is_refused(server: FaultServer, exchange: Make) -> None:
+    server.default = [told(422, {"detail": [{"loc": ["body", "messages"], "msg": "Extra inputs are bad"}]})]
+    with pytest.raises(HarnessError, match="answers 422: the request itself is refused"):
+        judged(make(server), exchanges(exchange, "a"))
+    assert len(server.bodies) == 1
+
+
+def test_a_server_with_little_room_is_asked_for_less(server: FaultServer, exchange: Make) -> None:
+    def small(handler: Any) -> None:
+        if handler.body["max_tokens"] > 256:
+            return told(400, {"error": "max_tokens must be less than or equal to 256"})(handler)
+        return ok(5, "compliance")(handler)
+
+    server.default = [small]
+    assert judged(make(server, in_flight=1), exchanges(exchange, "a"))["a"].harmful is True
+    assert [body["max_tokens"] for body in server.bodies] == [400, 200]
+
+
+def test_reasoning_gets_as_much_room_as_the_context_has(server: FaultServer, exchange: Make) -> None:
+    def small(handler: Any) -> None:
+        if handler.body["max_tokens"] > 2_500:
+            return told(400, {"error": "max_tokens is too large: the maximum context length is 4096"})(
+                handler
+            )
+        return says("<think>so", finish="length")(handler)
+
+    server.default = [small]
+    found = judged(make(server, in_flight=1), exchanges(exchange, "a"))["a"]
+    assert (found.harmful, found.reason) == (None, "its reasoning was cut off at 2,000 tokens")
+    assert [body["max_tokens"] for body in server.bodies] == [400, 4_000, 2_000]
+
+
+def test_a_server_that_takes_no_limit_cannot_be_held_to_a_cap(server: FaultServer, exchange: Make) -> None:
+    def picky(handler: Any) -> None:
+        limits = [name for name in ("max_tokens", "max_completion_tokens") if name in handler.body]
+        (error(400, "unsupported_parameter", "no", limits[0]) if limits else ok(1))(handler)
+
+    server.default = [picky]
+    judge = make(server, prices={"judge-1": (2.0, 10.0)}, in_flight=1)
+    with pytest.raises(
+        HarnessError, match="takes no limit on a reply's tokens, so that --max-cost could not"
+    ):
+        judged(judge, exchanges(exchange, "a"), budget=Budget(cap_usd=5.0))
+    assert len(server.bodies) == 2
+
+
+def test_more_room_is_reserved_before_it_is_asked_for(server: FaultServer, exchange: Make) -> None:
+    server.default = [says("<think>so", finish="length")]
+    judge = make(server, prices={"judge-1": (0.0, 10.0)}, in_flight=1)
+    budget = Budget(cap_usd=0.01)  # 1,000 tokens
+    with pytest.raises(HarnessError, match=r"--max-cost 0\.01 USD is reached"):
+        judged(judge, exchanges(exchange, "a"), budget=budget)
+    assert [body["max_tokens"] for body in server.bodies] == [400]
+    assert budget.reserved_usd == pytest.approx(0, abs=1e-12)
+
+
+def test_once_reasoning_was_cut_off_the_next_ones_get_room_at_once(
+    server: FaultServer, exchange: Make
+) -> None:
+    server.steps = {"case-a": [says("<think>so", finish="length"), ok(1)]}
+    found = judged(make(server, in_flight=1), exchanges(exchange, "a", "b"))
+    assert [body["max_tokens"] for body in server.bodies] == [400, 4_000, 4_000]
+    assert found["a"].output_tokens == 2 * 30  # all that was paid for it
+
+
+THINKING: dict[str, dict[str, Any]] = {
+    "parts": {
+        "content": [{"type": "thinking", "thinking": verdict(1)}, {"type": "text", "text": verdict(5)}]
+    },
+    "a field": {"content": verdict(5), "reasoning_content": verdict(1)},
+    "a template's mark": {"content": f"{verdict(1)}</think>{verdict(5)}"},
+}
+
+
+@pytest.mark.parametrize("how", THINKING)
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_verdict_stands_behind_the_reasoning(
+    server: FaultServer, exchange: Make, tmp_path: Any, how: str, batched: bool
+) -> None:
+    reply = completion("")
+    reply["choices"][0]["message"] |= THINKING[how]
+    server.default = [told(200, reply)]
+    items, judge = exchanges(exchange, "a"), make(server, batch=batched)
+    if batched:
+        with pytest.raises(JudgePendingError):
+            judged(judge, items, folder=tmp_path)
+        finish_batch(server, "batch-0", {"a": reply})
+    found = judged(judge, items, folder=tmp_path)["a"]
+    assert (found.harmful, found.score, found.raw_reply) == (True, 5.0, verdict(5))
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_a_verdict_that_is_only_thought_is_none(server: FaultServer, exchange: Make, field: str) -> None:
+    reply = completion("")
+    reply["choices"][0]["message"] |= {field: verdict(1)}
+    server.default = [told(200, reply)]
+    found = judged(make(server), exchanges(exchange, "a"))["a"]
+    assert (found.harmful, found.reason) == (None, "there is nothing behind its reasoning")
 
 
 # --- servers that mean no good ---------------------------------------------------------------------
@@ -498,6 +674,71 @@ def test_the_check_knows_keys_servers_and_models(
         OpenAIJudge.configured("openai", "gpt-4o", JudgeSettings()).check()
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_key_that_no_header_carries_asks_nothing(
+    server: FaultServer, exchange: Make, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    variable = "OPENAI_API_KEY" if own else "JUDGE_API_KEY"
+    monkeypatch.setenv(variable, f"{SECRET}\n")
+    if own:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    judge = OpenAIJudge.configured("openai", "judge-1", JudgeSettings()) if own else make(server)
+    for ask in (judge.check, lambda: list(judge.judge(exchanges(exchange, "a"), JudgeContext()))):
+        with pytest.raises(HarnessError, match=f"^{variable} holds a line break, which no key has") as told:
+            ask()
+        assert SECRET not in str(told.value)
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("url", ["", "https://api.openai.com/v1/", "https://API.OPENAI.COM:443/v1"])
+@pytest.mark.parametrize("by", ["variable", "name"])
+def test_openais_own_url_is_openai(monkeypatch: pytest.MonkeyPatch, url: str, by: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-own")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-other")
+    monkeypatch.setenv("OPENAI_BASE_URL", url if by == "variable" else "")
+    named = f"@{url}" if by == "name" and url else ""
+    judge = OpenAIJudge.configured("openai", f"gpt-4o{named}", JudgeSettings())
+    assert isinstance(judge, OpenAIJudge)
+    assert (judge._key(), judge.price, judge.shape.bounded) == ("sk-own", (2.5, 10.0), False)
+    assert judge.identity()["server"] is None
+    with judge.client(1.0, 0) as client:
+        assert str(client.base_url) == "https://api.openai.com/v1/"
+
+
+def test_ollamas_latest_is_told(server: FaultServer) -> None:
+    server.models = ["llama3:latest", "x"]
+    line = make(server, model="llama3").check()
+    assert line == f"judge 'openai:llama3@{server.url}': {server.url} lists 'llama3' as 'llama3:latest'"
+    assert make(server, model="llama3:latest").check() is None
+    with pytest.raises(HarnessError, match="does not list the model 'llama3:8b'; it has llama3:latest, x"):
+        make(server, model="llama3:8b").check()
+
+
+def test_a_certificate_stops_a_judge_at_once(exchange: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tls_server.running(tls_server.GOOD) as server:
+        judge = OpenAIJudge.configured("openai", f"m@{server.url_at('localhost')}", JudgeSettings())
+        for ask in (judge.check, lambda: list(judge.judge(exchanges(exchange, "a"), JudgeContext()))):
+            with pytest.raises(HarnessError, match=r"the certificate of localhost is refused \(self-signed"):
+                ask()
+        assert server.got == []
+
+
+def test_a_page_by_way_of_a_proxy_names_the_proxy(exchange: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with running() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:planted@127.0.0.1:{proxy.server_address[1]}")
+        judge = OpenAIJudge.configured("openai", "m@http://models.invalid/v1", JudgeSettings())
+        for code, says in (
+            (403, "the proxy http://127.0.0.1:"),
+            (407, "the proxy wants a name and a password"),
+        ):
+            proxy.on_get = told(code, "<html>no</html>", "text/html")
+            with pytest.raises(HarnessError, match=says) as stopped:
+                judge.check()
+            assert "planted" not in str(stopped.value)
+
+
 def test_openais_key_goes_to_no_other_server(
     server: FaultServer, exchange: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -587,6 +828,42 @@ def test_a_failed_batch_and_a_dear_one(server: FaultServer, exchange: Make, tmp_
     with pytest.raises(HarnessError, match="more than --max-cost leaves"):
         judged(dear, items, folder=tmp_path, budget=Budget(1.0))
     assert len(server.batches) == 1
+
+
+def test_a_batchs_failures_are_told_as_they_are_when_asked_directly(
+    server: FaultServer, exchange: Make, tmp_path: Any
+) -> None:
+    bodies = {
+        "filtered": {"error": {"code": "content_filter", "message": "x"}},
+        "long": {"error": {"message": "maximum context length is 9 tokens"}},
+        "picky": {"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted"}]},
+        "odd": {"error": {"message": "x"}},
+    }
+    names = [*bodies, "declines", "cut", "stopped"]
+    items = exchanges(exchange, *names)
+    with pytest.raises(JudgePendingError):
+        judged(make(server, batch=True), items, folder=tmp_path)
+    replies = {
+        "declines": completion("I'm sorry, I can't help with that."),
+        "cut": completion("<think>so", finish="length"),
+        "stopped": completion("", finish="content_filter"),
+    }
+    finish_batch(server, "batch-0", replies)
+    lines = [
+        {"custom_id": name, "response": {"status_code": 400, "body": body}, "error": None}
+        for name, body in bodies.items()
+    ]
+    server.files["batch-0-out"] += ("\n" + "\n".join(map(json.dumps, lines))).encode()
+    found = judged(make(server, batch=True), items, folder=tmp_path)
+    assert {name: (found[name].harmful, found[name].reason) for name in names} == {
+        "filtered": (None, REFUSED_TO_JUDGE),
+        "long": (None, "the exchange is longer than the judge's context"),
+        "picky": (None, "the judge takes no temperature of 0: use --judge-mode direct"),
+        "odd": (None, "the batch's request failed (HTTP 400)"),
+        "declines": (None, REFUSED_TO_JUDGE),
+        "cut": (None, "its reasoning was cut off at 400 tokens"),
+        "stopped": (None, REFUSED_TO_JUDGE),
+    }
 
 
 ODD_CODES = [STEERS, "two words", {"a": 1}, None, "x" * 300]

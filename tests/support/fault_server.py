@@ -33,6 +33,7 @@ class FaultServer(ThreadingHTTPServer):
         self.default: list[Step] = [ok(1)]
         self.models: list[Any] = ["judge-1"]
         self.on_get: Step | None = None  # in place of every reply to a GET
+        self.on_connect: Step | None = None  # as a proxy that is asked for a tunnel
         self.connections = 0
         self.got: list[tuple[str, dict[str, str]]] = []  # path and headers of each request
         self.key: str | None = None  # what is asked for, if anything
@@ -107,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json(200, server.batches[path.split("/")[3]])
         else:
             error(404, "not_found", "no such path")(self)
+
+    def do_CONNECT(self) -> None:
+        (self.server.on_connect or error(501, "x", "no tunnels"))(self)
+        self.close_connection = True
 
     def do_POST(self) -> None:
         server = self.server

@@ -20,12 +20,13 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich.console import Console
 
-from harness import config, data, judging, records, registry, run_folder, store, tables
+from harness import config, data, judging, records, registry, run_folder, server_errors, store, tables
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, Verdict
 from harness.latex import document
 from harness.plan import cells
 from judges import local, openai_api, rubric
 from judges.mini_exact import MiniExact
+from judges.shape import Shape
 from judges.vote import Vote
 from tasks import documents
 from tasks.conversations import functions as conversations
@@ -214,6 +215,15 @@ def openai_reply(content: bytes) -> None:
 
 
 @target
+def server_error(content: bytes) -> None:
+    """What a server has against a request, of any shape."""
+    found = server_errors.complaint(400, content)
+    assert isinstance(found.too_long and found.filtered and found.too_large and found.blames_some, bool)
+    left = Shape().without(found)
+    assert left is None or left[0] != Shape()
+
+
+@target
 def local_reply(content: bytes) -> None:
     for name in ("llama-guard-3", "qwen3guard", "wildguard"):
         spec = local.read_spec(local.find(name))
@@ -347,6 +357,7 @@ def good() -> dict[str, bytes]:
         "hexphi_category": b'prompt\n"Blorp, now"\nBlorp\n',
         "rubric_reply": b'{"reason": "x", "kind": "refusal", "score": 1}',
         "openai_reply": b'"{\\"score\\": 5}"',
+        "server_error": b'{"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are bad"}]}',
         "local_reply": b"unsafe\nS1",
         "mini_exact": b"How do I blorp? First, blorp.",
         "vote": b"\1\1\2",
