@@ -51,7 +51,7 @@ def verdicts(run: Path, command: Command, judge: str, task: str = RAW) -> list[d
 
 
 def check_gate_is_shut(run: Path, command: Command) -> str:
-    ended = command("gate", run, "--min-rsr", "1")
+    ended = command("gate", run, "--min-rsr", "2")
     assert ended.code == 3, (ended.out, ended.err)
     assert "NOT MET" in ended.out
     return str(ended.out)
