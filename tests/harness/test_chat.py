@@ -304,6 +304,13 @@ def test_an_end_of_turn_that_is_text_is_no_part_of_an_answer(end: str, answer: s
     assert form.text_end == ("" if "eos" in end else end.strip())
 
 
+def test_a_short_end_without_a_heading_behind_it_ends_an_answer_only_at_its_end() -> None:
+    template = "{{% for m in messages %}}{{{{ m['content'] }}}}{end}{{% endfor %}}"
+    form = chat.format_of(with_end("##", template))
+    assert form.next_turn == form.text_end == "##"
+    assert chat.to_end("## Kim\nhas 4.##", form) == "## Kim\nhas 4."
+
+
 def test_what_is_learnt_behind_an_answer_is_what_ends_it() -> None:
     tokenizer = with_end("[/END]")
     form = chat.format_of(tokenizer)
