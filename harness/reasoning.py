@@ -29,7 +29,7 @@ _TAG = rf"(?:[\w.-]{{1,40}}[:|_])?{_WORD}(?:[:|_][\w.:-]{{1,60}})?"
 _ATTRIBUTES = r"(?:\s[^<>]{0,200})?"
 _OWNER, _OF = r"(?:\w{1,20}:)?", rf"_(?:of_)?{_WORD}(?::\w{{1,20}})?"
 _MARKS = (  # (opening, closing); a closing mark's "/" or its like is what ``_closing_of`` makes of the first
-    (rf"<\s?{_TAG}{_ATTRIBUTES}/?>", rf"<\s?/\s?{_TAG}\s?>"),
+    (rf"(?:<|&lt;)\s?{_TAG}{_ATTRIBUTES}/?(?:>|&gt;)", rf"(?:<|&lt;)\s?/\s?{_TAG}\s?(?:>|&gt;)"),
     (rf"\[{_WORD}\]", rf"\[/{_WORD}\]"),  # Mistral
     (rf"◁{_WORD}▷", rf"◁/{_WORD}▷"),  # Kimi
     (rf"<\|{_WORD}\|>", rf"<\|/{_WORD}\|>"),
@@ -40,13 +40,14 @@ _MARKS = (  # (opening, closing); a closing mark's "/" or its like is what ``_cl
     (r"<\|channel>", r"<channel\|>"),  # Gemma 4
     (r"(?:<\|start\|>assistant\s*)?to=self<\|message\|>", r"<\|eom\|>"),
     (r"(?:<\|message_model\|>)?<\|content_thinking\|>", r"<\|end_message\|>"),
+    (r"<details\s+type=[\"']?reasoning\b[^<>]{0,200}>(?:\s*<summary>[^<>]{0,200}</summary>)?", r"</details>"),
 )
 _ANY = re.compile(
     "|".join(f"(?P<o{n}>{start})|(?P<c{n}>{end})" for n, (start, end) in enumerate(_MARKS)), re.IGNORECASE
 )
 _NAMED = re.compile(_TAG, re.IGNORECASE)
 _TAGS, _CHANNEL = "0", "harmony"
-_ENDS_ANY = ("8", "9")  # whose closing marks end any message
+_ENDS_ANY = ("8", "9", "10")  # whose closing marks end other things, too
 
 # What some models put around the answer behind their reasoning; those of control tokens without it, too.
 _WRAPPED = re.compile(
@@ -88,6 +89,8 @@ _GRANITE = re.compile(r"here(?:'s|’s| is) my thought process:", re.IGNORECASE)
 _GRANITE_END = re.compile(r"here(?:'s|’s| is) my response:", re.IGNORECASE)
 _HEADING = re.compile(r"##+ *thinking *\n", re.IGNORECASE)
 _HEADING_END = re.compile(r"^##+ *final (?:response|answer) *\n", re.IGNORECASE | re.MULTILINE)
+_OLLAMA = re.compile(r"thinking\.\.\. *\r?\n", re.IGNORECASE)
+_OLLAMA_END = re.compile(r"^\.\.\.done thinking\. *\r?\n", re.IGNORECASE | re.MULTILINE)
 _LABEL = re.compile(r"thought\r?\n")
 
 
@@ -126,7 +129,7 @@ class _Found(NamedTuple):
     @property
     def is_empty(self) -> bool:
         """Whether it is a block without content in itself: <think/>."""
-        return self.opens and self.text.endswith("/>")
+        return self.opens and self.text.endswith(("/>", "/&gt;"))
 
 
 def opened_by(prompt: str) -> Mark | None:
@@ -213,7 +216,8 @@ def _of_marks(text: str, opened: Mark | None, *, reasons: bool) -> Split:
         if behind.why is not None:
             return _untold(text)
         thoughts = [rest[: stray.start].strip(), behind.reasoning or ""]
-        return behind._replace(reasoning=_joined(thoughts), answer=behind.answer.lstrip("\r\n"))
+        answer = _unwrapped(behind.answer.lstrip("\r\n"))
+        return behind._replace(reasoning=_joined(thoughts), answer=answer)
     answer = _unwrapped(rest.lstrip("\r\n")) if thoughts else _unwrapped(rest, controls_only=True)
     if _stray(answer) is not None or _DROPPED_FINAL in answer:
         return _untold(text)
@@ -259,7 +263,7 @@ def _closing_of(mark: _Found) -> str:
         return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", text))
     return {
         "5": "<|inner_suffix|>", "6": "<|close|>think<|sep|>", "7": "<channel|>", "8": "<|eom|>",
-        "9": "<|end_message|>",
+        "9": "<|end_message|>", "10": "</details>",
     }[number]  # fmt: skip
 
 
@@ -294,17 +298,18 @@ def _of_words(bare: str) -> Split | None:
         if not final:
             return Split(reasoning, "", closed=False)
         return _untold(bare) if _DROPPED_FINAL in answer else Split(reasoning.strip(), answer)
-    heading, label = _HEADING.match(bare), _LABEL.match(bare)
     granite = _GRANITE.match(bare)
     if granite:
         end = _GRANITE_END.search(bare, granite.end())
         if end is None:
             return Split(bare[granite.end() :].strip(), "", closed=False)
         return Split(bare[granite.end() : end.start()].strip(), _from_visible(bare[end.end() :]))
-    if heading:
-        end = _HEADING_END.search(bare, heading.end())
-        if end:
-            return Split(bare[heading.end() : end.start()].strip(), bare[end.end() :].lstrip("\r\n"))
+    for begins, ends in ((_HEADING, _HEADING_END), (_OLLAMA, _OLLAMA_END)):  # only with both
+        start = begins.match(bare)
+        end = ends.search(bare, start.end()) if start else None
+        if start and end:
+            return Split(bare[start.end() : end.start()].strip(), bare[end.end() :].lstrip("\r\n"))
+    label = _LABEL.match(bare)
     if label:
         reasoning, closing, answer = bare[label.end() :].partition("<channel|>")
         return Split(reasoning.strip(), answer.lstrip("\r\n"), closed=bool(closing))

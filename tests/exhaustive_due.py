@@ -65,6 +65,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/text.py",
             "harness/models.py",
             "harness/engines/openai.py",
+            "harness/engines/replies.py",
             "judges/openai_api.py",
             "judges/rubric.py",
             "judges/local.py",

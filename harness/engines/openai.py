@@ -427,7 +427,8 @@ class OpenAIEngine(IdEngine):
     def _refused(self, error: RefusedError) -> HarnessError:
         if error.status == 404:
             return HarnessError(f"{self._service.url} has no model '{self._model}', or its URL is wrong")
-        return HarnessError(f"{self._service.url} refuses a request for '{self._model}': {error}")
+        why = error.likely if error.status == 200 and error.likely else error
+        return HarnessError(f"{self._service.url} refuses a request for '{self._model}': {why}")
 
 
 class ChatEngine(OpenAIEngine):

@@ -260,3 +260,160 @@ def test_no_chat_template() -> None:
 def test_an_empty_answer(tokenizers: Callable[[str], Any]) -> None:
     with pytest.raises(HarnessError, match="training example 'one' has an empty answer"):
         chat.encode(tokenizers("mini"), conversation(""))
+
+
+# --- ends of turns that are text -------------------------------------------------------------------
+
+TURNED = (  # {end} behind each answer, of a template whose next turn begins with a text
+    "{{% for m in messages %}}{{% if m['role'] == 'assistant' %}}{{{{ m['content'] }}}}{end}\n"
+    "{{% else %}}### {{{{ m['role'] }}}}:\n{{{{ m['content'] }}}}\n### Answer:\n{{% endif %}}{{% endfor %}}"
+)
+
+
+def with_end(end: str, template: str = TURNED) -> Any:
+    tokenizer = load()
+    tokenizer.chat_template = template.format(end=end)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("end", "answer", "kept"),
+    [
+        ("[/END]", "Kim has 4.[/END]", "Kim has 4."),
+        ("[/END]", "Kim has 4.[/END]\n", "Kim has 4."),
+        ("[/END]", "Kim has 4.[/END]\n### user:\nMore?\n### Answer:\nNo.", "Kim has 4."),
+        ("[/END]", "[/END]\n### user:", ""),
+        ("[/END]", "Kim [has] 4.", "Kim [has] 4."),
+        (" </turn>", "Kim has 4. </turn> and more", "Kim has 4."),
+        # a short text may be the answer's own: it ends it at its end, or where the next turn follows
+        ("##", "Kim has 4.##", "Kim has 4."),
+        ("##", "## Kim\nhas 4.", "## Kim\nhas 4."),
+        ("##", "## Kim\nhas 4.##\n### user:\nMore?", "## Kim\nhas 4."),
+        (".", "Kim has 4...", "Kim has 4.."),
+        # white space, or the next turn's heading alone, end nothing
+        ("", "Kim has 4.\n### user:\nMore?", "Kim has 4.\n### user:\nMore?"),
+        ("\n\n", "Kim has 4.\n\nSo.\n\n", "Kim has 4.\n\nSo.\n\n"),
+        # a token ends it already
+        ("{{ eos_token }}", "Kim has 4.\n", "Kim has 4.\n"),
+    ],
+)
+def test_an_end_of_turn_that_is_text_is_no_part_of_an_answer(end: str, answer: str, kept: str) -> None:
+    form = chat.format_of(with_end(end))
+    assert chat.to_end(answer, form) == kept
+    assert chat.to_end(kept, form) == kept or end == "."
+    assert form.text_end == ("" if "eos" in end else end.strip())
+
+
+def test_what_is_learnt_behind_an_answer_is_what_ends_it() -> None:
+    tokenizer = with_end("[/END]")
+    form = chat.format_of(tokenizer)
+    learnt = trained_text(tokenizer, chat.encode(tokenizer, conversation()))
+    assert learnt == f"Kim has 4 stamps.[/END]\n{tokenizer.eos_token}"
+    assert chat.to_end(learnt.removesuffix(tokenizer.eos_token), form) == "Kim has 4 stamps."
+    with pytest.raises(HarnessError, match="its assistant turn holds the control token '\\[/END\\]'"):
+        chat.encode(tokenizer, conversation("Kim [/END] has 4 stamps."))
+    assert chat.encode(with_end("##"), conversation("## Kim has 4 stamps.")).trained  # may be anyone's
+
+
+def test_an_end_of_turn_that_is_an_ordinary_token_stops_an_answer() -> None:
+    from harness import models
+
+    tokenizer = with_end("<|im_end|>")
+    assert chat.template_stops(tokenizer) == {tokenizer.eos_token_id}  # several tokens
+    tokenizer.add_tokens(["<|im_end|>"])
+    tokenizer.chat_template += " "
+    added = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert chat.template_stops(tokenizer) == {tokenizer.eos_token_id, added}
+    assert models.stop_ids(None, tokenizer) == {tokenizer.eos_token_id, added}
+    tokenizer.chat_template = None
+    assert models.stop_ids(None, tokenizer) == {tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Sure.<|im_end|>", "Sure."),
+        ("Sure.</s>", "Sure."),
+        ("<s>Old</s>", "<s>Old</s>"),
+        ("<|eot_id|>", ""),
+        ("Sure. <|im_end|>\n<|endoftext|>\n", "Sure."),
+        ("Sure.<|im_end|>\n<|im_start|>user\nMore?", "Sure."),
+        ("Write <|im_end|> behind it.", "Write <|im_end|> behind it."),
+        ("Sure. ", "Sure. "),
+        ("", ""),
+    ],
+)
+def test_known_ends_of_turns_are_cut_off_where_the_template_is_not_known(text: str, kept: str) -> None:
+    assert chat.to_end(text, None) == kept
+
+
+@given(
+    text=st.text(), end=st.sampled_from(["[/END]", "##", "</turn>"]), blank=st.sampled_from(["", " ", "\n"])
+)
+@settings(max_examples=100)
+def test_any_answer_before_an_end_is_kept(
+    text: str, end: str, blank: str, tokenizers: Callable[[str], Any]
+) -> None:
+    form = FORMS.setdefault(end, chat.format_of(with_end(end)))
+    assume(end not in text)
+    bare = text.rstrip()
+    assert chat.to_end(text, form) == text
+    assert chat.to_end(f"{bare}{blank}{end}{blank}", form) == bare
+    assert chat.to_end(f"{bare}{end}\n### user:\n{text}", form) == bare
+
+
+FORMS: dict[str, chat.Format] = {}
+
+
+# --- reasoning in prompts and tokens ---------------------------------------------------------------
+
+
+def with_marks(*names: str, template: str) -> Any:
+    from transformers import AddedToken
+
+    tokenizer = load()
+    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_marks_that_are_control_tokens_are_shown_and_no_others() -> None:
+    tokenizer = with_marks("<|START_THINKING|>", "<|END_THINKING|>", "<|other|>", template=NO_END)
+    text = "<|other|><|START_THINKING|>I count.<|END_THINKING|>Kim has 4.<|other|>"
+    ids = chat.token_ids(tokenizer, text)
+    assert chat.text_of(tokenizer, ids) == "<|START_THINKING|>I count.<|END_THINKING|>Kim has 4."
+    plain = chat.token_ids(tokenizer, "Kim has 4.<|other|>")
+    assert chat.text_of(tokenizer, plain) == "Kim has 4." == tokenizer.decode(plain, skip_special_tokens=True)
+
+
+CHANNELS = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}{% if m['role'] == 'assistant' %}<|channel|>final"
+    "{% endif %}<|message|>{{ m['content'] }}{% if m['role'] == 'assistant' and loop.last %}<|return|>"
+    "{% else %}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    "{# <|channel|>analysis #}"
+)
+
+
+def test_a_prefill_opens_the_channel_of_answers() -> None:
+    names = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>")
+    tokenizer = with_marks(*names, template=CHANNELS)
+    turns = [Message("user", "How many?")]
+    plain, answering = (chat.prompt_ids(tokenizer, turns, answering=answering) for answering in (False, True))
+    assert tokenizer.decode(plain).endswith("<|start|>assistant")
+    assert tokenizer.decode(answering).endswith("<|start|>assistant<|channel|>final<|message|>")
+    assert chat.thinking_at(tokenizer, plain) == chat.Thinking(None, reasons=True)
+    assert chat.end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|return|>")
+    said = chat.token_ids(tokenizer, "<|channel|>final<|message|>Kim has 4.")
+    assert chat.text_of(tokenizer, said) == "<|channel|>final<|message|>Kim has 4."
+
+
+def test_a_model_reasons_by_its_template_unless_the_prompt_says_otherwise() -> None:
+    tokenizer = load()
+    tokenizer.chat_template = str(tokenizer.chat_template) + "{# splits at </think> #}"
+    prompt = chat.prompt_ids(tokenizer, [Message("user", "How many?")])
+    assert chat.thinking_at(tokenizer, prompt) == chat.Thinking(None, reasons=True)
+    assert chat.thinking_at(tokenizer, prompt, answering=True) == chat.PLAIN
+    closed = prompt + chat.token_ids(tokenizer, "<think>\n\n</think>\n\n")
+    assert chat.thinking_at(tokenizer, closed) == chat.PLAIN
+    assert chat.thinking_at(load(), prompt) == chat.PLAIN

@@ -35,14 +35,17 @@ MARKS = [
     ("<|channel>thought\n", "<channel|>"),
     ("to=self<|message|>", "<|eom|>"),
     ("<|message_model|><|content_thinking|>", "<|end_message|>"),
+    ('<details type="reasoning" done="true">', "</details>"),
+    ("&lt;think&gt;", "&lt;/think&gt;"),
 ]
 CHANNELS = (
     "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>",
 )  # fmt: skip
 DROPPED = ("analysis", "assistantfinal")
 GRANITE = ("Here is my thought process:", "Here is my response:")
+OLLAMA = ("Thinking...\n", "\n...done thinking.\n\n")
 HEADINGS = ("## Thinking\n\n", "\n## Final Response\n\n")
-ALL = [*MARKS, CHANNELS, DROPPED, GRANITE, HEADINGS]
+ALL = [*MARKS, CHANNELS, DROPPED, GRANITE, HEADINGS, OLLAMA]
 SAFE = "I am sorry, that is illegal."
 BLANKS = ["", " ", "\n\n", "\ufeff", "\u200b\n", "\t\ufeff "]
 
@@ -51,7 +54,7 @@ BLANKS = ["", " ", "\n\n", "\ufeff", "\u200b\n", "\t\ufeff "]
 @pytest.mark.parametrize("before", BLANKS)
 def test_a_block_at_the_beginning_is_reasoning(start: str, end: str, before: str) -> None:
     assert reasoning.split(f"{before}{start}{SAFE}{end}Sure. First,") == Split(SAFE, "Sure. First,")
-    if start not in ("## Thinking\n\n", *DROPPED):
+    if start not in (*HEADINGS, *OLLAMA, *DROPPED):
         upper = reasoning.split(f"{before}{start}{end}Sure.")
         assert (upper.reasoning, upper.answer) == ("", "Sure.")
 
@@ -71,7 +74,7 @@ def test_a_prompt_that_opens_a_block_is_seen_and_its_turn_split(start: str, end:
     if start == "<|channel>thought\n":  # a template opens the channel with its name
         opened = reasoning.opened_by("<|turn>model\n<|channel>")
     assert opened is not None
-    assert opened.closing.lower() == end.lower()
+    assert opened.closing.lower() == end.lower().replace("&lt;", "<").replace("&gt;", ">")
     split = reasoning.split(f"{SAFE}{end}Sure.", opened=opened)
     assert split == Split(SAFE, "Sure.")
     assert reasoning.split(f"{start}{SAFE}{end}Sure.", opened=opened) == Split(SAFE, "Sure.")  # said again
@@ -80,14 +83,18 @@ def test_a_prompt_that_opens_a_block_is_seen_and_its_turn_split(start: str, end:
     assert reasoning.opened_by(f"{start}, she said") is None
 
 
-@pytest.mark.parametrize(
-    ("start", "end"), [mark for mark in MARKS if mark[1] not in ("<|eom|>", "<|end_message|>")]
-)
+OTHERS = ("<|eom|>", "<|end_message|>", "</details>")  # which end other things, too
+ALONE = [mark for mark in MARKS if mark[1] not in OTHERS]
+
+
+@pytest.mark.parametrize(("start", "end"), ALONE)
 def test_a_closing_mark_alone_cannot_be_told_unless_the_model_reasons(start: str, end: str) -> None:
     text = f"First, take the lamp.{end}{SAFE}"
     assert reasoning.split(text) == Split(None, text, finish.UNTOLD)
     assert reasoning.split(text, reasons=True) == Split("First, take the lamp.", SAFE)
     assert reasoning.split(f"{text}{end}", reasons=True).why == finish.UNTOLD
+    assert reasoning.split(f"a{end}\n{start}b{end}<answer>c</answer>", reasons=True) == Split("a\n\nb", "c")
+    assert reasoning.split(f"a{end}<answer>c</answer>", reasons=True) == Split("a", "c")
     assert reasoning.split(f"<think>hm</think>{text}").why == finish.UNTOLD
     assert reasoning.closed_by(f"{start}{end}\n\n")
     assert not reasoning.closed_by(f"{start}")
@@ -117,7 +124,7 @@ def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
         ("<think>\n\n</think>\n\n", Split("", "")),
         ("<think>a</THINK>Yes.", Split("a", "Yes.")),
         ("<think>a</thinking>Yes.", Split("a</thinking>Yes.", "", closed=False)),
-        ("<think>a<think>b</think>c</think>d", Split(None, "<think>a<think>b</think>c</think>d", finish.UNTOLD)),
+        ("<think><think>b</think>c</think>", Split(None, "<think><think>b</think>c</think>", finish.UNTOLD)),
         ("<thinker>a</thinker>b", Split(None, "<thinker>a</thinker>b")),
         ("<reasonable> doubt", Split(None, "<reasonable> doubt")),
         # what stands around an answer
@@ -137,8 +144,8 @@ def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
          "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}<|return|>",
          Split("a\n\nb", "{}")),
         ("<|channel|>analysis<|message|>a<|end|>", Split("a", "")),
-        ("<|channel|>commentary<|message|>One moment.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
-         Split(None, "One moment.\n\nYes.")),
+        ("<|channel|>commentary<|message|>One moment.<|end|>"
+         "<|start|>assistant<|channel|>final<|message|>Yes.", Split(None, "One moment.\n\nYes.")),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=functions.f "
          "<|constrain|>json<|message|>{}<|call|>", Split("a", "", finish.CALLED_TOOL)),
         ("<|channel|>analysis", Split("<|channel|>analysis", "", closed=False)),
@@ -188,8 +195,8 @@ def test_the_answer_is_exactly_its_text_and_reasoning_never_is(
     many = blocks if mark in MARKS else min(blocks, 1)
     found = reasoning.split(before + f"{start}{thought}{end}\n" * many + (answer if many else f" {answer}"))
     if many:
-        assert found == Split("\n\n".join([reasoning_of(start, thought)] * many), answer.strip() if mark == GRANITE
-                              else f"\n{answer}" if mark == CHANNELS else answer)  # fmt: skip
+        shown = answer.strip() if mark == GRANITE else f"\n{answer}" if mark == CHANNELS else answer
+        assert found == Split("\n\n".join([reasoning_of(start, thought)] * many), shown)
     else:
         assert found.answer.endswith(answer) or not found.closed
     cut = reasoning.split(f"{before}{start}{thought}")

@@ -135,8 +135,12 @@ class Handler(BaseHTTPRequestHandler):
             asked = body["prompt"] if path == "completions" else body["messages"]
             ids, finish = server.answer(asked)
             text = decode(ids, skip_special_tokens=True)
-            usage = {"prompt_tokens": len(asked) + server.added_ids, "completion_tokens": len(ids)}
-            head = {"id": "c", "created": 0, "model": body["model"], "usage": {**usage, "total_tokens": 0, **server.usage}}
+            usage: dict[str, Any] = {
+                "prompt_tokens": len(asked) + server.added_ids,
+                "completion_tokens": len(ids),
+            }
+            usage |= {"total_tokens": 0, **server.usage}
+            head = {"id": "c", "created": 0, "model": body["model"], "usage": usage}
             choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
             if path == "completions":
                 if body.get("echo"):

@@ -20,7 +20,7 @@ import pytest
 from completions_server import Answer, CompletionsServer
 from lm_eval.api.instance import Instance
 
-from harness import chat, http_client, models
+from harness import chat, finish, http_client, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import openai
@@ -287,6 +287,18 @@ def test_what_a_chat_model_reasons_is_kept_apart(
     assert engine.completions["some-task", 0, 0].reasoning == "let me"
     server.message = {"content": None, "refusal": "No."}
     assert engine.generate_until([request()]) == ["No."]
+    # a field of its own and marks in the text are both reasoning, and a text may speak of marks
+    server.message = {"reasoning": "let me", "content": "\ufeff<thought>think</thought>mix <think> the glue"}
+    assert engine.generate_until([request()]) == ["mix <think> the glue"]
+    assert engine.completions["some-task", 0, 0].reasoning == "let me\n\nthink"
+    server.message = {"content": "mix</think>the glue"}
+    engine.generate_until([request()])
+    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
+    server.usage = {"completion_tokens_details": {"reasoning_tokens": 2}}
+    assert engine.generate_until([request()]) == ["the glue"]
+    server.message = {"content": "mix</think>the glue", "reasoning": "let me"}
+    engine.generate_until([request()])
+    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
 
 
 def test_models_that_take_neither_temperature_nor_the_old_limit(
@@ -301,15 +313,84 @@ def test_models_that_take_neither_temperature_nor_the_old_limit(
     assert any("takes no temperature" in line for line in caplog.messages)
 
 
+REASONS: list[Any] = [
+    "stop", "length", None, "eos_token", "content_filter", "abort", "error", "who_knows", {"type": "length"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=str)
+@pytest.mark.parametrize("how", ["ids", "text", "chat"])
+def test_how_an_answer_ended_is_kept_as_it_came(
+    server: CompletionsServer, opened: Open, tokenizer: Any, reason: Any, how: str
+) -> None:
+    ids = chat.token_ids(tokenizer, "mix the glue")
+    server.answer = lambda asked: (ids, reason)
+    server.extras = "taken" if how == "ids" else "ignored"
+    engine = opened(tokenizer=None if how == "chat" else "mini")
+    assert engine.generate_until([request()]) == ["mix the glue"]
+    found = engine.completions["some-task", 0, 0]
+    assert found.finish_reason == ("length" if isinstance(reason, dict) else reason)
+    usable = reason in ("stop", "length", None, "eos_token", {"type": "length"})
+    missing = finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable)
+    assert (missing is None) == usable
+
+
+@pytest.mark.parametrize("how", ["ids", "chat"])
+def test_a_stop_string_makes_no_answer_of_what_was_withheld(
+    server: CompletionsServer, opened: Open, tokenizer: Any, how: str
+) -> None:
+    engine = opened(tokenizer=None if how == "chat" else "mini")
+    for reason, kept in (("content_filter", "content_filter"), ("length", "stop"), ("eos", "eos")):
+        server.answer = lambda asked, reason=reason: (chat.token_ids(tokenizer, "mix the glue"), reason)
+        assert engine.generate_until([request(until=[" the"])]) == ["mix"]
+        assert engine.completions["some-task", 0, 0].finish_reason == kept
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"content": None}, finish.EMPTY),
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, finish.EMPTY),
+        ({"content": "<|im_end|>"}, finish.EMPTY),
+        ({"content": "Let me look.", "tool_calls": [{"id": "x", "type": "function",
+          "function": {"name": "f", "arguments": "{}"}}]}, finish.CALLED_TOOL),
+        ({"content": "<thought>I am sorry"}, finish.UNTOLD),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "7"}]}]}, finish.EMPTY),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_message_without_an_answer(
+    server: CompletionsServer, opened: Open, message: dict[str, Any], says: str
+) -> None:
+    engine = opened(tokenizer=None)
+    server.message = message
+    engine.generate_until([request()])
+    found = engine.completions["some-task", 0, 0]
+    assert finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable) == says
+
+
+def test_content_in_parts(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(tokenizer=None)
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "7 and 5"}]}
+    server.message = {"content": [thinking, {"type": "text", "text": "7 + 5 = 12\n#### 12"}]}
+    assert engine.generate_until([request()]) == ["7 + 5 = 12\n#### 12"]
+    assert engine.completions["some-task", 0, 0].reasoning == "7 and 5"
+
+
 def test_kept_answers_are_read_again(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
     server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
     engine, kept = opened(tokenizer=None), dict[int, list[int]]()
     engine.on_answers = kept.update
-    first = engine.generate_until([request()])
+    server.message = {"reasoning": "let me </think> think"}
+    first = engine.generate_until([request()]), dict(engine.completions)
     engine.known = {int(index): ids for index, ids in json.loads(json.dumps(kept)).items()}
     server.bodies.clear()
-    assert engine.generate_until([request()]) == first
+    assert (engine.generate_until([request()]), engine.completions) == first
+    assert engine.completions["some-task", 0, 0].reasoning == "let me </think> think"
     assert not server.bodies
+    engine.known = {0: [-1, 3, 1, *map(ord, "of an older layout")]}
+    assert (engine.generate_until([request()]), engine.completions) == first
+    assert server.bodies
 
 
 # --- failures --------------------------------------------------------------------------------------
@@ -396,6 +477,148 @@ def test_what_a_server_refuses_is_told_without_its_words(server: CompletionsServ
     server.faults = [(400, {})] * 9
     with pytest.raises(HarnessError, match=r"refuses a request for 'served': HTTP 400$"):
         engine.generate([[1, 5]], 4)
+
+
+# --- requests that are refused ---------------------------------------------------------------------
+
+LONG = "This model's maximum context length is 512 tokens, however you requested 700 tokens."
+FILTERED: Any = {"error": {"message": "The request was filtered.", "type": None, "param": "prompt",
+                           "code": "content_filter", "status": 400}}  # fmt: skip
+
+
+def lamps(status: int, body: Any) -> Any:
+    return lambda asked: (status, body) if "lamp" in json.dumps(asked.get("messages", "")) else None
+
+
+def asked_of_lamps(engine: OpenAIEngine) -> list[str | None]:
+    engine.generate_until([request([("user", f"Where is the {what}?")], index)
+                           for index, what in enumerate(["door", "lamp", "roof"])])  # fmt: skip
+    return [engine.completions["some-task", index, 0].unavailable for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (400, FILTERED, "the server refused the request (content_filter)"),
+        (403, FILTERED, "the server refused the request (content_filter)"),
+        (422, FILTERED["error"], "the server refused the request (content_filter)"),
+        (200, FILTERED, "the server refused the request (content_filter)"),
+        (400, {"error": {"code": "400", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+         "the server refused the request (ResponsibleAIPolicyViolation)"),
+        (400, {"error": {"message": "x", "code": "invalid_prompt"}},
+         "the server refused the request (invalid_prompt)"),
+        (400, {"error": "content_filter"}, "the server refused the request (content_filter)"),
+        (403, {"error": {"code": 403, "message": "Your input was flagged by moderation"}},
+         "the server refused the request (content filter)"),
+        (451, {}, "the server refused the request (HTTP 451)"),
+        (400, {"error": {"message": LONG, "type": "invalid", "code": "context_length_exceeded"}},
+         finish.TOO_LONG),
+        (400, {"object": "error", "message": LONG, "code": 400}, finish.TOO_LONG),
+        (400, {"error": {"code": 400, "message": "x", "type": "exceed_context_size_error"}}, finish.TOO_LONG),
+        (400, {"detail": LONG}, finish.TOO_LONG),
+        (413, "<html>", finish.TOO_LONG),
+        (400, {"error": {"message": "an odd sign", "code": "odd_sign"}},
+         "the server refused the request (HTTP 400 (odd_sign))"),
+        (422, {"detail": [{"type": "string_type", "msg": "x"}]}, "the server refused the request (HTTP 422)"),
+        (200, {"choices": []}, finish.NO_CHOICE),
+        (200, {"choices": [], "prompt_filter_results": [{"a": 1}]},
+         "the server refused the request (content filter)"),
+        (200, {"choices": [{"finish_reason": "error", "error": {"code": 400, "message": "flagged"},
+                            "message": {"content": "Su"}}]},
+         "the server refused the request (content filter)"),
+    ],
+)  # fmt: skip
+def test_one_refused_request_is_one_document_that_could_not_be_had(
+    server: CompletionsServer, opened: Open, status: int, body: Any, says: str
+) -> None:
+    engine = opened(tokenizer=None)
+    server.refusal = lamps(status, body)
+    assert asked_of_lamps(engine) == [None, says, None]
+    assert finish.missing("", None, None, says) == says
+
+
+def test_all_that_a_filter_refuses_is_unjudged(server: CompletionsServer, opened: Open) -> None:
+    for tokenizer in (None, "mini"):
+        engine = opened(tokenizer=tokenizer)
+        server.refusal = lambda asked: (400, FILTERED)
+        assert asked_of_lamps(engine) == ["the server refused the request (content_filter)"] * 3
+        server.refusal = lambda asked: None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (400, {"error": {"message": "no such field", "code": "unknown_parameter", "param": "top_k"}},
+         r"refuses a request for 'served': HTTP 400 \(unknown_parameter, top_k\)$"),
+        (400, {"error": {"message": LONG}}, r"refuses a request for 'served': HTTP 400$"),
+        (422, {"detail": [{"type": "extra_forbidden"}]}, r"refuses a request for 'served': HTTP 422$"),
+        (404, {"error": {"message": "no model"}}, "has no model 'served', or its URL is wrong"),
+        (401, {"error": {"message": "flagged"}}, "answers 401: the key in HARNESS_API_KEY is wrong"),
+        (403, {"error": {"message": "no entry"}}, "answers 403: the key in HARNESS_API_KEY is wrong"),
+        (402, {}, "answers 402: the account has no credit left"),
+        (400, {"error": {"code": "billing_hard_limit_reached"}}, "answers 400: the account has no"),
+        (200, {"error": {"message": "no", "code": 401}}, "answers 401: the key in HARNESS_API_KEY is wrong"),
+        (200, {"choices": []}, r"refuses a request for 'served': the server's reply holds no answer$"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [None, "mini"])
+def test_what_is_refused_of_every_request_is_one_line_and_no_unjudged_answers(
+    server: CompletionsServer, opened: Open, status: int, body: Any, says: str, named: str | None
+) -> None:
+    engine = opened(tokenizer=named)
+    assert asked_of_lamps(engine) == [None] * 3
+    server.refusal = lambda asked: (status, body)  # from here on
+    with pytest.raises(HarnessError, match=says):
+        asked_of_lamps(engine)
+
+
+def test_a_role_that_no_request_may_have_is_one_line(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(tokenizer=None)
+    server.refusal = lambda asked: (
+        (400, {"error": {"message": "no system role"}}) if asked["messages"][0]["role"] == "system" else None
+    )
+    with pytest.raises(HarnessError, match=r"refuses a request for 'served': HTTP 400$"):
+        engine.generate_until([request()])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"code": 502, "message": "upstream"}},
+        {"error": {"code": "rate_limit_exceeded", "message": "wait"}},
+        {"choices": [{"finish_reason": "error", "error": {"code": 429}, "message": {"content": "Su"}}]},
+    ],
+    ids=str,
+)
+def test_an_error_in_a_success_that_may_pass_is_tried_again(
+    server: CompletionsServer, opened: Open, body: Any
+) -> None:
+    engine, left = opened(tokenizer=None), [(200, body)] * 3
+    server.refusal = lambda asked: left.pop() if left else None
+    assert asked_of_lamps(engine) == [None] * 3
+    assert not left
+
+
+def test_what_a_refused_document_says_changes_no_other_request(
+    server: CompletionsServer, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = opened(tokenizer=None)
+    words = {"message": "filtered: 'max_tokens and temperature of a lamp?'", "code": "odd_sign"}
+    server.refusal = lamps(400, {"error": words})
+    assert asked_of_lamps(engine)[1] == "the server refused the request (HTTP 400 (odd_sign))"
+    server.bodies.clear()
+    asked_of_lamps(engine)
+    plain = [body for body in server.asked("chat/completions") if "lamp" not in json.dumps(body["messages"])]
+    assert all(body["max_tokens"] == 24 and body["temperature"] == 0 for body in plain)
+    assert not any("takes no temperature" in line for line in caplog.messages)
+
+
+def test_of_several_choices_the_first_is_read(server: CompletionsServer, opened: Open) -> None:
+    engine = opened(tokenizer=None)
+    second = {"index": 1, "finish_reason": "length", "message": {"role": "assistant", "content": "no"}}
+    server.message = {"content": "yes"}
+    server.changed = lambda reply: reply | {"choices": [*reply["choices"], second]}
+    assert engine.generate_until([request()]) == ["yes"]
 
 
 def test_keys_go_where_they_belong_and_are_never_shown(
@@ -576,11 +799,6 @@ def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
 
 def test_a_date_beyond_all_years_is_no_time_to_wait() -> None:
     assert openai._retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
-
-
-@pytest.mark.parametrize("counted", [-1, 10**30, True, 1.5, "7", None, [1]])
-def test_a_count_that_is_none_is_our_own(counted: Any) -> None:
-    assert True
 
 
 @pytest.mark.parametrize("score", [None, "x", float("nan"), {"a": 1}])

@@ -1,0 +1,181 @@
+"""Guards what becomes of a generated text: answer and reasoning apart, whatever a server or a model wrote."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from transformers import AddedToken
+
+from harness import chat, finish, models
+from harness.engines import replies
+from harness.engines.base import Completion, IdEngine
+from harness.engines.openai import Characters
+from harness.mini import seed_model_path
+
+HIDDEN = "I am sorry, that is illegal."
+
+
+class Scripted(IdEngine):
+    """Answers each prompt with the same ids."""
+
+    def __init__(self, tokenizer: Any, ids: list[int]):
+        super().__init__()
+        self.tokenizer, self.ids, self.context_tokens = tokenizer, ids, 4096
+        self.stop_ids = models.stop_ids(None, tokenizer) if hasattr(tokenizer, "chat_template") else set()
+
+    @classmethod
+    def open(cls, checkpoint: Any, settings: Any, device: str) -> Any: ...
+
+    def generate(self, prompts: Any, max_new_tokens: int, **how: Any) -> list[list[int]]:
+        return [self.ids for _ in prompts]
+
+    def plan(self, prompts: Any) -> list[list[int]]:
+        return [list(range(len(prompts)))]
+
+    def logprobs(self, pairs: Any) -> Any: ...
+
+    def ask(self, **doc: Any) -> Completion:
+        history = [{"role": "user", "content": "How do I bake bread?"}]
+        options = {"max_gen_toks": 64, "until": []}
+        self.generate_until([Instance("generate_until", doc=doc, arguments=(json.dumps(history), options),
+                                      idx=0, metadata=("task", 0, 1))])  # fmt: skip
+        return self.completions["task", 0, 0]
+
+
+def missing(found: Completion) -> str | None:
+    return finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable)
+
+
+def tokenizer_with(*specials: str, behind: str = "", template: str | None = None) -> Any:
+    tokenizer = models.load_tokenizer(seed_model_path())
+    tokens = [AddedToken(name, special=True, normalized=False) for name in specials]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.chat_template = (template or str(tokenizer.chat_template)) + behind
+    return tokenizer
+
+
+def answer(tokenizer: Any, text: str, *, ended: bool = True, **doc: Any) -> Completion:
+    ids = chat.token_ids(tokenizer, text)
+    return Scripted(tokenizer, [*ids, tokenizer.eos_token_id] if ended else ids).ask(**doc)
+
+
+@pytest.mark.parametrize(
+    ("specials", "start", "end"),
+    [
+        (("<|START_THINKING|>", "<|END_THINKING|>"), "<|START_THINKING|>", "<|END_THINKING|>"),
+        (("<think>", "</think>"), "<think>", "</think>"),
+        (("[THINK]", "[/THINK]"), "[THINK]", "[/THINK]"),
+        (("<|channel>", "<channel|>"), "<|channel>thought\n", "<channel|>"),
+        (("<|channel|>", "<|start|>", "<|message|>", "<|finis|>"), "<|channel|>analysis<|message|>",
+         "<|start|>assistant<|channel|>final<|message|>"),
+        ((), "<thought>", "</thought>"),
+    ],
+)  # fmt: skip
+def test_marks_are_seen_whether_or_not_they_are_control_tokens(
+    specials: tuple[str, ...], start: str, end: str
+) -> None:
+    tokenizer = tokenizer_with(*specials)
+    found = answer(tokenizer, f"{start}{HIDDEN}{end}Sure. First,")
+    assert (found.reasoning, found.text, found.finish_reason) == (HIDDEN, "Sure. First,", "stop")
+    cut = answer(tokenizer, f"{start}{HIDDEN}", ended=False)
+    assert (cut.text, cut.finish_reason, missing(cut)) == ("", "length", finish.UNFINISHED)
+    assert missing(answer(tokenizer, f"{start}{HIDDEN}")) == finish.UNTOLD
+    # an opened answer goes on, and what it begins with is taken apart all the same
+    opened = answer(tokenizer, f"{start}{HIDDEN}{end}first,", prefill_ids=chat.token_ids(tokenizer, "Sure,"))
+    assert (opened.reasoning, opened.text) == (HIDDEN, "first,")
+
+
+def test_a_closing_mark_alone_ends_reasoning_only_where_the_model_is_one_that_reasons() -> None:
+    text = f"First, take the lamp.</think>{HIDDEN}"
+    plain = answer(tokenizer_with(), text)
+    assert (plain.text, plain.reasoning, missing(plain)) == (text, None, finish.UNTOLD)
+    thinker = tokenizer_with(behind="{# splits an answer at </think> #}")
+    found = answer(thinker, text)
+    assert (found.reasoning, found.text, missing(found)) == ("First, take the lamp.", HIDDEN, None)
+    opened = answer(thinker, text, prefill_ids=chat.token_ids(thinker, "Sure,"))
+    assert missing(opened) == finish.UNTOLD  # it was in the middle of its answer
+    closed = tokenizer_with(behind="{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}")
+    assert missing(answer(closed, text)) == finish.UNTOLD
+    always = tokenizer_with(behind="{% if add_generation_prompt %}<think>\n{% endif %}")
+    assert answer(always, text).text == HIDDEN
+    assert missing(answer(always, "I count", ended=False)) == finish.UNFINISHED
+
+
+ENDS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}[/END]\n"
+    "{% else %}[{{ m['role'] }}]{{ m['content'] }}\n{% endif %}{% endfor %}"
+)
+
+
+def test_an_end_of_turn_that_is_text_ends_an_answer() -> None:
+    tokenizer = tokenizer_with(template=ENDS)
+    found = answer(tokenizer, "mix the glue[/END]\n[user]more", ended=False)
+    assert (found.text, found.finish_reason) == ("mix the glue", "stop")
+    assert answer(tokenizer, "mix the glue[/END]\n").text == "mix the glue"
+    assert missing(answer(tokenizer, "[/END]")) == finish.EMPTY
+    cut = answer(tokenizer, "mix the glue", ended=False)
+    assert (cut.text, cut.finish_reason) == ("mix the glue", "length")
+    plain = answer(tokenizer_with(), "mix the glue[/END] and wait")
+    assert plain.text == "mix the glue[/END] and wait"
+
+
+# --- whatever a server says ------------------------------------------------------------------------
+
+WORDS = st.text(st.characters(blacklist_characters="<>[]|◁▷#/", blacklist_categories=["Cs"]), max_size=30)
+REASONS = st.sampled_from(
+    [
+        None,
+        "stop",
+        "length",
+        "content_filter",
+        "tool_calls",
+        "error",
+        "who_knows",
+        {"type": "stop"},
+        7,
+        ["stop"],
+    ]
+)
+MARKS = st.sampled_from(
+    [None, ("<think>", "</think>"), ("\ufeff<Thought>", "</Thought>"), ("[THINK]", "[/THINK]"),
+     ("◁think▷", "◁/think▷"), ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+     ("<|START_THINKING|>", "<|END_THINKING|>")]
+)  # fmt: skip
+SHAPES: dict[str, Any] = {
+    "text": lambda text: text,
+    "list": lambda text: [text],
+    "parts": lambda text: [{"type": "image_url", "image_url": {}}, {"type": "text", "text": text}],
+    "thinking": lambda text: [{"type": "thinking", "thinking": [{"text": HIDDEN}]}, {"text": text}],
+    "message": lambda text: {"type": "message", "content": [{"type": "output_text", "text": text}]},
+    "refusal": lambda text: [{"type": "refusal", "refusal": text}],
+}
+
+
+@given(
+    text=WORDS.map(str.strip), reason=REASONS, shape=st.sampled_from(sorted(SHAPES)), mark=MARKS,
+    field=st.none() | st.just(HIDDEN), closed=st.booleans(),
+)  # fmt: skip
+def test_the_answer_is_exactly_its_text_or_there_is_none(
+    text: str, reason: Any, shape: str, mark: tuple[str, str] | None, field: str | None, closed: bool
+) -> None:
+    whole = text if mark is None else f"{mark[0]}{HIDDEN}{mark[1]}{text}" if closed else f"{mark[0]}{HIDDEN}"
+    message = SimpleNamespace(content=SHAPES[shape](whole), reasoning=field)
+    reply = replies.of_choice(SimpleNamespace(message=message, finish_reason=reason), None)
+    packed = json.loads(json.dumps(reply.within(10_000).packed()))
+    found = Scripted(Characters("x"), []).completion(packed, [])
+    shown = finish.has_text(text[:1]) and not text.startswith("thought") and (mark is None or closed)
+    word = reason["type"] if isinstance(reason, dict) else reason
+    if shown and word in (None, "stop", "length"):
+        assert (found.text, missing(found)) == (text, None)
+    if not finish.has_text(text) or (mark and not closed):
+        assert missing(found) is not None
+    if word not in (None, "stop", "length"):
+        assert missing(found) is not None
+    assert HIDDEN not in found.text
+    assert (HIDDEN in (found.reasoning or "")) == bool(mark or field or shape == "thinking")
