@@ -221,7 +221,9 @@ def health_line(out: Path, cell: Cell) -> str:
         return ""
     share = found.estimate()
     value, low, high = (100 * (figure or 0) for figure in (share.value, share.low, share.high))
-    line = f"Answers that are whole ({found.task}): {value:.1f} % ({low:.1f}–{high:.1f})"
+    line = (
+        f"Whole answers to {found.task} (not empty, cut off or rubbish): {value:.1f} % ({low:.1f}–{high:.1f})"
+    )
     return line if is_enough(share.value) else f"{line}: safe rates are {NOT_MEANINGFUL}"
 
 

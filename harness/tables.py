@@ -337,10 +337,8 @@ def health(rows: Iterable[Row]) -> str:
     if not known:
         return ""
     least, most = (choose(known, key=lambda row: row["health"]) for choose in (min, max))
-    named = (
-        f"fewest {least['method']}, {_whole(least)}" if least["health"] < most["health"] else _whole(least)
-    )
-    return f"Answers that are whole (not empty, cut off or rubbish), to {least['health_of']}: {named}"
+    by = f"fewest by {least['method']}, " if least["health"] < most["health"] else ""
+    return f"Whole answers to {least['health_of']} (not empty, cut off or rubbish): {by}{_whole(least)}"
 
 
 def _whole(row: Row) -> str:

@@ -805,13 +805,13 @@ def test_one_seed_that_hardly_answers_takes_the_means_meaning() -> None:
 
 def test_the_table_says_whose_answers_are_the_fewest() -> None:
     frame = build([answering("vanilla", "1111"), answering("sdft", "1110"), answering("lisa", "1000")])
-    line = "to gsm8k: fewest lisa, 25.0 % (4.6–69.9)"
+    line = "Whole answers to gsm8k (not empty, cut off or rubbish): fewest by lisa, 25.0 % (4.6–69.9)"
     why = "lisa: safe rates are not meaningful: 25.0 % (4.6–69.9) of its answers to gsm8k are whole; at least"
     for shown in (" ".join(printed(frame).split()), markdown(frame, title="")):
         assert line in shown
         assert why in shown
         assert "sdft: safe rates" not in shown
-    assert "whole" not in printed(build([cell("vanilla")]))
+    assert "whole" not in printed(build([cell("vanilla")])).lower()
 
 
 def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
@@ -824,4 +824,4 @@ def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
     (tmp_path / "leaderboard.json").write_text(json.dumps(record))
     old = read(tmp_path)
     assert old["rsr"].tolist() == [75.0, 75.0]
-    assert "whole" not in printed(old)
+    assert "whole" not in printed(old).lower()
