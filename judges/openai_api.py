@@ -232,7 +232,7 @@ class OpenAIJudge(Judge):
                     return completion
                 if not told:
                     raise TransientError("the server's reply holds no choice")
-                against = self._about_the_request(server_errors.complaint(500, told), shape)
+                against = self._about_the_request(server_errors.complaint(500, told), shape, spent)
                 if against is None:
                     raise TransientError("the server's reply is an error and no chat completion")
             except openai.APITimeoutError:
@@ -244,7 +244,7 @@ class OpenAIJudge(Judge):
             except http_client.TooLargeError as error:
                 raise TransientError(str(error)) from None
             except openai.APIStatusError as error:
-                against = self._against(error, shape)
+                against = self._against(error, shape, spent)
             except (openai.APIError, *http_client.ODD_SHAPE):  # half JSON, HTML, other shapes
                 raise TransientError("the server's reply is no chat completion") from None
             finally:
@@ -267,13 +267,13 @@ class OpenAIJudge(Judge):
             )
         return most
 
-    def _against(self, error: Any, shape: Shape) -> Complaint:
+    def _against(self, error: Any, shape: Shape, spent: Spent) -> Complaint:
         """What the server has against the request. Raises TransientError where that may pass, and
         HarnessError where it holds for every request."""
         found = server_errors.complaint(error.status_code, error.response.content)
         if "insufficient_quota" in found.codes:
             raise self.refused(error) from error
-        against = self._about_the_request(found, shape)
+        against = self._about_the_request(found, shape, spent)
         if against is not None:
             return against
         if found.status in (408, 409, 429) or found.status >= 500:
@@ -283,12 +283,12 @@ class OpenAIJudge(Judge):
             ) from None
         raise self.refused(error) from error
 
-    def _about_the_request(self, found: Complaint, shape: Shape) -> Complaint | None:
+    def _about_the_request(self, found: Complaint, shape: Shape, spent: Spent) -> Complaint | None:
         """The complaint, where another request may pass: in another shape, or for another exchange."""
         if found.status in (401, 407, 408, 409, 429) or found.status < 400:
             return None
         one_alone = found.status != 404 and (found.too_long or found.filtered)
-        return found if one_alone or shape.without(found) else None
+        return found if one_alone or shape.without(found, spent.asked_room) else None
 
     def _mend(self, against: Complaint, shape: Shape, spent: Spent) -> None:
         """Makes the next request one that the server takes, or says in ``spent`` why there is none."""

@@ -346,6 +346,13 @@ def test_a_server_with_little_room_is_asked_for_less(server: FaultServer, exchan
     assert [body["max_tokens"] for body in server.bodies] == [400, 200]
 
 
+def test_a_server_with_no_room_for_a_verdict_is_refused(server: FaultServer, exchange: Make) -> None:
+    server.default = [told(400, {"error": "max_tokens is too large"})]
+    with pytest.raises(HarnessError, match="answers 400: the request itself is refused"):
+        judged(make(server, in_flight=1), exchanges(exchange, "a"))
+    assert [body["max_tokens"] for body in server.bodies] == [400, 200, 100]
+
+
 def test_reasoning_gets_as_much_room_as_the_context_has(server: FaultServer, exchange: Make) -> None:
     def small(handler: Any) -> None:
         if handler.body["max_tokens"] > 2_500:
