@@ -79,6 +79,11 @@ def _format_of(tokenizer: Any, template: str) -> Format:
         raise HarnessError(f"the chat template of '{tokenizer.name_or_path}' does not show the answer's text")
     ids = token_ids(tokenizer, behind)
     first = next((place for place, token in enumerate(ids) if token in special), None)
+    if first is None and tokenizer.eos_token_id is None:
+        raise HarnessError(
+            f"nothing ends an answer in the chat template of '{tokenizer.name_or_path}', and its tokenizer "
+            "has no eos_token: name one in tokenizer_config.json"
+        )
     end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
     return Format(
         has_system_role=_shows_system(tokenizer),

@@ -114,7 +114,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         if not prepared:
             given = len(shop.examples(task))
             raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
-        max_length = settings.max_length or task.max_length
+        # The model's context counts too: positions beyond it have no row, or were never learnt.
+        max_length = min(settings.max_length or task.max_length, models.context_of(shop.seed_folder))
         encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
         if any(lengths.values()):
             shop.reporter.send(("note", None, _length_note(label, len(prepared), max_length, lengths)))
