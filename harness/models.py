@@ -333,8 +333,8 @@ def _from_pretrained(
 
 
 def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weights.Fit | None]:
-    """A folder's configuration, and how its tensors (``held``) fill the model that it describes (weights.py). Of
-    quantised weights the model alone: their names and shapes are their own code's."""
+    """A folder's configuration, and how its tensors (``held``) fill the model that it describes
+    (weights.py). Of quantised weights the model alone: their names and shapes are their own code's."""
     from transformers import AutoConfig
 
     try:
