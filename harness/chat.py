@@ -82,7 +82,7 @@ def _format_of(tokenizer: Any, template: str) -> Format:
     if first is None and tokenizer.eos_token_id is None:
         raise HarnessError(
             f"nothing ends an answer in the chat template of '{tokenizer.name_or_path}', and its tokenizer "
-            "has no eos_token: name one in tokenizer_config.json"
+            "has no eos_token; name one in tokenizer_config.json"
         )
     end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
     return Format(

@@ -81,7 +81,7 @@ def check_ids(tokenizer: Any, ids: Sequence[int], rows: int, where: str) -> None
         text = one_line(str(tokenizer.convert_ids_to_tokens(highest)))[:60]
         raise HarnessError(
             f"{where}: token {highest:,} ('{text}') of the tokenizer of '{tokenizer.name_or_path}' is beyond "
-            f"the {rows:,} rows of the model's embedding: give the tokenizer that belongs to the model, or "
+            f"the {rows:,} rows of the model's embedding; give the tokenizer that belongs to the model, or "
             "resize the model's embedding and train it"
         )
 

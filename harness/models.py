@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def stop_ids(
     ends = {token for token in found if token is not None and token < rows}
     if not ends:
         raise HarnessError(
-            f"{tokenizer.name_or_path}: nothing ends an answer: name an eos_token in tokenizer_config.json, "
+            f"{tokenizer.name_or_path}: nothing ends an answer; name an eos_token in tokenizer_config.json, "
             "or an eos_token_id in generation_config.json"
         )
     return ends
@@ -296,8 +297,10 @@ def _load_whole(
     checkpoint_limits.check_quantization(folder)
     config, found = _fit(folder, kind, held)
     renamed = dict(found.renamed) if found else {}
+    weights.noted(found.notes if found else ())
     try:
-        model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
+        with weights.quiet():
+            model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
     except Exception as error:
         raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
     weights.check_loaded(folder, model, info)
@@ -317,17 +320,16 @@ def _from_pretrained(
     """
     import torch
 
-    model, info = kind.from_pretrained(
-        folder,
-        config=config,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=None,
-        experts_implementation=None,
-        output_loading_info=True,
-        key_mapping=renamed or None,
+    given = {
+        "dtype": getattr(torch, dtype),
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        "key_mapping": renamed or None,
         **options,
+    }
+    model, info = kind.from_pretrained(
+        folder, config=config, attn_implementation=None, experts_implementation=None, **given
     )
     return model, info
 
@@ -355,7 +357,9 @@ def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weig
         return _from_pretrained(type(built), None, built.config, "float32", renamed, **nowhere)
 
     found = weights.fit(folder, build, None if quantised else load, held)
-    weights.noted([*checkpoint_limits.unread(folder), *(found.notes if found else ())])
+    if found:
+        notes = (*checkpoint_limits.unread(folder), *found.notes)
+        found = dataclasses.replace(found, notes=notes)
     return config, found
 
 
@@ -378,6 +382,7 @@ def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
     whole = model.base or model.folder
     assert whole is not None
     found = fit(model, kind)
+    weights.noted(found.notes if found else ())
     if found and found.taken_off:
         raise HarnessError(
             f"{whole}: the wrapper's prefix '{found.taken_off}' in its tensors' names is not taken off by "

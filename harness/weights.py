@@ -38,7 +38,7 @@ _FRONTS = (
 )  # fmt: skip
 # Buffers that older versions saved and that every version computes: masks, rotations, positions.
 _COMPUTED = re.compile(
-    r"(^|\.)((\w*attn|\w*attention)\.(masked_)?bias|causal_mask|position_ids|inv_freq|(cos|sin)_cached"
+    r"(^|\.)((self_)?(attn|attention)\.(masked_)?bias|causal_mask|position_ids|inv_freq|(cos|sin)_cached"
     r"|num_batches_tracked|version)$"
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -97,7 +97,7 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
     import torch
 
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             built = build()
     except Exception:
         return None
@@ -111,7 +111,7 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
         if landed is None:
             return None
         tried.append((landed, renamed, taken_off))
-        if not landed.wrong:
+        if not (landed.missing or landed.misshapen or landed.broken):  # the names are the model's
             break
     landed, renamed, taken_off = min(tried, key=lambda one: one[0].wrong)
     if landed.wrong:
@@ -154,7 +154,7 @@ def _rehearsed(
     """What lands of the tensors ``given``; None where loading breaks off for another reason."""
     said: list[str] = []
     try:
-        with _quiet(said):
+        with quiet(said):
             model, info = load(built, dict(given), dict(renamed))
     except Exception:
         broken = _CONVERSION.findall(_COLOURS.sub("", "\n".join(said)))
@@ -164,8 +164,11 @@ def _rehearsed(
 
 def _sorted_out(model: Any, info: Mapping[str, Any], given: Sequence[str]) -> _Landed:
     misshapen = [(name, tuple(one), tuple(other)) for name, one, other in sorted(info["mismatched_keys"])]
-    missing = {name for name in info["missing_keys"] if not _COMPUTED.search(name)}
+    own = {name for name, _ in model.named_parameters()}
+    missing = {name for name in info["missing_keys"] if name in own or not _COMPUTED.search(name)}
     missing -= {name for name, _, _ in misshapen}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing -= {name for name, source in tied.items() if source in missing}
     left = sorted(name for name in info["unexpected_keys"] if not _COMPUTED.search(name))
     modules = {name for name, _ in model.named_modules()}
     inside = [name for name in left if _is_inside(model, modules, name)]
@@ -180,10 +183,14 @@ def _is_inside(model: Any, modules: set[str], name: str) -> bool:
     count, more = (getattr(config, key, None) or 0 for key in _LAYERS)
     if layer and count <= int(layer[1]) < count + more:  # predict further tokens, and answer nothing
         return False
-    part = name.rpartition(".")[0]
-    while part and part not in modules:
-        part = part.rpartition(".")[0]
-    return part not in ("", model.base_model_prefix)
+    front = model.base_model_prefix
+    for whole in (name, f"{front}.{name}"):  # transformers puts it in front of what lacks it
+        part = whole.rpartition(".")[0]
+        while part and part not in modules:
+            part = part.rpartition(".")[0]
+        if part not in ("", front):
+            return True
+    return False
 
 
 def _as_meta(held: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -296,7 +303,7 @@ def _is(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(said: list[str] | None = None) -> Iterator[None]:
+def quiet(said: list[str] | None = None) -> Iterator[None]:
     """What transformers logs and shows meanwhile is kept in ``said``: the rehearsal tells it in its own
     words."""
     import transformers.utils.logging as settings
@@ -344,7 +351,7 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
     config = PeftConfig.from_pretrained(str(adapter))
     config.init_lora_weights = True  # others compute with the base's numbers; names and shapes are the same
     try:
-        with _quiet():
+        with quiet():
             wrapped = get_peft_model(model, copy.deepcopy(config), low_cpu_mem_usage=True)
             result = set_peft_model_state_dict(wrapped, _as_meta(held), low_cpu_mem_usage=True)
     except Exception as error:
@@ -356,8 +363,6 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
             f"{_is(left)} nothing of that model's; give its own base, or save it again from the plain model"
         )
     missing = sorted(name for name in result.missing_keys if _is_adapters(name, config.bias))
-    if not held:
-        raise HarnessError(f"{adapter}: its weights are not whole: there is no tensor; save it again")
     if missing:
         raise HarnessError(
             f"{adapter}: its weights are not whole: {_named([_saved(name) for name in missing])} "
@@ -366,7 +371,10 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
 
 
 def _is_adapters(name: str, bias: str) -> bool:
-    """Whether one of the tensors of a model with an adapter is the adapter's."""
+    """Whether one of the tensors of a model with an adapter is the adapter's, and has to be in its file. Of
+    saved modules and tokens peft itself misses what is not there, and knows which are tied."""
+    if ".modules_to_save." in name or ".token_adapter." in name:
+        return False
     if ".default" in name:
         return True
     return name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and ".base_layer." in name))

@@ -29,10 +29,10 @@ class HFEngine(IdEngine):
         self._static_cache = static_cache
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
-        self._rows = model_limits.embedding_rows(model)
-        self.stop_ids = models.stop_ids(eos, tokenizer, self._rows)
+        self.rows = model_limits.embedding_rows(model)
+        self.stop_ids = models.stop_ids(eos, tokenizer, self.rows)
         self.context_tokens = model_limits.context_tokens(model)
-        self._pad_id = model_limits.padding_id(tokenizer, self._rows, min(self.stop_ids))
+        self._pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
         # generate() fills what a call leaves open from the model's own configuration, which may sample,
         # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
         model.generation_config = GenerationConfig()
@@ -89,7 +89,7 @@ class HFEngine(IdEngine):
 
     def _check(self, ids: Sequence[int], *, room: int = 0) -> None:
         """Raises HarnessError for ids that the model has not, or too many for ``room`` tokens behind them."""
-        model_limits.check_ids(self.tokenizer, ids, self._rows, "a prompt")
+        model_limits.check_ids(self.tokenizer, ids, self.rows, "a prompt")
         if len(ids) + room > self.context_tokens:
             raise HarnessError(
                 f"a prompt has {len(ids):,} tokens and the model's context {self.context_tokens:,}"

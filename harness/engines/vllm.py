@@ -129,7 +129,7 @@ class VLLMEngine(IdEngine):
                     one.call("load_adapter", adapter=adapter)
                 self._numbers[stamp] = number
         self.tokenizer, self._adapter = tokenizer, adapter
-        self.stop_ids, self._rows = stops, rows
+        self.stop_ids, self.rows = stops, rows
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         places, size = range(len(prompts)), CHUNK * len(self._replicas)
@@ -168,7 +168,7 @@ class VLLMEngine(IdEngine):
         self, prompts: Sequence[list[int]], samplings: Sequence[dict[str, Any]], *, progress: bool = False
     ) -> list[Made]:
         for prompt in prompts:
-            model_limits.check_ids(self.tokenizer, prompt, self._rows, "a prompt")
+            model_limits.check_ids(self.tokenizer, prompt, self.rows, "a prompt")
         on_made = self.on_progress if progress else lambda answers: None
         return replica.generate(self._replicas, prompts, samplings, adapter=self._adapter, on_made=on_made)
 
