@@ -303,7 +303,8 @@ def _load_whole(
             model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
     except Exception as error:
         raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
-    weights.check_loaded(folder, model, info)
+    scales = getattr(config, "quantization_config", None) is not None
+    weights.check_loaded(folder, model, info, scales=scales)
     if renamed:  # what is saved has the model's own names
         kept = [one for one in model._weight_conversions if not {*one.source_patterns} & renamed.keys()]
         model._weight_conversions = kept
@@ -366,11 +367,15 @@ def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weig
 def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
     """How the weights of a checkpoint's folders fit, before any engine reads them; None where that can't be
     said without reading them. Raises HarnessError where they do not."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     assert model.folder is not None
     whole = model.base or model.folder
-    _, found = _fit(whole, kind or AutoModelForCausalLM, check(whole))
+    held = check(whole)
+    for one in [kind] if kind else [AutoModelForCausalLM, AutoModelForImageTextToText]:
+        _, found = _fit(whole, one, held)
+        if found:
+            break
     if model.base:
         _check_adapter(model.folder, whole, found)
     return found
@@ -391,6 +396,8 @@ def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
     others = list(checkpoint_limits.unread(whole))
     if others and not (whole / checkpoint_limits.INDEX).is_file():
         raise HarnessError(f"{others[0]}; vLLM would read them too: take them out, or use --engine hf")
+    if found:
+        weights.check_tied(whole, found.model, checkpoint_limits.weight_files(whole))
     return found.rows if found else model_limits.UNBOUNDED
 
 

@@ -121,12 +121,42 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
     return Fit(landed.model, rows, renamed, taken_off, tuple(_notes(folder, landed, taken_off)))
 
 
-def check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
-    """The same of a model as it has been loaded: ``info`` is transformers' ``output_loading_info``."""
-    landed = _sorted_out(model, info, [])
-    landed.inside = []  # of quantised weights, scales that their own code has read
+def check_loaded(folder: Path, model: Any, info: Mapping[str, Any], *, scales: bool) -> None:
+    """The same of a model as it has been loaded: ``info`` is transformers' ``output_loading_info``.
+    ``scales``: quantised weights have further tensors, which their own code reads."""
+    landed = _sorted_out(model, info)
+    if scales:
+        landed.inside = []
     if landed.wrong:
         raise HarnessError(f"{folder}: {_wrong(landed, [])}")
+
+
+def check_tied(folder: Path, model: Any, files: Iterable[Path]) -> None:
+    """Raises HarnessError for a head that config.json ties to the embedding and that has other numbers.
+
+    transformers then unties them, and vLLM leaves the head's out: two engines would measure two models.
+    """
+    from safetensors import safe_open
+
+    where: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            where |= dict.fromkeys(opened.keys(), file)
+    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if name in where and source in where:
+            one, other = (_tensor(where[key], key) for key in (name, source))
+            if one.shape != other.shape or not bool((one == other).all()):
+                raise HarnessError(
+                    f"{folder}: config.json ties {_quoted(name)} to {_quoted(source)}, and the two differ: "
+                    "set tie_word_embeddings to false there, or use --engine hf, which reads both"
+                )
+
+
+def _tensor(file: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
 
 
 def _ways(names: Sequence[str]) -> Iterator[tuple[dict[str, str], str]]:
@@ -159,10 +189,10 @@ def _rehearsed(
     except Exception:
         broken = _CONVERSION.findall(_COLOURS.sub("", "\n".join(said)))
         return _Landed(built, [], [], sorted(set(broken)), [], []) if broken else None
-    return _sorted_out(model, info, list(given))
+    return _sorted_out(model, info)
 
 
-def _sorted_out(model: Any, info: Mapping[str, Any], given: Sequence[str]) -> _Landed:
+def _sorted_out(model: Any, info: Mapping[str, Any]) -> _Landed:
     misshapen = [(name, tuple(one), tuple(other)) for name, one, other in sorted(info["mismatched_keys"])]
     own = {name for name, _ in model.named_parameters()}
     missing = {name for name in info["missing_keys"] if name in own or not _COMPUTED.search(name)}

@@ -277,3 +277,39 @@ def test_a_judge_keeps_the_ends_that_its_model_declares(tmp_path: Path) -> None:
     first = judge.generate([[5, 6, 7]], 6)[0]
     assert first != whole
     assert judge.generate([[5, 6, 7]], 6)[0] == first
+
+
+# --- through the command line ------------------------------------------------------------------------
+
+
+def test_a_training_is_cut_at_the_models_context_and_says_so(
+    saved: Saved, tmp_path: Path, command: Callable[..., Any], small: Any
+) -> None:
+    folder = saved("gpt2", n_embd=32, n_layer=1, n_head=2, n_positions=60)
+    ended = command("train", "vanilla", "--out", tmp_path / "cut", *small(model=folder))
+    assert ended.code == 0, ended.err
+    told = " ".join(ended.out.split())
+    record = json.loads(next((tmp_path / "cut").rglob("training.json")).read_text(encoding="utf-8"))
+    assert record["truncated_examples"] > 0
+    assert f"of 32 examples {record['truncated_examples']} lost their answer's end" in told
+    assert "were left out at the model's context of 60 tokens (training.too_long)" in told
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (lambda: larger("do", "many", "How"), "training example 'gsm8k-mini-"),
+        (endless, "nothing ends an answer in the chat template of"),
+    ],
+    ids=["more-tokens", "no-end"],
+)
+def test_a_training_that_cannot_be_is_one_line(
+    changed: Callable[[], Any], says: str, tmp_path: Path, command: Callable[..., Any], small: Any
+) -> None:
+    folder = Path(shutil.copytree(seed_model_path(), tmp_path / "model"))
+    changed().save_pretrained(folder)
+    ended = command("train", "vanilla", "--out", tmp_path / "run", *small(model=folder))
+    assert ended.code == 1
+    assert says in " ".join(ended.out.split())
+    assert "Traceback" not in ended.out + ended.err
+    assert not list((tmp_path / "run").rglob("checkpoint"))

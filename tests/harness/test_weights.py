@@ -86,6 +86,34 @@ def refused(folder: Path, **options: Any) -> str:
     return line
 
 
+def test_vllm_is_not_started_with_what_does_not_land(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills an adapter's gaps with nothing, too."""
+    from harness import judge_models
+    from harness.config import ResponsesConfig
+    from harness.engines import replica, vllm
+
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("vLLM was started")
+
+    monkeypatch.setattr(replica, "Replica", started)
+    monkeypatch.setattr(vllm, "Replica", started)
+    place, _ = adapter(tmp_path / "adapter")
+    renamed(place, lambda name: name.replace("model.layers", "_orig_mod.model.layers"), ADAPTER)
+    renamed(folder, lambda name: None if "layers.2.mlp.up" in name else name)
+    settings = ResponsesConfig()
+    with pytest.raises(HarnessError, match="nothing of that model's"):
+        vllm.VLLMEngine.open(Checkpoint(place, seed_model_path()), settings, "cpu")
+    for ask in (
+        lambda: vllm.VLLMEngine.open(Checkpoint(folder), settings, "cpu"),
+        lambda: vllm.VLLMEngine.open(Checkpoint(place, folder), settings, "cpu"),
+        lambda: judge_models.load(folder, "vllm", "float32", "cpu", 2),
+    ):
+        with pytest.raises(HarnessError, match=r"'model\.layers\.2\.mlp\.up_proj\.weight' is missing"):
+            ask()
+
+
 # --- names -----------------------------------------------------------------------------------------
 
 WRAPPED: dict[str, Names] = {
@@ -231,6 +259,18 @@ def test_an_untied_head_must_be_there(folder: Path) -> None:
     embedding = load_file(folder / WHOLE)["model.embed_tokens.weight"]
     more(folder, **{"lm_head.weight": embedding.clone()})
     assert torch.allclose(logp(loaded(folder)), seed_logp())
+
+
+def test_a_head_that_is_tied_and_differs_is_not_for_vllm(folder: Path) -> None:
+    """transformers reads it, and vLLM does not."""
+    embedding = load_file(folder / WHOLE)["model.embed_tokens.weight"]
+    more(folder, **{"lm_head.weight": embedding.clone()})
+    assert models.fit_for_vllm(Checkpoint(folder)) == 1400
+    more(folder, **{"lm_head.weight": embedding * 2})
+    logits = torch.log_softmax(2 * loaded(seed_model_path())(IDS).logits, -1)
+    assert torch.allclose(logp(loaded(folder)), logits, atol=1e-4)
+    with pytest.raises(HarnessError, match=r"ties 'lm_head\.weight' to 'model\.embed_tokens\.weight'"):
+        models.fit_for_vllm(Checkpoint(folder))
 
 
 def test_a_classifier_without_its_head_is_refused(folder: Path) -> None:
@@ -559,3 +599,21 @@ def test_merging_refuses_what_does_not_land(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="nothing of that model's"):
         models.merge(seed_model_path(), place, "float32", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+# --- through the command line ------------------------------------------------------------------------
+
+
+def test_answers_of_an_adapter_that_does_not_land_are_never_the_bases(
+    tmp_path: Path, command: Callable[..., Any], small: Any
+) -> None:
+    place, _ = adapter(tmp_path / "adapter")
+    renamed(place, lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."), ADAPTER)
+    ended = command(
+        "respond", place, "--tasks", "gsm8k-mini", "--out", tmp_path / "run", "--set", "responses.limit=4"
+    )
+    assert ended.code == 1
+    told = " ".join((ended.out + ended.err).split())
+    assert "'base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight' (and 15 more)" in told
+    assert "Traceback" not in told
+    assert not list((tmp_path / "run").rglob("responses.jsonl"))
