@@ -41,7 +41,8 @@ class Format:
     """What there is to know of a tokenizer's chat template.
 
     ``before`` and ``behind``: what a template writes around an answer, as text; ``end``: the ids of
-    ``behind``, up to and including the end-of-turn token; ``specials_behind``: special tokens in it in all.
+    ``behind``, up to and including the end-of-turn token, none where nothing ends an answer;
+    ``specials_behind``: special tokens in it in all.
     """
 
     has_system_role: bool
@@ -79,12 +80,9 @@ def _format_of(tokenizer: Any, template: str) -> Format:
         raise HarnessError(f"the chat template of '{tokenizer.name_or_path}' does not show the answer's text")
     ids = token_ids(tokenizer, behind)
     first = next((place for place, token in enumerate(ids) if token in special), None)
-    if first is None and tokenizer.eos_token_id is None:
-        raise HarnessError(
-            f"nothing ends an answer in the chat template of '{tokenizer.name_or_path}', and its tokenizer "
-            "has no eos_token; name one in tokenizer_config.json"
-        )
     end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
+    if end[-1] is None:
+        end = []
     return Format(
         has_system_role=_shows_system(tokenizer),
         special_ids=frozenset(special),
@@ -110,8 +108,15 @@ def has_system_role(tokenizer: Any) -> bool:
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The token that ends an answer, in training and therefore at inference."""
-    return format_of(tokenizer).end[-1]
+    """The token that ends an answer, in training and therefore at inference. Raises HarnessError where there
+    is none."""
+    end = format_of(tokenizer).end
+    if not end:
+        raise HarnessError(
+            f"nothing ends an answer in the chat template of '{tokenizer.name_or_path}', and its tokenizer "
+            "has no eos_token; name one in tokenizer_config.json"
+        )
+    return end[-1]
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:
@@ -201,6 +206,7 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
     if not example.answer.strip():
         raise HarnessError(f"training example '{example.id}' has an empty answer")
     form = format_of(tokenizer)
+    end_of_turn_id(tokenizer)  # or there is nothing to learn the end from
     for message in example.messages:
         spelled = next((text for text in form.special_texts if text in message.content), None)
         if spelled:
