@@ -387,7 +387,8 @@ def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
     whole = model.base or model.folder
     assert whole is not None
     found = fit(model, kind)
-    weights.noted(found.notes if found else ())
+    unknown = f"{whole}: its weights cannot be compared with its architecture before vLLM reads them"
+    weights.noted(found.notes if found else [unknown])
     if found and found.taken_off:
         raise HarnessError(
             f"{whole}: the wrapper's prefix '{found.taken_off}' in its tensors' names is not taken off by "

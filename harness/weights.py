@@ -42,6 +42,8 @@ _COMPUTED = re.compile(
     r"|num_batches_tracked|version)$"
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+# Of quantised weights, what not every way of packing has.
+_OPTIONAL = re.compile(r"(g_idx|(input|output|activation|q|k|v)_scale\w*|zero_point)$")
 _LAYERS = ("num_hidden_layers", "num_nextn_predict_layers")
 _WHOLE_NUMBERS = re.compile(r"(I|U)\d+|BOOL")
 _CONVERSION = re.compile(r"^(\S+)\s*\|\s*CONVERSION", re.MULTILINE)
@@ -127,6 +129,7 @@ def check_loaded(folder: Path, model: Any, info: Mapping[str, Any], *, scales: b
     landed = _sorted_out(model, info)
     if scales:
         landed.inside = []
+        landed.missing = [name for name in landed.missing if not _OPTIONAL.search(name)]
     if landed.wrong:
         raise HarnessError(f"{folder}: {_wrong(landed, [])}")
 
@@ -201,8 +204,9 @@ def _sorted_out(model: Any, info: Mapping[str, Any]) -> _Landed:
     missing -= {name for name, source in tied.items() if source in missing}
     left = sorted(name for name in info["unexpected_keys"] if not _COMPUTED.search(name))
     modules = {name for name, _ in model.named_modules()}
-    inside = [name for name in left if _is_inside(model, modules, name)]
-    return _Landed(model, sorted(missing), misshapen, [], inside, [one for one in left if one not in inside])
+    inside = {name for name in left if _is_inside(model, modules, name)}
+    outside = [name for name in left if name not in inside]
+    return _Landed(model, sorted(missing), misshapen, [], sorted(inside), outside)
 
 
 def _is_inside(model: Any, modules: set[str], name: str) -> bool:
@@ -255,7 +259,8 @@ def _check_types(folder: Path, model: Any, held: Mapping[str, Tensor]) -> None:
 def _check_twice(folder: Path, landed: _Landed) -> None:
     """One file with two sets of weights: plain names, and the same names as a wrapper writes them."""
     own = set(landed.model.state_dict())
-    twice = [name for name in landed.outside if _WRAPPER.search(name) and _WRAPPER.sub("", name) in own]
+    bare = {name: _WRAPPER.sub("", name) for name in landed.outside}
+    twice = [name for name, plain in bare.items() if own & {plain, plain.removeprefix("module.")}]
     if twice:
         raise HarnessError(
             f"{folder}: two sets of weights: {_named(twice)} {_is(twice)} there without the wrapper's prefix "

@@ -194,9 +194,10 @@ def test_tensors_in_the_models_own_parts_are_not_left_out(config: dict[str, Any]
     assert "in no part that config.json describes" in refused(folder)
 
 
-def test_a_second_set_under_a_wrappers_names_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("front", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_a_second_set_under_a_wrappers_names_is_refused(front: str, folder: Path) -> None:
     given = load_file(folder / WHOLE)
-    more(folder, **{f"_orig_mod.{name}": value + 1 for name, value in given.items()})
+    more(folder, **{f"{front}{name}": value + 1 for name, value in given.items()})
     assert "two sets of weights" in refused(folder)
 
 
@@ -363,6 +364,22 @@ def test_experts_that_do_not_make_one_tensor_are_named(
     else:
         renamed(folder, lambda one: None if one == name else one)
     assert "'model.layers.1.mlp.experts." in refused(folder)
+
+
+@pytest.mark.parametrize("gone", ["model.norm.weight", "model.layers.0.mlp.up_proj.qweight"])
+def test_a_quantised_model_lacks_no_weights_either(gone: str) -> None:
+    """Its scales are its own code's, which reads or does without them."""
+    model = loaded(seed_model_path())
+    nothing: dict[str, Any] = {"mismatched_keys": [], "error_msgs": []}
+    scales = {"unexpected_keys": {"model.layers.0.mlp.up_proj.weight_scale"}}
+    optional = {"missing_keys": {"model.layers.0.mlp.up_proj.g_idx", "model.layers.0.self_attn.k_scale"}}
+    weights.check_loaded(Path("x"), model, {**nothing, **scales, **optional}, scales=True)
+    with pytest.raises(HarnessError, match="weight_scale' is in no part that config"):
+        weights.check_loaded(Path("x"), model, {**nothing, **scales, "missing_keys": set()}, scales=False)
+    with pytest.raises(
+        HarnessError, match=f"x: not the weights of its LlamaForCausalLM: '{gone}' is missing"
+    ):
+        weights.check_loaded(Path("x"), model, {**nothing, **scales, "missing_keys": {gone}}, scales=True)
 
 
 # --- two sets in a folder --------------------------------------------------------------------------
