@@ -324,13 +324,17 @@ def _from_pretrained(
     given = {
         "dtype": getattr(torch, dtype),
         "use_safetensors": True,
-        "trust_remote_code": False,
         "output_loading_info": True,
         "key_mapping": renamed or None,
         **options,
     }
     model, info = kind.from_pretrained(
-        folder, config=config, attn_implementation=None, experts_implementation=None, **given
+        folder,
+        config=config,
+        trust_remote_code=False,
+        attn_implementation=None,
+        experts_implementation=None,
+        **given,
     )
     return model, info
 
@@ -351,7 +355,9 @@ def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weig
         del plain.quantization_config
 
     def build() -> Any:
-        return kind.from_config(config=plain, attn_implementation=None, experts_implementation=None)
+        return kind.from_config(
+            config=plain, trust_remote_code=False, attn_implementation=None, experts_implementation=None
+        )
 
     def load(built: Any, given: dict[str, Any], renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
         nowhere = {"state_dict": given, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import model_limits
-from harness.checkpoint_limits import Tensor
+from harness.checkpoint_limits import ADAPTER_CONFIG, Tensor
 from harness.contracts import HarnessError
 from harness.text import one_line, shortened
 
@@ -383,7 +383,7 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
     base's own answers would stand under the adapter's name."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(adapter))
+    config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(adapter / ADAPTER_CONFIG)))
     config.init_lora_weights = True  # others compute with the base's numbers; names and shapes are the same
     try:
         with quiet():
