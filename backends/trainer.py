@@ -341,7 +341,7 @@ def train(
     _choose_attention(model, settings)
     model.config.use_cache = False
     model = tuning.with_adapters(model, settings)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_id = _pad_id(model, tokenizer)
     head = TargetHead(model)
 
     before = time.perf_counter()
@@ -429,7 +429,7 @@ def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any
     head = TargetHead(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
-    pad_id = tokenizer.pad_token_id or 0
+    pad_id = _pad_id(model, tokenizer)
     packed = settings.batching == "padding-free"
     (dealt,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
     micros = [collate(micro, pad_id, packed).to(model.device) for micro in dealt]
@@ -443,6 +443,12 @@ def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any
         optimizer.zero_grad()
 
     return step
+
+
+def _pad_id(model: Any, tokenizer: Any) -> int:
+    """What fills a micro-batch's rows, which nothing reads: the tokenizer's token, if the model embeds it."""
+    found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(found) if found is not None and found < model.get_input_embeddings().weight.shape[0] else 0
 
 
 def _arguments(settings: Any, seed: int, places: Places) -> transformers.TrainingArguments:

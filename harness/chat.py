@@ -57,9 +57,10 @@ class Format:
     """What there is to know of a tokenizer's chat template.
 
     ``before`` and ``behind``: what a template writes around an answer, as text; ``end``: the ids of
-    ``behind``, up to and including the end-of-turn token; ``specials_behind``: special tokens in it in all.
-    ``text_end``: an end of turn that is no special token, "" where there is none; ``next_turn``: the same up
-    to the next user's words; ``stops``: every token that ends an answer by the template.
+    ``behind``, up to and including the end-of-turn token, none where nothing ends an answer;
+    ``specials_behind``: special tokens in it in all. ``text_end``: an end of turn that is no special token,
+    "" where there is none; ``next_turn``: the same up to the next user's words; ``stops``: every token that
+    ends an answer by the template.
     """
 
     has_system_role: bool
@@ -117,6 +118,8 @@ def _format_of(tokenizer: Any, template: str) -> Format:
     ids = token_ids(tokenizer, behind)
     first = next((place for place, token in enumerate(ids) if token in special), None)
     end = ids[: first + 1] if first is not None else [*ids, tokenizer.eos_token_id]
+    if end[-1] is None:
+        end = []
     text_end = _before_specials(behind, texts)
     text_ids = token_ids(tokenizer, text_end)
     own_token = len(text_ids) == 1 and _like_a_token(text_end)
@@ -130,7 +133,7 @@ def _format_of(tokenizer: Any, template: str) -> Format:
         specials_behind=sum(token in special for token in ids),
         text_end=text_end,
         next_turn=_next_turn(tokenizer, turns, texts),
-        stops=frozenset({end[-1], *(text_ids if own_token else ())}),
+        stops=frozenset({*end[-1:], *(text_ids if own_token else ())}),
     )
 
 
@@ -171,13 +174,23 @@ def has_system_role(tokenizer: Any) -> bool:
 
 
 def end_of_turn_id(tokenizer: Any) -> int:
-    """The token that ends an answer, in training and therefore at inference."""
-    return format_of(tokenizer).end[-1]
+    """The token that ends an answer, in training and therefore at inference. Raises HarnessError where there
+    is none."""
+    end = format_of(tokenizer).end
+    if not end:
+        raise HarnessError(
+            f"nothing ends an answer in the chat template of '{tokenizer.name_or_path}', and its tokenizer "
+            "has no eos_token; name one in tokenizer_config.json"
+        )
+    return end[-1]
 
 
 def template_stops(tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer by the chat template; none without one."""
-    return format_of(tokenizer).stops if getattr(tokenizer, "chat_template", None) else frozenset()
+    """Every token that ends an answer by the chat template; none without one. Raises HarnessError where the
+    template has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return frozenset()
+    return format_of(tokenizer).stops or frozenset({end_of_turn_id(tokenizer)})
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:
@@ -308,6 +321,7 @@ def encode(tokenizer: Any, example: Example) -> Encoded:
     if not example.answer.strip():
         raise HarnessError(f"training example '{example.id}' has an empty answer")
     form = format_of(tokenizer)
+    end_of_turn_id(tokenizer)  # or there is nothing to learn the end from
     for message in example.messages:
         spelled = next((text for text in form.spelled if text in message.content), None)
         if spelled:

@@ -19,11 +19,13 @@ from typing import Any
 from harness.contracts import HarnessError
 from harness.reading import check_size
 from harness.store import read_json
-from harness.text import shortened
+from harness.text import one_line, shortened
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 LARGEST_JSON = 64 * 2**20  # bytes; Kimi K2's index of 140,000 tensors has 15 MB
 LARGEST_TOKENIZER = 256 * 2**20  # bytes; the largest known have 35 MB
@@ -119,6 +121,8 @@ def tensors(files: Iterable[Path]) -> dict[str, Tensor]:
             _check_header(file)
             with safe_open(file, "np") as opened:  # compares the header with the file's length
                 for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                    if name in found:
+                        raise ValueError(f"tensor '{name[:80]}' is in {found[name].file} too")
                     part = opened.get_slice(name)
                     found[name] = Tensor(file.name, part.get_dtype(), tuple(part.get_shape()))
         except Exception as error:
@@ -140,11 +144,42 @@ def _check_header(file: Path) -> None:
         raise ValueError(f"a header of {size:,} bytes")
 
 
-def _check_index(folder: Path) -> None:
-    """The list of a model's files must name files that lie beside it."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a whole model's weights, as transformers chooses them. Raises HarnessError where there
+    are two sets of them, or none is named."""
+    whole, named = folder / WHOLE, sorted({*_indexed(folder).values()})
+    if whole.is_file() and named not in ([], [WHOLE]):
+        raise HarnessError(
+            f"{folder}: two sets of weights: {WHOLE}, and the files of {INDEX} ({named[0]}, …); take one out"
+        )
+    if named:
+        return [folder / file for file in named]
+    if not whole.is_file():
+        there = sorted(file.name for file in folder.glob("*.safetensors"))
+        raise HarnessError(
+            f"{folder}: no {WHOLE} and no {INDEX}, one of which says which weights to read; there is "
+            f"'{one_line(there[0])[:80] if there else 'nothing'}'"
+        )
+    return [whole]
+
+
+def unread(folder: Path) -> Iterator[str]:
+    """A line on weights in a model's or adapter's folder that are not read."""
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    read = [folder / ADAPTER_WEIGHTS] if adapter else weight_files(folder)
+    others = sorted({file.name for file in folder.glob("*.safetensors")} - {file.name for file in read})
+    if others:
+        shown = ", ".join(one_line(name)[:80] for name in others[:3])
+        more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
+        names = read[0].name if len(read) == 1 else f"the {len(read)} files of {INDEX}"
+        yield f"{folder}: {names} {'is' if len(read) == 1 else 'are'} read, and not {shown}{more} beside it"
+
+
+def _indexed(folder: Path) -> dict[str, str]:
+    """The file of each tensor, by the list of a model's files, if it has one. They must lie beside it."""
     path = folder / INDEX
     if not path.is_file():
-        return
+        return {}
     named = object_of(path).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise HarnessError(f"{path}: no weight_map, which says where each tensor is; fetch it again")
@@ -153,6 +188,7 @@ def _check_index(folder: Path) -> None:
             raise HarnessError(f"{path}: '{file[:80]}' is no safetensors file of this folder")
         if not (folder / file).is_file():
             raise HarnessError(f"{path}: '{file[:80]}' is not there; fetch it")
+    return {str(tensor): str(file) for tensor, file in named.items()}
 
 
 def object_of(path: Path) -> dict[str, Any]:
@@ -169,8 +205,13 @@ def object_of(path: Path) -> dict[str, Any]:
 def check_model(folder: Path) -> dict[str, Tensor]:
     """Look at a whole model's folder: its tensors, by name. Raises HarnessError, which names file, key and
     value, for a config.json that claims what its weights cannot hold."""
-    _check_index(folder)
-    held = tensors(sorted(folder.glob("*.safetensors")))
+    held = tensors(weight_files(folder))
+    gone = sorted(name for name in _indexed(folder) if name not in held)
+    if gone:
+        raise HarnessError(
+            f"{folder / INDEX}: tensor '{one_line(gone[0])[:120]}' is not in the file that it names"
+            f"{f' (and {len(gone) - 1:,} more)' if len(gone) > 1 else ''}; fetch the folder again"
+        )
     path = folder / CONFIG
     config = object_of(path)
     if config.get("transformers_weights") is not None:

@@ -187,13 +187,27 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
 
 def _model(shop: Workshop) -> Iterator[Finding]:
     for name in (shop.config.model, *shop.config.checkpoints.values()):
-        if name.startswith(models.SERVER) or models.is_here(name):
-            continue
-        yield _on_hub(name, "model")
-    if models.is_here(shop.config.model):
-        yield Finding(
-            "pass", "model", f"{shop.config.model} is here and whole: {models.locate(shop.config.model)}"
-        )
+        if not (name.startswith(models.SERVER) or models.is_here(name)):
+            yield _on_hub(name, "model")
+        elif not name.startswith(models.SERVER):
+            yield _whole(name)
+
+
+def _whole(name: str) -> Finding:
+    """Whether a folder's tensors are its model's, or an adapter's its base's, by their names and shapes."""
+    try:
+        checkpoint = models.checkpoint(name)
+        assert checkpoint.folder is not None
+        found = models.fit(checkpoint)
+        stops = models.declared_stops(checkpoint.base or checkpoint.folder)
+        rows = {"rows": found.rows} if found else {}
+        models.stop_ids(stops, models.load_tokenizer(checkpoint.folder), **rows)
+    except HarnessError as error:
+        return Finding("fail", "model", str(error), "give a whole model, or save it again")
+    notes = "; ".join(found.notes) if found else "its weights are looked at only when they are loaded"
+    if notes:
+        return Finding("warn", "model", notes, "look whether that is what you want to measure")
+    return Finding("pass", "model", f"{name} is here and whole: {checkpoint.folder}")
 
 
 def _data(shop: Workshop) -> Iterator[Finding]:

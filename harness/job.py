@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import models, registry
+from harness import model_limits, models, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, Method
 from harness.measure import cost
@@ -71,9 +71,12 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     with cost() as training, _enough_memory():
         model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
+        tokenizer, rows = models.load_tokenizer(job.seed_model), model_limits.embedding_rows(model)
+        for example in (*job.examples, *job.safety_examples):
+            model_limits.check_ids(tokenizer, example.input_ids, rows, f"training example '{example.id}'")
         record: dict[str, Any] = trainer.train(
             model,
-            models.load_tokenizer(job.seed_model),
+            tokenizer,
             job.examples,
             make_method(job.method, job.options),
             settings,

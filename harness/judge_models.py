@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from harness import chat, models
+from harness import chat, model_limits, models
 from harness.contracts import HarnessError, JudgeModel
 from harness.store import read_json
 
@@ -48,48 +49,54 @@ def context_tokens(folder: Path) -> int:
     return models.context_tokens(_config(folder))
 
 
+def _kind(architecture: str) -> Any:
+    """transformers' AutoModel class of an architecture, None for a plain language model."""
+    import transformers
+
+    kinds = {
+        "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+        "ForConditionalGeneration": transformers.AutoModelForImageTextToText,
+    }
+    return next((kind for suffix, kind in kinds.items() if architecture.endswith(suffix)), None)
+
+
 class HFModel:
     """transformers: batches sorted by length, halved where the device's memory does not hold them."""
 
     def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
-        import transformers
-
         self.tokenizer = models.load_tokenizer(folder)
-        self.context_tokens = context_tokens(folder)
         self._batch_size, self._device = batch_size, device
-        kind = next(
-            (
-                auto
-                for suffix, auto in (
-                    ("ForSequenceClassification", transformers.AutoModelForSequenceClassification),
-                    ("ForConditionalGeneration", transformers.AutoModelForImageTextToText),
-                )
-                if architecture.endswith(suffix)
-            ),
-            None,
-        )
-        self._model = models.load_model(folder, dtype, device, kind=kind)
+        self._model = models.load_model(folder, dtype, device, kind=_kind(architecture))
         self._model.eval()
+        self.context_tokens = model_limits.context_tokens(self._model)
+        self._rows = model_limits.embedding_rows(self._model)
 
     def close(self) -> None:
+        self.__dict__.pop("_engine", None)
         del self._model
         models.free_device()
+
+    @functools.cached_property
+    def _engine(self) -> Any:
+        """One for all calls: it takes the model's generation settings, stop tokens among them, off it."""
+        from harness.engines.hf import HFEngine
+
+        return HFEngine(self._model, self.tokenizer, self._batch_size)
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> list[str]:
-        from harness.engines.hf import HFEngine
-
-        engine = HFEngine(self._model, self.tokenizer, self._batch_size)
-
         def some(rows: Sequence[int]) -> list[str]:
-            ids = engine.generate([prompts[row] for row in rows], max_tokens)
+            ids = self._engine.generate([prompts[row] for row in rows], max_tokens)
             return [chat.text_of(self.tokenizer, one) for one in ids]
 
         return self._in_batches(some, [len(prompt) for prompt in prompts])
 
     def choose(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
         import torch
+
+        for ids in (*prompts, tokens):
+            model_limits.check_ids(self.tokenizer, ids, self._rows, "a judge's prompt")
 
         @torch.inference_mode()  # type: ignore[untyped-decorator]
         def some(rows: Sequence[int]) -> list[list[float]]:
@@ -121,6 +128,8 @@ class HFModel:
             firsts, seconds = zip(*(pairs[row] for row in rows), strict=True)
             texts = (list(firsts), list(seconds)) if any(firsts) else (list(seconds),)
             batch = self.tokenizer(*texts, padding=True, return_tensors="pt").to(self._device)
+            for ids in batch["input_ids"].tolist():
+                model_limits.check_ids(self.tokenizer, ids, self._rows, "a judge's prompt")
             logits = self._model(**batch).logits.float()
             found = logits.sigmoid() if several else logits.softmax(-1)
             return [
@@ -159,14 +168,18 @@ class VLLMModel:
         from harness.engines.replica import Replica
 
         models.check(folder)
+        kind = _kind((_config(folder).get("architectures") or [""])[0])
+        self._rows = models.fit_for_vllm(models.Checkpoint(folder), kind)
         self.tokenizer = models.load_tokenizer(folder)
-        self._stops = sorted(models.stop_ids(models.declared_stops(folder), self.tokenizer))
+        self._stops = sorted(models.stop_ids(models.declared_stops(folder), self.tokenizer, self._rows))
         self._replica = Replica(
             folder,
             device,
             dtype=dtype,
             enforce_eager=device == "cpu",
             generation_config="vllm",
+            config_format="hf",  # and not Mistral's own files, which have not been checked
+            load_format="safetensors",
             logprobs_mode="processed_logprobs",
             structured_outputs_config=NO_BLANKS,
         )
@@ -184,6 +197,8 @@ class VLLMModel:
     def _ask(self, prompts: Sequence[list[int]], **sampling: Any) -> list[Made]:
         from harness.engines import replica
 
+        for ids in prompts:
+            model_limits.check_ids(self.tokenizer, ids, self._rows, "a judge's prompt")
         return replica.generate([self._replica], prompts, [sampling] * len(prompts))
 
     def generate(

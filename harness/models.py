@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness import checkpoint_limits, tokenizing
+from harness import checkpoint_limits, model_limits, tokenizing, weights
 from harness.checkpoint_limits import Tensor, object_of
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
@@ -17,7 +19,7 @@ from harness.store import file_hash
 
 MINI = "mini"
 ADAPTER_CONFIG = checkpoint_limits.ADAPTER_CONFIG
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = checkpoint_limits.ADAPTER_WEIGHTS
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
@@ -164,17 +166,21 @@ def declared_stops(folder: Path) -> int | list[int] | None:
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             config = object_of(folder / name)
-            found: int | list[int] | None = _of_text(config).get("eos_token_id")
+            found: int | list[int] | None = model_limits.text_part(config).get("eos_token_id")
             return found
     return None
 
 
-def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
+def stop_ids(
+    declared: int | list[int] | None, tokenizer: Any, rows: int = model_limits.UNBOUNDED
+) -> set[int]:
     """Every token that ends an answer: those that the model's generation settings declare, the tokenizer's
-    end of sequence, and what its chat template writes behind an answer. Raises HarnessError where a model
-    declares what is no token."""
+    end of sequence, and what its chat template writes behind an answer. ``rows``: of the model's embedding.
+    Raises HarnessError where a model declares what is no token, where a template writes one that the model
+    has not, and where nothing ends an answer."""
     from harness import chat
 
+    model_limits.check_template(tokenizer, rows)
     found = {tokenizer.eos_token_id}
     for token in declared if isinstance(declared, list) else [declared]:
         if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
@@ -184,19 +190,26 @@ def stop_ids(declared: int | list[int] | None, tokenizer: Any) -> set[int]:
             )
         found.add(token)
     found |= chat.template_stops(tokenizer)
-    return {token for token in found if token is not None}
+    ends = {token for token in found if token is not None and token < rows}
+    if not ends:
+        raise HarnessError(
+            f"{tokenizer.name_or_path}: nothing ends an answer; name an eos_token in tokenizer_config.json, "
+            "or an eos_token_id in generation_config.json"
+        )
+    return ends
 
 
 def context_tokens(config: Mapping[str, Any]) -> int:
     """The longest prompt and answer together, by a model's config.json; unbounded where it says nothing."""
-    stated = _of_text(config).get("max_position_embeddings") or 2**31
-    return int(min(stated) if isinstance(stated, list) else stated)
+    return model_limits.stated_context(config)
 
 
-def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a model's language part, where it has others beside it."""
-    part = config.get("text_config")
-    return part if isinstance(part, Mapping) and part else config
+def context_of(folder: Path) -> int:
+    """The longest text of the model in a folder (of an adapter's base), before it is loaded."""
+    folder = base_folder(folder) if is_adapter(folder) else folder
+    stated = context_tokens(object_of(folder / checkpoint_limits.CONFIG))
+    found = fit(Checkpoint(folder))
+    return min(stated, model_limits.context_tokens(found.model)) if found else stated
 
 
 def free_device() -> None:
@@ -255,10 +268,11 @@ def load_model(
             bnb_4bit_compute_dtype=getattr(torch, dtype),
         )
         options["device_map"] = {"": on}
-    model = _load_whole(kind or AutoModelForCausalLM, folder, dtype, options)
+    model, found = _load_whole(kind or AutoModelForCausalLM, folder, dtype, options)
     if adapter:
         from peft import PeftModel
 
+        _check_adapter(adapter, folder, found)
         try:
             model = PeftModel.from_pretrained(model, adapter)
         except Exception as error:
@@ -271,42 +285,150 @@ def load_model(
         ) from error
 
 
-def _load_whole(kind: Any, folder: Path, dtype: str, options: dict[str, Any]) -> Any:
-    """The model of a folder with its own weights.
+def _load_whole(
+    kind: Any, folder: Path, dtype: str, options: dict[str, Any]
+) -> tuple[Any, weights.Fit | None]:
+    """The model of a folder with its own weights, and how they fit. Raises HarnessError where they do not:
+    transformers would make up the rest."""
+    if is_adapter(folder):  # transformers would look for its base by itself
+        raise HarnessError(f"{folder}: an adapter where a whole model is wanted; merge it into its model")
+    held = check(folder)
+    checkpoint_limits.check_quantization(folder)
+    config, found = _fit(folder, kind, held)
+    renamed = dict(found.renamed) if found else {}
+    weights.noted(found.notes if found else ())
+    try:
+        with weights.quiet():
+            model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
+    except Exception as error:
+        raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
+    scales = getattr(config, "quantization_config", None) is not None
+    weights.check_loaded(folder, model, info, scales=scales)
+    if renamed:  # what is saved has the model's own names
+        kept = [one for one in model._weight_conversions if not {*one.source_patterns} & renamed.keys()]
+        model._weight_conversions = kept
+    return model, found
+
+
+def _from_pretrained(
+    kind: Any, folder: Path | None, config: Any, dtype: str, renamed: dict[str, str], **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model, and what transformers says of its tensors.
 
     Attention and experts are computed as transformers chooses for the architecture: the folder's word on it,
     which may name a kernel to fetch from the hub and run, never counts.
     """
     import torch
+
+    given = {
+        "dtype": getattr(torch, dtype),
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "key_mapping": renamed or None,
+        **options,
+    }
+    model, info = kind.from_pretrained(
+        folder,
+        config=config,
+        trust_remote_code=False,
+        attn_implementation=None,
+        experts_implementation=None,
+        **given,
+    )
+    return model, info
+
+
+def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weights.Fit | None]:
+    """A folder's configuration, and how its tensors (``held``) fill the model that it describes
+    (weights.py). Of quantised weights the model alone: their names and shapes are their own code's."""
     from transformers import AutoConfig
 
-    if is_adapter(folder):  # transformers would look for its base by itself
-        raise HarnessError(f"{folder}: an adapter where a whole model is wanted; merge it into its model")
-    held = check(folder)
-    checkpoint_limits.check_quantization(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        checkpoint_limits.check_claims(folder / checkpoint_limits.CONFIG, config.to_dict(), held)
-        return kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=None,
-            experts_implementation=None,
-            **options,
-        )
-    except HarnessError:
-        raise
     except Exception as error:
         raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
+    checkpoint_limits.check_claims(folder / checkpoint_limits.CONFIG, config.to_dict(), held)
+    plain = copy.deepcopy(config)
+    quantised = getattr(plain, "quantization_config", None) is not None
+    if quantised:
+        del plain.quantization_config
+
+    def build() -> Any:
+        return kind.from_config(
+            config=plain, trust_remote_code=False, attn_implementation=None, experts_implementation=None
+        )
+
+    def load(built: Any, given: dict[str, Any], renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+        nowhere = {"state_dict": given, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
+        return _from_pretrained(type(built), None, built.config, "float32", renamed, **nowhere)
+
+    found = weights.fit(folder, build, None if quantised else load, held)
+    if found:
+        notes = (*checkpoint_limits.unread(folder), *found.notes)
+        found = dataclasses.replace(found, notes=notes)
+    return config, found
+
+
+def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
+    """How the weights of a checkpoint's folders fit, before any engine reads them; None where that can't be
+    said without reading them. Raises HarnessError where they do not."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    assert model.folder is not None
+    whole = model.base or model.folder
+    held = check(whole)
+    for one in [kind] if kind else [AutoModelForCausalLM, AutoModelForImageTextToText]:
+        _, found = _fit(whole, one, held)
+        if found:
+            break
+    if model.base:
+        _check_adapter(model.folder, whole, found)
+    return found
+
+
+def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
+    """The rows of a checkpoint's embedding, where vLLM, which reads a folder by itself, reads it as it has
+    been checked. Raises HarnessError where it would not."""
+    whole = model.base or model.folder
+    assert whole is not None
+    found = fit(model, kind)
+    unknown = f"{whole}: its weights cannot be compared with its architecture before vLLM reads them"
+    weights.noted(found.notes if found else [unknown])
+    if found and found.taken_off:
+        raise HarnessError(
+            f"{whole}: the wrapper's prefix '{found.taken_off}' in its tensors' names is not taken off by "
+            "vLLM: use --engine hf, or save the model again without it"
+        )
+    others = list(checkpoint_limits.unread(whole))
+    if others and not (whole / checkpoint_limits.INDEX).is_file():
+        raise HarnessError(f"{others[0]}; vLLM would read them too: take them out, or use --engine hf")
+    if found:
+        weights.check_tied(whole, found.model, checkpoint_limits.weight_files(whole))
+    return found.rows if found else model_limits.UNBOUNDED
+
+
+def _check_adapter(adapter: Path, base: Path, found: weights.Fit | None) -> None:
+    """Raises HarnessError for an adapter of which not all lands on its base."""
+    held = check(adapter)
+    if found is None:
+        raise HarnessError(
+            f"{adapter}: cannot be compared with {base}; merge the adapter into its model and give that"
+        )
+    weights.noted(checkpoint_limits.unread(adapter))
+    weights.check_adapter(adapter, base, found.model, held)
 
 
 def base_folder(adapter: Path) -> Path:
     """Where the model is that an adapter names as its base. Raises HarnessError where that is none, or an
     adapter too."""
-    folder = locate(checkpoint_limits.base_name(adapter))
+    named = checkpoint_limits.base_name(adapter)
+    try:
+        folder = locate(named)
+    except HarnessError as error:
+        raise HarnessError(
+            f"{adapter}: the adapter's base cannot be had: {error}. Write where it is into "
+            f"base_model_name_or_path of {adapter / ADAPTER_CONFIG}"
+        ) from error
     if is_adapter(folder):
         raise HarnessError(
             f"{adapter / ADAPTER_CONFIG}: its base {folder} is an adapter; merge that into its model first"

@@ -114,10 +114,14 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         if not prepared:
             given = len(shop.examples(task))
             raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
-        max_length = settings.max_length or task.max_length
+        # The model's context counts too: positions beyond it have no row, or were never learnt.
+        context = models.context_of(shop.seed_folder)
+        max_length = min(settings.max_length or task.max_length, context)
         encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
         if any(lengths.values()):
-            shop.reporter.send(("note", None, _length_note(label, len(prepared), max_length, lengths)))
+            shop.reporter.send(
+                ("note", None, _length_note(label, len(prepared), max_length, context, lengths))
+            )
         safety = shop.safety_examples(task) if method.needs_safety_data else []
         job = TrainJob(
             folder=folder,
@@ -194,11 +198,14 @@ def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
     )
 
 
-def _length_note(label: str, examples: int, max_length: int, lengths: dict[str, int]) -> str:
+def _length_note(label: str, examples: int, max_length: int, context: int, lengths: dict[str, int]) -> str:
     """What did not fit, in one line: a training that silently learns half an answer helps no one."""
+    limit = (
+        f"max_length {max_length}" if max_length < context else f"the model's context of {context:,} tokens"
+    )
     return (
         f"{label}  of {examples:,} examples {lengths['truncated_examples']:,} lost their answer's end and "
-        f"{lengths['dropped_examples']:,} were left out at max_length {max_length} (training.too_long)"
+        f"{lengths['dropped_examples']:,} were left out at {limit} (training.too_long)"
     )
 
 

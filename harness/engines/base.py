@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness import chat, finish, reasoning
+from harness import chat, finish, model_limits, reasoning
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import replies
@@ -59,6 +59,7 @@ class IdEngine(LM):
     tokenizer: Any
     context_tokens: int  # the longest prompt and answer together
     stop_ids: set[int]  # every token that ends an answer
+    rows = model_limits.UNBOUNDED  # of the model's embedding: token ids that it knows
     takes_ids = True  # False: a server that builds prompts itself (engines/openai.py)
 
     def __init__(self) -> None:
@@ -151,7 +152,14 @@ class IdEngine(LM):
         prefill = self.prefill_ids(request)
         turns = self.conversation(request)
         thinking = self.thinking and not prefill
-        return chat.prompt_ids(self.tokenizer, turns, thinking=thinking, answering=bool(prefill)) + prefill
+        ids = chat.prompt_ids(self.tokenizer, turns, thinking=thinking, answering=bool(prefill)) + prefill
+        return self._known(ids, request)
+
+    def _known(self, ids: list[int], request: Instance) -> list[int]:
+        """The ids of a request. Raises HarnessError for one that the model has not."""
+        where = f"task '{request.task_name}', document {request.doc_id}"
+        model_limits.check_ids(self.tokenizer, ids, self.rows, where)
+        return ids
 
     # --- lm-eval's three questions -----------------------------------------------------------------
 
@@ -276,7 +284,7 @@ class IdEngine(LM):
         if blanks:
             text, continuation = text[:-blanks], text[-blanks:] + continuation
         before = chat.token_ids(self.tokenizer, text)
-        whole = chat.token_ids(self.tokenizer, text + continuation)
+        whole = self._known(chat.token_ids(self.tokenizer, text + continuation), request)
         if len(whole) > self.context_tokens:
             raise HarnessError(
                 f"task '{request.task_name}', document {request.doc_id}: it has {len(whole):,} tokens "

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import GenerationConfig
 
-from harness import models
+from harness import model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
@@ -29,11 +29,10 @@ class HFEngine(IdEngine):
         self._static_cache = static_cache
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
-        self.stop_ids = models.stop_ids(eos, tokenizer)
-        self.context_tokens = models.context_tokens(model.config.to_dict())
-        self._pad_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+        self.rows = model_limits.embedding_rows(model)
+        self.stop_ids = models.stop_ids(eos, tokenizer, self.rows)
+        self.context_tokens = model_limits.context_tokens(model)
+        self._pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
         # generate() fills what a call leaves open from the model's own configuration, which may sample,
         # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
         model.generation_config = GenerationConfig()
@@ -60,6 +59,10 @@ class HFEngine(IdEngine):
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[list[int]]:
+        for prompt in prompts:
+            self._check(prompt, room=1)
+        longest = max(map(len, prompts), default=0)
+        max_new_tokens = min(max_new_tokens, self.context_tokens - longest)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         config = GenerationConfig(
             **(sampling if temperature > 0 else {"do_sample": False}),
@@ -83,6 +86,14 @@ class HFEngine(IdEngine):
                     found |= zip(rows, made, strict=True)
             self.on_progress(len(batch))
         return [found[index] for index in range(len(prompts))]
+
+    def _check(self, ids: Sequence[int], *, room: int = 0) -> None:
+        """Raises HarnessError for ids that the model has not, or too many for ``room`` tokens behind them."""
+        model_limits.check_ids(self.tokenizer, ids, self.rows, "a prompt")
+        if len(ids) + room > self.context_tokens:
+            raise HarnessError(
+                f"a prompt has {len(ids):,} tokens and the model's context {self.context_tokens:,}"
+            )
 
     def _fitting(
         self, items: Sequence[Item], work: Callable[[list[Item]], list[Made]], about: Callable[[Item], str]
@@ -132,6 +143,8 @@ class HFEngine(IdEngine):
         def about(pair: tuple[list[int], list[int]]) -> str:
             return f"one prompt of {sum(map(len, pair)):,} tokens with its answer"
 
+        for context, continuation in pairs:
+            self._check([*context, *continuation])
         return [one for _, made in self._fitting(pairs, self._logprobs, about) for one in made]
 
     @torch.inference_mode()

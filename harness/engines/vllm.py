@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint_limits, models
+from harness import checkpoint_limits, model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines import replica
@@ -30,13 +30,21 @@ SAVED = {
     "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id",
 }  # fmt: skip
+# What vLLM reads of a folder: what transformers reads. It would prefer Mistral's own files to those checked.
+OWN_FILES = {"config_format": "hf", "load_format": "safetensors"}
 Stamp = tuple[str, tuple[tuple[str, int, int], ...]]
 
 
 class VLLMEngine(IdEngine):
     """``replicas`` are copies of one model that share the prompts."""
 
-    def __init__(self, replicas: Sequence[Replica], checkpoint: Checkpoint, lora_rank: int):
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        checkpoint: Checkpoint,
+        lora_rank: int,
+        rows: int = model_limits.UNBOUNDED,
+    ):
         super().__init__()
         self._replicas, self._lora_rank = replicas, lora_rank
         self._weights = _weights(checkpoint)
@@ -45,14 +53,15 @@ class VLLMEngine(IdEngine):
         self._next = itertools.count(1)
         self._adapter: tuple[int, str] | None = None
         self.context_tokens = min([one.context_tokens for one in replicas])
-        self._adopt(checkpoint)
+        self._adopt(checkpoint, rows)
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> VLLMEngine:
-        _check(checkpoint)
+        rows = _check(checkpoint)
         rank = _lora_rank(checkpoint)
         options: dict[str, Any] = {
             "trust_remote_code": False,
+            **OWN_FILES,
             "dtype": settings.dtype,
             "enforce_eager": device == "cpu",
             "generation_config": "vllm",  # the model's own generation settings change nothing
@@ -67,7 +76,7 @@ class VLLMEngine(IdEngine):
         try:
             for devices in _devices(device, settings.data_parallel, settings.tensor_parallel):
                 replicas.append(Replica(_weights(checkpoint), device, devices=devices, **options))
-            return cls(replicas, checkpoint, rank)
+            return cls(replicas, checkpoint, rank, rows)
         except BaseException as error:
             for one in replicas:
                 one.kill()
@@ -78,13 +87,13 @@ class VLLMEngine(IdEngine):
     def use(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.folder is None or any(one.closed for one in self._replicas):
             return False
-        _check(checkpoint)
+        rows = _check(checkpoint)
         if _lora_rank(checkpoint) > self._lora_rank:
             return False
         weights = _weights(checkpoint)
         if _stamp(weights) != self._stamp and not self._reload(weights):
             return False
-        self._adopt(checkpoint)
+        self._adopt(checkpoint, rows)
         return True
 
     def _reload(self, weights: Path) -> bool:
@@ -105,10 +114,12 @@ class VLLMEngine(IdEngine):
         self._weights, self._stamp = weights, _stamp(weights)
         return True
 
-    def _adopt(self, checkpoint: Checkpoint) -> None:
-        """Tokenizer, stop tokens and adapter of a checkpoint whose weights are loaded."""
+    def _adopt(self, checkpoint: Checkpoint, rows: int) -> None:
+        """Tokenizer, stop tokens and adapter of a checkpoint whose weights, of ``rows`` embeddings, are
+        loaded."""
         assert checkpoint.folder is not None
         tokenizer = models.load_tokenizer(checkpoint.folder)
+        stops = models.stop_ids(models.declared_stops(self._weights), tokenizer, rows)
         adapter = None
         if checkpoint.base:
             stamp = _stamp(checkpoint.folder)
@@ -119,7 +130,7 @@ class VLLMEngine(IdEngine):
                     one.call("load_adapter", adapter=adapter)
                 self._numbers[stamp] = number
         self.tokenizer, self._adapter = tokenizer, adapter
-        self.stop_ids = models.stop_ids(models.declared_stops(self._weights), tokenizer)
+        self.stop_ids, self.rows = stops, rows
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         places, size = range(len(prompts)), CHUNK * len(self._replicas)
@@ -157,6 +168,8 @@ class VLLMEngine(IdEngine):
     def _ask(
         self, prompts: Sequence[list[int]], samplings: Sequence[dict[str, Any]], *, progress: bool = False
     ) -> list[Made]:
+        for prompt in prompts:
+            model_limits.check_ids(self.tokenizer, prompt, self.rows, "a prompt")
         on_made = self.on_progress if progress else lambda answers: None
         return replica.generate(self._replicas, prompts, samplings, adapter=self._adapter, on_made=on_made)
 
@@ -172,11 +185,12 @@ def _answer(made: Made) -> list[int]:
     return Reply(ids=made.ids, finish_reason=made.finish_reason).packed()
 
 
-def _check(checkpoint: Checkpoint) -> None:
-    """Raises HarnessError for a folder that must not be loaded."""
+def _check(checkpoint: Checkpoint) -> int:
+    """The rows of a checkpoint's embedding. Raises HarnessError for a folder that must not be loaded."""
     for folder in (checkpoint.folder, checkpoint.base):
         if folder is not None:
             models.check(folder)
+    return models.fit_for_vllm(checkpoint) if checkpoint.folder else model_limits.UNBOUNDED
 
 
 def _weights(checkpoint: Checkpoint) -> Path:
@@ -213,7 +227,7 @@ def _same_shape(one: Path, other: Path) -> bool:
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    held = checkpoint_limits.tensors(sorted(folder.glob("*.safetensors")))
+    held = checkpoint_limits.tensors(checkpoint_limits.weight_files(folder))
     return {name: tensor.shape for name, tensor in held.items()}
 
 

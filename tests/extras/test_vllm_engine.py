@@ -277,6 +277,12 @@ def test_reloaded_weights_answer_as_a_fresh_engine_and_as_two_that_share_the_pro
     assert engine.generate(prompts, 32) == before
 
 
+def test_an_id_that_the_model_has_not_is_one_line(engine: VLLMEngine) -> None:
+    for ask in (lambda: engine.generate([[5], [6, 1400]], 4), lambda: engine.logprobs([([5], [1400])])):
+        with pytest.raises(HarnessError, match=r"a prompt: token 1,400 \("):
+            ask()
+
+
 def test_checkpoints_of_another_shape_and_adapters_need_a_new_engine(
     engine: VLLMEngine, adapters: list[Checkpoint], tmp_path: Path, prompts: list[list[int]]
 ) -> None:

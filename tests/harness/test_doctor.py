@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,30 @@ def test_what_is_missing_fails_with_its_mend(command: Run, tmp_path: Path) -> No
     assert found["model meta-llama/Llama-2-7b-chat-hf"]["status"] == "warn"
 
 
+def test_weights_that_do_not_land_are_found_by_their_names(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    def copy(name: str, change: Callable[[str], str]) -> Path:
+        folder = Path(shutil.copytree(seed_model_path(), tmp_path / name))
+        tensors = load_file(folder / "model.safetensors")
+        renamed = {change(key): value for key, value in tensors.items()}
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    wrapped = examined(tmp_path / "run", model=str(copy("wrapped", lambda key: f"_orig_mod.{key}")))["model"]
+    assert wrapped.status == "warn"
+    assert "the wrapper's prefix '_orig_mod.' is taken off" in wrapped.found
+    other = examined(tmp_path / "run", model=str(copy("other", lambda key: f"policy.{key}")))["model"]
+    assert other.status == "fail"
+    assert "'model.embed_tokens.weight' (and 37 more) are missing" in other.found
+    endless = models.load_tokenizer(seed_model_path())
+    endless.eos_token = None
+    endless.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    folder = copy("endless", lambda key: key)
+    endless.save_pretrained(folder)
+    assert "nothing ends an answer" in examined(tmp_path / "run", model=str(folder))["model"].found
+
+
 def test_a_key_is_never_shown(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "planted-key-0123")
     monkeypatch.setenv("HF_TOKEN", "planted-token-0123")
@@ -57,8 +82,6 @@ def test_a_key_is_never_shown(command: Run, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_memory_and_disk_are_held_against_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     import psutil
 
     class Little:

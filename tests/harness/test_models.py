@@ -268,5 +268,7 @@ def test_every_load_chooses_its_own_attention() -> None:
         and call.func.attr in ("from_pretrained", "from_config", "_from_config")
         and ast.unparse(call.func.value) not in ("AutoTokenizer", "AutoConfig", "PeftModel")
     ]
-    (only,) = calls
-    assert {"config", "attn_implementation", "experts_implementation"} <= {word.arg for word in only.keywords}
+    assert len(calls) == 2  # built for the rehearsal (weights.py), and loaded
+    for call in calls:
+        named = {word.arg for word in call.keywords}
+        assert {"config", "attn_implementation", "experts_implementation"} <= named
