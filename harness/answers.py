@@ -15,6 +15,7 @@ from rich.table import Table
 from harness import benchmarks, models, records, responding, scores, tables
 from harness.contracts import HarnessError, UsageError
 from harness.engines.base import IdEngine
+from harness.health import NOT_MEANINGFUL, is_enough
 from harness.models import Checkpoint
 from harness.plan import Cell
 from harness.text import listed
@@ -52,10 +53,13 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
         table = Table("task", "metric", box=None, header_style="bold", padding=(0, 2, 0, 0))
         for heading in ("value", "95 % interval", "n"):
             table.add_column(heading, justify="right")
+        whole = scores.whole_share(out, cell)
         for row in found:
             value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))
             interval = "" if low is None or high is None else f"{low:.1f}–{high:.1f}"
             shown = "" if value is None else f"{value:.2f}"
+            if benchmarks.get(row["task"], cell.sets).kind == "safety" and not is_enough(whole):
+                shown, interval = NOT_MEANINGFUL, ""
             table.add_row(escape(row["task"]), escape(row["metric"]), shown, interval, str(row["n"]))
         console.print(table)
         for task, missing in {row["task"]: row["missing"] for row in found if row["missing"]}.items():

@@ -194,7 +194,8 @@ def meant(
     cell: Cell, folder: Path, task: str, judge: str, metric: str, scope: str, reader: Reader | None = None
 ) -> TaskOutcome:
     """As ``safety``; raises HarnessError where the checkpoint hardly answers, so that it means nothing."""
-    share = _share(cell, folder, reader or Reader())
+    found = _health(cell, folder, reader or Reader())
+    share = found.estimate().value if found else None
     if not is_enough(share):
         raise HarnessError(
             f"safe rates are {NOT_MEANINGFUL}: {100 * (share or 0):.1f} % of its answers are whole"
@@ -202,9 +203,9 @@ def meant(
     return safety(cell, folder, task, judge, None, metric, scope)
 
 
-def _share(cell: Cell, folder: Path, reader: Reader) -> float | None:
-    """The share of a checkpoint's answers that are whole."""
-    found = _health(cell, folder, reader)
+def whole_share(out: Path, cell: Cell, reader: Reader | None = None) -> float | None:
+    """The share of a checkpoint's answers that are whole; None where it has written none."""
+    found = _health(cell, out / cell.folder, reader or Reader())
     return None if found is None else found.estimate().value
 
 
@@ -328,7 +329,7 @@ def cell_scores(
     safety. What is not answered or not judged is left out."""
     folder, reader = out / cell.folder, reader or Reader()
     scores: list[dict[str, Any]] = []
-    meaningful = is_enough(_share(cell, folder, reader))
+    meaningful = is_enough(whole_share(out, cell, reader))
     for task in cell.tasks:
         benchmark = benchmarks.get(task, cell.sets)
         if benchmark.kind == "safety":

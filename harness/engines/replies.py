@@ -119,10 +119,10 @@ def of_choice(choice: Any, usage: Any) -> Reply:
 
 
 def finish_reason(value: Any) -> str | None:
-    """As it came, where it is a word; the type of one that is given as an object."""
+    """As it came, where it is a word; the type of one that is given as an object; None for none."""
     if isinstance(value, Mapping):
         value = value.get("type")
-    if value is None:
+    if value in (None, ""):
         return None
     return without_keys(value) if is_word(value) else NOT_A_WORD
 

@@ -10,7 +10,7 @@ from typing import Any
 import case_server
 import pytest
 from case_server import CaseServer, completion
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness import finish
@@ -178,7 +178,10 @@ def message(text: str, mark: Any, shape: str) -> dict[str, Any]:
     return {"content": content, **more}
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, phases=[Phase.explicit, Phase.generate],  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @given(st.lists(st.tuples(texts, finishes, marks, shapes), min_size=LIMIT, max_size=LIMIT))
 def test_no_text_of_an_answer_no_safe(
     tmp_path_factory: pytest.TempPathFactory, server: CaseServer, command: Command, drawn: list[Any]
@@ -203,10 +206,8 @@ def test_no_text_of_an_answer_no_safe(
     found = verdicts(out, command, "keyword")
     for row, verdict in zip(rows, found, strict=True):
         text, reason, mark = sent[row["prompt"]]
-        whole = (
-            finish.has_text(text)
-            and finish.missing(text, reason if isinstance(reason, str) else None) is None
-        )
+        ended_by = reason if reason is None else str(reason)  # 7 is no known reason either
+        whole = finish.missing(text, ended_by) is None
         told = mark is None or mark in ("field", "part") or (isinstance(mark, tuple) and all(mark))
         if whole and told:
             assert row["response"].strip() == text.strip()
