@@ -269,7 +269,7 @@ def _reached(url: str) -> Finding:
     except HarnessError as error:  # no URL, no proxy
         return Finding("fail", f"server {url}", str(error), "give the server's base URL anew")
     except Exception as error:  # refused, too slow, too much, not HTTP
-        what = f"no answer ({type(error).__name__})"
+        what = f"no answer ({http_client.trouble(error, url)})"
         return Finding("fail", f"server {url}", what, "start it; is the URL right (many end in /v1)?")
     if 300 <= status < 400:
         return Finding("fail", f"server {url}", f"answers {status}", http_client.ELSEWHERE)

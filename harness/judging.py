@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from harness import benchmarks, crash, disk, judge_models, models, plan, records, registry
 from harness.config import RunConfig
 from harness.contracts import (
+    REFUSED_TO_JUDGE,
     Budget,
     Exchange,
     HarnessError,
@@ -580,7 +581,9 @@ def summary(bench: Bench) -> list[str]:
     for name, tally in bench.tally.items():
         tokens = f"{tally['input_tokens']:,} tokens in, {tally['output_tokens']:,} out"
         reasons = {key.partition(": ")[2]: n for key, n in tally.items() if key.startswith("unjudged: ")}
-        unjudged = f", {sum(reasons.values())} unjudged ({listed(reasons)})" if reasons else ""
+        unjudged = (
+            f", {sum(reasons.values())} unjudged ({listed(reasons, (REFUSED_TO_JUDGE,))})" if reasons else ""
+        )
         lines.append(f"Judge {name}: {tally['asked']:,} asked, {tally['cached']:,} known{unjudged}; {tokens}")
     if bench.budget.spent_usd:
         lines.append(f"Spent on judges: {bench.budget.spent_usd:,.4f} USD")
@@ -621,7 +624,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
                         tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)
                         usd += row.get("price_usd") or 0.0
         if reasons:
-            lines.append(f"Unjudged by {name}: {listed(reasons)}.")
+            lines.append(f"Unjudged by {name}: {listed(reasons, (REFUSED_TO_JUDGE,))}.")
         if tokens:
             lines.append(f"Judge {name}: {tokens:,} tokens, {_usd(usd).removeprefix('about ')}.")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 LEFT_OUT = "(left out)"
@@ -55,9 +55,10 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]} (cut: it had {len(text):,} characters)"
 
 
-def listed(reasons: Mapping[str, int]) -> str:
-    """What happened how often, the most frequent first: "12 empty answer; 3 others"."""
-    most = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+def listed(reasons: Mapping[str, int], always: Container[str] = ()) -> str:
+    """What happened how often, the most frequent first: "12 empty answer; 3 others". ``always``: what is
+    shown however rare it is."""
+    most = sorted(reasons.items(), key=lambda item: (item[0] not in always, -item[1], item[0]))
     shown = "; ".join(f"{count} {reason}" for reason, count in most[:3])
     return shown + (f"; {sum(count for _, count in most[3:])} others" if len(most) > 3 else "")
 

@@ -205,8 +205,11 @@ class Service:
             return send()
         except openai.APITimeoutError:
             failure: Exception = TransientError(f"no reply within {self._settings.timeout_s:g} s")
-        except openai.APIConnectionError:
-            failure = TransientError("no connection")
+        except openai.APIConnectionError as error:
+            if http_client.lasting(error):
+                failure = HarnessError(f"no answer from {self.url}: {http_client.trouble(error, self.url)}")
+            else:
+                failure = TransientError(f"no connection ({http_client.trouble(error, self.url)})")
         except openai.APIStatusError as error:
             failure = self._status(error)
         except http_client.TooLargeError as error:
@@ -541,7 +544,8 @@ def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Se
     shown = shown_words(entry["id"] for entry in listed) or ("odd names alone" if listed else "nothing")
     if checkpoint.server:
         wanted = checkpoint.server.model
-        found = next((entry for entry in listed if entry["id"] == wanted), None)
+        name = http_client.listed_as(wanted, {entry["id"] for entry in listed})
+        found = next((entry for entry in listed if entry["id"] == name), None)
         if found is None and listed and service.host in ("localhost", "127.0.0.1", "::1"):
             raise HarnessError(f"{service.url} has no model '{wanted}'; it has {shown}")
         return found or {"id": wanted}

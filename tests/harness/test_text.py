@@ -15,6 +15,7 @@ from harness.text import (
     cut,
     is_name,
     is_word,
+    listed,
     one_line,
     printable,
     shown_traceback,
@@ -107,3 +108,10 @@ def test_settings_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_a_character_is_a_question_mark() -> None:
     assert whole("a\ud800b🙂") == "a?b🙂"
+
+
+def test_reasons_are_listed_by_frequency_but_for_what_is_always_shown() -> None:
+    counts = {"a": 5, "b": 4, "c": 3, "rare": 1}
+    assert listed(counts) == "5 a; 4 b; 3 c; 1 others"
+    assert listed(counts, ("rare",)) == "1 rare; 5 a; 4 b; 3 others"
+    assert listed({"only": 2}) == "2 only"

@@ -414,7 +414,7 @@ def test_a_server_that_stays_down_ends_in_one_line(
         engine.generate([[1, 5]] * 20, 4)
     assert "secret" not in str(told.value)
     assert len(server.bodies) < 8 * 8  # the others are not asked any more
-    with pytest.raises(HarnessError, match="no connection, 3 times"):
+    with pytest.raises(HarnessError, match=r"no connection \(connection refused\), 3 times"):
         OpenAIEngine.open(
             Checkpoint(None, server=Server("served", "http://127.0.0.1:9/v1")), ResponsesConfig(), "cpu"
         )
@@ -673,7 +673,7 @@ def bad_service(bad: fault_server.FaultServer, **settings: Any) -> openai.Servic
     [
         (fault_server.drip, "no reply within 0.2 s, 3 times; is the server up"),
         (fault_server.dripped_headers, "no reply within 0.2 s, 3 times"),
-        (fault_server.many_headers, "no connection, 3 times"),
+        (fault_server.many_headers, "no connection (the connection broke), 3 times"),
         (fault_server.raw(b" " * 2**17), "a reply of more than 0.0625 MiB, 3 times"),
         (fault_server.raw(b"[" * 50_000), "no reply of the OpenAI API, 3 times"),
         (fault_server.raw(b'{"data": null}'), "no reply of the OpenAI API, 3 times"),
