@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backends import attention, distributed, flops, tuning
+from backends import attention, distributed, flops, saving, tuning
 from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
 from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
@@ -297,7 +297,8 @@ class _Hooks(transformers.TrainerCallback):
             shutil.rmtree(folder, ignore_errors=True)
             crash.point("epoch.cleared", folder)
         trainer.accelerator.wait_for_everyone()
-        trainer.save_weights(scratch)
+        with saving.finished(trainer.method, trainer.model):
+            trainer.save_weights(scratch)
         if trainer.is_world_process_zero():
             crash.point("epoch.saved", folder)
             os.replace(scratch, folder)
@@ -342,6 +343,7 @@ def train(
     model.config.use_cache = False
     model = tuning.with_adapters(model, settings)
     pad_id = _pad_id(model, tokenizer)
+    saving.rehearse(model, tokenizer, settings)
     head = TargetHead(model)
 
     before = time.perf_counter()

@@ -71,6 +71,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     with cost() as training, _enough_memory():
         model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
+        models.settle_sampling(model)
         tokenizer, rows = models.load_tokenizer(job.seed_model), model_limits.embedding_rows(model)
         for example in (*job.examples, *job.safety_examples):
             model_limits.check_ids(tokenizer, example.input_ids, rows, f"training example '{example.id}'")

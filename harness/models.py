@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +17,14 @@ from harness import checkpoint_limits, model_limits, tokenizing, weights
 from harness.checkpoint_limits import Tensor, object_of
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
-from harness.store import file_hash
+from harness.store import content_hash, file_hash
+
+log = logging.getLogger(__name__)
 
 MINI = "mini"
 ADAPTER_CONFIG = checkpoint_limits.ADAPTER_CONFIG
 ADAPTER_WEIGHTS = checkpoint_limits.ADAPTER_WEIGHTS
+GENERATION = "generation_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
@@ -147,9 +152,12 @@ def is_here(name: str) -> bool:
 
 
 def fingerprint(folder: Path, base: Path | None = None) -> dict[str, str]:
-    """SHA-256 of every file that makes the model what it is, by name; of an adapter its base's too."""
+    """SHA-256 of every file that makes the model what it is, by name; of an adapter its base's too. Of its
+    generation settings only the end of an answer counts, as nothing else of them is used."""
     files = sorted({file for pattern in PATTERNS for file in folder.glob(pattern)})
-    found = {file.name: file_hash(file) for file in files}
+    found = {file.name: file_hash(file) for file in files if file.name != GENERATION}
+    if (folder / GENERATION).is_file():
+        found[GENERATION] = content_hash({"eos_token_id": object_of(folder / GENERATION).get("eos_token_id")})
     return found | ({f"base/{name}": value for name, value in fingerprint(base).items()} if base else {})
 
 
@@ -163,7 +171,7 @@ def device(choice: str) -> str:
 
 def declared_stops(folder: Path) -> int | list[int] | None:
     """The ``eos_token_id`` of a model's generation settings, or of its configuration where it has none."""
-    for name in ("generation_config.json", "config.json"):
+    for name in (GENERATION, "config.json"):
         if (folder / name).is_file():
             config = object_of(folder / name)
             found: int | list[int] | None = model_limits.text_part(config).get("eos_token_id")
@@ -440,9 +448,25 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def settle_sampling(model: Any) -> None:
+    """Let a model's generation settings be written. Older chat models name a temperature and do not say that
+    they sample, which they mean: transformers reads that, and refuses to save it."""
+    given = model.generation_config
+    with contextlib.suppress(ValueError):
+        given.validate(strict=True)
+        return
+    meant = copy.deepcopy(given)
+    meant.do_sample = True
+    with contextlib.suppress(ValueError):
+        meant.validate(strict=True)
+        given.do_sample = True
+        log.warning("%s: %s samples, so do_sample is saved with it", model.name_or_path, GENERATION)
+
+
 def merge(base: Path, adapter: Path, dtype: str, out: Path) -> None:
     """Save ``base`` with the adapter's weights added to its own, in ``dtype``, as a whole model."""
     model = load_model(adapter, dtype, "cpu", base=base).merge_and_unload()
+    settle_sampling(model)
     save(model, load_tokenizer(adapter), out)
 
 
