@@ -18,7 +18,7 @@ from typing import cast
 from harness import row_files
 from harness.contracts import Example, HarnessError, TrainTask, UsageError
 from harness.mini import data as mini_data
-from harness.rows import FORMATS, Layout, Row, Unused, chosen, recognised, to_example, under
+from harness.rows import FORMATS, MARKED, Layout, Row, Unused, chosen, recognised, to_example, under
 from harness.store import file_hash
 
 MINI = "mini"  # the mini world's own safety data
@@ -77,7 +77,7 @@ def _first(
 
 def _nothing(where: str, unused: Unused) -> HarnessError:
     if unused.untrained:
-        return HarnessError(f"{where}: nothing to train on: {unused.lines()[0]}")
+        return HarnessError(f"{where}: nothing to train on; all {unused.untrained:,} are {MARKED}")
     return HarnessError(f"{where}: no rows; expected {FORMATS}")
 
 

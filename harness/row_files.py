@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from harness import parquet
 from harness.contracts import HarnessError
 from harness.reading import LARGEST_FILE, check_size, json_value
-from harness.text import printable, shortened
+from harness.text import printable, shortened, shown
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # how such a file begins
 SEPARATORS = (",", ";", "\t")
@@ -121,7 +121,7 @@ class _Bounded(io.RawIOBase):
         found = self._stream.read(len(buffer))
         self._left -= len(found)
         if self._left < 0:
-            raise ValueError(f"it unpacks into more than {LARGEST_FILE // 2**20:,} MiB; split it, or unpack it")
+            raise ValueError(f"it unpacks into more than {LARGEST_FILE // 2**20:,} MiB; split it")
         buffer[: len(found)] = found
         return len(found)
 
@@ -141,7 +141,9 @@ def _json_lines(path: Path) -> Rows:
                     yield number, json_value(line)
                 except ValueError as error:
                     hint = "; a JSON array is called .json" if _ARRAY.match(line) else ""
-                    raise HarnessError(f"{path}, line {number}: not valid JSON ({error}){hint}") from error
+                    raise HarnessError(
+                        f"{path}, line {number}: not valid JSON ({_reason(error)}){hint}"
+                    ) from error
 
 
 def _json(path: Path) -> Rows:
@@ -154,7 +156,7 @@ def _json(path: Path) -> Rows:
     except ValueError as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise HarnessError(
-            f"{path}{line}: not valid JSON ({error}); JSON lines are called .jsonl"
+            f"{path}{line}: not valid JSON ({_reason(error)}); JSON lines are called .jsonl"
         ) from error
     if isinstance(value, dict):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
@@ -162,6 +164,11 @@ def _json(path: Path) -> Rows:
     if not isinstance(value, list):
         raise HarnessError(f"{path}: needs a JSON array of rows (JSON lines are called .jsonl)")
     yield from enumerate(value, 1)
+
+
+def _reason(error: ValueError) -> str:
+    """Without json's own count of lines, which begins anew at each line of a file."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _parquet(path: Path) -> Rows:
@@ -213,7 +220,7 @@ def _table(path: Path, separator: str) -> Rows:
         header = [name.strip() for name in next(records, [])]
         twice = sorted({name for name in header if name and header.count(name) > 1})
         if twice:
-            raise HarnessError(f"{path}: its header names '{printable(twice[0])[:40]}' twice; rename a column")
+            raise HarnessError(f"{path}: its header has {shown(twice[0])} twice; rename a column")
         number = 0
         try:
             for number, record in enumerate(records, 1):

@@ -1,4 +1,4 @@
-"""One training row to a conversation: the published formats, checked, with the row's place in every complaint.
+"""One training row to a conversation: the published formats, checked; every complaint names the row's place.
 
 A row's own system prompt and history are used; tools, images and documents are refused. A row whose answer is
 marked as not to be trained (``weight`` 0, ``train`` or ``label`` false) is left out and counted, and columns
@@ -7,6 +7,7 @@ that have no meaning here are named.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from typing import Any, Literal
 
 from harness.contracts import Example, HarnessError, Message, TrainTask, UsageError
 from harness.reading import json_value
-from harness.text import cut, printable
-from harness.turns import Turn, absent, joined, marked, read, shown, switch, unicode
+from harness.text import is_word, shown
+from harness.turns import Turn, absent, joined, marked, read, switch, unicode
 
 ALPACA = ("instruction", "output")  # with an optional column "input"
 FIELD_PAIRS = (("prompt", "completion"), ALPACA, ("question", "answer"))
@@ -29,6 +30,7 @@ CHANGING = ("tools", "functions", "documents", "images", "image", "videos", "vid
 CONTEXT = "context"  # what a question is about, unless the user has named the columns
 MARKS = ("weight", "train", "kto_tag")  # of a row: is its answer learnt?
 LABEL = "label"  # KTO's, if it is true or false; it may be any other thing
+MARKED = "marked not to be trained (weight, train, label)"
 WITHOUT_MEANING = {"id", "conversation_id", "prompt_id"}
 
 Row = Mapping[str, Any]
@@ -48,14 +50,16 @@ class Unused:
 
     def lines(self) -> list[str]:
         """What a user is told."""
-        told = []
-        if self.untrained:
-            told.append(f"{self.untrained:,} rows are left out: marked not to be trained (weight, train, label)")
-        if self.other_turns:
-            told.append(f"{self.other_turns:,} rows mark other turns to be trained: only the last answer is")
-        if self.columns:
-            told.append(f"not used of the rows: {_listed([name for name, _ in self.columns.most_common()])}")
-        return told
+        columns = _named(name for name, _ in self.columns.most_common())
+        told = [
+            (self.untrained, f"rows left out, {MARKED}: {self.untrained:,}"),
+            (
+                self.other_turns,
+                f"rows that mark further turns: {self.other_turns:,}; the last answer alone is learnt",
+            ),
+            (len(self.columns), f"not used of the rows: {columns}"),
+        ]
+        return [line for count, line in told if count]
 
 
 def to_example(
@@ -67,7 +71,7 @@ def to_example(
     unused: Unused | None = None,
 ) -> Example | None:
     """One row as a conversation under the task's system prompt, or its own; ``messages`` stand as they are.
-    None for a row whose answer is marked as not to be trained; that and what is not used counts in ``unused``.
+    None for a row whose answer is marked as not to be trained; ``unused`` counts that and what is not used.
 
     ``layout`` None: by the row's columns. Raises HarnessError naming ``where``.
     """
@@ -75,15 +79,17 @@ def to_example(
     kind, columns = layout or recognised(row, task.fields, where)
     for column in columns:
         if column not in row:
-            raise HarnessError(f"{where}: no column {shown(column)}; there are {_listed(sorted(map(str, row)))}")
-    _check_changing(row, CHANGING, columns, where)
+            raise HarnessError(
+                f"{where}: no column {shown(column)}; there are {_named(sorted(map(str, row)))}"
+            )
+    check_changing(row, where, columns=columns)
     said = _trained(row, columns, where)
-    system = _system(row, columns, where)
+    system = own_system(row, where, columns)
     turns = _turns(row, kind, columns, where)
     if turns is not None:
         messages, said = _conversation(turns, columns, where, said, unused)
         messages = _with_system(system, messages, where)
-        if not absent(row.get(HISTORY)):
+        if not _empty(row.get(HISTORY)):
             raise HarnessError(f"{where}: '{HISTORY}' beside '{columns[0]}' of turns; put it among the turns")
     else:
         prompt, answer = _prompt_and_answer(row, task, kind, columns, where)
@@ -125,10 +131,12 @@ def recognised(row: Row, own: tuple[str, ...], where: str) -> Layout:
     filled = {name for name, value in row.items() if not absent(value)}
     layout = _layout(filled, own) or _layout(row.keys(), own)
     if layout is not None:
-        _check_changing(row, (CONTEXT,), layout[1], where)
+        check_changing(row, where, (CONTEXT,), layout[1])
         return layout
     also = f", nor this task's {'/'.join(own)}" if own else ""
-    raise HarnessError(f"{where}: fields [{_quoted(row)}] are none of {FORMATS}{also}{_hint(row)}")
+    raise HarnessError(
+        f"{where}: fields [{_named(sorted(map(str, row)))}] are none of {FORMATS}{also}{_hint(row)}"
+    )
 
 
 def _layout(names: Set[str], own: tuple[str, ...]) -> Layout | None:
@@ -148,19 +156,18 @@ def _hint(row: Row) -> str:
     if len(row) == 1 and any(mark in str(next(iter(row))) for mark in ",;\t|"):
         return "; this is one column: a table's separators are comma, semicolon and tab"
     if len(row) > 1:
-        return "; name two columns: --columns prompt=NAME,answer=NAME"
+        names = list(row) if len(row) == 2 and all(map(is_word, row)) else ["NAME", "NAME"]
+        return (
+            f"; rename columns, or for training data name them: --columns prompt={names[0]},answer={names[1]}"
+        )
     return ""
 
 
-def _quoted(row: Iterable[Any], most: int = 12) -> str:
-    names = sorted(map(str, row))
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*map(shown, names[:most]), *more])
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(cut(printable(name), 40) for name in names[:most]) + more
+def _named(names: Iterable[Any], most: int = 12) -> str:
+    found = list(map(str, names))
+    return ", ".join(map(shown, found[:most])) + (
+        f" and {len(found) - most} more" if len(found) > most else ""
+    )
 
 
 # --- parts of a row --------------------------------------------------------------------------------
@@ -175,14 +182,16 @@ def _turns(row: Row, kind: str, columns: tuple[str, ...], where: str) -> list[Tu
     if kind == "own" or not any(lists):
         return None
     if not all(lists):
-        raise HarnessError(f"{where}: of '{columns[0]}' and '{columns[1]}' one is a list of turns and the other is not")
+        raise HarnessError(
+            f"{where}: of '{columns[0]}' and '{columns[1]}' one is a list of turns, one is not"
+        )
     return [turn for column in columns for turn in read(row[column], column, where)]
 
 
 def _conversation(
     turns: list[Turn], columns: tuple[str, ...], where: str, said: bool | None, unused: Unused
 ) -> tuple[tuple[Message, ...], bool | None]:
-    """The messages of turns, and whether marks, the row's or the last turn's, say that the answer is learnt."""
+    """The messages of turns, and whether the answer is learnt, as the row's or the last turn's marks say."""
     name = " + ".join(columns)
     messages = joined(turns, name, where)
     last = turns[-1]
@@ -221,11 +230,9 @@ def _prompt_and_answer(
     return prompt, answer
 
 
-def _system(row: Row, columns: tuple[str, ...], where: str) -> str:
-    """A row's own system prompt; empty where it has none."""
-    found = {
-        _text(row, name, where) for name in SYSTEM if name not in columns and not absent(row.get(name))
-    }
+def own_system(row: Row, where: str, columns: tuple[str, ...] = ()) -> str:
+    """A row's own system prompt; empty where it has none. Raises HarnessError."""
+    found = {_text(row, name, where) for name in SYSTEM if name not in columns and not absent(row.get(name))}
     if len(found) > 1:
         raise HarnessError(f"{where}: {' and '.join(SYSTEM)} differ; keep one")
     return found.pop() if found else ""
@@ -234,13 +241,11 @@ def _system(row: Row, columns: tuple[str, ...], where: str) -> str:
 def _history(row: Row, columns: tuple[str, ...], where: str) -> Iterator[Message]:
     """The turns before a row's prompt, from pairs of question and answer (as JSON in a CSV file)."""
     value = None if HISTORY in columns else row.get(HISTORY)
-    if absent(value):
+    if _empty(value):
         return
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = json_value(value)
-        except ValueError:
-            value = None
     if not isinstance(value, (list, tuple)):
         raise HarnessError(f"{where}: '{HISTORY}' must be a list of [question, answer] pairs")
     for number, pair in enumerate(value, 1):
@@ -252,13 +257,21 @@ def _history(row: Row, columns: tuple[str, ...], where: str) -> Iterator[Message
         yield Message("assistant", answer)
 
 
-def _check_changing(row: Row, names: Iterable[str], columns: tuple[str, ...], where: str) -> None:
-    found = next((name for name in names if name not in columns and not absent(row.get(name))), None)
+def check_changing(
+    row: Row, where: str, names: Iterable[str] = CHANGING, columns: tuple[str, ...] = ()
+) -> None:
+    """Raises HarnessError for a filled column among ``names``, unless it is one of ``columns``."""
+    found = next((name for name in names if name not in columns and not _empty(row.get(name))), None)
     if found:
         raise HarnessError(
             f"{where}: '{found}' is not used here and changes what the row means: put it into the prompt, "
             "or remove the column or the row"
         )
+
+
+def _empty(value: Any) -> bool:
+    """Whether a list or object, which may be written as JSON, holds nothing."""
+    return absent(value) or (isinstance(value, str) and value.strip() in ("[]", "{}", "null"))
 
 
 def _trained(row: Row, columns: tuple[str, ...], where: str) -> bool | None:

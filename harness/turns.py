@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from harness.contracts import HarnessError, Message, Role
-from harness.text import cut, printable
+from harness.text import shown
 
 ROLES = {
     "system": "system",
@@ -42,19 +42,12 @@ class Turn:
 
 
 def absent(value: Any) -> bool:
-    """Whether a column holds nothing: tables have every column in every row. Empty lists and objects may be
-    spelled as JSON."""
+    """Whether a column holds nothing: tables have every column in every row."""
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
+        return not value.strip()
     if isinstance(value, float):
         return value != value  # NaN, pandas' empty cell
     return value is None or (isinstance(value, (Sequence, Mapping)) and not value)
-
-
-def shown(value: Any) -> str:
-    """A short value from outside, in quotes; of others their type."""
-    plain = isinstance(value, (str, int, float))
-    return repr(cut(printable(str(value)), 40)) if plain else f"of type {type(value).__name__}"
 
 
 def read(value: Any, field: str, where: str) -> list[Turn]:
@@ -87,7 +80,9 @@ def _turn(turn: Any, where: str) -> Turn:
         Message(cast(Role, known), unicode(text, where)),
         trained=marked(turn, MARKS, where),
         partly=any(not absent(turn.get(name)) for name in DETAILS),
-        unused=frozenset(str(name) for name, inner in turn.items() if name not in KNOWN and not absent(inner)),
+        unused=frozenset(
+            str(name) for name, inner in turn.items() if name not in KNOWN and not absent(inner)
+        ),
     )
 
 
@@ -129,19 +124,23 @@ def unicode(text: str, where: str) -> str:
 
 
 def joined(turns: Sequence[Turn], field: str, where: str) -> tuple[Message, ...]:
-    """The messages of turns that take turns: user, assistant and so on, the last the assistant's, behind at
-    most one system turn. Raises HarnessError naming ``where``, turn and role."""
+    """The messages of turns that alternate and end with the assistant. Raises HarnessError as ``check_order``."""
     rule = f"{where}: '{field}' must alternate user and assistant and end with the assistant"
-    start = int(bool(turns) and turns[0].message.role == "system")
+    check_order(turns, rule)
+    if turns[-1].message.role != "assistant":
+        raise HarnessError(f"{rule}; turn {len(turns)}, the last, is of role {turns[-1].message.role}")
+    return tuple(turn.message for turn in turns)
+
+
+def check_order(turns: Sequence[Turn], rule: str) -> None:
+    """Raises HarnessError, which begins with ``rule`` and names turn and role, unless user and assistant take
+    turns behind at most one system turn."""
+    start = int(turns[0].message.role == "system")
     for number, turn in enumerate(turns[start:]):
         role, wanted = turn.message.role, ("user", "assistant")[number % 2]
         if role != wanted:
             told = "; a system turn comes first" if role == "system" else ""
             raise HarnessError(f"{rule}; turn {number + start + 1} is of role {role}, not {wanted}{told}")
-    if len(turns) == start or turns[-1].message.role != "assistant":
-        last = f"turn {len(turns)}, the last, is of role {turns[-1].message.role}" if turns else "it is empty"
-        raise HarnessError(f"{rule}; {last}")
-    return tuple(turn.message for turn in turns)
 
 
 # --- what is not to be trained ---------------------------------------------------------------------
