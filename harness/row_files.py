@@ -50,6 +50,18 @@ def read(path: Path) -> tuple[str, Rows]:
     return "line", _told(path, lambda: _json_lines(path))
 
 
+def records(path: Path) -> list[list[str]]:
+    """The records of a table with commas and perhaps no header, those apart that are blank. Raises
+    HarnessError."""
+    _check_plain(path)
+
+    def found() -> Iterator[list[str]]:
+        with _text(path, newline="") as file:
+            yield from _records(file, ",")
+
+    return list(_told(path, found))
+
+
 def form(path: Path) -> str:
     """The ending that tells a file's format, in small letters and without that of its compression."""
     return Path(path.stem if path.suffix.lower() in COMPRESSED else path.name).suffix.lower()

@@ -124,7 +124,8 @@ def unicode(text: str, where: str) -> str:
 
 
 def joined(turns: Sequence[Turn], field: str, where: str) -> tuple[Message, ...]:
-    """The messages of turns that alternate and end with the assistant. Raises HarnessError as ``check_order``."""
+    """The messages of turns that alternate and end with the assistant. Raises HarnessError as
+    ``check_order`` does."""
     rule = f"{where}: '{field}' must alternate user and assistant and end with the assistant"
     check_order(turns, rule)
     if turns[-1].message.role != "assistant":

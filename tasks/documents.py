@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import row_files
 from harness.contracts import HarnessError, NotFetchedError
 from harness.reading import check_size
+from harness.row_files import read
 from harness.rows import CHANGING, HISTORY, SYSTEM, check_changing
 from harness.text import cut, printable
 from harness.turns import absent
@@ -109,7 +109,7 @@ def read_rows(path: Path) -> list[Placed]:
         check_size(path)
     except (OSError, ValueError) as error:  # the second: too large, or no path at all
         raise HarnessError(f"{path}: cannot be read: {error}") from error
-    unit, values = row_files.read(path)
+    unit, values = read(path)
     rows = [(f"{path}, {unit} {number}", row) for number, row in values]
     if not rows:
         raise HarnessError(f"{path}: no rows to evaluate")

@@ -18,9 +18,9 @@ REQUEST = ("prompt", "instruction", "question", "goal")
 def dataset(**metadata: Any) -> dict[str, Any]:
     """The rows of metadata's ``data_files[name]``, ``name`` being metadata too, as documents.
 
-    A row has ``messages`` (or ShareGPT's ``conversations``), or a request under one of several names, and may have ``id``, ``category``,
-    ``system``. A document has ``id``, ``category``, ``messages`` (system prompt included), ``instruction``
-    (the last user turn) and ``reference`` (an answer at the end, taken off).
+    A row has ``messages`` (or ShareGPT's ``conversations``), or a request under one of several names, and may
+    have ``id``, ``category``, ``system``. A document has ``id``, ``category``, ``messages`` (system prompt
+    included), ``instruction`` (the last user turn) and ``reference`` (an answer at the end, taken off).
     Says in one line how many documents plain lm-eval asks differently, unless metadata ``token_exact`` is
     true: the caller's engine takes ``messages``. Raises HarnessError naming file and line.
     """

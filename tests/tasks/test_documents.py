@@ -48,9 +48,9 @@ def test_every_format_gives_the_same_rows(
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.jsonl", '{"x": "y"}\n{\n', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"x": "y"}\n{\n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", "\n\n", r"a\.jsonl: no rows"),
-        ("a.json", '[\n{"x": 1},\n]', r"a\.json, line 3: not JSON"),
+        ("a.json", '[\n{"x": 1},\n]', r"a\.json, line 3: not valid JSON"),
         ("a.json", '{"x": "y"}', r"a\.json: needs a JSON array"),
         ("a.json", "[]", r"a\.json: no rows"),
         ("a.csv", "x,y\n1,2\n1,2,3\n", r"a\.csv, row 2: more columns"),
