@@ -99,7 +99,7 @@ def _text(path: Path, newline: str | None = None) -> IO[str]:
     try:
         head = stream.peek(_HEAD)[:_HEAD]
         if head.startswith(_WIDE):
-            raise ValueError("it is UTF-16; save it as UTF-8")
+            raise ValueError("it is UTF-16 or UTF-32; save it as UTF-8")
         if b"\0" in head:
             raise ValueError("it holds zero bytes: a binary file, or UTF-16; save it as UTF-8 text")
         return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)

@@ -87,7 +87,7 @@ def to_example(
     system = own_system(row, where, columns)
     turns = _turns(row, kind, columns, where)
     if turns is not None:
-        messages, said = _conversation(turns, columns, where, said, unused)
+        messages, said = _conversation(turns, columns, where, said)
         messages = _with_system(system, messages, where)
         if not _empty(row.get(HISTORY)):
             raise HarnessError(f"{where}: '{HISTORY}' beside '{columns[0]}' of turns; put it among the turns")
@@ -98,6 +98,10 @@ def to_example(
     if said is False:
         unused.untrained += 1
         return None
+    if turns is not None:
+        completion = row[columns[-1]] if len(columns) > 1 else []  # TRL learns all answers in it
+        unused.other_turns += len(completion) > 1 or any(turn.trained or turn.partly for turn in turns[:-1])
+        unused.columns.update({f"{key} of a turn" for turn in turns for key in turn.unused})
     unused.columns.update(_unused(row, columns))
     return Example(example_id, messages)
 
@@ -183,28 +187,26 @@ def _turns(row: Row, kind: str, columns: tuple[str, ...], where: str) -> list[Tu
         return None
     if not all(lists):
         raise HarnessError(
-            f"{where}: of '{columns[0]}' and '{columns[1]}' one is a list of turns, one is not"
+            f"{where}: of '{columns[0]}' and '{columns[1]}' one is a list of turns, one is not: give texts "
+            "or lists in both"
         )
     return [turn for column in columns for turn in read(row[column], column, where)]
 
 
 def _conversation(
-    turns: list[Turn], columns: tuple[str, ...], where: str, said: bool | None, unused: Unused
+    turns: list[Turn], columns: tuple[str, ...], where: str, said: bool | None
 ) -> tuple[tuple[Message, ...], bool | None]:
     """The messages of turns, and whether the answer is learnt, as the row's or the last turn's marks say."""
     name = " + ".join(columns)
     messages = joined(turns, name, where)
-    last = turns[-1]
-    if said is not False and last.trained is not False:
-        if last.partly:
-            raise HarnessError(
-                f"{where}: '{name}', turn {len(turns)}: parts of an answer cannot be left untrained "
-                "(train_detail); leave the row out, or learn the whole answer"
-            )
-        unused.other_turns += any(turn.trained or turn.partly for turn in turns[:-1])
-        unused.columns.update({f"{key} of a turn" for turn in turns for key in turn.unused})
-        return messages, last.trained
-    return messages, False
+    if said is False or turns[-1].trained is False:
+        return messages, False
+    if turns[-1].partly:
+        raise HarnessError(
+            f"{where}: '{name}', turn {len(turns)}: an answer cannot be learnt in part (train_detail): leave "
+            "the row out, or learn the whole answer"
+        )
+    return messages, turns[-1].trained
 
 
 def _with_system(system: str, messages: tuple[Message, ...], where: str) -> tuple[Message, ...]:
@@ -288,7 +290,7 @@ def _trained(row: Row, columns: tuple[str, ...], where: str) -> bool | None:
 
 def _unused(row: Row, columns: tuple[str, ...]) -> set[str]:
     """Filled columns without a meaning here."""
-    used = {*columns, *SYSTEM, *MARKS, HISTORY, *WITHOUT_MEANING}
+    used = {*columns, *SYSTEM, *MARKS, HISTORY, *CHANGING, *WITHOUT_MEANING}
     used |= {"input"} if columns == ALPACA else set()
     used |= {LABEL} if switch(row.get(LABEL)) is not None else set()
     return {str(name) for name, value in row.items() if name not in used and not absent(value)}
