@@ -153,11 +153,7 @@ def _json_lines(path: Path) -> Rows:
                     yield number, json_value(line)
                 except ValueError as error:
                     hint = "; a JSON array is called .json" if _ARRAY.match(line) else ""
-                    hint += (
-                        ""
-                        if form(path) == ".jsonl"
-                        else "; the ending tells the format: a table is called .csv"
-                    )
+                    hint += "" if form(path) == ".jsonl" else "; a table is called .csv"
                     raise HarnessError(
                         f"{path}, line {number}: not valid JSON ({_reason(error)}){hint}"
                     ) from error

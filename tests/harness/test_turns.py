@@ -38,7 +38,7 @@ REFUSED = [
     ({"role": "tool", "content": "x"}, "turn 2 has the role 'tool'; turns of tools are not used"),
     ({"from": "function_call", "value": "{}"}, "turn 2 has the role 'function_call'; turns of tools"),
     ({"from": "observation", "value": "x"}, "turn 2 has the role 'observation'; turns of tools"),
-    ({"role": "critic", "content": "x"}, r"turn 2 has the role 'critic'; known are system, user \(or human\)"),
+    ({"role": "critic", "content": "x"}, r"turn 2 has the role 'critic'; known are system, user"),
     ({"role": 3, "content": "x"}, "turn 2 has the role '3'"),
     ({"role": ["user"], "content": "x"}, r"turn 2 has the role \(list\)"),
     ({"role": "x" * 41, "content": "x"}, r"turn 2 has the role \(41 characters\)"),
