@@ -16,6 +16,7 @@ from harness.text import (
     is_name,
     is_word,
     one_line,
+    shown,
     printable,
     shown_traceback,
     shown_words,
@@ -107,3 +108,19 @@ def test_settings_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_half_a_character_is_a_question_mark() -> None:
     assert whole("a\ud800b🙂") == "a?b🙂"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("goal", "'goal'"),
+        (0.5, "'0.5'"),
+        ("x" * 40, f"'{'x' * 40}'"),
+        ("x" * 1041, "(1,041 characters)"),
+        ("a\x1b[2J\n", "'a [2J '"),
+        (["goal"], "(list)"),
+        (None, "(NoneType)"),
+    ],
+)
+def test_a_value_from_outside_is_shown_if_it_is_short(value: object, said: str) -> None:
+    assert shown(value) == said
