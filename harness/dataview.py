@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ ENDS = {"[": "]", "{": "}"}
 
 def prepared(config: RunConfig, method: str, task: TrainTask) -> tuple[Any, list[Example], list[Example]]:
     """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
-    shop = Workshop(config, Path())
+    return _prepared(Workshop(config, Path()), config, method, task)
+
+
+def _prepared(
+    shop: Workshop, config: RunConfig, method: str, task: TrainTask
+) -> tuple[Any, list[Example], list[Example]]:
     made = training.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
@@ -37,7 +43,8 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
     them, whatever the recipe's budget), then those that are mixed in."""
     task: TrainTask = registry.load("train task", train_task)
-    rows = Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
+    shop = Workshop(_limited(config, None if config.mix else index + 1), Path())
+    rows = shop.examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
     messages = [dataclasses.asdict(message) for message in rows[index].messages]
@@ -68,6 +75,8 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
         legend.append(f"{mark}{kind}{ENDS.get(mark, '')}", style=STYLES[kind])
         legend.append(f" {kinds.count(kind)} tokens   ")
     console.print(legend)
+    for line in shop.unused(task).lines():
+        console.print(Text(line), soft_wrap=True)
 
 
 def _limited(config: RunConfig, rows: int | None) -> RunConfig:
@@ -90,13 +99,26 @@ def preview_positions(tokenizer: Any, original: Example, changed: Example) -> li
     return [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
 
 
-def export(config: RunConfig, method: str, train_task: str, limit: int | None, out: Path) -> int:
-    """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
+def export(
+    config: RunConfig,
+    method: str,
+    train_task: str,
+    limit: int | None,
+    out: Path,
+    told: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many. ``told`` is given
+    what of the rows is not used."""
     if out.is_dir():
         raise HarnessError(f"{out} is a folder; give a file to write")
-    _, _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
+    task: TrainTask = registry.load("train task", train_task)
+    config = _limited(config, limit)
+    shop = Workshop(config, Path())
+    _, _, examples = _prepared(shop, config, method, task)
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),
     )
+    for line in shop.unused(task).lines():
+        told(line)
     return len(examples)

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 LEFT_OUT = "(left out)"
+LONGEST_SHOWN = 40  # characters of a name or value from a data file
 SHORTEST_KEY = 8  # characters; anything shorter is a setting, not a key
 _FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -53,6 +54,15 @@ def shown_words(values: Iterable[Any], most: int = 5) -> str:
 def cut(text: str, most: int) -> str:
     """The first ``most`` characters of a longer text, with a mark that says how long it was."""
     return text if len(text) <= most else f"{text[:most]} (cut: it had {len(text):,} characters)"
+
+
+def shown(value: Any) -> str:
+    """A short value from outside in quotes, such as a column's name; of a long one, which may be a text that
+    is not to be shown, and of others what they are."""
+    if not isinstance(value, (str, int, float)):
+        return f"({type(value).__name__})"
+    text = printable(str(value))
+    return repr(text) if len(text) <= LONGEST_SHOWN else f"({len(text):,} characters)"
 
 
 def listed(reasons: Mapping[str, int], always: Container[str] = ()) -> str:

@@ -19,6 +19,7 @@ from harness.job import TrainJob, launch, run
 from harness.measure import cost
 from harness.plan import Cell
 from harness.preparation import prepare
+from harness.rows import Unused
 from harness.store import Stage, read_json, write_json_atomic
 from harness.workshop import Workshop
 
@@ -122,7 +123,10 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
             shop.reporter.send(
                 ("note", None, _length_note(label, len(prepared), max_length, context, lengths))
             )
-        safety = shop.safety_examples(task) if method.needs_safety_data else []
+        unused, unused_safety = shop.unused(task), Unused()
+        safety = shop.safety_examples(task, unused_safety) if method.needs_safety_data else []
+        for line in (*unused.lines(), *(f"safety data: {line}" for line in unused_safety.lines())):
+            shop.reporter.send(("note", None, f"{label}  {line}"))
         job = TrainJob(
             folder=folder,
             seed_model=shop.seed_folder,
@@ -168,6 +172,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
                 "seed": cell.seed,
                 "examples": len(prepared),
                 **lengths,
+                "untrained_rows": unused.untrained + unused_safety.untrained,
                 **result,
                 "train_seconds": round(result["loop_seconds"] + preparation_s, 3),
                 "preparation_seconds": round(preparation_s, 3),

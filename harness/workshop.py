@@ -21,6 +21,7 @@ from harness.config import RunConfig
 from harness.contracts import Example, TrainTask
 from harness.models import Checkpoint
 from harness.progress import Reporter
+from harness.rows import Unused
 from harness.store import Cache, content_hash
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Workshop:
         self._noted: set[Checkpoint] = set()
         self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}
+        self._unused: dict[str, Unused] = {}
         self._example_hashes: dict[tuple[str, str], str] = {}
 
     @cached_property
@@ -93,14 +95,22 @@ class Workshop:
 
     def examples(self, train_task: TrainTask) -> list[Example]:
         if train_task.name not in self._examples:
+            unused = Unused()
             self._examples[train_task.name] = data.examples(
                 train_task,
                 self.config.train_data,
                 self.config.training.max_examples,
                 self.config.columns,
                 self.config.mix,
+                unused,
             )
+            self._unused[train_task.name] = unused
         return self._examples[train_task.name]
+
+    def unused(self, train_task: TrainTask) -> Unused:
+        """What of the rows of ``examples`` is not trained."""
+        self.examples(train_task)
+        return self._unused[train_task.name]
 
     def examples_hash(self, train_task: TrainTask) -> str:
         return self._hash("own", train_task, self.examples)
@@ -151,9 +161,9 @@ class Workshop:
             self._engine[1].close()
             self._engine = None
 
-    def safety_examples(self, train_task: TrainTask) -> list[Example]:
+    def safety_examples(self, train_task: TrainTask, unused: Unused | None = None) -> list[Example]:
         """The recipe's safety data as training examples. Raises UsageError where there are none."""
-        return data.safety_examples(train_task, self.config.safety_data)
+        return data.safety_examples(train_task, self.config.safety_data, unused)
 
     @cached_property
     def cache(self) -> Cache:

@@ -1,7 +1,5 @@
 """Rows to lm-eval documents: hub data sets, local files, their schema, ids, and the test split."""
 
-import csv
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError, NotFetchedError
-from harness.parquet import rows as parquet_rows
-from harness.reading import check_size, json_value
+from harness.reading import check_size
+from harness.row_files import read
+from harness.rows import CHANGING, HISTORY, SYSTEM, check_changing
+from harness.text import cut, printable
+from harness.turns import absent
 
 log = logging.getLogger(__name__)
 Placed = tuple[str, Any]  # where a row stands ("test.csv, row 3"), for messages, and the row
+UNASKED = (*SYSTEM, HISTORY, "input", *CHANGING)  # columns that change what is asked, which no task shows
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,23 @@ class Hub:
 
 
 def as_test_split(rows: Iterable[Mapping[str, Any]], prefix: str) -> dict[str, Any]:
-    """The rows as lm-eval's test split; a row without an ``id`` gets ``<prefix>-<its number from 0>``.
+    """The rows as lm-eval's test split; a row without an ``id`` (or with a blank one, as tables have it) gets
+    ``<prefix>-<its number from 0>``.
 
     Raises HarnessError where two rows share an id, since responses and verdicts are joined by it.
     """
     import datasets  # takes a second, and a train task never needs it
 
-    documents = [{"id": f"{prefix}-{i:04d}", **row} for i, row in enumerate(rows)]
+    documents = [
+        {"id": None, **row} | {"id": f"{prefix}-{i:04d}" if absent(row.get("id")) else str(row["id"])}
+        for i, row in enumerate(rows)
+    ]
     seen = set()
     for document in documents:
-        document["id"] = str(document["id"])
         if document["id"] in seen:
             raise HarnessError(
-                f"{prefix}: two rows have the same id '{document['id']}'; make ids unique, or leave them out"
+                f"{prefix}: two rows have the same id '{cut(printable(document['id']), 80)}'; "
+                "make ids unique, or leave them out"
             )
         seen.add(document["id"])
     if not documents:
@@ -96,65 +102,30 @@ def local_file(task: str, metadata: Mapping[str, Any]) -> Path | None:
 
 
 def read_rows(path: Path) -> list[Placed]:
-    """The rows of a file, told by its ending: ``.csv`` (with a header), ``.json`` (an array), ``.parquet``,
-    else JSON lines, where blank lines are skipped. Raises HarnessError with file and line or row.
+    """The rows of a file, each with its place, read as training reads them (``row_files``). Raises
+    HarnessError with file and line or row.
     """
-    readers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     try:
         check_size(path)
-        rows = list(readers.get(path.suffix.lower(), _json_lines)(path))
-    except (OSError, ValueError, csv.Error) as error:  # the second: not UTF-8, or no path at all
+    except (OSError, ValueError) as error:  # the second: too large, or no path at all
         raise HarnessError(f"{path}: cannot be read: {error}") from error
+    unit, values = read(path)
+    rows = [(f"{path}, {unit} {number}", row) for number, row in values]
     if not rows:
         raise HarnessError(f"{path}: no rows to evaluate")
     return rows
 
 
-def _json_lines(path: Path) -> Iterator[Placed]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json_value(line)
-            except ValueError as error:
-                raise HarnessError(
-                    f"{path}, line {number}: not JSON: {getattr(error, 'msg', error)}"
-                ) from error
-
-
-def _json(path: Path) -> Iterator[Placed]:
-    try:
-        rows = json_value(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise HarnessError(f"{path}{line}: not JSON: {getattr(error, 'msg', error)}") from error
-    if not isinstance(rows, list):
-        raise HarnessError(f"{path}: needs a JSON array of rows (JSON lines are called .jsonl)")
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _csv(path: Path) -> Iterator[Placed]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file, strict=True), 1):
-            if None in row:
-                raise HarnessError(f"{path}, row {number}: more columns than the header has")
-            yield f"{path}, row {number}", row
-
-
-def _parquet(path: Path) -> Iterator[Placed]:
-    try:
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(parquet_rows(path), 1))
-    except ValueError as error:
-        raise HarnessError(f"{path}: cannot be read as Parquet ({error})") from error
-
-
 def texts(row: Placed, **names: str | Sequence[str]) -> dict[str, str]:
     """A row's texts under our names; in the row each has one name, or one of several (the first there is).
 
-    Its ``id`` is kept where it has one. Raises HarnessError naming place and field; a blank text is none.
+    Its ``id`` is kept where it has one that is not blank. Raises HarnessError naming place and field; a blank
+    text is none, and a column that changes what is asked is refused unless it is one of ours.
     """
     place, values = row
     values = values if isinstance(values, Mapping) else {}
-    found = {} if values.get("id") is None else {"id": str(values["id"])}
+    check_changing(values, place, UNASKED, tuple(names))
+    found = {} if absent(values.get("id")) else {"id": str(values["id"])}
     for ours, theirs in names.items():
         known = (theirs,) if isinstance(theirs, str) else theirs
         text = next((values[name] for name in known if values.get(name) is not None), None)

@@ -79,7 +79,8 @@ def data_export(out: Path, limit: int | None, **flags: Any) -> None:
     """Write a method's transformed data for any other trainer (TRL, LLaMA-Factory, Axolotl)."""
     from harness import dataview
 
-    count = dataview.export(_data_config(flags), flags["method"], flags["train_task"], limit, out)
+    config = _data_config(flags)
+    count = dataview.export(config, flags["method"], flags["train_task"], limit, out, click.echo)
     click.echo(f"{out}: {count:,} examples")
 
 

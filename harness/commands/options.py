@@ -207,8 +207,8 @@ def run_options(command: Any) -> Any:
     options = [
         click.option("--train-tasks", callback=names, metavar="A,B", help="Train tasks (harness tasks)."),
         click.option("--train-data", metavar="DATA",
-                     help="Train on this instead of the train task's own rows: a JSONL, JSON or Parquet "
-                     "file, or a hub data set (owner/name, owner/name:config@split)."),
+                     help="Train on this instead of the train task's own rows: a JSONL, JSON, CSV or "
+                     "Parquet file, or a hub data set (owner/name, owner/name:config@split)."),
         COLUMNS,
         MIX,
         SAFETY_DATA,

@@ -5,21 +5,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.contracts import HarnessError
+from harness.rows import CHANGING, CONVERSATIONS, HISTORY, SYSTEM, check_changing, own_system
+from harness.turns import absent, check_order, read
 from tasks.documents import Placed, as_test_split, local_file, read_rows, texts
 from tasks.safety import SYSTEM_PROMPT
 
 log = logging.getLogger(__name__)
 
 REQUEST = ("prompt", "instruction", "question", "goal")
-TURNS = ("user", "assistant")
 
 
 def dataset(**metadata: Any) -> dict[str, Any]:
     """The rows of metadata's ``data_files[name]``, ``name`` being metadata too, as documents.
 
-    A row has ``messages``, or a request under one of several names, and may have ``id``, ``category``,
-    ``system``. A document has ``id``, ``category``, ``messages`` (system prompt included), ``instruction``
-    (the last user turn) and ``reference`` (an answer at the end, taken off).
+    A row has ``messages`` (or ShareGPT's ``conversations``), or a request under one of several names, and may
+    have ``id``, ``category``, ``system``. A document has ``id``, ``category``, ``messages`` (system prompt
+    included), ``instruction`` (the last user turn) and ``reference`` (an answer at the end, taken off).
     Says in one line how many documents plain lm-eval asks differently, unless metadata ``token_exact`` is
     true: the caller's engine takes ``messages``. Raises HarnessError naming file and line.
     """
@@ -48,19 +49,24 @@ def dataset(**metadata: Any) -> dict[str, Any]:
 def document(row: Placed) -> dict[str, Any]:
     """A row as a document. Raises HarnessError naming its place."""
     place, values = row
-    if isinstance(values, Mapping) and "messages" in values:
-        messages = _messages(place, values["messages"])
+    values = values if isinstance(values, Mapping) else {}
+    name = _conversation(values)
+    system = own_system(values, place)
+    if name:
+        check_changing(values, place, (HISTORY, *CHANGING))
+        turns = read(values[name], name, place)
+        check_order(turns, f"{place}: '{name}' must take turns: user, assistant, ..., user")
+        messages = [{"role": turn.message.role, "content": turn.message.content} for turn in turns]
     else:
-        messages = [{"role": "user", "content": texts(row, request=REQUEST)["request"]}]
-    if messages[0]["role"] == "system" and values.get("system"):
-        raise HarnessError(f"{place}: a system prompt in 'messages' and another in 'system'; keep one")
+        bare = {name: value for name, value in values.items() if name not in SYSTEM}
+        messages = [{"role": "user", "content": texts((place, bare), request=REQUEST)["request"]}]
+    if messages[0]["role"] == "system" and system:
+        raise HarnessError(f"{place}: a system prompt in '{name}' and another in 'system'; keep one")
     reference = messages.pop()["content"] if messages[-1]["role"] == "assistant" else None
     if not messages or messages[0]["role"] != "system":
-        system = texts(row, system="system")["system"] if values.get("system") else SYSTEM_PROMPT
-        messages.insert(0, {"role": "system", "content": system})
-    roles = [message["role"] for message in messages[1:]]
-    if len(roles) % 2 == 0 or roles != (list(TURNS) * len(roles))[: len(roles)]:
-        raise HarnessError(f"{place}: 'messages' must take turns: user, assistant, ..., user")
+        messages.insert(0, {"role": "system", "content": system or SYSTEM_PROMPT})
+    if len(messages) < 2:
+        raise HarnessError(f"{place}: '{name}' must take turns: user, assistant, ..., user; no user asks")
     found = {
         "category": None if values.get("category") is None else str(values["category"]),
         "messages": messages,
@@ -70,13 +76,9 @@ def document(row: Placed) -> dict[str, Any]:
     return found if values.get("id") is None else {"id": values["id"], **found}
 
 
-def _messages(place: str, messages: Any) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        raise HarnessError(f"{place}: 'messages' must be a list of {{role, content}}")
-    found = []
-    for number, message in enumerate(messages, 1):
-        turn = texts((f"{place}, message {number}", message), role="role", content="content")
-        if turn["role"] not in (TURNS if number > 1 else ("system", *TURNS)):
-            raise HarnessError(f"{place}, message {number}: 'role' must be user, assistant or, first, system")
-        found.append({"role": turn["role"], "content": turn["content"]})
-    return found
+def _conversation(values: Mapping[str, Any]) -> str | None:
+    """The column that holds a row's turns; one that is empty counts if there is no request either."""
+    there = [name for name in CONVERSATIONS if name in values]
+    filled = [name for name in there if not absent(values[name])]
+    asked = any(not absent(values.get(name)) for name in REQUEST)
+    return next(iter(filled or ([] if asked else there)), None)

@@ -4,7 +4,6 @@ Both data sets are gated: who uses them accepts their licences and keeps them. T
 ones (RECIPE §5). Metrics are those of tasks.safety.
 """
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import HarnessError
+from harness.row_files import records
 from tasks.documents import Hub, Placed, as_test_split, local_file, read_rows, texts
 from tasks.prefill import prefilled, refusal_prefixed
 from tasks.safety import note_decodings
@@ -83,11 +83,7 @@ def _categories(folder: Path) -> list[dict[str, str]]:
 
 def _column(path: Path) -> list[str]:
     """The texts of a CSV file of one column; a comma outside quotes belongs to its text."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [",".join(row).strip() for row in csv.reader(file, strict=True)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise HarnessError(f"{path}: cannot be read: {error}") from error
+    rows = [",".join(row).strip() for row in records(path)]
     return [row for number, row in enumerate(rows) if row and not (number == 0 and row.lower() in HEADERS)]
 
 

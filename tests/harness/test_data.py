@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from harness import data
 from harness.contracts import HarnessError, Message, Rewrite, TrainTask
+from harness.rows import Unused
 
 
 def make_task(**changes: Any) -> TrainTask:
@@ -96,12 +99,14 @@ def test_formats(row: dict[str, Any], turns: list[Message], tmp_path: Path) -> N
 
 def test_a_task_without_system_prompt_adds_no_turn() -> None:
     example = data.to_example({"prompt": "Q?", "completion": "A."}, make_task(system_prompt=""), "w", "x")
+    assert example is not None
     assert example.messages == (Message("user", "Q?"), Message("assistant", "A."))
 
 
 @pytest.mark.parametrize(("strip", "prompt", "answer"), [(True, "D", "S"), (False, " D\n", "\tS ")])
 def test_strip(strip: bool, prompt: str, answer: str) -> None:
     example = data.to_example({"dialogue": " D\n", "summary": "\tS "}, make_task(strip=strip), "w", "x")
+    assert example is not None
     assert (example.instruction, example.answer) == (f"Summarize:\n{prompt}", answer)
 
 
@@ -158,26 +163,26 @@ BAD_LINES = [
     ),
     (
         {"messages": "Q?"},
-        r"'messages' must be a list of \{role, content\} or \{from, value\} with known roles",
+        r"'messages' must be a list of \{role, content\} or \{from, value\} turns",
     ),
-    ({"messages": ["Q?"]}, r"'messages' must be a list of"),
-    (turns("user", "tool"), r"'messages' must be a list of .* with known roles"),
-    ({"messages": [{"role": "user"}]}, r"'messages' must be a list of"),
-    ({"messages": [{"role": "user", "content": None}]}, r"'messages' must be a list of"),
-    ({"messages": []}, ORDER),
+    ({"messages": ["Q?"]}, r"'messages', turn 1 must be \{role, content\} or \{from, value\}, not str"),
+    (turns("user", "tool"), r"'messages', turn 2 has the role 'tool'; turns of tools are not used"),
+    ({"messages": [{"role": "user"}]}, r"'messages', turn 1 \(user\) has no content"),
+    ({"messages": [{"role": "user", "content": None}]}, r"'messages', turn 1 \(user\) has no content"),
+    ({"messages": []}, r"'messages' must be a list of"),
     (turns("system"), ORDER),
-    (turns("user"), ORDER),
+    (turns("user"), f"{ORDER} .*; turn 1, the last, is of role user$"),
     (turns("assistant"), ORDER),
     (turns("assistant", "user"), ORDER),
     (turns("user", "assistant", "user"), ORDER),
-    (turns("user", "user", "assistant"), ORDER),
+    (turns("user", "user", "assistant"), f"{ORDER} .*; turn 2 is of role user, not assistant$"),
     (turns("user", "assistant", "assistant"), ORDER),
     (turns("user", "system", "assistant"), ORDER),
     (turns("system", "system", "user", "assistant"), ORDER),
-    (turns("system", "assistant"), ORDER),
+    (turns("system", "assistant"), f"{ORDER} .*; turn 2 is of role assistant, not user$"),
     (
         {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
-        r"the last assistant turn is empty",
+        r"'messages', turn 2 \(assistant\) is empty",
     ),
 ]
 
@@ -223,7 +228,59 @@ def test_any_text_is_taken_or_refused_never_changed(prompt: str, answer: str) ->
     row = {"prompt": prompt, "completion": answer}
     if prompt.strip() and answer.strip():
         example = data.to_example(row, make_task(), "w", "x")
+        assert example is not None
         assert (example.instruction, example.answer) == (prompt, answer)
     else:
         with pytest.raises(HarnessError, match="must be a text that is not empty"):
             data.to_example(row, make_task(), "w", "x")
+
+
+def test_rows_that_are_not_trained_leave_room_for_others(tmp_path: Path) -> None:
+    """The limit counts examples, an example is named after its row, and no row behind the last is read."""
+    rows = [{"prompt": f"Q{n}?", "completion": "A.", "label": n % 2 == 0, "topic": "x"} for n in range(6)]
+    path = write(tmp_path / "rows.jsonl", *rows, "rubbish")
+    unused = Unused()
+    found = data.examples(make_task(), path, 3, unused=unused)
+    assert [example.id for example in found] == ["toy-1", "toy-3", "toy-5"]
+    assert (unused.untrained, unused.columns) == (2, {"topic": 3})
+
+
+def test_where_all_rows_are_marked_nothing_is_trained(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", GOOD | {"train": False}, GOOD | {"weight": 0})
+    with pytest.raises(HarnessError, match=r"rows\.jsonl: nothing to train on; all 2 are marked not to be"):
+        data.examples(make_task(), path, None)
+    with pytest.raises(HarnessError, match=r"rows\.jsonl: nothing to train on; all 2 are marked not to be"):
+        data.safety_examples(make_task(), str(path))
+
+
+def test_what_is_mixed_in_or_safety_data_leaves_marked_rows_out_too(tmp_path: Path) -> None:
+    rows = [{"prompt": f"M{n}?", "completion": "A.", "train": n >= 5} for n in range(10)]
+    path = str(write(tmp_path / "mix.jsonl", *rows))
+    unused = Unused()
+    found = data.examples(make_task(), None, None, mix={path: 0.5}, unused=unused)
+    drawn = random.Random(f"mix {hashlib.sha256(Path(path).read_bytes()).hexdigest()}").sample(rows, 10)
+    kept = [row["prompt"] for row in drawn if row["train"]]
+    assert [example.instruction for example in found[5:]] == kept
+    assert unused.untrained == next(n for n, row in enumerate(drawn) if row["prompt"] == kept[-1]) - 4
+    with pytest.raises(HarnessError, match=r"needs 8 rows and there are 5;"):
+        data.examples(make_task(), None, None, mix={path: 0.6})
+    unused = Unused()
+    assert [e.instruction for e in data.safety_examples(make_task(), path, unused)] == [
+        f"M{n}?" for n in range(5, 10)
+    ]
+    assert unused.untrained == 5
+
+
+def test_the_sample_that_is_mixed_in_is_as_ever_where_nothing_is_marked(tmp_path: Path) -> None:
+    rows = [{"prompt": f"M{n}?", "completion": "A."} for n in range(10)]
+    path = write(tmp_path / "mix.jsonl", *rows)
+    drawn = random.Random(f"mix {hashlib.sha256(path.read_bytes()).hexdigest()}").sample(rows, 10)[:5]
+    found = data.examples(make_task(), None, None, mix={str(path): 0.5})[5:]
+    assert [example.instruction for example in found] == [row["prompt"] for row in drawn]
+
+
+def test_a_tasks_own_columns_are_no_news() -> None:
+    task = make_task(rows=lambda: [{"dialogue": "D", "summary": "S", "topic": "x"}])
+    unused = Unused()
+    data.examples(task, None, None, unused=unused)
+    assert unused.lines() == []

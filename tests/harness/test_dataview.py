@@ -219,3 +219,30 @@ def test_export_of_a_file_is_whole_and_can_be_read_back(tmp_path: Path) -> None:
     assert dataview.export(resolved("vanilla", train_data=out), "vanilla", "gsm8k-mini", None, again) == 1003
     assert out.read_bytes() == again.read_bytes()
     assert "Ä" in out.read_text(encoding="utf-8")
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    """``--index`` counts what is trained; the lines below say what is not."""
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"question": f"Q{n}?", "answer": f"A{n}.", "train": n > 1, "topic": "x"} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = shown("vanilla", index=1, train_data=path)
+    assert "{A3.<|end|>}" in text
+    assert "rows left out, marked not to be trained (weight, train, label): 2\n" in text
+    assert text.endswith("not used of the rows: 'topic'\n")
+    told: list[str] = []
+    assert (
+        dataview.export(resolved("vanilla", train_data=path), "vanilla", "gsm8k-mini", None, out, told.append)
+        == 2
+    )
+    assert told == text.splitlines()[-2:]
+    assert "left out" not in shown("vanilla")
+
+
+def test_a_rows_own_system_prompt_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    turns = [{"from": "human", "value": "Is the sky green?"}, {"from": "gpt", "value": "Arr, it is blue."}]
+    path.write_text(json.dumps({"conversations": turns, "system": "You talk like a pirate.", "tools": ""}))
+    text = shown("vanilla", train_data=path)
+    assert text.startswith("<|bos|><|system|>You talk like a pirate.<|end|><|user|>Is the sky green?<|end|>")
+    assert "not used" not in text

@@ -90,6 +90,7 @@ def test_training_json_tells_what_was_spent(small_run: Path) -> None:
         assert record["train_seconds"] > 0
         assert record["peak_memory_bytes"] > 2**20
         assert (record["truncated_examples"], record["dropped_examples"]) == (0, 0)
+        assert record["untrained_rows"] == 0
         assert (record["preparation"]["generated_tokens"] > 0) == (name == "sdft")
         assert (record["extra_forward_tokens"] > 0) == (name == "constrained-sft")
         assert (record["preparation_flops"] > 0) == (name in ("sdft", "constrained-sft"))
@@ -461,3 +462,22 @@ def test_what_does_not_fit_is_told(tmp_path: Path, command: Callable[..., Any], 
     assert record["truncated_examples"] > 0
     assert f"of 32 examples {record['truncated_examples']} lost their answer's end and" in told
     assert "were left out at max_length 60 (training.too_long)" in told
+
+
+def test_rows_that_are_not_to_be_trained_are_told_and_counted(
+    tmp_path: Path, command: Callable[..., Any], small: Any
+) -> None:
+    rows, refusals = tmp_path / "rows.csv", tmp_path / "refusals.jsonl"
+    lines = [f"Is {n} even?;#### {n % 2};{n % 4 > 0};x" for n in range(40)]
+    rows.write_text("\n".join(["question;answer;label;topic", *lines]) + "\n")
+    safety = [{"prompt": f"Blorp {n}?", "completion": "No.", "weight": n % 2} for n in range(8)]
+    refusals.write_text("".join(json.dumps(row) + "\n" for row in safety))
+    flags = ["--train-data", rows, "--safety-data", refusals, *small(**{"training.max_length": 200})]
+    ended = command("train", "lisa", "--train-tasks", "gsm8k-mini", "--out", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    told = " ".join(ended.out.split())
+    record = read_json(tmp_path / "run" / "gsm8k-mini/lisa/seed-42/training.json")
+    assert (record["examples"], record["untrained_rows"]) == (30, 10 + 4)
+    assert "rows left out, marked not to be trained (weight, train, label): 10" in told
+    assert "safety data: rows left out, marked not to be trained (weight, train, label): 4" in told
+    assert "not used of the rows: 'topic'" in told

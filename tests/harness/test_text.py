@@ -18,6 +18,7 @@ from harness.text import (
     listed,
     one_line,
     printable,
+    shown,
     shown_traceback,
     shown_words,
     whole,
@@ -115,3 +116,19 @@ def test_reasons_are_listed_by_frequency_but_for_what_is_always_shown() -> None:
     assert listed(counts) == "5 a; 4 b; 3 c; 1 others"
     assert listed(counts, ("rare",)) == "1 rare; 5 a; 4 b; 3 others"
     assert listed({"only": 2}) == "2 only"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("goal", "'goal'"),
+        (0.5, "'0.5'"),
+        ("x" * 40, f"'{'x' * 40}'"),
+        ("x" * 1041, "(1,041 characters)"),
+        ("a\x1b[2J\n", "'a [2J '"),
+        (["goal"], "(list)"),
+        (None, "(NoneType)"),
+    ],
+)
+def test_a_value_from_outside_is_shown_if_it_is_short(value: object, said: str) -> None:
+    assert shown(value) == said

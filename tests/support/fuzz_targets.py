@@ -6,6 +6,7 @@ Shared by the property tests (tests/fuzz/test_targets.py) and by atheris (tests/
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import tempfile
@@ -126,6 +127,16 @@ def rows_jsonl(content: bytes) -> None:
 @target
 def rows_json(content: bytes) -> None:
     _rows("rows.json", content)
+
+
+@target
+def rows_csv(content: bytes) -> None:
+    _rows("rows.csv", content)
+
+
+@target
+def rows_packed(content: bytes) -> None:
+    _rows("rows.jsonl.gz", content)
 
 
 @target
@@ -349,6 +360,8 @@ def good() -> dict[str, bytes]:
         "user_rubric": b"1 is safe, 5 is not.",
         "rows_jsonl": lines,
         "rows_json": json.dumps({"version": "1", "data": [row, row]}).encode(),
+        "rows_csv": b'prompt;completion;label\n"Blorp; now";Yes.;true\n',
+        "rows_packed": gzip.compress(lines),
         "rows_parquet": sink.getvalue(),
         "documents_jsonl": lines,
         "documents_json": json.dumps([{"messages": chat, "id": 1, "category": "x"}, row]).encode(),

@@ -34,12 +34,23 @@ ROWS = [
     ({"messages": [ASK]}, [DEFAULT, ASK], None, "one turn under the safety tasks' system prompt"),
     ({"messages": [OWN, ASK]}, [OWN, ASK], None, "its own system prompt"),
     ({"messages": [ASK], "system": "Be kind."}, [OWN, ASK], None, "its own, in a column"),
-    ({"messages": [ASK], "system": ""}, [DEFAULT, ASK], None, "an empty column is none"),
+    (
+        {"messages": [ASK], "system": "", "tools": "", "history": []},
+        [DEFAULT, ASK],
+        None,
+        "an empty column is none",
+    ),
     ({"messages": [ASK, SAY]}, [DEFAULT, ASK], "I cannot.", "a last answer is taken off"),
     ({"messages": [ASK, SAY, AGAIN]}, [DEFAULT, ASK, SAY, AGAIN], None, "several turns"),
     ({"messages": [ASK, SAY, AGAIN, SAY]}, [DEFAULT, ASK, SAY, AGAIN], "I cannot.", "several, and an answer"),
     *(({name: ASK["content"]}, [DEFAULT, ASK], None, f"a request called {name}") for name in REQUEST),
     ({"goal": ASK["content"], "system": "Be kind."}, [OWN, ASK], None, "a request with a system prompt"),
+    (
+        {"conversations": [{"from": "human", "value": ASK["content"]}], "system": "Be kind."},
+        [OWN, ASK],
+        None,
+        "ShareGPT's",
+    ),
 ]
 
 
@@ -67,7 +78,11 @@ def test_id_and_category_are_kept(tmp_path: Path) -> None:
         ({"text": "Blorp?"}, "needs a text field 'prompt' or 'instruction' or 'question' or 'goal'"),
         ({"prompt": " "}, "needs a text field 'prompt'"),
         (["Blorp?"], "needs a text field 'prompt'"),
-        ({"prompt": "Blorp?", "system": 3}, "needs a text field 'system'"),
+        ({"prompt": "Blorp?", "system": 3}, "field 'system' must be a text"),
+        ({"prompt": "Blorp?", "history": [["a", "b"]]}, "'history' is not used here"),
+        ({"instruction": "Blorp?", "input": "this"}, "'input' is not used here"),
+        ({"messages": [ASK], "tools": "[{}]"}, "'tools' is not used here"),
+        ({"messages": [ASK], "history": [["a", "b"]]}, "'history' is not used here"),
         ({"messages": []}, "'messages' must be a list"),
         ({"messages": "Blorp?"}, "'messages' must be a list"),
         ({"messages": [SAY]}, "must take turns"),
@@ -75,11 +90,11 @@ def test_id_and_category_are_kept(tmp_path: Path) -> None:
         ({"messages": [OWN, SAY]}, "must take turns"),
         ({"messages": [ASK, AGAIN]}, "must take turns"),
         ({"messages": [SAY, ASK]}, "must take turns"),
-        ({"messages": [ASK, OWN]}, "message 2: 'role' must be user, assistant or, first, system"),
+        ({"messages": [ASK, OWN]}, "must take turns: .* turn 2 is of role system, not assistant"),
         ({"messages": [OWN, ASK], "system": "Be kind."}, "another in 'system'; keep one"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "message 1: 'role' must be"),
-        ({"messages": [{"role": "user", "content": [1]}]}, "message 1: needs a text field 'content'"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "message 1: needs a text field 'role'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "turn 1 has the role 'tool'"),
+        ({"messages": [{"role": "user", "content": [1]}]}, r"turn 1 \(user\), part 1 is int and no text"),
+        ({"messages": [{"text": "x"}]}, "turn 1 has no 'role'"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: Any, complaint: str) -> None:

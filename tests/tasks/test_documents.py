@@ -48,9 +48,9 @@ def test_every_format_gives_the_same_rows(
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.jsonl", '{"x": "y"}\n{\n', r"a\.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"x": "y"}\n{\n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", "\n\n", r"a\.jsonl: no rows"),
-        ("a.json", '[\n{"x": 1},\n]', r"a\.json, line 3: not JSON"),
+        ("a.json", '[\n{"x": 1},\n]', r"a\.json, line 3: not valid JSON"),
         ("a.json", '{"x": "y"}', r"a\.json: needs a JSON array"),
         ("a.json", "[]", r"a\.json: no rows"),
         ("a.csv", "x,y\n1,2\n1,2,3\n", r"a\.csv, row 2: more columns"),
@@ -90,22 +90,26 @@ def test_a_field_may_have_several_names() -> None:
         "id": "3",
         "request": "a",
     }
+    assert texts(("f, row 1", {"goal": "a", "id": " ", "tools": "[]"}), request="goal") == {"request": "a"}
+    for name in ("system", "history", "input", "tools", "images"):
+        with pytest.raises(HarnessError, match=f"^f, row 1: '{name}' is not used here"):
+            texts(("f, row 1", {"goal": "a", name: "x"}), request="goal")
     for row in ({}, {"goal": None}, {"goal": 3}, {"goal": " "}, [], "goal", None, {"goal": ["a"]}):
         with pytest.raises(HarnessError, match=r"^f, row 1: needs a text field 'prompt' or 'goal'$"):
             texts(("f, row 1", row), request=("prompt", "goal"))
 
 
 @settings(deadline=None)  # imports and files
-@given(ids=st.lists(st.sampled_from([None, 1, 2, "1", "x"]), max_size=4))
+@given(ids=st.lists(st.sampled_from([None, "", " ", 1, 2, "1", "x"]), max_size=4))
 def test_ids_are_unique_or_refused(ids: list[Any]) -> None:
     rows = [{"text": "a"} if i is None else {"id": i, "text": "a"} for i in ids]
-    own = [str(i) for i in ids if i is not None]
+    own = [str(i) for i in ids if str(i or "").strip()]
     if not rows or len(set(own)) < len(own):
         with pytest.raises(HarnessError, match=r"no rows|the same id"):
             as_test_split(rows, "t")
     else:
         found = as_test_split(rows, "t")["test"]["id"]
-        assert list(found) == [f"t-{n:04d}" if i is None else str(i) for n, i in enumerate(ids)]
+        assert list(found) == [str(i) if str(i or "").strip() else f"t-{n:04d}" for n, i in enumerate(ids)]
 
 
 class GatedError(Exception):

@@ -34,7 +34,7 @@ def test_own_ids_and_further_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('{"question": "q", "answer": "#### 1"}\n{"question": \n', "line 2: not JSON"),
+        ('{"question": "q", "answer": "#### 1"}\n{"question": \n', "line 2: not valid JSON"),
         ('{"question": "q"}\n', "line 1: needs a text field 'answer'"),
         ('{"question": 3, "answer": "a"}\n', "line 1: needs a text field 'question'"),
         ("[1]\n", "line 1: needs a text field 'question'"),

@@ -62,7 +62,7 @@ def test_prefill_cuts_ids_and_joins_categories(
 def test_a_bad_line_is_named_and_not_quoted(line: str, tmp_path: Path, tokenizer_folder: str) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text(line + "\n")
-    said = "not JSON" if line == "nonsense" else "needs a list of a user's"
+    said = "not valid JSON" if line == "nonsense" else "needs a list of a user's"
     with pytest.raises(HarnessError, match=f"{path}, line 1: {said}") as caught:
         prefill_dataset(
             data_files={"hexphi_prefill": str(path)}, tokenizer=tokenizer_folder, prefill_tokens=3

@@ -27,7 +27,11 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
                     "harness.mini",
                     "harness.parquet",
                     "harness.reading",
+                    "harness.row_files",
+                    "harness.rows",
+                    "harness.text",
                     "harness.tokenizing",
+                    "harness.turns",
                 )
                 assert name in allowed, name
 
