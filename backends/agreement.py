@@ -1,10 +1,10 @@
 """Under which attention and batching a model trains: the fastest that says what the model itself says.
 
 Before the first step the trainer's log-probabilities of up to ``ROWS`` rows are compared with those of the
-model's own implementation on each row alone: the attention that transformers chooses for it, or eager attention
-where that says something else (torch's kernel leaves out Gemma 2's soft-capping). What a mask-free attention
-drops (sinks, ALiBi, chunks) and what packed rows tell each other (recurrent and convolutional layers) shows as
-a difference. The settings are tried from the fastest to the slowest:
+model's own implementation on each row alone: with the attention that transformers chooses for it, or eager
+attention where that would leave out soft-capping (Gemma 2). What a mask-free attention drops (sinks, ALiBi,
+chunks) and what packed rows tell each other (recurrent and convolutional layers) shows as a difference. The
+settings are tried from the fastest to the slowest:
 
 1. as the recipe says (``attention: auto`` is our own attention without a mask);
 2. the same rows padded instead of packed;
@@ -63,10 +63,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Agreement:
-    """``setting``: the one to train under. ``record``: what training.json says about the choice."""
+    """``setting``: the one to train under. ``record``: what training.json says about the choice. ``rows`` and
+    ``expected``: what was compared, and the model's own log-probabilities of it."""
 
     setting: Setting
     record: dict[str, Any]
+    rows: list[Encoded]
+    expected: list[Tensor]
 
 
 def choose(
@@ -88,7 +91,7 @@ def choose(
     rows = sample(examples)
     rejected: list[dict[str, Any]] = []
     with _evaluating(model, settings):
-        own = _own(model, base, rows[-1], settings)
+        own = _own(base)
         expected = _reference(model, head, rows, pad_id, settings)
         noise = _training_noise(model, rows[-1], settings)
         asked = _asked(settings)
@@ -112,7 +115,18 @@ def choose(
         "device": str(model.device),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return Agreement(setting, record)
+    return Agreement(setting, record, rows, expected)
+
+
+def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: Any) -> None:
+    """Compare again, when kernels have been put into the model since. Raises HarnessError where it differs."""
+    with _evaluating(model, settings):
+        found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
+    if isinstance(found, str) or not found <= LIMITS[settings.dtype]:
+        raise HarnessError(
+            f"model type '{kind_of(model)}': with Liger's kernels its log-probabilities are not those of its "
+            f"own implementation ({told(_why(found))}); set training.liger to false"
+        )
 
 
 def candidates(asked: Setting, own: str) -> list[Setting]:
@@ -265,22 +279,11 @@ def _asked(settings: Any) -> Setting:
     return Setting(chosen, settings.batching, settings.micro_batch_size)
 
 
-def _own(model: Any, base: Any, row: Encoded, settings: Any) -> attention.Own:
+def _own(base: Any) -> attention.Own:
     """The attention of the model's own implementation, in force when this returns."""
-    own = attention.in_force(base)
-    places = range(1, len(row.input_ids))
-    try:
-        with _without_adapters(model, settings):
-            chosen = own_logp(model, row.input_ids, places)
-            if attention.use(base, attention.EAGER) != own.name:
-                eager = own_logp(model, row.input_ids, places)
-                apart = mean_difference([chosen], [eager]) > LIMITS[settings.dtype]
-                if apart or attention.is_capped(base):
-                    return attention.in_force(base)
-    except Exception:  # without eager attention, or too large for it: what fails otherwise fails again
-        pass
-    own.restore(base)
-    return own
+    if attention.is_capped(base):
+        attention.use(base, attention.EAGER)
+    return attention.in_force(base)
 
 
 def _in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:

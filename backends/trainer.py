@@ -390,6 +390,8 @@ def train(
             places=places,
         )
     trainer.settings = settings
+    if settings.liger:  # the Trainer has just put its kernels into the model
+        agreement.confirm(agreed, model, head, pad_id, settings)
     hooks.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     resumed = resume_state(places.state, hooks.epoch_ends)

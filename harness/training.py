@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,9 @@ from harness.preparation import prepare
 from harness.store import Stage, read_json, write_json_atomic
 from harness.workshop import Workshop
 
-TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
+# Raise when a change here or in the trainer alters results. 3: the setting of attention and batching is chosen
+# by a comparison (backends/agreement.py), which depends on nothing but what is in the inputs.
+TRAIN_VERSION = 3
 
 
 def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
@@ -143,6 +145,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         shop.clock["training"] += time.perf_counter() - start
         for fewer in result["out_of_memory"]:
             shop.reporter.send(("note", None, _memory_note(label, **fewer)))
+        if slower := agreement_note(label, result["agreement"]):
+            shop.reporter.send(("note", None, slower))
         _collect_weights(shop, job, scratch)
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
@@ -191,6 +195,21 @@ def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
     return (
         f"{label}  out of device memory at step {step}: micro-batches of {micro_batch_size} from there on "
         "(the steps and their loss are the same)"
+    )
+
+
+def agreement_note(label: str, agreement: Mapping[str, Any]) -> str | None:
+    """Under which attention and batching a training took place, where that is not what its recipe asks for."""
+    if not agreement["rejected"]:
+        return None
+    first, taken = agreement["rejected"][0], agreement["taken"]
+    rows = "one row at a time" if taken["micro_batch_size"] == 1 else f"batching {taken['batching']}"
+    why = first.get("reason") or (
+        f"log-probabilities {first['difference']:.2g} nats a token from the model's own implementation"
+    )
+    return (
+        f"{label}  trained with attention {taken['attention']}, {rows}, which agrees with the model's own "
+        f"implementation; {first['attention']}, {first['batching']} does not: {why}"
     )
 
 
