@@ -83,8 +83,8 @@ def choose(
 ) -> Agreement:
     """The fastest setting that agrees, in force on ``model`` when this returns.
 
-    ``base``: the model inside ``model``, which may have adapters around it. ``begun``: the setting under which
-    this training was begun and no other may go on. Raises HarnessError where none agrees.
+    ``base``: the model inside ``model``, which may have adapters around it. ``begun``: the setting under
+    which this training was begun, and under which alone it may go on. Raises HarnessError where none agrees.
     """
     start = time.perf_counter()
     limit = LIMITS[settings.dtype]
@@ -119,7 +119,7 @@ def choose(
 
 
 def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: Any) -> None:
-    """Compare again, when kernels have been put into the model since. Raises HarnessError where it differs."""
+    """Compare again, when kernels have been put into the model since. Raises HarnessError if it differs."""
     with _evaluating(model, settings):
         found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
     if isinstance(found, str) or not found <= LIMITS[settings.dtype]:
@@ -155,7 +155,7 @@ def sample(examples: Sequence[Encoded]) -> list[Encoded]:
 
 
 def mean_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Mean over all tokens of how far apart two log-probabilities are, in nats; NaN where one is no number."""
+    """Mean over all tokens of how far apart two log-probabilities are, in nats; NaN if one is no number."""
     return float((torch.cat([*found]) - torch.cat([*expected])).abs().mean())
 
 
@@ -395,7 +395,9 @@ def shared(decide: Callable[[], Agreement], apply: Callable[[Setting], None]) ->
 def _all_threads() -> Iterator[None]:
     """The other processes wait: on a CPU their cores are free."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+    torch.set_num_threads(
+        max(before, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    )
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 Padding stands on the right, where no real token looks; packed examples are kept apart by their lengths. So no
 mask is built, none is checked (transformers would wait for the device to do so), and attention's fastest
 kernels apply. Registered with transformers under the name ``CAUSAL``. What else an architecture asks of its
-attention (sinks, position biases, soft-capping) is refused and never dropped: agreement.py then takes another.
+attention (sinks, position biases, soft-capping) is refused, never dropped: agreement.py takes another then.
 """
 
 from __future__ import annotations

@@ -336,8 +336,8 @@ def train(
 
     ``model``: the loaded seed model; ``cache`` (harness.store.Cache) and ``identity`` keep the seed model's
     log-probabilities; ``snapshots``: save each epoch's weights too. Called by each process of a training.
-    ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges, and
-    for a model that no setting trains as its own implementation has it (agreement.py).
+    ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges,
+    and for a model that no setting trains as its own implementation has it (agreement.py).
     """
     _check_batching(settings)
     tuning.without_dropout(model)

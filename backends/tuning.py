@@ -82,8 +82,8 @@ def _is_product(layer: Any) -> bool:
 
 def without_dropout(model: Any) -> None:
     """The recipe trains without dropout. Its rate may be a module, a number that a module keeps (under any
-    name: ``attention_dropout``, ``resid_pdrop``, ``layerdrop``), or one that is read from the configuration in
-    every forward pass."""
+    name: ``attention_dropout``, ``resid_pdrop``, ``layerdrop``), or one that every forward pass reads from
+    the configuration."""
     configs = []
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):

@@ -22,8 +22,8 @@ from harness.preparation import prepare
 from harness.store import Stage, read_json, write_json_atomic
 from harness.workshop import Workshop
 
-# Raise when a change here or in the trainer alters results. 3: the setting of attention and batching is chosen
-# by a comparison (backends/agreement.py), which depends on nothing but what is in the inputs.
+# Raise when a change here or in the trainer alters results. 3: attention and batching are chosen by a
+# comparison (backends/agreement.py), which depends on nothing but what is in a training's inputs.
 TRAIN_VERSION = 3
 
 
@@ -199,7 +199,7 @@ def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
 
 
 def agreement_note(label: str, agreement: Mapping[str, Any]) -> str | None:
-    """Under which attention and batching a training took place, where that is not what its recipe asks for."""
+    """Under which attention and batching a training took place, where its recipe asks for others."""
     if not agreement["rejected"]:
         return None
     first, taken = agreement["rejected"][0], agreement["taken"]

@@ -145,7 +145,9 @@ def test_memory_that_does_for_no_row_is_told(
     assert sizes == [5, 3, 2, 1]
 
 
-@pytest.mark.parametrize(("dtype", "expected_dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected_dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
 def test_the_precision_of_training(
     dtype: str, expected_dtype: torch.dtype, make_model: Callable[..., Any]
 ) -> None:

@@ -53,7 +53,9 @@ def test_what_is_no_rate_stays() -> None:
 def adapted(name: str, **changes: Any) -> tuple[Any, set[str]]:
     settings = TrainingConfig(tuning="lora", lora={"r": 2, "alpha": 4, **changes})
     model = tuning.with_adapters(tiny_models.build(name), settings)
-    return model, {key.rpartition(".lora_A")[0].rpartition(".")[2] for key, _ in model.named_parameters()} - {""}
+    return model, {key.rpartition(".lora_A")[0].rpartition(".")[2] for key, _ in model.named_parameters()} - {
+        ""
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,30 +17,59 @@ LEFT_OUT = {
     "kimi_linear": "its layers take half a minute a row where there is no kernel",
 }
 _SIZES = {
-    VOCABULARY: "vocab_size vocab_size_per_layer_input",
-    32: "hidden_size d_model n_embd emb_dim embedding_size word_embed_proj_dim attention_hidden_size embedding_dim "
-    "lru_width input_embedding_size output_embedding_size pronunciation_embed_dim shape_embed_dim",
-    64: "intermediate_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim dff d_inner dim_ff ffn_hidden_size "
-    "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size mamba_d_ssm "
-    "feed_forward_size shared_intermediate_size expert_ffn_hidden_size",
-    4: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_encoder_layers num_blocks "
-    "num_decoder_layers num_attention_heads n_head n_heads decoder_attention_heads encoder_attention_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads attention_heads num_heads linear_num_key_heads "
-    "linear_num_value_heads num_experts n_routed_experts num_local_experts moe_num_experts time_step_rank "
-    "mamba_dt_rank",
-    2: "num_key_value_heads num_kv_heads num_experts_per_tok moe_k moe_topk eos_token_id",
-    8: "head_dim d_head attention_head_dim dim_head kv_channels attention_head_size v_head_dim qk_nope_head_dim "
-    "qk_rope_head_dim linear_key_head_dim linear_value_head_dim rotary_dim sliding_window attention_chunk_size "
-    "attention_window_size chunk_size mamba_chunk_size mamba_n_heads mamba_d_head mamba_num_heads mamba_head_dim "
-    "mamba_d_state ssm_state_size state_size",
-    16: "kv_lora_rank q_lora_rank o_lora_rank",
-    1: "n_group topk_group n_groups bos_token_id",
-    128: "max_position_embeddings n_positions n_ctx context_length",
-    0: "pad_token_id",
-    0.3: "initializer_range init_std",
+    VOCABULARY: """
+        vocab_size vocab_size_per_layer_input
+    """,
+    32: """
+        hidden_size d_model n_embd emb_dim embedding_size word_embed_proj_dim attention_hidden_size
+        embedding_dim lru_width input_embedding_size output_embedding_size pronunciation_embed_dim
+        shape_embed_dim
+    """,
+    64: """
+        intermediate_size ffn_dim n_inner decoder_ffn_dim encoder_ffn_dim dff d_inner dim_ff ffn_hidden_size
+        moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size
+        mamba_d_ssm feed_forward_size shared_intermediate_size expert_ffn_hidden_size
+    """,
+    4: """
+        num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_encoder_layers
+        num_blocks num_decoder_layers num_attention_heads n_head n_heads decoder_attention_heads
+        encoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads attention_heads
+        num_heads linear_num_key_heads linear_num_value_heads num_experts n_routed_experts num_local_experts
+        moe_num_experts time_step_rank mamba_dt_rank
+    """,
+    2: """
+        num_key_value_heads num_kv_heads num_experts_per_tok moe_k moe_topk eos_token_id
+    """,
+    8: """
+        head_dim d_head attention_head_dim dim_head kv_channels attention_head_size v_head_dim
+        qk_nope_head_dim qk_rope_head_dim linear_key_head_dim linear_value_head_dim rotary_dim
+        sliding_window attention_chunk_size attention_window_size chunk_size mamba_chunk_size mamba_n_heads
+        mamba_d_head mamba_num_heads mamba_head_dim mamba_d_state ssm_state_size state_size
+    """,
+    16: """
+        kv_lora_rank q_lora_rank o_lora_rank
+    """,
+    1: """
+        n_group topk_group n_groups bos_token_id
+    """,
+    128: """
+        max_position_embeddings n_positions n_ctx context_length
+    """,
+    0: """
+        pad_token_id
+    """,
+    0.3: """
+        initializer_range init_std
+    """,
 }
 SIZES: dict[str, float] = {key: size for size, keys in _SIZES.items() for key in keys.split()}
-BY_LAYER = ("layer_types", "layers_block_type", "hybrid_override_pattern", "mlp_layer_types", "no_rope_layers")
+BY_LAYER = (
+    "layer_types",
+    "layers_block_type",
+    "hybrid_override_pattern",
+    "mlp_layer_types",
+    "no_rope_layers",
+)
 # What some architectures want besides; the first with which a model works is taken.
 ATTEMPTS: list[dict[str, Any]] = [
     {},
