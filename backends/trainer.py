@@ -8,7 +8,6 @@ devices are, and a resumed training goes on at exactly the step where it stopped
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -358,7 +357,7 @@ def train(
     settings = agreed.setting.over(settings)
     if arguments.process_index == 0:
         agreement.keep(agreed.setting, places.state)
-    identity = {**identity, "setting": dataclasses.asdict(agreed.setting)}
+    identity = {**identity, "setting": [settings.attention, settings.batching]}  # of kept log-probabilities
     seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)
     context = TrainContext(
         examples=examples,
