@@ -75,7 +75,7 @@ def count(model: Any) -> ModelFlops:
 
     A matrix is multiplied once in the forward pass; in the backward pass once for its own gradient, where it
     is trained, and once for its input's, where anything before it is. Of stacked experts a token passes
-    ``num_experts_per_tok``. Linear attention and state-space layers are not known.
+    ``num_experts_per_tok``. Of linear attention and state-space layers the matrices alone are counted.
     """
     config = model.config.get_text_config()
     decoder, head = model.get_decoder(), model.get_output_embeddings()
@@ -84,8 +84,8 @@ def count(model: Any) -> ModelFlops:
         first = _EMBEDDINGS
     in_layers = [(size, trained, first < place) for place, size, trained in _matrices(decoder, config)]
     in_head = [(size, trained, first < _HEAD) for _, size, trained in _matrices(head, config)]
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    width = 2 * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)  # Q K^T, and A V
+    heads, layers = getattr(config, "num_attention_heads", 0), config.num_hidden_layers
+    width = 2 * heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))  # QK^T, AV
     reached = sum(first < (layer, 1.0) for layer in range(layers))  # by gradients for Q, K or V
     return ModelFlops(
         parameters=model.num_parameters(),

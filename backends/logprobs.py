@@ -19,12 +19,15 @@ class TargetHead:
 
     Most tokens of a prompt carry no loss, and the head is a large part of a small model with a large
     vocabulary: a pre-hook hands it the hidden states that count, so that whatever the model does with its
-    logits (scaling, soft-capping) stays the model's own affair.
+    logits (scaling, soft-capping) stays the model's own affair. Of a model without such a head, or one that
+    uses its weights another way, the logits of all positions are computed and the others left out.
     """
 
     def __init__(self, model: Any):
         self._positions: Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
+        head = model.get_output_embeddings()
+        if isinstance(head, torch.nn.Module):
+            head.register_forward_pre_hook(self._select)
 
     def _select(self, head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._positions is None:
@@ -33,14 +36,20 @@ class TargetHead:
 
     def logp(self, model: Any, micro: MicroBatch) -> Tensor:
         """float32 (B, A), 0 where there is no token. ``model`` may be wrapped for several devices."""
-        self._positions = micro.positions
-        try:
-            logits = model(**micro.inputs, use_cache=False).logits[0]  # (N, V)
-        finally:
-            self._positions = None
-        logp = -cross_entropy(logits.float(), micro.targets, reduction="none")
+        logp = self.target_logp(model, micro)
         rows, width = micro.shape
         return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)
+
+    def target_logp(self, model: Any, micro: MicroBatch) -> Tensor:
+        """float32 (N,): of all rows' loss-carrying tokens, one row after the other."""
+        self._positions = micro.positions
+        try:
+            logits = model(**micro.inputs, use_cache=False).logits  # (1, N, V), or (B, T, V)
+        finally:
+            self._positions = None
+        if logits.shape[:2] != (1, len(micro.targets)):  # N is less than T: nothing foretells a first token
+            logits = logits.flatten(0, 1).index_select(0, micro.positions)[None]
+        return -cross_entropy(logits[0].float(), micro.targets, reduction="none")
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backends import attention, distributed, flops, saving, tuning
+from backends import agreement, attention, distributed, flops, saving, tuning
 from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
 from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
@@ -336,18 +336,30 @@ def train(
 
     ``model``: the loaded seed model; ``cache`` (harness.store.Cache) and ``identity`` keep the seed model's
     log-probabilities; ``snapshots``: save each epoch's weights too. Called by each process of a training.
-    ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges.
+    ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges,
+    and for a model that no setting trains as its own implementation has it (agreement.py).
     """
+    _check_batching(settings)
     tuning.without_dropout(model)
-    _choose_attention(model, settings)
     model.config.use_cache = False
-    model = tuning.with_adapters(model, settings)
+    base, model = model, tuning.with_adapters(model, settings)
     pad_id = _pad_id(model, tokenizer)
     saving.rehearse(model, tokenizer, settings)
     head = TargetHead(model)
 
     before = time.perf_counter()
     arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
+    begun = agreement.begun_under(places.state)
+    agreed = agreement.shared(
+        lambda: agreement.choose(
+            model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
+        ),
+        lambda setting: agreement.apply(base, setting),
+    )
+    settings = agreed.setting.over(settings)
+    if arguments.process_index == 0:
+        agreement.keep(agreed.setting, places.state)
+    identity = {**identity, "setting": [settings.attention, settings.batching]}  # of kept log-probabilities
     seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)
     context = TrainContext(
         examples=examples,
@@ -379,6 +391,8 @@ def train(
             places=places,
         )
     trainer.settings = settings
+    if settings.liger:  # the Trainer has just put its kernels into the model
+        agreement.confirm(agreed, model, head, pad_id, settings)
     hooks.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     resumed = resume_state(places.state, hooks.epoch_ends)
@@ -420,18 +434,22 @@ def train(
         **_utilisation(settings, train_flops, seconds, arguments.world_size),
         "losses": trainer.step_losses,
         "out_of_memory": trainer.out_of_memory,
+        "agreement": agreed.record,
         "method": context.record,
     }
 
 
 def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any) -> Callable[[], None]:
     """An optimizer step on one global batch, cut as in a training, to be timed for a forecast."""
-    _choose_attention(model, settings)
-    model = tuning.with_adapters(model, settings).train()
+    _check_batching(settings)
+    tuning.without_dropout(model)
+    base, model = model, tuning.with_adapters(model, settings)
     head = TargetHead(model)
+    pad_id = _pad_id(model, tokenizer)
+    settings = agreement.choose(model, base, head, examples, pad_id, settings).setting.over(settings)
+    model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0)
-    pad_id = _pad_id(model, tokenizer)
     packed = settings.batching == "padding-free"
     (dealt,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
     micros = [collate(micro, pad_id, packed).to(model.device) for micro in dealt]
@@ -490,18 +508,12 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
     )
 
 
-def _choose_attention(model: Any, settings: Any) -> None:
-    """Our own mask-free attention unless the recipe names another or the model caps its logits."""
-    chosen = settings.attention
-    if chosen == "auto":
-        capped = getattr(model.config, "attn_logit_softcapping", None) is not None
-        chosen = "eager" if capped else attention.CAUSAL
-    if settings.batching == "padding-free" and chosen in ("eager", "sdpa"):
+def _check_batching(settings: Any) -> None:
+    if settings.batching == "padding-free" and settings.attention in attention.UNFUSED:
         raise HarnessError(
-            f"training.batching padding-free needs a fused attention, not '{chosen}': "
+            f"training.batching padding-free needs a fused attention, not '{settings.attention}': "
             "set training.batching to grouped"
         )
-    model.set_attn_implementation(chosen)
 
 
 def _check_batches(method: Method, batches: Sequence[Sequence[Encoded]], size: int) -> None:

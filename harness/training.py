@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,9 @@ from harness.rows import Unused
 from harness.store import Stage, read_json, write_json_atomic
 from harness.workshop import Workshop
 
-TRAIN_VERSION = 2  # raise when a change here or in the trainer alters results
+# Raise when a change here or in the trainer alters results. 3: attention and batching are chosen by a
+# comparison (backends/agreement.py), which depends on nothing but what is in a training's inputs.
+TRAIN_VERSION = 3
 
 
 def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
@@ -151,6 +153,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         shop.clock["training"] += time.perf_counter() - start
         for fewer in result["out_of_memory"]:
             shop.reporter.send(("note", None, _memory_note(label, **fewer)))
+        for said in agreement_notes(label, result["agreement"]):
+            shop.reporter.send(("note", None, said))
         _collect_weights(shop, job, scratch)
         figures.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
         nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
@@ -201,6 +205,29 @@ def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
         f"{label}  out of device memory at step {step}: micro-batches of {micro_batch_size} from there on "
         "(the steps and their loss are the same)"
     )
+
+
+def agreement_notes(label: str, agreement: Mapping[str, Any]) -> list[str]:
+    """Under which attention and batching a training took place, where its recipe asks for others; and how far
+    a model that draws at random in training is from itself."""
+    notes = []
+    if agreement["rejected"]:
+        first, taken = agreement["rejected"][0], agreement["taken"]
+        rows = "one row at a time" if taken["micro_batch_size"] == 1 else f"batching {taken['batching']}"
+        why = first.get("reason") or (
+            f"log-probabilities {first['difference']:.2g} nats a token from the model's own implementation"
+        )
+        notes.append(
+            f"{label}  trained with attention {taken['attention']}, {rows}, which agrees with the model's "
+            f"own implementation; {first['attention']}, {first['batching']} does not: {why}"
+        )
+    noise = agreement["training_noise"]
+    if noise is not None and noise > agreement["limit"]:
+        notes.append(
+            f"{label}  this model draws at random in training (a router's noise): {noise:.2g} nats a token "
+            "from what it says in evaluation, in which it was compared"
+        )
+    return notes
 
 
 def _length_note(label: str, examples: int, max_length: int, context: int, lengths: dict[str, int]) -> str:

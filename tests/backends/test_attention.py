@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from backends.attention import CAUSAL, causal_attention
+from backends.attention import CAUSAL, causal_attention, in_force, is_capped, use
 from backends.batching import collate
 from backends.logprobs import TargetHead
 from harness.contracts import Encoded
@@ -79,10 +79,74 @@ def test_equals_each_row_alone_in_value_and_gradient(family: str, packed: bool) 
         torch.testing.assert_close(gradient, expected[name], atol=2e-4, rtol=1e-3)
 
 
-def test_soft_capping_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"softcap": 50.0}, "soft-capping"),
+        ({"s_aux": torch.zeros(2)}, "sinks"),
+        ({"position_bias": torch.zeros(1)}, "position biases"),
+        ({"attention_mask": torch.zeros(1, 1, 3, 3)}, "attention_mask"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"is_causal": False}, "is_causal"),
+        ({"indices": 3, "softcap": 1.0}, "indices, soft-capping"),
+    ],
+)
+def test_what_it_does_not_know_is_refused_and_not_dropped(asked: dict[str, Any], named: str) -> None:
     states = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="soft-capping"):
-        causal_attention(None, states, states, states, softcap=50.0)
+    with pytest.raises(ValueError, match=rf"^attention without a mask does not know {named}$"):
+        causal_attention(None, states, states, states, **asked)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_says_nothing_new_is_passed_over(packed: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 6, 4)
+    lengths = {"cu_seq_lens_q": torch.tensor([0, 4, 6]), "max_length_q": 4} if packed else {}
+    plain = causal_attention(None, query, key, value, **lengths)[0]
+    harmless = {"dropout": 0.0, "is_causal": True, "softcap": None, "s_aux": None, "position_ids": 1}
+    assert torch.equal(causal_attention(None, query, key, value, **lengths, **harmless)[0], plain)
+
+
+def test_scores_are_scaled_as_asked() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 5, 4)
+    for scaling in (0.3, None):
+        scores = (query @ key.mT) * (scaling or 4**-0.5)
+        seen = torch.ones(5, 5).tril().bool()
+        expected = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value
+        found = causal_attention(None, query, key, value, scaling=scaling)[0]
+        torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("window", [1, 3, 5, 6, 7])
+def test_windows_in_packed_rows(window: int) -> None:
+    """Each packed example for itself, each with its window."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 11, 4)
+    bounds = torch.tensor([0, 6, 11])
+    packed = causal_attention(None, query, key, value, sliding_window=window, cu_seq_lens_q=bounds)[0]
+    for start, end in ((0, 6), (6, 11)):
+        part = [states[:, :, start:end] for states in (query, key, value)]
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        scores = (part[0] @ part[1].mT / 2).masked_fill((distance < 0) | (distance >= window), -torch.inf)
+        torch.testing.assert_close(packed[:, start:end], (scores.softmax(-1) @ part[2]).transpose(1, 2))
+
+
+def test_an_architectures_own_attention_comes_back() -> None:
+    model = model_of("llama")
+    own = in_force(model)
+    assert own.name == "eager"
+    assert use(model, CAUSAL) == CAUSAL
+    assert own.restore(model) == "eager"
+    assert not is_capped(model)
+    assert is_capped(model_of("gemma2"))
+
+
+def test_an_architecture_with_one_attention_keeps_it() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    small = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=16, n_layer=1, n_head=2))
+    assert use(small, CAUSAL) == "eager"
 
 
 def test_a_window_is_as_wide_as_it_says() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -94,3 +96,102 @@ def test_a_device_without_rows_has_a_micro_batch_without_loss(packed: bool) -> N
     assert (idle.shape, idle.ids, len(idle.targets)) == ((0, 0), [], 0)
     assert idle.mask.shape == torch.Size([0, 0])
     assert idle.inputs["input_ids"].shape == (1, 2)
+
+
+# --- formulas, each by example ---------------------------------------------------------------------
+
+
+def row(name: str, length: int) -> Encoded:
+    return Encoded(name, list(range(10, 10 + length)), [False] + [True] * (length - 1))
+
+
+def names(dealt: list[list[list[Encoded]]]) -> list[list[str]]:
+    return [["".join(e.id for e in micro) for micro in micros] for micros in dealt]
+
+
+FOUR = [row("a", 3), row("b", 9), row("c", 4), row("d", 8)]
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "batching", "devices", "expected"),
+    [
+        (4, None, "grouped", 1, [["bdca"]]),
+        (2, None, "grouped", 1, [["bd", "ca"]]),
+        (3, None, "grouped", 1, [["bdc", "a"]]),
+        (3, None, "in-order", 1, [["abc", "d"]]),
+        (4, 18, "grouped", 1, [["bd", "ca"]]),  # 2 x 9 as computed, padding included
+        (4, 17, "grouped", 1, [["b", "dc", "a"]]),
+        (4, 17, "padding-free", 1, [["bd", "ca"]]),  # 9 + 8
+        (4, 16, "padding-free", 1, [["b", "dca"]]),
+        (4, 21, "padding-free", 1, [["bdc", "a"]]),
+        (4, 1, "padding-free", 1, [["b", "d", "c", "a"]]),  # never fewer than one
+        (4, None, "grouped", 2, [["bd"], ["ca"]]),  # one micro-batch for two devices: halved
+        (4, None, "padding-free", 2, [["bd"], ["ca"]]),
+        (3, None, "grouped", 2, [["bdc"], ["a"]]),
+        (3, None, "in-order", 2, [["abc"], ["d"]]),
+        (2, None, "grouped", 4, [["b"], ["d"], ["c"], ["a"]]),
+        (1, None, "grouped", 3, [["b", "a"], ["d", ""], ["c", ""]]),
+        (4, None, "grouped", 5, [["b"], ["d"], ["c"], ["a"], [""]]),
+        (4, None, "grouped", 3, [["b"], ["ca"], ["d"]]),  # 9, 2 x 4 and 8
+    ],
+)
+def test_how_four_rows_are_dealt(
+    size: int, tokens: int | None, batching: Any, devices: int, expected: list[list[str]]
+) -> None:
+    """b, d, c, a from the longest to the shortest: 9, 8, 4 and 3 tokens."""
+    assert names(deal(FOUR, size, tokens, batching, devices)) == expected
+
+
+def test_the_largest_is_halved_as_it_is_computed() -> None:
+    """Padded, two rows of 9 and 1 tokens are 18, and two of 6 are 12."""
+    rows = [row("x", 9), Encoded("y", [7], [True]), row("p", 6), row("q", 6)]
+    assert names(deal(rows, 2, None, "in-order", 3)) == [["pq"], ["x"], ["y"]]
+
+
+def test_an_epoch_is_cut_anywhere() -> None:
+    rows = [row(letter, 3) for letter in "abcde"]
+    batches = global_batches(rows, epochs=2, batch_size=4, seed=3)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    stream = [example.id for batch in batches for example in batch]
+    assert sorted(stream[:5]) == sorted(stream[5:]) == list("abcde")
+    assert global_batches(rows, 0, 4, 3) == []
+
+
+def test_tokens_with_loss_are_all_but_a_first() -> None:
+    assert loss_tokens(Encoded("x", [1, 2, 3, 4], [True, False, True, True])) == 2
+    assert loss_tokens(Encoded("x", [1], [True])) == 0
+
+
+def test_places_of_padded_and_packed_rows() -> None:
+    rows = [
+        Encoded("a", [5, 6, 7], [False, True, False]),
+        Encoded("b", [8, 9, 10, 11, 12], [True, False, True, False, True]),
+        Encoded("c", [13, 14], [False, False]),
+    ]
+    padded, packed = collate(rows, 3), collate(rows, 3, packed=True)
+    assert padded.positions.tolist() == [0, 5 + 1, 5 + 3]  # rows are 5 wide
+    assert packed.positions.tolist() == [0, 3 + 1, 3 + 3]
+    for batch in (padded, packed):
+        assert batch.targets.tolist() == [6, 10, 12]
+        assert batch.slots.tolist() == [0, 2, 3]
+        assert batch.shape == (3, 2)
+        assert batch.mask.tolist() == [[True, False], [True, True], [False, False]]
+        assert batch.ids == ["a", "b", "c"]
+        flat = batch.inputs["input_ids"].flatten()
+        assert flat[batch.positions + 1].tolist() == batch.targets.tolist()
+    assert padded.inputs["input_ids"].tolist() == [[5, 6, 7, 3, 3], [8, 9, 10, 11, 12], [13, 14, 3, 3, 3]]
+    assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 0, 1]]
+    assert packed.inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert packed.inputs["cu_seq_lens_q"].tolist() == [0, 3, 8, 10]
+    assert packed.inputs["max_length_q"] == packed.inputs["max_length_k"] == 5
+
+
+def test_moving_changes_nothing_but_the_place() -> None:
+    batch = collate(ROWS, 3, packed=True)
+    moved = batch.to("meta")
+    for name in ("positions", "targets", "slots", "mask"):
+        assert getattr(moved, name).device.type == "meta"
+        assert getattr(moved, name).shape == getattr(batch, name).shape
+    assert moved.inputs["cu_seq_lens_q"].device.type == "meta"
+    assert moved.inputs["max_length_q"] == 4
+    assert (moved.shape, moved.ids) == (batch.shape, batch.ids)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from backends.batching import collate
-from backends.logprobs import TargetHead
+from backends.logprobs import TargetHead, autocast
+from harness.config import TrainingConfig
 from harness.contracts import Encoded
 
 
@@ -80,3 +81,76 @@ def test_log_softmax_is_taken_in_float32(make_model: Callable[..., Any], encoded
         logits = model(**batch.inputs).logits.flatten(0, 1)[batch.positions].double()
     exact = torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
     assert logp[batch.mask].tolist() == pytest.approx(exact.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_head_that_no_hook_reaches(
+    rows: int, make_model: Callable[..., Any], encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that names no head, or uses its weights another way: all logits, then those that count."""
+    wanted = TargetHead(make_model()).logp(make_model(), collate(encoded[:rows], 0))
+    model = make_model()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    for packed in (False, True) if rows == 1 else (False,):
+        found = TargetHead(model).logp(model, collate(encoded[:rows], 0, packed))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_values_of_tokens_stand_row_by_row(make_model: Callable[..., Any], encoded: list[Encoded]) -> None:
+    model = make_model()
+    head, batch = TargetHead(model), collate(encoded[:3], 0)
+    flat, laid_out = head.target_logp(model, batch), head.logp(model, batch)
+    assert flat.shape == batch.targets.shape
+    assert torch.equal(laid_out[batch.mask], flat)
+    assert not laid_out[~batch.mask].any()
+
+
+def test_no_logits_where_no_token_counts(make_model: Callable[..., Any], encoded: list[Encoded]) -> None:
+    silent = Encoded("silent", encoded[0].input_ids, [False] * len(encoded[0].input_ids))
+    model = make_model()
+    head = TargetHead(model)
+    assert head.logp(model, collate([silent], 0)).shape == (1, 0)
+    mixed = head.logp(model, collate([silent, encoded[1]], 0))
+    assert not mixed[0].any()
+    assert mixed[1].tolist() == pytest.approx(expected(model, encoded[1]), abs=1e-4)
+
+
+def test_scoring_learns_nothing_and_leaves_the_mode(
+    make_model: Callable[..., Any], encoded: list[Encoded], answer_logp: Callable[..., Any]
+) -> None:
+    for training in (False, True):
+        model = make_model(attention_dropout=0.5).train(training)
+        found = answer_logp(model, encoded[:4], micro_batch_size=3)
+        assert model.training is training
+        for example, values in zip(encoded, found, strict=False):
+            assert values == pytest.approx(expected(model.eval(), example), abs=1e-4)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_memory_that_does_for_no_row_is_told(
+    make_model: Callable[..., Any],
+    encoded: list[Encoded],
+    answer_logp: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def none(head: Any, model: Any, micro: Any) -> Any:
+        sizes.append(len(micro.ids))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TargetHead, "logp", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_logp(make_model(), encoded[:5], micro_batch_size=5)
+    assert sizes == [5, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected_dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_precision_of_training(
+    dtype: str, expected_dtype: torch.dtype, make_model: Callable[..., Any]
+) -> None:
+    model = make_model()
+    with autocast(model, TrainingConfig(dtype=dtype)):
+        assert model(torch.tensor([[5, 6]])).logits.dtype == expected_dtype

@@ -29,6 +29,9 @@ MODULES = {
     "judges/rubric.py": "tests/judges/test_rubric.py",
     "tasks/gsm8k_scoring.py": "tests/tasks/test_gsm8k_scoring.py",
     "backends/lookahead.py": "tests/backends/test_lookahead.py",
+    "backends/batching.py": "tests/backends/test_batching.py",
+    "backends/logprobs.py": "tests/backends/test_logprobs.py",
+    "backends/attention.py": "tests/backends/test_attention.py",
 }
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {}
