@@ -15,17 +15,19 @@ from typing import Any
 from harness.contracts import Encoded, LossInputs, Method, TrainContext
 
 CYCLES = 20  # the paper: 20,000 steps in cycles of 100 + 900
-SAFETY_SHARE = 0.1
+USER_STEPS = 9  # for each safety step
 WITHOUT_PROXIMAL = 0.1  # of all steps
 
 
 @dataclass
 class Lisa(Method):
-    """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, 20 cycles with a tenth of
-    each on safety data, scaled to the training's length. ``rho``: strength of the proximal term."""
+    """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, a tenth of each cycle on
+    safety data, and 20 cycles scaled to the training's length (fewer where it has under 200 steps, so that the
+    share stays a tenth). ``rho``: strength of the proximal term."""
 
     name = "lisa"
     summary = "alternates between safety data and the user's, with a proximal term"
+    version = 2  # 1 had more than a tenth on safety data under 200 steps, half of them under 34
     needs_safety_data = True
     uses_weights = True
 
@@ -47,11 +49,13 @@ class Lisa(Method):
     def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
         """The user's batches, with safety examples in place of those that fall into safety phases."""
         self.steps = len(batches)
-        scaled = self.steps / CYCLES
-        self.cycle = (
-            self.safety_steps or max(1, round(scaled * SAFETY_SHARE)),
-            self.user_steps or max(1, round(scaled * (1 - SAFETY_SHARE))),
+        wanted = (
+            self.steps / CYCLES / (1 + USER_STEPS)
+            if self.user_steps is None
+            else self.user_steps / USER_STEPS
         )
+        safety_steps = self.safety_steps or max(1, round(wanted))
+        self.cycle = safety_steps, self.user_steps or USER_STEPS * safety_steps
         stream: list[Encoded] = []
 
         def safety_batch(size: int) -> list[Encoded]:

@@ -52,12 +52,15 @@ class Message:
 class Example:
     """One training conversation: the last message is the assistant's and carries the loss.
 
-    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss.
+    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss. ``strip``: outer
+    white space of instruction and answer goes, but only when the method has prepared them, since what it puts
+    before or behind them makes some of it inner white space (SAMSum's protocol).
     """
 
     id: str
     messages: tuple[Message, ...]
     loss_free_tokens: int = 0
+    strip: bool = False
 
     @property
     def instruction(self) -> str:
@@ -74,6 +77,12 @@ class Example:
     def with_answer(self, text: str) -> Example:
         return replace(self, messages=(*self.messages[:-1], Message("assistant", text)))
 
+    def stripped(self) -> Example:
+        """The example as it is trained on: without outer white space, where ``strip`` says so."""
+        if not self.strip:
+            return self
+        return self.with_instruction(self.instruction.strip()).with_answer(self.answer.strip())
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
@@ -86,7 +95,7 @@ class Rewrite:
 
     system_prompt: str
     user: Callable[[str, str], str]  # (instruction, reference answer) -> user turn
-    opening: str = ""  # the assistant turn is opened with this text
+    opening: str = ""  # the assistant turn is opened with this text, which is no part of the new answer
     max_tokens: int = 512
     reject: Callable[[str, str], str | None] = lambda rewritten, reference: None
     finish: Callable[[str, str], str] = lambda rewritten, reference: rewritten
@@ -110,7 +119,7 @@ class TrainTask:
     rewrite: Rewrite
     utility_kind: Literal["rate", "mean"] = "rate"  # right or wrong by document, or a score
     prompt_template: str = "{prompt}"
-    strip: bool = False  # remove white space around prompt and answer (SAMSum's protocol does)
+    strip: bool = False  # remove white space around prompt and answer, once prepared (SAMSum's protocol)
     version: int = 1
 
 
@@ -145,7 +154,8 @@ class Generate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrepareContext:
-    """What ``Method.prepare`` may use. ``record`` ends up in training.json under ``method``.
+    """What ``Method.prepare`` may use. ``record`` ends up in training.json under ``method``; a line under its
+    key ``note`` is shown, and repeated by the tables.
 
     ``safety_examples``: harmful requests with refusals (the recipe's ``safety_data``), for methods with
     ``needs_safety_data``; empty for others.

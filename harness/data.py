@@ -232,13 +232,15 @@ def to_example(
         return Example(example_id, _messages(row[columns[0]], columns[0], where))
     prompt, answer = (_text(row, column, where) for column in columns)
     if kind == "own":
-        if task.strip:
-            prompt, answer = prompt.strip(), answer.strip()
+        if task.strip:  # what is left at the other ends goes after the method (Example.strip)
+            prompt = prompt.lstrip()
         prompt = task.prompt_template.format(prompt=prompt)
     elif columns == ALPACA and row.get("input"):
         prompt = f"{prompt}\n\n{_text(row, 'input', where)}"
     return Example(
-        example_id, _under(task.system_prompt, (Message("user", prompt), Message("assistant", answer)))
+        example_id,
+        _under(task.system_prompt, (Message("user", prompt), Message("assistant", answer))),
+        strip=task.strip and kind == "own",
     )
 
 

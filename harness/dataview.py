@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
 ENDS = {"[": "]", "{": "}"}
 
 
-def prepared(config: RunConfig, method: str, task: TrainTask) -> tuple[Any, list[Example], list[Example]]:
-    """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
+def prepared(
+    config: RunConfig, method: str, task: TrainTask, chosen: Sequence[Example] | None = None
+) -> tuple[Any, list[Example]]:
+    """The tokenizer, and the task's examples (or those chosen) as ``method`` trains on them."""
     shop = Workshop(config, Path())
     made = training.make_method(config, method)
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
-        return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
+        given = shop.examples(task) if chosen is None else chosen
+        return shop.seed_tokenizer, [example.stripped() for example in given]
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
-    examples, _ = preparation.prepare(shop, task, made, cell, method)
-    return shop.seed_tokenizer, shop.examples(task), examples
+    return shop.seed_tokenizer, preparation.prepare(shop, task, made, cell, method, chosen)[0]
 
 
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
@@ -40,10 +43,8 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     rows = Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
-    messages = [dataclasses.asdict(message) for message in rows[index].messages]
-    alone = dataclasses.replace(task, rows=lambda: [{"messages": messages}])  # the method prepares no other
-    own = config.model_copy(update={"train_data": None, "columns": {}, "mix": {}})
-    tokenizer, (original, *_), (example, *_) = prepared(own, method, alone)
+    original = rows[index]
+    tokenizer, (example, *_) = prepared(config, method, task, [original])  # the method prepares no other
     max_length = config.row(method).training.max_length or task.max_length
     encoded = chat.truncate(chat.encode(tokenizer, example), max_length)
     if encoded is None:
@@ -94,7 +95,7 @@ def export(config: RunConfig, method: str, train_task: str, limit: int | None, o
     """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
     if out.is_dir():
         raise HarnessError(f"{out} is a folder; give a file to write")
-    _, _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
+    _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),
