@@ -22,8 +22,8 @@ WITHOUT_PROXIMAL = 0.1  # of all steps
 @dataclass
 class Lisa(Method):
     """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, a tenth of each cycle on
-    safety data, and 20 cycles scaled to the training's length (fewer where it has under 200 steps, so that the
-    share stays a tenth). ``rho``: strength of the proximal term."""
+    safety data, and 20 cycles in all (fewer in under 200 steps, so that the share stays a tenth). Of one that
+    is given, the other keeps the share. ``rho``: strength of the proximal term."""
 
     name = "lisa"
     summary = "alternates between safety data and the user's, with a proximal term"
@@ -49,13 +49,7 @@ class Lisa(Method):
     def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
         """The user's batches, with safety examples in place of those that fall into safety phases."""
         self.steps = len(batches)
-        wanted = (
-            self.steps / CYCLES / (1 + USER_STEPS)
-            if self.user_steps is None
-            else self.user_steps / USER_STEPS
-        )
-        safety_steps = self.safety_steps or max(1, round(wanted))
-        self.cycle = safety_steps, self.user_steps or USER_STEPS * safety_steps
+        self.cycle = self._cycle()
         stream: list[Encoded] = []
 
         def safety_batch(size: int) -> list[Encoded]:
@@ -72,6 +66,17 @@ class Lisa(Method):
         context.record["cycle"] = {"safety_steps": self.cycle[0], "user_steps": self.cycle[1]}
         context.record["safety_steps"] = sum(map(self.on_safety_data, range(self.steps)))
         return planned
+
+    def _cycle(self) -> tuple[int, int]:
+        """The steps of a cycle on safety data and on the user's: as many cycles as make a tenth of all steps
+        safety steps, where the options don't say otherwise."""
+        if self.safety_steps or self.user_steps:
+            user_steps = self.user_steps or USER_STEPS * (self.safety_steps or 1)
+            return self.safety_steps or max(1, round(user_steps / USER_STEPS)), user_steps
+        tenth = self.steps / (1 + USER_STEPS)
+        safety_steps = max(1, round(tenth / CYCLES))
+        cycles = max(1, round(tenth / safety_steps))
+        return safety_steps, max(1, -(-self.steps // cycles) - safety_steps)
 
     def on_safety_data(self, step: int) -> bool:
         """Whether step number ``step``, from 0, is on safety data. A cycle begins with them."""

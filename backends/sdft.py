@@ -1,8 +1,9 @@
 """SDFT, self-distillation fine-tuning: the seed model rewrites each answer (arXiv 2402.13669, sail-sg/sdft).
 
 The text that opens the seed model's answer belongs to its prompt: the rewritten answer is the continuation
-alone. Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original answer;
-how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another method.)
+alone. Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original
+answer; how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another
+method.)
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def with_adapters(model: Any, settings: Any) -> Any:
         LoraConfig(
             r=settings.lora.r,
             lora_alpha=settings.lora.alpha,
-            lora_dropout=0.0,
+            lora_dropout=settings.lora.dropout,
             target_modules=modules if isinstance(modules, str) else list(modules),
             task_type="CAUSAL_LM",
         ),

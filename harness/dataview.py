@@ -25,15 +25,15 @@ ENDS = {"[": "]", "{": "}"}
 
 def prepared(
     config: RunConfig, method: str, task: TrainTask, chosen: Sequence[Example] | None = None
-) -> tuple[Any, list[Example]]:
-    """The tokenizer, and the task's examples (or those chosen) as ``method`` trains on them."""
+) -> tuple[Any, Sequence[Example], list[Example]]:
+    """The tokenizer, the task's examples (or those chosen), and how ``method`` trains on them."""
     shop = Workshop(config, Path())
     made = training.make_method(config, method)
+    given = shop.examples(task) if chosen is None else chosen
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
-        given = shop.examples(task) if chosen is None else chosen
-        return shop.seed_tokenizer, [example.stripped() for example in given]
+        return shop.seed_tokenizer, given, [example.stripped() for example in given]
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
-    return shop.seed_tokenizer, preparation.prepare(shop, task, made, cell, method, chosen)[0]
+    return shop.seed_tokenizer, given, preparation.prepare(shop, task, made, cell, method, given)[0]
 
 
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
@@ -43,8 +43,8 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     rows = Workshop(_limited(config, None if config.mix else index + 1), Path()).examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
-    original = rows[index]
-    tokenizer, (example, *_) = prepared(config, method, task, [original])  # the method prepares no other
+    alone = [rows[index]]  # the method prepares no other
+    tokenizer, (original, *_), (example, *_) = prepared(config, method, task, alone)
     max_length = config.row(method).training.max_length or task.max_length
     encoded = chat.truncate(chat.encode(tokenizer, example), max_length)
     if encoded is None:
@@ -95,7 +95,7 @@ def export(config: RunConfig, method: str, train_task: str, limit: int | None, o
     """Write the transformed conversations as ``{"messages": […]}`` lines; returns how many."""
     if out.is_dir():
         raise HarnessError(f"{out} is a folder; give a file to write")
-    _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
+    _, _, examples = prepared(_limited(config, limit), method, registry.load("train task", train_task))
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),

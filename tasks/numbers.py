@@ -15,9 +15,7 @@ _SIGN_OR_DASH = rf"[+{re.escape(_MINUS + _DASH)}]"
 _CURRENCY = "$\N{CENT SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{EURO SIGN}\N{INDIAN RUPEE SIGN}"
 _DECIMAL = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _PLAIN = re.compile(rf"(?:{_DECIMAL})")
-_LABEL = re.compile(
-    rf"(?P<before>{_SIGN}?)\s*[{_CURRENCY}]?\s*(?P<behind>{_SIGN}?)(?P<digits>{_DECIMAL})\.?"
-)
+_LABEL = re.compile(rf"(?P<before>{_SIGN}?)\s*[{_CURRENCY}]?\s*(?P<behind>{_SIGN}?)(?P<digits>{_DECIMAL})\.?")
 # Digits of every script, superscripts and fractions such as "½" included.
 _DIGIT = r"[\d\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u218b]"
 _FRACTION = r"\s*[/\N{FRACTION SLASH}\N{DIVISION SLASH}\N{DIVISION SIGN}]\s*"

@@ -29,7 +29,7 @@ def math_user(instruction: str, reference: str) -> str:
 
 
 def reject_wrong_number(rewritten: str, reference: str) -> str | None:
-    """Why a rewritten answer is not used: its last number must be the label's, and both must be plain ones."""
+    """Why a rewritten answer is not used: its last number must be the label's, and both be plain ones."""
     if MARKER in reference:
         written = plain_number(_label(reference))
         if written is None:

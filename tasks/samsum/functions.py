@@ -27,7 +27,7 @@ def hub_rows(split: str) -> list[Placed]:
 
 
 def dialogues(rows: Iterable[Placed]) -> Iterator[dict[str, str]]:
-    """Dialogue and summary as they stand in the rows: training strips them once the method has prepared them."""
+    """Dialogue and summary as they stand: training strips them once the method has prepared them."""
     for row in rows:
         found = texts(row, dialogue="dialogue", summary="summary")
         yield {field: found[field] for field in ("dialogue", "summary")}

@@ -194,7 +194,7 @@ def test_export_writes_what_is_trained_on(method: str, tmp_path: Path) -> None:
     assert dataview.export(resolved(method), method, "gsm8k-mini", 7, out) == 7
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     task = registry.load("train task", "gsm8k-mini")
-    prepared = dataview.prepared(resolved(method, **{"training.max_examples": 7}), method, task)[1]
+    prepared = dataview.prepared(resolved(method, **{"training.max_examples": 7}), method, task)[2]
     assert rows == [
         {"messages": [{"role": m.role, "content": m.content} for m in example.messages]}
         for example in prepared
