@@ -64,7 +64,13 @@ class Lisa(Method):
             for step, batch in enumerate(batches)
         ]
         context.record["cycle"] = {"safety_steps": self.cycle[0], "user_steps": self.cycle[1]}
-        context.record["safety_steps"] = sum(map(self.on_safety_data, range(self.steps)))
+        of_safety = sum(map(self.on_safety_data, range(self.steps)))
+        context.record["safety_steps"] = of_safety
+        if self.steps <= USER_STEPS and not (self.safety_steps or self.user_steps):
+            context.record["note"] = (
+                f"{of_safety} of {self.steps} steps is on safety data, more than the published tenth: "
+                "train for ten steps or more"
+            )
         return planned
 
     def _cycle(self) -> tuple[int, int]:

@@ -25,7 +25,7 @@ _BLANK = "[ \N{NO-BREAK SPACE}\N{THIN SPACE}\N{NARROW NO-BREAK SPACE}](?=[0-9]{3
 _BETWEEN = rf"(?:{_FRACTION}|{_EXPONENT}|{_POWER}|{_BLANK}|[.,:'\u2019_])"
 _WRITTEN = re.compile(rf"\.?{_DIGIT}+(?:{_BETWEEN}{_DIGIT}+)*")
 _BEFORE = re.compile(rf"(?P<sign>{_SIGN_OR_DASH}?)(?P<gap>\s*)[{_CURRENCY}]?\s*\Z")
-_NOT_ALONE = re.compile(r"(?:\^\s*\{?|\*\*|\}\s*\{|[/÷⁄∕]|\b(?:minus|negative))\s*\Z", re.IGNORECASE)
+_NOT_ALONE = re.compile(r"(?:\^\s*\{?|[\w)\]}]\*\*|\}\s*\{|[/÷⁄∕]|\b(?:minus|negative))\s*\Z", re.IGNORECASE)
 _SUBTRACTED_FROM = re.compile(rf"{_DIGIT}[)\]}}%.]*\s*\Z")
 _NEAR = 200  # characters before a number that are looked at
 

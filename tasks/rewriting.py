@@ -52,16 +52,20 @@ def add_marker_line(rewritten: str, reference: str) -> str:
     """
     if MARKER not in reference:
         return rewritten
-    label = plain_number(_label(reference)) or _label(reference)
+    label = _written(_label(reference))
     *body, own = _MARKS.split(rewritten)
-    if not (body and plain_number(own) == label):
+    if not (body and _written(own) == label):
         body.append(own)
     return f"{''.join(body).rstrip()}\n{MARKER} {label}".lstrip()
 
 
+def _written(label: str) -> str:
+    return plain_number(label) or label.strip()
+
+
 def _label(reference: str) -> str:
     """What the reference says after its last ``####``."""
-    return reference.split(MARKER)[-1].strip()
+    return reference.split(MARKER)[-1]
 
 
 def general_user(instruction: str, reference: str) -> str:

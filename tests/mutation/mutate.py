@@ -28,7 +28,15 @@ TIMEOUT_S = 120.0  # of the tests of one change
 MODULES = {
     "judges/rubric.py": "tests/judges/test_rubric.py",
     "tasks/gsm8k_scoring.py": "tests/tasks/test_gsm8k_scoring.py",
+    "tasks/rewriting.py": "tests/tasks/test_rewriting.py",
+    "tasks/numbers.py": "tests/tasks/test_numbers.py",
+    "tasks/rouge.py": "tests/tasks/test_rouge.py",
     "backends/lookahead.py": "tests/backends/test_lookahead.py",
+    "backends/sdft.py": "tests/backends/test_sdft.py",
+    "backends/constrained_sft.py": "tests/backends/test_constrained_sft.py",
+    "backends/lisa.py": "tests/backends/test_lisa.py",
+    "backends/safety_mixing.py": "tests/backends/test_safety_mixing.py",
+    "harness/scores.py": "tests/harness/test_scores_of_files.py",
 }
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {}
