@@ -25,6 +25,12 @@ RAW, PREFILLED, UTILITY, OTHER = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8
 TRAINED = "gsm8k-mini/{}/seed-{}"
 
 
+@pytest.fixture(autouse=True)
+def _without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read here are the files below the tables, which take seconds to make."""
+    monkeypatch.setattr(made_run.comparison, "table", lambda *given: None)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Three checkpoints on one task, judged by two."""

@@ -78,7 +78,7 @@ def test_the_papers_rule_to_the_letter(response: str, label: str, marked: bool) 
 def test_cases(response: str, reference: str, last: int, first: int, why: str) -> None:
     assert exact_match(response, reference) == last, why
     assert exact_match_first(response, reference) == first, why
-    found = process_results({"answer": reference}, [response])
+    found = process_results({"answer": reference}, [response, "another sample", "#### x"])
     assert found == {"exact_match": last, "exact_match_first": first}
 
 
