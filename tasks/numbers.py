@@ -27,7 +27,6 @@ _WRITTEN = re.compile(rf"\.?{_DIGIT}+(?:{_BETWEEN}{_DIGIT}+)*")
 _BEFORE = re.compile(rf"(?P<sign>{_SIGN_OR_DASH}?)(?P<gap>\s*)[{_CURRENCY}]?\s*\Z")
 _NOT_ALONE = re.compile(r"(?:\^\s*\{?|[\w)\]}]\*\*|\}\s*\{|[/÷⁄∕]|\b(?:minus|negative))\s*\Z", re.IGNORECASE)
 _SUBTRACTED_FROM = re.compile(rf"{_DIGIT}[)\]}}%.]*\s*\Z")
-_NEAR = 200  # characters before a number that are looked at
 
 
 def plain_number(text: str) -> str | None:
@@ -46,7 +45,7 @@ def last_number(text: str) -> Decimal | None:
     *_, written = None, *_WRITTEN.finditer(text)
     if written is None or not _PLAIN.fullmatch(written.group()):
         return None
-    sign = _sign(text[max(0, written.start() - _NEAR) : written.start()])
+    sign = _sign(text[: written.start()])
     return None if sign is None else sign * Decimal(written.group().replace(",", ""))
 
 

@@ -107,6 +107,8 @@ READ = [
     ("20% - 2", "2", "behind a unit"),
     (f"10{EN}18", "18", "a range"),
     ("size-18", "18", "a compound"),
+    ("a size-18", "18", "a compound behind another word"),
+    ("in plan a-18", "18", "a compound with one letter"),
     (f"total{EM}18", "18", "a dash behind a word"),
     (f"in total {EN} 18", "18", "a dash between blanks"),
     (f"in total {EM} 18", "18", "a dash between blanks"),
