@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from backends.constrained_sft import ConstrainedSFT, constrained_loss, token_betas
@@ -293,3 +294,12 @@ def test_reference_is_the_untouched_models_even_after_training(
     first = global_batches(examples, 2, 8, 7)[0]
     values = [2 / beta_at(t + 1) * math.log(2) for e in first for t in range(sum(e.trained))]
     assert record["losses"][0] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+def test_a_recipes_options_are_read() -> None:
+    """pydantic reads them by the fields' types."""
+    read = TypeAdapter(ConstrainedSFT).validate_python({"min_weight": None})
+    assert read == ConstrainedSFT()
+    assert TypeAdapter(ConstrainedSFT).validate_python({"min_weight": 2}).min_weight == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(ConstrainedSFT).validate_python({"min_weight": "many"})

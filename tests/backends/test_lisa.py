@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from backends.lisa import Lisa
 from harness.contracts import Encoded, LossInputs, TrainContext
@@ -88,6 +89,12 @@ def test_a_tenth_of_the_steps_is_on_safety_data(steps: int) -> None:
     _, context = planned(method, steps, size=1)
     assert abs(context.record["safety_steps"] - max(1, steps / 10)) <= max(0.5, 0.011 * steps)
     assert ("note" in context.record) == (steps < 10)
+
+
+def test_its_version_tells_trainings_apart() -> None:
+    assert Lisa.version == 2
+    assert Lisa.needs_safety_data
+    assert Lisa.uses_weights
 
 
 def test_too_few_steps_for_a_tenth_are_told() -> None:
@@ -216,3 +223,13 @@ def test_it_holds_the_weights_whatever_the_micro_batches(
         losses.append(record["losses"])
     assert moved[1] < 0.9 * moved[0]
     assert losses[1] == pytest.approx(losses[2], abs=1e-4)  # micro-batches do not count the pull twice
+
+
+def test_a_recipes_options_are_read() -> None:
+    """pydantic reads them by the fields' types."""
+    read = TypeAdapter(Lisa).validate_python({"safety_steps": None})
+    assert read == Lisa()
+    both = TypeAdapter(Lisa).validate_python({"safety_steps": 3, "user_steps": 2, "rho": 1})
+    assert (both.safety_steps, both.user_steps, both.rho) == (3, 2, 1.0)
+    with pytest.raises(ValidationError):
+        TypeAdapter(Lisa).validate_python({"user_steps": "many"})

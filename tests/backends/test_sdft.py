@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from backends.sdft import SDFT, control_tokens, rejected
 from harness import chat, models, registry
@@ -179,6 +180,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> N
 def test_options_at_their_ends_are_taken() -> None:
     method = SDFT(temperature=0.0, top_p=1.0, max_tokens=1)
     assert (method.temperature, method.top_p, method.max_tokens) == (0.0, 1.0, 1)
+    assert SDFT.version == 3  # what was rewritten by another version is rewritten again
     assert (SDFT().temperature, SDFT().top_p, SDFT().max_tokens) == (0.0, 1.0, None)
     assert SDFT(temperature=0.5, top_p=0.01).top_p == 0.01
 
@@ -269,3 +271,12 @@ def test_a_generator_that_loses_an_answer_is_not_believed() -> None:
     context = PrepareContext(TOKENIZER, task(), Asked(["only one"]), random.Random(0))
     with pytest.raises(ValueError, match="shorter"):
         SDFT().prepare(examples, context)
+
+
+def test_a_recipes_options_are_read() -> None:
+    """pydantic reads them by the fields' types."""
+    read = TypeAdapter(SDFT).validate_python({"max_tokens": None})
+    assert read == SDFT()
+    assert TypeAdapter(SDFT).validate_python({"max_tokens": 2}).max_tokens == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(SDFT).validate_python({"max_tokens": "many"})

@@ -11,6 +11,7 @@ the table EQUIVALENT argues are no change at all.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +110,49 @@ def share(module: str) -> float:
         for item in list(database.pending_work_items):
             database.set_result(item.job_id, tested(item.mutations[0], tests))
     rows = list(results(session))
-    alive = [row for row in rows if not row["killed"] and row["key"] not in EQUIVALENT]
-    counted = len(rows) - sum(row["key"] in EQUIVALENT and not row["killed"] for row in rows)
+    unseen = unevaluated((WORK / "tree" / module).read_text(encoding="utf-8"))
+    unnoticed = [row for row in rows if not row["killed"]]
+    alive = [
+        row
+        for row in unnoticed
+        if row["key"] not in EQUIVALENT and not any(row["at"] in one for one in unseen)
+    ]
+    counted = len(rows) - len(unnoticed) + len(alive)
     found = (counted - len(alive)) / counted if counted else 1.0
     print(f"{module}: {counted - len(alive)} of {counted} changes noticed ({found:.1%})", flush=True)
     for row in alive:
         print(f"  line {row['line']}: {row['key'][1]}  [{row['key'][2]}]")
     return found
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of source: (line, column) of its first and behind its last character."""
+
+    start: tuple[int, int]
+    end: tuple[int, int]
+
+    def __contains__(self, place: tuple[int, int]) -> bool:
+        return self.start <= place < self.end
+
+
+def unevaluated(source: str) -> list[Span]:
+    """The annotations of functions and of their variables, where a module postpones them: nothing evaluates
+    those, so that no test can tell a change in them. (Those of a dataclass's fields are, by pydantic.)"""
+    tree = ast.parse(source)
+    if not any(isinstance(one, ast.ImportFrom) and one.module == "__future__" for one in tree.body):
+        return []
+    found: list[ast.expr | None] = []
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(function.returns)
+            found += [one.annotation for one in ast.walk(function.args) if isinstance(one, ast.arg)]
+            found += [one.annotation for one in ast.walk(function) if isinstance(one, ast.AnnAssign)]
+    return [
+        Span((one.lineno, one.col_offset), (one.end_lineno or 0, one.end_col_offset or 0))
+        for one in found
+        if one is not None
+    ]
 
 
 def warm_up() -> None:
@@ -177,6 +215,7 @@ def results(session: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "killed": result.is_killed,
                 "line": line,
+                "at": mutation.start_pos,
                 "key": (module, text, f"{mutation.operator_name} {mutation.occurrence}"),
             }
 
