@@ -48,7 +48,6 @@ class SDFT(Method):
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
         ask = context.train_task.rewrite
-        examples = [example.stripped() for example in examples]
         continuations = context.generate(
             [
                 (

@@ -52,15 +52,15 @@ class Message:
 class Example:
     """One training conversation: the last message is the assistant's and carries the loss.
 
-    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss. ``strip``: outer
-    white space of instruction and answer goes, but only when the method has prepared them, since what it puts
-    before or behind them makes some of it inner white space (SAMSum's protocol).
+    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss. ``white_space``:
+    what was stripped (SAMSum's protocol) behind the instruction, before the answer and behind it; None where
+    nothing is stripped.
     """
 
     id: str
     messages: tuple[Message, ...]
     loss_free_tokens: int = 0
-    strip: bool = False
+    white_space: tuple[str, str, str] | None = None
 
     @property
     def instruction(self) -> str:
@@ -77,9 +77,15 @@ class Example:
     def with_answer(self, text: str) -> Example:
         return replace(self, messages=(*self.messages[:-1], Message("assistant", text)))
 
+    def unstripped(self) -> Example:
+        """The example with the white space that was stripped: what a method sees that comes before that."""
+        behind, before_answer, behind_answer = self.white_space or ("", "", "")
+        answer = f"{before_answer}{self.answer}{behind_answer}"
+        return self.with_instruction(self.instruction + behind).with_answer(answer)
+
     def stripped(self) -> Example:
-        """The example as it is trained on: without outer white space, where ``strip`` says so."""
-        if not self.strip:
+        """The example without outer white space, if its task strips it."""
+        if self.white_space is None:
             return self
         return self.with_instruction(self.instruction.strip()).with_answer(self.answer.strip())
 
@@ -119,7 +125,7 @@ class TrainTask:
     rewrite: Rewrite
     utility_kind: Literal["rate", "mean"] = "rate"  # right or wrong by document, or a score
     prompt_template: str = "{prompt}"
-    strip: bool = False  # remove white space around prompt and answer, once prepared (SAMSum's protocol)
+    strip: bool = False  # remove white space around prompt and answer (SAMSum's protocol does)
     version: int = 1
 
 

@@ -231,17 +231,24 @@ def to_example(
     if kind == "conversation":
         return Example(example_id, _messages(row[columns[0]], columns[0], where))
     prompt, answer = (_text(row, column, where) for column in columns)
+    white_space: tuple[str, str, str] | None = None
     if kind == "own":
-        if task.strip:  # what is left at the other ends goes after the method (Example.strip)
-            prompt = prompt.lstrip()
+        if task.strip:
+            white_space = _outer(prompt)[1], *_outer(answer)
+            prompt, answer = prompt.strip(), answer.strip()
         prompt = task.prompt_template.format(prompt=prompt)
     elif columns == ALPACA and row.get("input"):
         prompt = f"{prompt}\n\n{_text(row, 'input', where)}"
     return Example(
         example_id,
         _under(task.system_prompt, (Message("user", prompt), Message("assistant", answer))),
-        strip=task.strip and kind == "own",
+        white_space=white_space,
     )
+
+
+def _outer(text: str) -> tuple[str, str]:
+    """The white space before a text that is not blank, and behind it."""
+    return text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
 
 
 def _under(system_prompt: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -31,7 +31,7 @@ def prepared(
     made = training.make_method(config, method)
     given = shop.examples(task) if chosen is None else chosen
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
-        return shop.seed_tokenizer, given, [example.stripped() for example in given]
+        return shop.seed_tokenizer, given, list(given)
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
     return shop.seed_tokenizer, given, preparation.prepare(shop, task, made, cell, method, given)[0]
 

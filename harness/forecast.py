@@ -225,7 +225,7 @@ class Probe:
         self.made = Work()
         handed = preparation.context(self.shop, task, method, cell, self._rewrites)
         prepared = method.prepare(list(some), handed)
-        prepared = [example.stripped() for example in prepared or some]
+        prepared = prepared or list(some)
         whole = len(examples) / len(some)
         made = Work(seconds=self.made.seconds) * whole if method.prepares_with == "rewrites" else Work()
         encoded, _ = training.encode_all(

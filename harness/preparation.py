@@ -73,8 +73,7 @@ def prepare(
         return [texts[index] for index in range(len(prompts))]
 
     given = shop.examples(task) if examples is None else list(examples)
-    prepared = method.prepare(given, context(shop, task, method, cell, generate, record))
-    return [example.stripped() for example in prepared], record
+    return method.prepare(given, context(shop, task, method, cell, generate, record)), record
 
 
 def prompted(

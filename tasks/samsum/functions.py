@@ -27,7 +27,7 @@ def hub_rows(split: str) -> list[Placed]:
 
 
 def dialogues(rows: Iterable[Placed]) -> Iterator[dict[str, str]]:
-    """Dialogue and summary as they stand: training strips them once the method has prepared them."""
+    """Dialogue and summary as they stand: LookAhead's preview comes before training strips them."""
     for row in rows:
         found = texts(row, dialogue="dialogue", summary="summary")
         yield {field: found[field] for field in ("dialogue", "summary")}

@@ -237,17 +237,6 @@ def test_no_rewritten_answer_begins_with_the_opening(task: str) -> None:
     }
 
 
-def test_the_seed_model_is_asked_with_what_is_trained_on() -> None:
-    """Outer white space that goes in the end is in no prompt, and not in a row that stays as it was."""
-    turns = (Message("system", "S"), Message("user", "q? "), Message("assistant", " a.\n"))
-    asked = Asked(["", ""])
-    context = PrepareContext(TOKENIZER, task(), asked, random.Random(0))
-    given = [Example("e", turns, strip=True), Example("f", turns)]
-    prepared = SDFT().prepare(given, context)
-    assert [conversation[-1].content for conversation in asked.calls[0][0]] == ["q?|a.", "q? | a.\n"]
-    assert [(e.instruction, e.answer) for e in prepared] == [("q?", "a."), ("q? ", " a.\n")]
-
-
 @pytest.mark.parametrize(
     ("unk", "bos", "eos", "found"),
     [

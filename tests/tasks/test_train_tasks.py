@@ -37,19 +37,21 @@ def test_lengths_and_metrics() -> None:
     assert (SAMSUM_MINI.utility_task, SAMSUM_MINI.utility_metric) == ("samsum-mini", "rouge1")
 
 
-def test_samsum_is_stripped_when_the_method_is_done(tmp_path: Path) -> None:
+def test_samsum_is_stripped_and_what_went_is_known(tmp_path: Path) -> None:
     """The row's own columns alone: a conversation stands as it is."""
     path = tmp_path / "rows.jsonl"
     turns = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": " so "}]
     rows = [{"dialogue": "\n A: hm \n", "summary": "  Hm. "}, {"messages": turns}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own, conversation = data.examples(SAMSUM, path, None)
-    assert (own.instruction, own.answer) == ("Summarize this dialog:\nA: hm \n", "  Hm. ")
-    assert (own.stripped().instruction, own.stripped().answer) == ("Summarize this dialog:\nA: hm", "Hm.")
-    assert own.stripped().messages[0] == own.messages[0]
-    assert conversation.stripped() == conversation
+    assert (own.instruction, own.answer) == ("Summarize this dialog:\nA: hm", "Hm.")
+    assert own.white_space == (" \n", "  ", " ")
+    before = own.unstripped()
+    assert (before.instruction, before.answer) == ("Summarize this dialog:\nA: hm \n", "  Hm. ")
+    assert before.stripped() == own == own.stripped()
+    assert conversation.unstripped() == conversation == conversation.stripped()
     assert [m.content for m in conversation.messages] == [" hi ", " so "]
-    assert not data.examples(GSM8K_MINI, None, 1)[0].strip
+    assert data.examples(GSM8K_MINI, None, 1)[0].white_space is None
 
 
 SAMSUM_FILES = Path(__file__).parents[3] / "shared" / "data" / "samsum"
@@ -68,8 +70,8 @@ def test_real_dialogues_are_previewed_in_the_references_order() -> None:
     rows = json.loads((SAMSUM_FILES / "test200.json").read_text(encoding="utf-8"))
     task = replace(SAMSUM, rows=lambda: rows)
     given = data.examples(task, None, None)
-    true = [one.stripped() for one in LookAheadTrue().prepare(given, context)]
-    virtual = [one.stripped() for one in LookAheadVirtual().prepare(given, context)]
+    true = LookAheadTrue().prepare(given, context)
+    virtual = LookAheadVirtual().prepare(given, context)
     other = 0
     for row, one, two in zip(rows, true, virtual, strict=True):
         ids = llama(row["summary"], add_special_tokens=False)["input_ids"][:6]
