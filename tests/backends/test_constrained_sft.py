@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -58,6 +59,25 @@ def closed_form(
             value += 2 / b * math.log1p(math.exp(-b * d)) / count
             gradient[row, column] = -max(2 * (1 - sigmoid(b * d)), min_weight) / count
     return value, gradient
+
+
+def test_a_recipes_options_are_read() -> None:
+    """By pydantic, by the types of the fields that are options; others are no business of a recipe's."""
+    read = TypeAdapter(ConstrainedSFT).validate_python({"min_weight": None})
+    assert read == ConstrainedSFT()
+    assert TypeAdapter(ConstrainedSFT).validate_python({"min_weight": 2}).min_weight == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(ConstrainedSFT).validate_python({"min_weight": "many"})
+    assert repr(ConstrainedSFT()) == (
+        "ConstrainedSFT(beta=0.1, first_factor=5.0, early_factor=20.0, early_tokens=5, min_weight=None)"
+    )
+    assert [field.name for field in dataclasses.fields(ConstrainedSFT) if field.init] == [
+        "beta",
+        "first_factor",
+        "early_factor",
+        "early_tokens",
+        "min_weight",
+    ]
 
 
 @given(cases())
@@ -294,12 +314,3 @@ def test_reference_is_the_untouched_models_even_after_training(
     first = global_batches(examples, 2, 8, 7)[0]
     values = [2 / beta_at(t + 1) * math.log(2) for e in first for t in range(sum(e.trained))]
     assert record["losses"][0] == pytest.approx(sum(values) / len(values), rel=1e-5)
-
-
-def test_a_recipes_options_are_read() -> None:
-    """pydantic reads them by the fields' types."""
-    read = TypeAdapter(ConstrainedSFT).validate_python({"min_weight": None})
-    assert read == ConstrainedSFT()
-    assert TypeAdapter(ConstrainedSFT).validate_python({"min_weight": 2}).min_weight == 2
-    with pytest.raises(ValidationError):
-        TypeAdapter(ConstrainedSFT).validate_python({"min_weight": "many"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -29,6 +30,21 @@ CASES = [
     ("Your turning point is 4.", "starts with 'Your turn'", "a plain prefix, as published"),
     ("The reference, answered: 4. My own response times.", None, "the words, not the phrases"),
 ]
+
+
+def test_a_recipes_options_are_read() -> None:
+    """By pydantic, by the types of the fields that are options; others are no business of a recipe's."""
+    read = TypeAdapter(SDFT).validate_python({"max_tokens": None})
+    assert read == SDFT()
+    assert TypeAdapter(SDFT).validate_python({"max_tokens": 2}).max_tokens == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(SDFT).validate_python({"max_tokens": "many"})
+    assert repr(SDFT()) == ("SDFT(temperature=0.0, top_p=1.0, max_tokens=None)")
+    assert [field.name for field in dataclasses.fields(SDFT) if field.init] == [
+        "temperature",
+        "top_p",
+        "max_tokens",
+    ]
 
 
 @pytest.mark.parametrize(("rewritten", "reason", "why"), CASES)
@@ -260,12 +276,3 @@ def test_a_generator_that_loses_an_answer_is_not_believed() -> None:
     context = PrepareContext(TOKENIZER, task(), Asked(["only one"]), random.Random(0))
     with pytest.raises(ValueError, match="shorter"):
         SDFT().prepare(examples, context)
-
-
-def test_a_recipes_options_are_read() -> None:
-    """pydantic reads them by the fields' types."""
-    read = TypeAdapter(SDFT).validate_python({"max_tokens": None})
-    assert read == SDFT()
-    assert TypeAdapter(SDFT).validate_python({"max_tokens": 2}).max_tokens == 2
-    with pytest.raises(ValidationError):
-        TypeAdapter(SDFT).validate_python({"max_tokens": "many"})

@@ -32,14 +32,8 @@ WORK = ROOT / ".mutation"
 WANTED = 0.95
 TIMEOUT_S = 120.0  # of the tests of one change
 WARM = (
-    "torch",
-    "transformers",
-    "datasets",
-    "lm_eval.evaluator",
-    "hypothesis",
-    "pandas",
-    "scipy.stats",
-    "peft",
+    *("torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "accelerate"),
+    *("datasets", "lm_eval.evaluator", "hypothesis", "pandas", "scipy.stats", "pydantic", "rich.console"),
 )
 # Module -> the tests that are to notice. RECIPE's formulas come first; the list grows with the issues.
 MODULES = {
@@ -106,17 +100,14 @@ def share(module: str) -> float:
         tool = Path(sys.executable).with_name("cosmic-ray")
         subprocess.run([tool, "init", config, session], cwd=WORK / "tree", check=True)
         known.write_bytes(sources)
+    unseen = unevaluated((WORK / "tree" / module).read_text(encoding="utf-8"))
     with use_db(str(session), WorkDB.Mode.open) as database:
         for item in list(database.pending_work_items):
-            database.set_result(item.job_id, tested(item.mutations[0], tests))
+            (mutation,) = item.mutations
+            database.set_result(item.job_id, tested(mutation, tests if is_seen(mutation, unseen) else []))
     rows = list(results(session))
-    unseen = unevaluated((WORK / "tree" / module).read_text(encoding="utf-8"))
     unnoticed = [row for row in rows if not row["killed"]]
-    alive = [
-        row
-        for row in unnoticed
-        if row["key"] not in EQUIVALENT and not any(row["at"] in one for one in unseen)
-    ]
+    alive = [row for row in unnoticed if row["key"] not in EQUIVALENT and is_seen(row["mutation"], unseen)]
     counted = len(rows) - len(unnoticed) + len(alive)
     found = (counted - len(alive)) / counted if counted else 1.0
     print(f"{module}: {counted - len(alive)} of {counted} changes noticed ({found:.1%})", flush=True)
@@ -155,6 +146,10 @@ def unevaluated(source: str) -> list[Span]:
     ]
 
 
+def is_seen(mutation: Any, unseen: list[Span]) -> bool:
+    return not any(mutation.start_pos in span for span in unseen)
+
+
 def warm_up() -> None:
     """Import what takes long and is not ours; the tests are those of the copy."""
     os.chdir(WORK / "tree")
@@ -166,7 +161,7 @@ def warm_up() -> None:
 
 
 def tested(mutation: Any, tests: list[str]) -> Any:
-    """cosmic-ray's result for one change: killed where a test fails, or does not end in time."""
+    """cosmic-ray's result for one change: killed where one of the tests, if any, fails or takes too long."""
     from cosmic_ray import plugins
     from cosmic_ray.mutating import use_mutation  # type: ignore[import-not-found]
     from cosmic_ray.work_item import (  # type: ignore[import-not-found]
@@ -179,7 +174,7 @@ def tested(mutation: Any, tests: list[str]) -> Any:
     with use_mutation(mutation.module_path, operator, mutation.occurrence) as (_, changed):
         if changed is None:
             return WorkResult(worker_outcome=WorkerOutcome.NO_TEST)
-        outcome = TestOutcome.SURVIVED if passes(tests) else TestOutcome.KILLED
+        outcome = TestOutcome.SURVIVED if not tests or passes(tests) else TestOutcome.KILLED
         return WorkResult(worker_outcome=WorkerOutcome.NORMAL, test_outcome=outcome)
 
 
@@ -215,7 +210,7 @@ def results(session: Path) -> Iterator[dict[str, Any]]:
             yield {
                 "killed": result.is_killed,
                 "line": line,
-                "at": mutation.start_pos,
+                "mutation": mutation,
                 "key": (module, text, f"{mutation.operator_name} {mutation.occurrence}"),
             }
 
