@@ -71,7 +71,8 @@ def test_a_recipes_options_are_read() -> None:
     assert repr(ConstrainedSFT()) == (
         "ConstrainedSFT(beta=0.1, first_factor=5.0, early_factor=20.0, early_tokens=5, min_weight=None)"
     )
-    assert [field.name for field in dataclasses.fields(ConstrainedSFT) if field.init] == [
+    options = [field.name for field in dataclasses.fields(ConstrainedSFT) if field.init]
+    assert options == [
         "beta",
         "first_factor",
         "early_factor",

@@ -38,7 +38,8 @@ def test_a_recipes_options_are_read() -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Lisa).validate_python({"user_steps": "many"})
     assert repr(Lisa()) == ("Lisa(rho=1.0, safety_steps=None, user_steps=None)")
-    assert [field.name for field in dataclasses.fields(Lisa) if field.init] == [
+    options = [field.name for field in dataclasses.fields(Lisa) if field.init]
+    assert options == [
         "rho",
         "safety_steps",
         "user_steps",

@@ -40,7 +40,8 @@ def test_a_recipes_options_are_read() -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(SDFT).validate_python({"max_tokens": "many"})
     assert repr(SDFT()) == ("SDFT(temperature=0.0, top_p=1.0, max_tokens=None)")
-    assert [field.name for field in dataclasses.fields(SDFT) if field.init] == [
+    options = [field.name for field in dataclasses.fields(SDFT) if field.init]
+    assert options == [
         "temperature",
         "top_p",
         "max_tokens",
