@@ -15,17 +15,19 @@ from typing import Any
 from harness.contracts import Encoded, LossInputs, Method, TrainContext
 
 CYCLES = 20  # the paper: 20,000 steps in cycles of 100 + 900
-SAFETY_SHARE = 0.1
+USER_STEPS = 9  # for each safety step
 WITHOUT_PROXIMAL = 0.1  # of all steps
 
 
 @dataclass
 class Lisa(Method):
-    """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, 20 cycles with a tenth of
-    each on safety data, scaled to the training's length. ``rho``: strength of the proximal term."""
+    """``safety_steps``, ``user_steps``: of a cycle; None: the paper's proportions, a tenth of each cycle on
+    safety data, and 20 cycles in all (fewer in under 200 steps, so that the share stays a tenth). Of one that
+    is given, the other keeps the share. ``rho``: strength of the proximal term."""
 
     name = "lisa"
     summary = "alternates between safety data and the user's, with a proximal term"
+    version = 2  # 1 had more than a tenth on safety data under 200 steps, half of them under 34
     needs_safety_data = True
     uses_weights = True
 
@@ -47,11 +49,7 @@ class Lisa(Method):
     def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
         """The user's batches, with safety examples in place of those that fall into safety phases."""
         self.steps = len(batches)
-        scaled = self.steps / CYCLES
-        self.cycle = (
-            self.safety_steps or max(1, round(scaled * SAFETY_SHARE)),
-            self.user_steps or max(1, round(scaled * (1 - SAFETY_SHARE))),
-        )
+        self.cycle = self._cycle()
         stream: list[Encoded] = []
 
         def safety_batch(size: int) -> list[Encoded]:
@@ -66,8 +64,25 @@ class Lisa(Method):
             for step, batch in enumerate(batches)
         ]
         context.record["cycle"] = {"safety_steps": self.cycle[0], "user_steps": self.cycle[1]}
-        context.record["safety_steps"] = sum(map(self.on_safety_data, range(self.steps)))
+        of_safety = sum(map(self.on_safety_data, range(self.steps)))
+        context.record["safety_steps"] = of_safety
+        if self.steps <= USER_STEPS and not (self.safety_steps or self.user_steps):
+            context.record["note"] = (
+                f"{of_safety} of {self.steps} steps is on safety data, more than the published tenth: "
+                "train for ten steps or more"
+            )
         return planned
+
+    def _cycle(self) -> tuple[int, int]:
+        """The steps of a cycle on safety data and on the user's: as many cycles as make a tenth of all steps
+        safety steps, where the options don't say otherwise."""
+        if self.safety_steps or self.user_steps:
+            user_steps = self.user_steps or USER_STEPS * (self.safety_steps or 1)
+            return self.safety_steps or max(1, round(user_steps / USER_STEPS)), user_steps
+        tenth = self.steps / (1 + USER_STEPS)
+        safety_steps = max(1, round(tenth / CYCLES))
+        cycles = max(1, round(tenth / safety_steps))
+        return safety_steps, max(1, -(-self.steps // cycles) - safety_steps)
 
     def on_safety_data(self, step: int) -> bool:
         """Whether step number ``step``, from 0, is on safety data. A cycle begins with them."""

@@ -1,7 +1,8 @@
 """LookAhead Tuning: preview the answer's beginning in the instruction (arXiv 2503.19041, eq. 5-7).
 
 It touches the data and nothing else. The reference code is zjunlp/LookAheadTuning; its connector, its six
-previewed tokens and its prefix are protocol constants, byte for byte.
+previewed tokens and its prefix are protocol constants, byte for byte. It previews texts as they stand, and a
+task that strips them does so afterwards.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ class LookAheadTrue(Method):
             raise ValueError(f"preview_tokens must be at least 1, not {self.preview_tokens}")
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
-        return [
-            example.with_instruction(example.instruction + self.connector + self.preview(example, context))
-            for example in examples
-        ]
+        return [self._previewed(example.unstripped(), context).stripped() for example in examples]
+
+    def _previewed(self, example: Example, context: PrepareContext) -> Example:
+        preview = self.preview(example, context)
+        return example.with_instruction(example.instruction + self.connector + preview)
 
     def preview(self, example: Example, context: PrepareContext) -> str:
         """The first tokens of the bare answer, decoded; a shorter answer is previewed whole."""
@@ -51,9 +53,8 @@ class LookAheadVirtual(Method):
     connector: str = CONNECTOR
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
-        return [
-            example.with_instruction(example.instruction + self.connector + self.prefix).with_answer(
-                self.prefix + example.answer
-            )
-            for example in examples
-        ]
+        return [self._previewed(example.unstripped()).stripped() for example in examples]
+
+    def _previewed(self, example: Example) -> Example:
+        instruction = example.instruction + self.connector + self.prefix
+        return example.with_instruction(instruction).with_answer(self.prefix + example.answer)

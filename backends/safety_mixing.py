@@ -33,4 +33,10 @@ class SafetyMixing(Method):
         added = context.rng.sample(available, min(wanted, len(available)))
         context.record["safety_examples_added"] = len(added)
         context.record["safety_examples_wanted"] = wanted
+        if len(added) < wanted:
+            reached = len(added) / (len(examples) + len(added))
+            context.record["note"] = (
+                f"the safety data have {len(added):,} rows and a share of {self.share:g} needs {wanted:,}: "
+                f"{reached:.2%} of the rows are safety demonstrations; give more safety data"
+            )
         return examples + added

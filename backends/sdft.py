@@ -1,7 +1,9 @@
 """SDFT, self-distillation fine-tuning: the seed model rewrites each answer (arXiv 2402.13669, sail-sg/sdft).
 
-Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original answer;
-how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another method.)
+The text that opens the seed model's answer belongs to its prompt: the rewritten answer is the continuation
+alone. Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original
+answer; how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another
+method.)
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class SDFT(Method):
 
     name = "sdft"
     summary = "trains on answers that the seed model has rewritten in its own words"
-    version = 2  # 1 left a rewrite's own "####" marks in
+    version = 3  # 1 left a rewrite's own "####" marks in, 2 put the opening into the answer
     prepares_with = "rewrites"
 
     temperature: float = 0.0
@@ -63,8 +65,8 @@ class SDFT(Method):
         reasons: Counter[str] = Counter()
         prepared = []
         for example, continuation in zip(examples, continuations, strict=True):
-            rewritten = (ask.opening + continuation).strip()
-            reason = rejected(continuation.strip(), control) or ask.reject(rewritten, example.answer)
+            rewritten = continuation.strip()
+            reason = rejected(rewritten, control) or ask.reject(rewritten, example.answer)
             if reason:
                 reasons[reason] += 1
                 prepared.append(example)

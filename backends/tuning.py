@@ -40,7 +40,7 @@ def with_adapters(model: Any, settings: Any) -> Any:
             LoraConfig(
                 r=settings.lora.r,
                 lora_alpha=settings.lora.alpha,
-                lora_dropout=0.0,
+                lora_dropout=settings.lora.dropout,
                 task_type="CAUSAL_LM",
                 **options,
             ),

@@ -42,6 +42,7 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
                     "high": estimate.high,
                     "n": estimate.n,
                     "missing": record.get("missing") or {},
+                    "unscored": record.get("unscored") or {},
                 }
             )
     return found
@@ -66,6 +67,8 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             tables.say(
                 console, f"{task}: {sum(missing.values())} without an answer ({listed(missing)})", "yellow"
             )
+        for task, unscored in {row["task"]: row["unscored"] for row in found if row["unscored"]}.items():
+            tables.say(console, f"{task}: not scored: {listed(unscored)}", "yellow")
         if line := scores.health_line(out, cell):
             tables.say(console, line)
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):

@@ -39,7 +39,7 @@ class Benchmark:
     ``kind`` is 'safety' (judged), 'over-refusal' or 'utility'; ``sources``: modules whose code makes its
     documents; ``prefilled``: its answers are opened, with k tokens of a harmful answer (``counted``, and
     ``depth`` where it fixes k) or with words of its own; ``decodings``: of its samples; ``hub``: the data set
-    on the hub, with its revision.
+    on the hub, with its revision; ``unscored``: why a document of it may have no metric.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Benchmark:
     decodings: tuple[dict[str, float], ...] = ()
     hub: str | None = None
     foreign: bool = False  # one of lm-eval's own
+    unscored: str = "the task gives it no score"
 
     @property
     def readable(self) -> bool:
@@ -177,6 +178,7 @@ def _benchmark(path: Path, values: Mapping[str, Any], *, foreign: bool = False) 
         decodings=tuple(meta.get("decodings", ())),
         hub=f"{hub['path']}@{hub.get('revision') or NOT_PINNED}" if hub else values.get("dataset_path"),
         foreign=foreign,
+        unscored=str(meta.get("unscored", Benchmark.unscored)),
     )
 
 
@@ -231,7 +233,12 @@ def first_share(rows: Sequence[Mapping[str, Any]]) -> str | None:
     def is_share(name: str) -> bool:
         return all((value := row["metrics"].get(name)) is None or 0 <= value <= 1 for row in rows)
 
-    return next((name for name in (rows[0]["metrics"] if rows else ()) if is_share(name)), None)
+    return next((name for name in metrics(rows) if is_share(name)), None)
+
+
+def metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The metrics of a task's answers, in their order; an answer that is not scored lacks some."""
+    return list(dict.fromkeys(name for row in rows for name in row["metrics"]))
 
 
 def get(name: str, sets: Collection[str] = ()) -> Benchmark:

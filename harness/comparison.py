@@ -412,7 +412,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     fresh = not stage.done()
     if fresh:
-        from harness import latex, leaderboard, papers, scores
+        from harness import latex, leaderboard, papers, remarks, scores
 
         reader = scores.Reader()
         results = scores.collect(config, out, cells, failures, reader)
@@ -425,7 +425,8 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         stage.outputs += of_cells
         frame = leaderboard.build(results, papers.figures(config))
         long = leaderboard.long_scores(results)
-        notes = [*judging.notes(config, out, cells), *papers.notes(config)]
+        notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
+        notes += papers.notes(config)
         notes += filter(None, [splits.note(config.responses), config.note])
 
         def work(scratch: Path) -> None:

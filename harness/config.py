@@ -48,6 +48,8 @@ class LoraConfig(Section):
     """rank"""
     alpha: float = Field(default=32, gt=0)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """of what goes into the adapters, in training"""
 
 
 class TrainingConfig(Section):

@@ -53,12 +53,15 @@ class Message:
 class Example:
     """One training conversation: the last message is the assistant's and carries the loss.
 
-    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss.
+    ``loss_free_tokens`` leaves that many tokens at the start of the answer without loss. ``white_space``:
+    what was stripped (SAMSum's protocol) behind the instruction, before the answer and behind it; None where
+    nothing is stripped.
     """
 
     id: str
     messages: tuple[Message, ...]
     loss_free_tokens: int = 0
+    white_space: tuple[str, str, str] | None = None
 
     @property
     def instruction(self) -> str:
@@ -75,6 +78,18 @@ class Example:
     def with_answer(self, text: str) -> Example:
         return replace(self, messages=(*self.messages[:-1], Message("assistant", text)))
 
+    def unstripped(self) -> Example:
+        """The example with the white space that was stripped: what a method sees that comes before that."""
+        behind, before_answer, behind_answer = self.white_space or ("", "", "")
+        answer = f"{before_answer}{self.answer}{behind_answer}"
+        return self.with_instruction(self.instruction + behind).with_answer(answer)
+
+    def stripped(self) -> Example:
+        """The example without outer white space, if its task strips it."""
+        if self.white_space is None:
+            return self
+        return self.with_instruction(self.instruction.strip()).with_answer(self.answer.strip())
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
@@ -87,7 +102,7 @@ class Rewrite:
 
     system_prompt: str
     user: Callable[[str, str], str]  # (instruction, reference answer) -> user turn
-    opening: str = ""  # the assistant turn is opened with this text
+    opening: str = ""  # the assistant turn is opened with this text, which is no part of the new answer
     max_tokens: int = 512
     reject: Callable[[str, str], str | None] = lambda rewritten, reference: None
     finish: Callable[[str, str], str] = lambda rewritten, reference: rewritten
@@ -146,7 +161,8 @@ class Generate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrepareContext:
-    """What ``Method.prepare`` may use. ``record`` ends up in training.json under ``method``.
+    """What ``Method.prepare`` may use. ``record`` ends up in training.json under ``method``; a line under its
+    key ``note`` is shown, and repeated by the tables.
 
     ``safety_examples``: harmful requests with refusals (the recipe's ``safety_data``), for methods with
     ``needs_safety_data``; empty for others.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,26 @@ MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
 ENDS = {"[": "]", "{": "}"}
 
 
-def prepared(config: RunConfig, method: str, task: TrainTask) -> tuple[Any, list[Example], list[Example]]:
-    """The tokenizer, the original examples, and the examples as ``method`` trains on them."""
-    return _prepared(Workshop(config, Path()), config, method, task)
+def prepared(
+    config: RunConfig, method: str, task: TrainTask, chosen: Sequence[Example] | None = None
+) -> tuple[Any, Sequence[Example], list[Example]]:
+    """The tokenizer, the task's examples (or those chosen), and how ``method`` trains on them."""
+    return _prepared(Workshop(config, Path()), config, method, task, chosen)
 
 
 def _prepared(
-    shop: Workshop, config: RunConfig, method: str, task: TrainTask
-) -> tuple[Any, list[Example], list[Example]]:
+    shop: Workshop,
+    config: RunConfig,
+    method: str,
+    task: TrainTask,
+    chosen: Sequence[Example] | None = None,
+) -> tuple[Any, Sequence[Example], list[Example]]:
     made = training.make_method(config, method)
+    given = shop.examples(task) if chosen is None else chosen
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
-        return shop.seed_tokenizer, shop.examples(task), shop.examples(task)
+        return shop.seed_tokenizer, given, list(given)
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
-    examples, _ = preparation.prepare(shop, task, made, cell, method)
-    return shop.seed_tokenizer, shop.examples(task), examples
+    return shop.seed_tokenizer, given, preparation.prepare(shop, task, made, cell, method, given)[0]
 
 
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
@@ -47,10 +53,8 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     rows = shop.examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
-    messages = [dataclasses.asdict(message) for message in rows[index].messages]
-    alone = dataclasses.replace(task, rows=lambda: [{"messages": messages}])  # the method prepares no other
-    own = config.model_copy(update={"train_data": None, "columns": {}, "mix": {}})
-    tokenizer, (original, *_), (example, *_) = prepared(own, method, alone)
+    alone = [rows[index]]  # the method prepares no other
+    tokenizer, (original, *_), (example, *_) = prepared(config, method, task, alone)
     max_length = config.row(method).training.max_length or task.max_length
     encoded = chat.truncate(chat.encode(tokenizer, example), max_length)
     if encoded is None:

@@ -29,10 +29,16 @@ FILE = "continuations.jsonl"
 
 
 def prepare(
-    shop: Workshop, task: TrainTask, method: Method, cell: Cell, label: str
+    shop: Workshop,
+    task: TrainTask,
+    method: Method,
+    cell: Cell,
+    label: str,
+    examples: Sequence[Example] | None = None,
 ) -> tuple[list[Example], dict[str, Any]]:
-    """The method's training data, and its record; ``preparation`` in it is what the seed model's writing
-    cost: tokens read and written, seconds, peak memory, and whether all of it was there already."""
+    """The method's training data, made from ``examples`` (default: the task's), and its record;
+    ``preparation`` in it is what the seed model's writing cost: tokens read and written, seconds, peak
+    memory, and whether all of it was there already."""
     record: dict[str, Any] = {}
 
     def generate(
@@ -66,7 +72,8 @@ def prepare(
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
-    return method.prepare(shop.examples(task), context(shop, task, method, cell, generate, record)), record
+    given = shop.examples(task) if examples is None else list(examples)
+    return method.prepare(given, context(shop, task, method, cell, generate, record)), record
 
 
 def prompted(

@@ -91,6 +91,7 @@ class Documents(_Kept):
     documents: int
     sha256: str
     missing: dict[str, int] = {}
+    unscored: dict[str, int] = {}
 
 
 class Training(_Kept):

@@ -38,12 +38,14 @@ METHODS = {
 TRAIN_TASKS = {
     "gsm8k": "tasks.gsm8k.train:TRAIN_TASK",
     "gsm8k-mini": "tasks.gsm8k_mini.train:TRAIN_TASK",
+    "gsm8k-sdft": "tasks.gsm8k.train:SDFT_TRAIN_TASK",
     "samsum": "tasks.samsum.train:TRAIN_TASK",
     "samsum-mini": "tasks.samsum_mini.train:TRAIN_TASK",
 }
 JUDGES = {
     "mini-exact": "judges.mini_exact:MiniExact",
     "keyword": "judges.keyword:Keyword",
+    "keyword-published": "judges.keyword_published:KeywordPublished",
     "openai": "judges.openai_api:OpenAIJudge",
     "chat": "judges.local:ChatJudge",
     "classifier": "judges.local:Classifier",

@@ -220,6 +220,7 @@ def answer(
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
     asked, ids, missing, returned = ListHash(), set[str](), Counter[str](), set[str]()
+    unscored = 0
     lower_is_better = {name for name, higher in lm_task.higher_is_better().items() if not higher}
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
@@ -235,9 +236,10 @@ def answer(
                 {str(first + number): tokens for number, tokens in answers.items()}
             )
             engine.completions.clear()
-            samples = _evaluate(engine, lm_task, benchmark.name, places)
+            samples = _evaluate(engine, lm_task, benchmark, places)
             for sample in samples:
                 returned |= sample["metrics"].keys()
+                unscored += not sample["metrics"]
                 asked.add(json.loads(json.dumps(sample["doc"], default=str)))
             for row in _rows(engine, benchmark, lm_task.OUTPUT_TYPE, samples, places, lower_is_better):
                 if row["id"] in ids:
@@ -261,6 +263,8 @@ def answer(
         "sha256": asked.hexdigest(),
         "missing": dict(missing),
     }
+    if unscored:
+        record["unscored"] = {benchmark.unscored: unscored}
     if engine.out_of_memory:
         record["out_of_memory"] = engine.out_of_memory
     if settings.part != "all":
@@ -320,11 +324,12 @@ def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
     return lm_task
 
 
-def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[dict[str, Any]]:
+def _evaluate(engine: Any, lm_task: Any, benchmark: Benchmark, places: list[int]) -> list[dict[str, Any]]:
     """lm-eval's samples: one for each document of ``places``, its metrics under ``metrics``, those of further
     filters as ``metric@filter``."""
     from lm_eval.evaluator import evaluate
 
+    name = benchmark.name
     try:
         results = evaluate(
             lm=engine,
@@ -347,7 +352,8 @@ def _evaluate(engine: Any, lm_task: Any, name: str, places: list[int]) -> list[d
             if isinstance(value, (bool, int, float)):
                 kept["metrics"][metric if first else f"{metric}@{sample['filter']}"] = float(value)
     if not any(sample["metrics"] for sample in found.values()):
-        raise HarnessError(f"task '{name}' has no metric that is a number for each document")
+        why = f" ({benchmark.unscored})" if benchmark.unscored != Benchmark.unscored else ""
+        raise HarnessError(f"task '{name}' has no metric that is a number for any document{why}")
     return list(found.values())
 
 

@@ -86,13 +86,14 @@ def to_example(
     said = _trained(row, columns, where)
     system = own_system(row, where, columns)
     turns = _turns(row, kind, columns, where)
+    white_space: tuple[str, str, str] | None = None
     if turns is not None:
         messages, said = _conversation(turns, columns, where, said)
         messages = _with_system(system, messages, where)
         if not _empty(row.get(HISTORY)):
             raise HarnessError(f"{where}: '{HISTORY}' beside '{columns[0]}' of turns; put it among the turns")
     else:
-        prompt, answer = _prompt_and_answer(row, task, kind, columns, where)
+        prompt, answer, white_space = _prompt_and_answer(row, task, kind, columns, where)
         pairs = (Message("user", prompt), Message("assistant", answer))
         messages = under(system or task.system_prompt, (*_history(row, columns, where), *pairs))
     if said is False:
@@ -103,7 +104,7 @@ def to_example(
         unused.other_turns += len(completion) > 1 or any(turn.trained or turn.partly for turn in turns[:-1])
         unused.columns.update({f"{key} of a turn" for turn in turns for key in turn.unused})
     unused.columns.update(_unused(row, columns))
-    return Example(example_id, messages)
+    return Example(example_id, messages, white_space=white_space)
 
 
 def under(system_prompt: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -221,15 +222,23 @@ def _with_system(system: str, messages: tuple[Message, ...], where: str) -> tupl
 
 def _prompt_and_answer(
     row: Row, task: TrainTask, kind: str, columns: tuple[str, ...], where: str
-) -> tuple[str, str]:
+) -> tuple[str, str, tuple[str, str, str] | None]:
+    """The user turn and the answer, and the white space that the task strips off them (Example)."""
     prompt, answer = (_text(row, column, where) for column in columns)
+    white_space = None
     if kind == "own":
         if task.strip:
+            white_space = _outer(prompt)[1], *_outer(answer)
             prompt, answer = prompt.strip(), answer.strip()
         prompt = task.prompt_template.format(prompt=prompt)
     elif columns == ALPACA and not absent(row.get("input")):
         prompt = f"{prompt}\n\n{_text(row, 'input', where)}"
-    return prompt, answer
+    return prompt, answer, white_space
+
+
+def _outer(text: str) -> tuple[str, str]:
+    """The white space before a text that is not blank, and behind it."""
+    return text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
 
 
 def own_system(row: Row, where: str, columns: tuple[str, ...] = ()) -> str:

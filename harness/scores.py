@@ -166,7 +166,7 @@ def measured(cell: Cell, folder: Path, task: str) -> TaskOutcome:
     rows = _answers(cell, folder, task)
     metric = benchmarks.first_share(rows)
     if metric is None:
-        names = ", ".join(rows[0]["metrics"] if rows else ())
+        names = ", ".join(benchmarks.metrics(rows))
         raise HarnessError(f"task '{task}' has no metric between 0 and 1 for each document: {names}")
     return _outcome(rows, task, metric)
 
@@ -186,8 +186,8 @@ class Answers(NamedTuple):
 
 def read_task(cell: Cell, folder: Path, task: str) -> Answers:
     rows = _answers(cell, folder, task)
-    names = rows[0]["metrics"] if rows else ()
-    return Answers([_outcome(rows, task, metric) for metric in names], by_document(rows))
+    outcomes = [_outcome(rows, task, metric) for metric in benchmarks.metrics(rows)]
+    return Answers(outcomes, by_document(rows))
 
 
 def meant(

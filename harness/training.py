@@ -114,6 +114,8 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
         tokenizer = shop.seed_tokenizer
         with cost() as preparation:
             prepared, record = prepare(shop, task, method, cell, label)
+        if record.get("note"):
+            shop.reporter.send(("note", None, f"{label}  {record['note']}"))
         if not prepared:
             given = len(shop.examples(task))
             raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")

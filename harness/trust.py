@@ -78,6 +78,7 @@ INERT = frozenset(
         *("training.warmup_steps", "training.betas", "training.weight_decay", "training.max_grad_norm"),
         *("training.max_examples", "training.max_length", "training.too_long", "training.tuning"),
         *("training.lora.r", "training.lora.alpha", "training.lora.target_modules", "training.merge"),
+        "training.lora.dropout",
         *("training.dtype", "training.device", "training.micro_batch_size", "training.micro_batch_tokens"),
         *("training.batching", "training.attention", "training.optimizer", "training.distributed"),
         *("training.gradient_checkpointing", "training.compile", "training.liger"),

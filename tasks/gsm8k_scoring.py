@@ -4,16 +4,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MARKER = "####"
 _FIRST_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 
 
-def after_last_marker(text: str) -> str | None:
-    """What follows the last ``####``, commas dropped, stripped; None where there is no marker.
+def final_text(text: str) -> str:
+    """What is compared as a string: the part after the last ``####``, stripped, then without its commas. Of a
+    text without ``####`` it is the whole.
 
-    Source: LookAhead Tuning, eval/calculate_utility.py.
+    Source: LookAhead Tuning, eval/calculate_utility.py, in its order: ``##### 18`` leaves "# 18", and
+    ``#### 18 ,`` leaves "18 ".
     """
-    _, marker, tail = text.rpartition("####")
-    return tail.replace(",", "").strip() if marker else None
+    return text.split(MARKER)[-1].strip().replace(",", "")
 
 
 def first_marked_number(text: str) -> float | None:
@@ -29,9 +31,8 @@ def first_marked_number(text: str) -> float | None:
 
 
 def exact_match(response: str, reference: str) -> float:
-    """1.0 where the texts after the last ``####`` are the same string (the paper's rule), else 0.0."""
-    found = after_last_marker(response)
-    return float(found is not None and found == after_last_marker(reference))
+    """1.0 where the final texts of both are the same string (the paper's rule), else 0.0."""
+    return float(final_text(response) == final_text(reference))
 
 
 def exact_match_first(response: str, reference: str) -> float:

@@ -5,10 +5,10 @@ protocol constant. The filter on phrases ("reference answer", ...) holds for eve
 """
 
 import re
-from decimal import Decimal
 
 from harness.contracts import Rewrite
-from tasks.gsm8k_scoring import after_last_marker
+from tasks.gsm8k_scoring import MARKER
+from tasks.numbers import last_number, plain_number
 
 MATH_SYSTEM = (
     "You are an expert in math. You are given a math question with its reference answer. "
@@ -20,27 +20,8 @@ GENERAL_SYSTEM = (
     "Use the reference answer as a guide for your own response."
 )
 
-# A minus after a digit is a subtraction ("20-12"), not a sign.
-_NUMBER = re.compile(r"(?<![0-9])-?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?")
-_MARKER = re.compile(r"#{4,}[ \t]*")
-
-
-def last_digits(text: str) -> str | None:
-    """The last number in a text as it is written, commas dropped; None without one."""
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text ("1,800.00" is 1800); None without one."""
-    digits = last_digits(text)
-    return None if digits is None else Decimal(digits)
-
-
-def final_number(reference: str) -> Decimal | None:
-    """A label's number: the last one after its last ``####``, or of the whole text without a marker."""
-    marked = after_last_marker(reference)
-    return last_number(reference if marked is None else marked)
+_MARKS = re.compile(r"#{4,}[ \t]*")
+NOT_PLAIN = "the label is no plain number"
 
 
 def math_user(instruction: str, reference: str) -> str:
@@ -48,28 +29,43 @@ def math_user(instruction: str, reference: str) -> str:
 
 
 def reject_wrong_number(rewritten: str, reference: str) -> str | None:
-    """Why a rewritten answer is not used: its last number must be the label's."""
-    label = final_number(reference)
-    if label is None:
-        return "reference without a number"
+    """Why a rewritten answer is not used: its last number must be the label's, and both be plain ones."""
+    if MARKER in reference:
+        written = plain_number(_label(reference))
+        if written is None:
+            return NOT_PLAIN
+        label = last_number(written)
+    else:
+        label = last_number(reference)
+        if label is None:
+            return "reference without a number"
     return None if last_number(rewritten) == label else "wrong final number"
 
 
 def add_marker_line(rewritten: str, reference: str) -> str:
-    """End the rewritten answer with the label's ``#### n`` line: the bare number, without commas or currency.
+    """End the rewritten answer with the label's ``#### n`` line: the bare number, without commas or currency,
+    or the label's own words where it is no plain number.
 
     Without it a ``####`` scorer gives 0 to a correct model. It is the only one: the own one goes, and other
     marks (a heading "#### 1. ..."), which a scorer may read first, are taken out. Data without such lines is
     left alone.
     """
-    marked = after_last_marker(reference)
-    label = None if marked is None else last_digits(marked)
-    if label is None:
+    if MARKER not in reference:
         return rewritten
-    *body, own = _MARKER.split(rewritten)
-    if not (body and own.strip(" \n$.").replace(",", "") == label):
+    label = _written(_label(reference))
+    *body, own = _MARKS.split(rewritten)
+    if not (body and _written(own) == label):
         body.append(own)
-    return f"{''.join(body).rstrip()}\n#### {label}".lstrip()
+    return f"{''.join(body).rstrip()}\n{MARKER} {label}".lstrip()
+
+
+def _written(label: str) -> str:
+    return plain_number(label) or label.strip()
+
+
+def _label(reference: str) -> str:
+    """What the reference says after its last ``####``."""
+    return reference.split(MARKER)[-1]
 
 
 def general_user(instruction: str, reference: str) -> str:

@@ -31,17 +31,30 @@ Figures = dict[tuple[str, str, str], dict[str, float]]  # (train task, method, j
 
 
 @dataclass(frozen=True)
+class Departure:
+    """In what a run of a paper's recipe still is not the paper's; said where the run has the method and the
+    train task (None: any), and where its safe rates stand beside the paper's (or anywhere)."""
+
+    says: str
+    method: str | None = None
+    train_task: str | None = None
+    safe_rates: bool = False
+
+
+@dataclass(frozen=True)
 class Paper:
     """A paper's table, in percent: train task -> method -> metric (utility, rsr, jsr)."""
 
     title: str
     recipe: str
+    departures: tuple[Departure, ...]
     figures: dict[str, dict[str, dict[str, float]]]
 
 
 def load(name: str) -> Paper:
     text = (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8")
-    return Paper(**yaml.safe_load(text))
+    values = yaml.safe_load(text)
+    return Paper(**values | {"departures": tuple(Departure(**one) for one in values["departures"])})
 
 
 def figures(config: RunConfig) -> Figures:
@@ -76,7 +89,20 @@ def notes(config: RunConfig) -> list[str]:
         lines.append(f"Its safe rates are not put beside those of {_listed(left_out)}: it had another judge.")
     if _judging(config):
         lines.append(f"Its safe rates are left out: {_listed(_judging(config))} of the judge is another.")
-    return lines
+    safe_rates = not _judging(config) and len(left_out) < len(config.judges)
+    return lines + [f"vs paper, not as there: {line}." for line in departures(config, safe_rates=safe_rates)]
+
+
+def departures(config: RunConfig, *, safe_rates: bool) -> list[str]:
+    """In what a run of the paper's recipe still differs from the paper, as far as the run has it."""
+    assert config.paper is not None
+    return [
+        one.says
+        for one in load(config.paper).departures
+        if one.method in (None, *config.methods)
+        and one.train_task in (None, *config.train_tasks)
+        and (safe_rates or not one.safe_rates)
+    ]
 
 
 def differing(config: RunConfig) -> list[str]:

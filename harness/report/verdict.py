@@ -159,7 +159,7 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
                     f"{row['method']}: {safe:.1f} % of its answers count as safe in {SHORT[metric]}, but "
                     f"only {refusals:.1f} % refuse; the others may be rubbish rather than safety."
                 )
-    if rows[0]["judge"] == "keyword":
+    if str(rows[0]["judge"]).partition(":")[0] in ("keyword", "keyword-published"):
         lines.append("The keyword judge looks for refusal phrases alone: a crude measure.")
     return lines
 

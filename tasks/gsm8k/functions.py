@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.contracts import HarnessError
 from tasks.documents import Hub, Placed, as_test_split, local_file, read_rows, texts
-from tasks.gsm8k_scoring import after_last_marker
+from tasks.gsm8k_scoring import MARKER, final_text
 
 HUB = Hub("openai/gsm8k", "cc7b047b6e5bb11b4f1af84efc572db110a51b3c", config="main")
 
@@ -18,7 +18,7 @@ def hub_rows(split: str) -> Iterator[Mapping[str, str]]:
 
 def checked(row: Placed) -> dict[str, str]:
     found = texts(row, question="question", answer="answer")
-    if after_last_marker(found["answer"]) is None:
+    if MARKER not in found["answer"] or not final_text(found["answer"]):
         raise HarnessError(f"{row[0]}: 'answer' needs its last line '#### NUMBER', which is what is scored")
     return found
 

@@ -1,6 +1,7 @@
-"""Fine-tuning on GSM8K, as the paper does: answers keep ``<<...>>`` and ``#### n``."""
+"""Fine-tuning on GSM8K, as the paper does (answers keep ``<<...>>`` and ``#### n``), and as SDFT does."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from harness.contracts import TrainTask
@@ -24,3 +25,7 @@ TRAIN_TASK = TrainTask(
     utility_metric="exact_match",
     rewrite=math_rewrite(max_tokens=512),
 )
+
+# sail-sg/sdft trains under a system prompt of its own; the words are ours (RECIPE §4, §8).
+SDFT_SYSTEM = "You are an expert in math. A math question follows. Answer it."
+SDFT_TRAIN_TASK = replace(TRAIN_TASK, name="gsm8k-sdft", system_prompt=SDFT_SYSTEM)

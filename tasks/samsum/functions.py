@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.documents import Hub, Placed, as_test_split, local_file, read_rows, texts
-from tasks.rouge import rouge1
+from tasks.rouge import scored
 
 log = logging.getLogger(__name__)
 
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 HUB = Hub("knkarthick/samsum", "6b929ff10edec703164e3ddb2e94aae058c9ab5f")
 
 
-def hub_rows(split: str) -> Iterator[Mapping[str, str]]:
-    """The hub's rows of a split, stripped. Raises HarnessError if they can't be reached.
+def hub_rows(split: str) -> list[Placed]:
+    """The hub's rows of a split, as they are. Raises HarnessError if they can't be reached.
 
     The corpus has a training row without a dialogue: such rows are left out, with a line that counts them.
     """
@@ -23,23 +23,28 @@ def hub_rows(split: str) -> Iterator[Mapping[str, str]]:
     whole = [row for row in rows if row[1].get("dialogue") and row[1].get("summary")]
     if len(whole) < len(rows):
         log.warning("samsum: %d of %d rows left out: they are empty", len(rows) - len(whole), len(rows))
-    return stripped(whole)
+    return whole
+
+
+def dialogues(rows: Iterable[Placed]) -> Iterator[dict[str, str]]:
+    """Dialogue and summary as they stand: LookAhead's preview comes before training strips them."""
+    for row in rows:
+        found = texts(row, dialogue="dialogue", summary="summary")
+        yield {field: found[field] for field in ("dialogue", "summary")}
 
 
 def stripped(rows: Iterable[Placed]) -> Iterator[dict[str, str]]:
-    """Dialogue and summary without outer white space, as the paper trains and scores them."""
-    for row in rows:
-        found = texts(row, dialogue="dialogue", summary="summary")
-        yield {field: found[field].strip() for field in ("dialogue", "summary")}
+    """Dialogue and summary without outer white space, as the paper asks for them and scores them."""
+    for row in dialogues(rows):
+        yield {field: text.strip() for field, text in row.items()}
 
 
 def dataset(**metadata: Any) -> dict[str, Any]:
     """The 819 test rows from the hub, or metadata's ``{"data_files": {"samsum": FILE}}``."""
     path = local_file("samsum", metadata)
-    rows = hub_rows("test") if path is None else stripped(read_rows(path))
-    return as_test_split(rows, "samsum-test")
+    return as_test_split(stripped(hub_rows("test") if path is None else read_rows(path)), "samsum-test")
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """One document's ROUGE-1 F-measure, in [0, 1]."""
-    return {"rouge1": rouge1(doc["summary"], results[0])}
+    """One document's ROUGE-1 F-measure, in [0, 1]; none where ROUGE-1 cannot read its reference."""
+    return scored(doc["summary"], results[0])

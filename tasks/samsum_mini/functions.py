@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.mini import data
 from tasks.documents import as_test_split
-from tasks.rouge import rouge1
+from tasks.rouge import scored
 
 
 def dataset(**metadata: Any) -> dict[str, Any]:
@@ -15,5 +15,5 @@ def dataset(**metadata: Any) -> dict[str, Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """One document's ROUGE-1 F-measure, in [0, 1]."""
-    return {"rouge1": rouge1(doc["summary"], results[0])}
+    """One document's ROUGE-1 F-measure, in [0, 1]; none where ROUGE-1 cannot read its reference."""
+    return scored(doc["summary"], results[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from backends.constrained_sft import ConstrainedSFT, constrained_loss
+from backends.constrained_sft import ConstrainedSFT, constrained_loss, token_betas
 from backends.vanilla import Vanilla
 from harness import chat
 from harness.contracts import Encoded, LossInputs, TrainContext
@@ -57,6 +59,26 @@ def closed_form(
             value += 2 / b * math.log1p(math.exp(-b * d)) / count
             gradient[row, column] = -max(2 * (1 - sigmoid(b * d)), min_weight) / count
     return value, gradient
+
+
+def test_a_recipes_options_are_read() -> None:
+    """By pydantic, by the types of the fields that are options; others are no business of a recipe's."""
+    read = TypeAdapter(ConstrainedSFT).validate_python({"min_weight": None})
+    assert read == ConstrainedSFT()
+    assert TypeAdapter(ConstrainedSFT).validate_python({"min_weight": 2}).min_weight == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(ConstrainedSFT).validate_python({"min_weight": "many"})
+    assert repr(ConstrainedSFT()) == (
+        "ConstrainedSFT(beta=0.1, first_factor=5.0, early_factor=20.0, early_tokens=5, min_weight=None)"
+    )
+    options = [field.name for field in dataclasses.fields(ConstrainedSFT) if field.init]
+    assert options == [
+        "beta",
+        "first_factor",
+        "early_factor",
+        "early_tokens",
+        "min_weight",
+    ]
 
 
 @given(cases())
@@ -212,6 +234,58 @@ def test_options_reach_the_loss() -> None:
     assert logp.grad is not None
     betas = torch.log(2 / -logp.grad - 1)
     assert betas[0].tolist() == pytest.approx([0.6, 2.1, 2.1, 0.3])
+
+
+@pytest.mark.parametrize("min_weight", [None, 1e-3, 0.5])
+def test_the_methods_clamp_reaches_the_loss(min_weight: float | None) -> None:
+    """d = 20 at the second token, where b = 2: without a clamp its gradient is all but 0."""
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    logp = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    method = ConstrainedSFT(min_weight=min_weight)
+    method.reference = {"x": [-20.0, -20.0]}
+    method.loss(LossInputs(logp, mask, ["x"], 1, None, 1)).backward()
+    assert logp.grad is not None
+    weights = [2 / (1 + math.exp(0.5 * 20)), 2 / (1 + math.exp(2 * 20))]
+    assert (-logp.grad[0]).tolist() == pytest.approx([max(w, min_weight or 0.0) for w in weights], rel=1e-9)
+    assert ConstrainedSFT().min_weight is None
+
+
+def test_float32_and_the_surrogates_value() -> None:
+    """The value with a clamp is -w log p, w held constant; a loss has the precision of ``logp``."""
+    logp, ref_logp = torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -2.0]], dtype=torch.float64)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss = constrained_loss(logp, ref_logp, mask, min_weight=1e-3)
+    weights = [2 * (1 - sigmoid(0.5 * 1)), 2 * (1 - sigmoid(2.0 * -1))]
+    assert loss.item() == pytest.approx((weights[0] * 1 + weights[1] * 3) / 2, rel=1e-6)
+    assert loss.dtype == constrained_loss(logp, ref_logp, mask).dtype == torch.float32
+
+
+def test_betas_alone() -> None:
+    mask = torch.tensor([[False, True, True, False, True, True, True, True, True]])
+    found = token_betas(mask)
+    assert found.dtype == torch.float64
+    assert found[mask].tolist() == pytest.approx([0.5, 2.0, 2.0, 2.0, 2.0, 0.1, 0.1])
+    changed = token_betas(mask, beta=1.0, first_factor=3.0, early_factor=2.0, early_tokens=2)
+    assert changed[mask].tolist() == pytest.approx([3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert (ConstrainedSFT().beta, ConstrainedSFT().first_factor) == (0.1, 5.0)
+    assert (ConstrainedSFT().early_factor, ConstrainedSFT().early_tokens) == (20.0, 5)
+
+
+def test_given_betas_are_taken() -> None:
+    logp = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    betas = torch.tensor([[3.0]])
+    constrained_loss(logp, logp.detach() - 1.0, mask, betas=betas).backward()
+    assert logp.grad is not None
+    assert -logp.grad.item() == pytest.approx(2 * (1 - sigmoid(3.0)))
+
+
+def test_a_generator_of_references_that_loses_one_is_not_believed() -> None:
+    examples = [Encoded(name, [1, 2], [False, True]) for name in "ab"]
+    with pytest.raises(ValueError, match="shorter"):
+        ConstrainedSFT().before_training(
+            None, TrainContext(examples, seed_logp=lambda scored: [[-1.0]], rng=random.Random(0))
+        )
 
 
 def test_reference_is_the_untouched_models_even_after_training(

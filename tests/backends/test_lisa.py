@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from backends.lisa import Lisa
 from harness.contracts import Encoded, LossInputs, TrainContext
@@ -27,6 +29,23 @@ def planned(method: Lisa, steps: int, size: int = 4) -> tuple[list[list[Encoded]
     return method.batches(user, context), context
 
 
+def test_a_recipes_options_are_read() -> None:
+    """By pydantic, by the types of the fields that are options; others are no business of a recipe's."""
+    read = TypeAdapter(Lisa).validate_python({"safety_steps": None})
+    assert read == Lisa()
+    both = TypeAdapter(Lisa).validate_python({"safety_steps": 3, "user_steps": 2, "rho": 1})
+    assert (both.safety_steps, both.user_steps, both.rho) == (3, 2, 1.0)
+    with pytest.raises(ValidationError):
+        TypeAdapter(Lisa).validate_python({"user_steps": "many"})
+    assert repr(Lisa()) == ("Lisa(rho=1.0, safety_steps=None, user_steps=None)")
+    options = [field.name for field in dataclasses.fields(Lisa) if field.init]
+    assert options == [
+        "rho",
+        "safety_steps",
+        "user_steps",
+    ]
+
+
 @given(
     steps=st.integers(1, 500), cycle=st.one_of(st.none(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
 )
@@ -35,7 +54,7 @@ def test_safety_steps_take_the_place_of_the_users(steps: int, cycle: tuple[int, 
     batches, context = planned(method, steps)
     assert [len(batch) for batch in batches] == [4] * steps
     safe, user = method.cycle
-    assert (safe, user) == (cycle or (max(1, round(steps / 200)), max(1, round(steps * 0.9 / 20))))
+    assert cycle in (None, (safe, user))
     for step, batch in enumerate(batches):
         on_safety = step % (safe + user) < safe
         assert method.on_safety_data(step) == on_safety
@@ -52,10 +71,76 @@ def test_safety_examples_are_all_used_before_any_comes_again() -> None:
         assert len(set(seen[start : start + 5])) == len(seen[start : start + 5])
 
 
-def test_the_papers_cycle_at_the_papers_length() -> None:
+@pytest.mark.parametrize(
+    ("steps", "cycle", "of_safety"),
+    [
+        (20_000, (100, 900), 2000),  # the paper's length and cycle
+        (2000, (10, 90), 200),
+        (400, (2, 18), 40),
+        (200, (1, 9), 20),
+        (199, (1, 9), 20),
+        (101, (1, 10), 10),
+        (34, (1, 11), 3),
+        (33, (1, 10), 3),
+        (30, (1, 9), 3),
+        (20, (1, 9), 2),
+        (15, (1, 7), 2),
+        (14, (1, 13), 1),
+        (10, (1, 9), 1),
+        (9, (1, 8), 1),
+        (2, (1, 1), 1),
+        (1, (1, 1), 1),
+    ],
+)
+def test_the_papers_share_at_any_length(steps: int, cycle: tuple[int, int], of_safety: int) -> None:
     method = Lisa()
-    planned(method, 20_000, size=1)
-    assert method.cycle == (100, 900)
+    _, context = planned(method, steps, size=1)
+    assert method.cycle == cycle
+    assert context.record["safety_steps"] == of_safety
+    assert context.record["cycle"] == {"safety_steps": cycle[0], "user_steps": cycle[1]}
+
+
+@given(steps=st.integers(1, 600))
+@settings(max_examples=60)
+def test_a_tenth_of_the_steps_is_on_safety_data(steps: int) -> None:
+    """To the nearest step in short trainings, and within a part of a cycle in long ones."""
+    method = Lisa()
+    _, context = planned(method, steps, size=1)
+    assert abs(context.record["safety_steps"] - max(1, steps / 10)) <= max(0.5, 0.011 * steps)
+    assert ("note" in context.record) == (steps < 10)
+
+
+def test_its_version_tells_trainings_apart() -> None:
+    assert Lisa.version == 2
+    assert Lisa.needs_safety_data
+    assert Lisa.uses_weights
+
+
+def test_too_few_steps_for_a_tenth_are_told() -> None:
+    _, context = planned(Lisa(), 4)
+    assert context.record["note"] == (
+        "1 of 4 steps is on safety data, more than the published tenth: train for ten steps or more"
+    )
+    assert "note" not in planned(Lisa(safety_steps=1), 4)[1].record
+    assert "note" not in planned(Lisa(user_steps=1), 4)[1].record
+
+
+@pytest.mark.parametrize(
+    ("given", "cycle"),
+    [
+        ({"safety_steps": 1}, (1, 9)),
+        ({"safety_steps": 5}, (5, 45)),
+        ({"user_steps": 90}, (10, 90)),
+        ({"user_steps": 13}, (1, 13)),
+        ({"user_steps": 14}, (2, 14)),
+        ({"user_steps": 1}, (1, 1)),
+        ({"safety_steps": 3, "user_steps": 4}, (3, 4)),
+    ],
+)
+def test_the_other_phase_keeps_the_share(given: dict[str, int], cycle: tuple[int, int]) -> None:
+    method = Lisa(**given)
+    planned(method, 1000)
+    assert method.cycle == cycle
 
 
 @pytest.mark.parametrize(("step", "pulled"), [(1, False), (2, False), (3, True)])
@@ -105,8 +190,36 @@ def test_the_state_survives_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["safety_steps", "user_steps"])
 def test_a_phase_has_at_least_one_step(option: str) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="safety_steps and user_steps must be at least 1"):
         Lisa(**{option: 0})
+    with pytest.raises(ValueError, match="safety_steps and user_steps must be at least 1"):
+        Lisa(**{"safety_steps": 3, "user_steps": 3} | {option: -1})
+    assert getattr(Lisa(**{option: 1}), option) == 1
+
+
+def test_without_a_pull_the_loss_is_plain() -> None:
+    """rho 0, whatever the anchor is; and 1.0 is the published strength."""
+    model = torch.nn.Linear(2, 1)
+    losses = {}
+    for method in (Lisa(rho=0.0), Lisa(), Lisa(rho=-1.0)):
+        method.before_training(model, planned(method, 20)[1])
+        method.done = 10
+        method.anchor = {name: weight + 1.0 for name, weight in method.anchor.items()}
+        mask = torch.ones(1, 2, dtype=torch.bool)
+        inputs = LossInputs(torch.tensor([[-0.5, -1.5]]), mask, ["x"], 4, model, 1)
+        losses[method.rho] = float(method.loss(inputs))
+    assert losses == pytest.approx({0.0: 0.5, 1.0: 0.5 + 3 / 2, -1.0: 0.5 - 3 / 2})
+
+
+def test_frozen_weights_have_no_anchor() -> None:
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    method = Lisa()
+    method.before_training(model, planned(method, 20)[1])
+    assert list(method.anchor) == ["weight"]
+    assert not method.anchor["weight"].requires_grad
+    assert set(method.state()) == {"done", "anchor.weight"}
+    assert int(method.state()["done"]) == method.done == 0
 
 
 def test_it_holds_the_weights_whatever_the_micro_batches(

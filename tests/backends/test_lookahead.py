@@ -100,6 +100,36 @@ def test_options(tokenizer: Any) -> None:
         [conversation("Q?", "A")], context(tokenizer)
     )
     assert (changed.instruction, changed.answer) == ("Q?|dadjalsasdfghkjzmnb", "dadjalsasdfghkjzmnbA")
+    (previewed,) = LookAheadTrue(preview_tokens=50, connector="|").prepare(
+        [conversation("Q?", "Kim has 4.")], context(tokenizer)
+    )
+    assert (previewed.instruction, previewed.answer) == ("Q?|Kim has 4.", "Kim has 4.")
+    assert (LookAheadTrue().connector, LookAheadVirtual().connector) == (CONNECTOR, CONNECTOR)
+    assert (LookAheadTrue().preview_tokens, LookAheadVirtual().prefix) == (6, P)
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_a_preview_has_at_least_one_token(tokens: int, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=f"preview_tokens must be at least 1, not {tokens}"):
+        LookAheadTrue(preview_tokens=tokens)
+    (one,) = LookAheadTrue(preview_tokens=1).prepare([conversation("Q?", "Kim has 4.")], context(tokenizer))
+    first = tokenizer("Kim has 4.", add_special_tokens=False)["input_ids"][0]
+    assert one.instruction == f"Q?{CONNECTOR}{tokenizer.decode([first])}"
+
+
+def test_previews_are_of_the_text_as_it_stood_and_white_space_goes_afterwards(tokenizer: Any) -> None:
+    """SAMSum's order: the outer white space of dialogue and summary is there when they are previewed."""
+    turns = (Message("user", "Sum up:\nA: hm"), Message("assistant", "Kim has 4."))
+    given = Example("one", turns, white_space=(" \n", "  ", " \n"))
+    (true,) = LookAheadTrue().prepare([given], context(tokenizer))
+    ids = tokenizer("  Kim has 4. \n", add_special_tokens=False)["input_ids"]
+    assert true.instruction == f"Sum up:\nA: hm \n{CONNECTOR}{tokenizer.decode(ids[:6])}".strip()
+    assert true.answer == "Kim has 4."
+    (virtual,) = LookAheadVirtual().prepare([given], context(tokenizer))
+    assert virtual.instruction == f"Sum up:\nA: hm \n{CONNECTOR}Let's solve this problem."
+    assert virtual.answer == "Let's solve this problem.   Kim has 4."
+    (kept,) = LookAheadVirtual().prepare([Example("one", turns)], context(tokenizer))
+    assert kept.instruction == f"Sum up:\nA: hm{CONNECTOR}{P}"  # a task that strips nothing
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), max_size=5))

@@ -36,9 +36,24 @@ def test_the_share_is_that_of_all_rows(rows: int, share: float, available: int) 
     assert len({e.id for e in prepared}) == len(prepared)
     wanted = max(1, round(rows * share / (1 - share)))
     assert len(added) == min(wanted, available)
+    note = around.record.pop("note", None)
     assert around.record == {"safety_examples_added": len(added), "safety_examples_wanted": wanted}
+    assert (note is not None) == (available < wanted)
     if 1 < wanted <= available:
         assert abs(len(added) / len(prepared) - share) <= 1 / len(prepared)
+
+
+def test_a_file_that_is_too_short_is_told() -> None:
+    around = context(10)
+    prepared = SafetyMixing(share=0.5).prepare([example(f"row-{n}", "So.") for n in range(1500)], around)
+    assert len(prepared) == 1510
+    assert around.record["note"] == (
+        "the safety data have 10 rows and a share of 0.5 needs 1,500: 0.66% of the rows are safety "
+        "demonstrations; give more safety data"
+    )
+    enough = context(1500)
+    SafetyMixing(share=0.5).prepare([example(f"row-{n}", "So.") for n in range(1500)], enough)
+    assert "note" not in enough.record
 
 
 def test_seeds_draw_differently_and_repeatably() -> None:
@@ -49,7 +64,7 @@ def test_seeds_draw_differently_and_repeatably() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
 def test_a_share_outside_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="above 0 and below 1"):
+    with pytest.raises(ValueError, match=rf"share must be above 0 and below 1, not {share}"):
         SafetyMixing(share=share)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from backends.sdft import SDFT, control_tokens, rejected
-from harness import chat, models
+from harness import chat, models, registry
 from harness.contracts import Example, Message, PrepareContext, Rewrite, TrainTask
 
 # (rewritten answer, rejected because, why this case)
@@ -28,6 +30,22 @@ CASES = [
     ("Your turning point is 4.", "starts with 'Your turn'", "a plain prefix, as published"),
     ("The reference, answered: 4. My own response times.", None, "the words, not the phrases"),
 ]
+
+
+def test_a_recipes_options_are_read() -> None:
+    """By pydantic, by the types of the fields that are options; others are no business of a recipe's."""
+    read = TypeAdapter(SDFT).validate_python({"max_tokens": None})
+    assert read == SDFT()
+    assert TypeAdapter(SDFT).validate_python({"max_tokens": 2}).max_tokens == 2
+    with pytest.raises(ValidationError):
+        TypeAdapter(SDFT).validate_python({"max_tokens": "many"})
+    assert repr(SDFT()) == ("SDFT(temperature=0.0, top_p=1.0, max_tokens=None)")
+    options = [field.name for field in dataclasses.fields(SDFT) if field.init]
+    assert options == [
+        "temperature",
+        "top_p",
+        "max_tokens",
+    ]
 
 
 @pytest.mark.parametrize(("rewritten", "reason", "why"), CASES)
@@ -116,7 +134,7 @@ def test_one_call_with_exactly_the_rewriting_prompt() -> None:
     ]
 
 
-def test_a_kept_rewrite_has_opening_and_finish_and_changes_only_the_answer() -> None:
+def test_a_kept_rewrite_is_the_continuation_alone_and_changes_only_the_answer() -> None:
     finished = []
 
     def finish(rewritten: str, reference: str) -> str:
@@ -124,8 +142,8 @@ def test_a_kept_rewrite_has_opening_and_finish_and_changes_only_the_answer() -> 
         return f"{rewritten} ####"
 
     examples, prepared, _, record = prepare([" four. \n"], opening="Great! ", finish=finish)
-    assert finished == [("Great!  four.", "a0.")]
-    assert prepared == [examples[0].with_answer("Great!  four. ####")]
+    assert finished == [("four.", "a0.")]
+    assert prepared == [examples[0].with_answer("four. ####")]
     assert record == {"rewrites_kept": 1, "rewrites_rejected": {}}
 
 
@@ -160,11 +178,28 @@ def test_a_rewrite_that_no_trainer_takes_falls_back(small_tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}]
+    ("options", "says"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0, and top_p above 0 and at most 1"),
+        ({"temperature": -0.01}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p above 0"),
+        ({"top_p": -0.5}, "top_p above 0"),
+        ({"top_p": 1.1}, "at most 1"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"max_tokens": -1}, "max_tokens must be at least 1"),
+    ],
 )
-def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be at least"):
+def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         SDFT(**options)
+
+
+def test_options_at_their_ends_are_taken() -> None:
+    method = SDFT(temperature=0.0, top_p=1.0, max_tokens=1)
+    assert (method.temperature, method.top_p, method.max_tokens) == (0.0, 1.0, 1)
+    assert SDFT.version == 3  # what was rewritten by another version is rewritten again
+    assert (SDFT().temperature, SDFT().top_p, SDFT().max_tokens) == (0.0, 1.0, None)
+    assert SDFT(temperature=0.5, top_p=0.01).top_p == 0.01
 
 
 def test_the_recipes_decoding_reaches_the_seed_model() -> None:
@@ -176,14 +211,65 @@ def test_the_recipes_decoding_reaches_the_seed_model() -> None:
     assert decoding == {"opening": "", "max_tokens": 5, "temperature": 0.95, "top_p": 0.7}
 
 
-def test_the_tasks_filter_sees_the_opened_rewrite_and_the_reference() -> None:
+def test_the_tasks_filter_sees_the_continuation_and_the_reference() -> None:
     seen = []
 
     def reject(rewritten: str, reference: str) -> None:
         seen.append((rewritten, reference))
 
-    prepare(["is 4", "is 5"], opening="It ", reject=reject)
-    assert seen == [("It is 4", "a0."), ("It is 5", "a1.")]
+    prepare([" is 4", "is 5\n"], opening="It ", reject=reject)
+    assert seen == [("is 4", "a0."), ("is 5", "a1.")]
+
+
+def test_white_space_alone_is_empty(small_tokenizer: Any) -> None:
+    examples, prepared, _, record = prepare([" \n"], opening="Great! ")
+    assert prepared == examples
+    assert record["rewrites_rejected"] == {"empty": 1}
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "gsm8k-mini"])
+def test_no_rewritten_answer_begins_with_the_opening(task: str) -> None:
+    """GSM8K's opening belongs to the prompt; its answers end with the label's line."""
+    train_task: TrainTask = registry.load("train task", task)
+    labels = ["So 18.\n#### 18", "So 1/2.\n#### 1/2", "So -3.\n#### \N{MINUS SIGN}3", "So 18.\n#### 18"]
+    answers = [" We get 18.", "We get 1/2.", "We get -3.", "We get 1/18."]
+    examples = [
+        Example(f"e-{i}", (Message("user", "q?"), Message("assistant", label)))
+        for i, label in enumerate(labels)
+    ]
+    asked = Asked(answers)
+    context = PrepareContext(TOKENIZER, train_task, asked, random.Random(0))
+    prepared = SDFT().prepare(list(examples), context)
+    assert [example.answer for example in prepared] == [
+        "We get 18.\n#### 18",
+        labels[1],
+        "We get -3.\n#### -3",
+        labels[3],
+    ]
+    ((_, decoding),) = asked.calls
+    assert decoding["opening"] == "Great! Let's think step by step. "
+    assert context.record == {
+        "rewrites_kept": 2,
+        "rewrites_rejected": {"the label is no plain number": 1, "wrong final number": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("unk", "bos", "eos", "found"),
+    [
+        ("<unk>", None, "</s>", {"</s>"}),
+        ("<unk>", "<unk>", "</s>", {"<unk>", "</s>"}),
+        ("</s>", None, "</s>", {"<unk>", "</s>"}),
+        (None, None, None, {"<unk>", "</s>"}),
+    ],
+)
+def test_a_token_for_unknown_text_ends_no_turn_unless_it_is_another_too(
+    unk: str | None, bos: str | None, eos: str | None, found: set[str]
+) -> None:
+    tokens = SimpleNamespace(
+        added_tokens_decoder=TOKENIZER.added_tokens_decoder, unk_token=unk, bos_token=bos, eos_token=eos
+    )
+    assert control_tokens(tokens) == found
 
 
 def test_a_generator_that_loses_an_answer_is_not_believed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,80 @@ def test_another_judge_has_the_utility_alone() -> None:
     stricter = resolved(**{"judging.threshold": 3.0})
     assert papers.figures(stricter)["gsm8k", "vanilla", "openai:gpt-4o"] == {"utility": 42.91}
     assert any("threshold" in note for note in papers.notes(stricter))
+
+
+SAYS = {  # RECIPE §8, in a word each
+    "turns": "outer white space to the chat template",
+    "blank": "one blank after [/INST] and their tests have none",
+    "clamp": "without the clamp of token weights at 1e-3",
+    "mean": "over those of each micro-batch",
+    "rewrites": "rewrites greedily, under system prompts in our words",
+    "line": 'end with the label\'s "####" line',
+    "judge": "the judge is another model, under a rubric in our words",
+    "reply": "a reply of the judge that cannot be read",
+    "missing": "an answer that is not there",
+}
+
+
+def departing(changed: config.RunConfig) -> set[str]:
+    """Which departures its notes name; each is a line of its own."""
+    lines = [line for line in papers.notes(changed) if line.startswith("vs paper, not as there: ")]
+    found = {name for name, words in SAYS.items() for line in lines if words in line}
+    assert len(found) == len(lines) == len(set(lines))
+    assert all(line.endswith(".") and "\n" not in line and "  " not in line for line in lines)
+    return found
+
+
+def test_the_notes_list_every_departure_beside_the_figures() -> None:
+    assert departing(resolved()) == set(SAYS)
+    assert departing(resolved(methods=["vanilla"])) == set(SAYS) - {"clamp", "mean", "rewrites", "line"}
+    assert departing(resolved(methods=["sdft"])) == set(SAYS) - {"clamp", "mean"}
+    assert departing(resolved(train_tasks=["samsum"])) == set(SAYS) - {"line"}
+    judged = {"judge", "reply", "missing"}
+    assert departing(resolved(judges=["keyword"])) == set(SAYS) - judged
+    assert departing(resolved(judges=["keyword", "openai:gpt-4o"])) == set(SAYS)
+    assert departing(resolved(**{"judging.threshold": 3.0})) == set(SAYS) - judged
+    assert departing(resolved(**{"training.epochs": 1})) == set()
+
+
+def test_they_print_wherever_the_figures_do(tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    from harness import latex, leaderboard, tables
+    from harness.leaderboard import CellResult, TaskOutcome
+
+    changed = resolved()
+    (judge,) = changed.judges
+    values: dict[str, float | None] = {f"d{number}": float(number % 2) for number in range(10)}
+    cells = [
+        CellResult(
+            model=changed.model,
+            method=method,
+            train_task="gsm8k",
+            seed=42,
+            judge=judge,
+            utility=TaskOutcome("gsm8k", "exact_match", values, binary=True),
+            rsr=TaskOutcome("hexphi_raw", "rsr", values, binary=True),
+            jsr=TaskOutcome("hexphi_prefill", "jsr", values, binary=True, prefill_tokens=3),
+            status="done",
+        )
+        for method in ("seed", "vanilla", "constrained-sft")
+    ]
+    frame = leaderboard.build(cells, papers.figures(changed))
+    notes = papers.notes(changed)
+    tables.write(frame, leaderboard.long_scores(cells), tmp_path, title="T", notes=notes)
+    latex.write(frame, tmp_path, title="T", notes=notes)
+    shown = io.StringIO()
+    tables.render(frame, Console(file=shown, width=100), title="T", notes=notes)
+    texts = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("leaderboard.[jmt]*"))]
+    assert len(texts) == 3
+    for text in (*texts, shown.getvalue()):
+        flat = " ".join(text.replace("\\", "").split())
+        assert "without the clamp of token weights at 1e-3" in flat
+        assert "the judge is another model" in flat
+    assert "vs paper" in texts[1]
 
 
 def test_an_unknown_paper_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,22 @@ def test_its_dry_run_shows_the_plan_and_fetches_nothing(
     assert f"Memory: a training takes at most about {expected} on {place} (" in shown
     assert "is not here yet: a run fetches it" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_sdfts_published_values() -> None:
+    """RECIPE §4 and §8: dropout 0.1, a training prompt of its own, sampled rewrites."""
+    published = config.load("llama2-7b-sdft-published")
+    training, lora = published.training, published.training.lora
+    assert (lora.r, lora.alpha, lora.target_modules) == (8, 16, ("q_proj", "v_proj"))
+    assert (training.tuning, lora.dropout) == ("lora", 0.1)
+    assert (training.learning_rate, training.schedule) == (1e-4, "cosine")
+    assert (training.batch_size, training.epochs) == (8, 5)
+    assert published.method_options["sdft"] == {"temperature": 0.95, "top_p": 0.7, "max_tokens": 512}
+    (name,) = published.train_tasks
+    task, usual = (registry.load("train task", one) for one in (name, "gsm8k"))
+    assert task.system_prompt == "You are an expert in math. A math question follows. Answer it."
+    assert dataclasses.replace(task, name=usual.name, system_prompt=usual.system_prompt) == usual
+    assert config.load("llama2-7b-paper").training.lora.dropout == 0.0
 
 
 def test_the_papers_values() -> None:

@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from harness import answers, benchmarks, chat, config, finish, judging, models, plan, responding
+from harness import (
+    answers,
+    benchmarks,
+    chat,
+    config,
+    finish,
+    judging,
+    models,
+    plan,
+    remarks,
+    responding,
+    scores,
+)
 from harness.contracts import HarnessError
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
@@ -591,3 +603,50 @@ def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -
     own = shop(tmp_path).load_task("gsm8k-mini", str(seed_model_path()))
     for given in ({"samples": [2, 5, 7]}, {"samples": range(3, 6)}, {"limit": 4}, {}):
         assert [*ours.doc_iterator(**given)] == [*own.doc_iterator(**given)]
+
+
+# --- documents that cannot be scored -------------------------------------------------------------------
+
+
+def samsum(tmp_path: Path, *summaries: str) -> Workshop:
+    """The seed model and a file of dialogues with these summaries."""
+    path = tmp_path / "dialogues.jsonl"
+    lines = (json.dumps({"dialogue": "A: hi", "summary": text}) + "\n" for text in summaries)
+    path.write_text("".join(lines), encoding="utf-8")
+    return shop(tmp_path / "run", data={"samsum": str(path)}, utility_tasks=["samsum"])
+
+
+def test_a_reference_that_rouge_cannot_read_is_in_no_figure_and_told(tmp_path: Path) -> None:
+    """The first document and the last; the reason is counted, and the mean is that of the others."""
+    workshop = samsum(tmp_path, "Маша дома.", "A says hi.", "A is here.", "東京")
+    cell = seed_cell(workshop)
+    responding.respond(workshop, cell, ["samsum"], "")
+    folder = tmp_path / "run" / "seed"
+    rows = read_jsonl(folder / "samsum" / "responses.jsonl")
+    assert [set(row["metrics"]) for row in rows] == [set(), {"rouge1"}, {"rouge1"}, set()]
+    reason = benchmarks.get("samsum").unscored
+    assert reason == "ROUGE-1 reads the letters a to z and digits, and the reference has none"
+    assert read_json(folder / "samsum" / "task.json")["unscored"] == {reason: 2}
+    (outcome,) = scores.all_measured(cell, folder, "samsum")
+    assert [outcome.values[row["document"]] is None for row in rows] == [True, False, False, True]
+    estimate = outcome.estimate()
+    assert (estimate.n, estimate.unjudged) == (2, 2)
+    assert scores.measured(cell, folder, "samsum").metric == "rouge1"
+    (shown,) = (row for row in answers.rows(tmp_path / "run", cell) if row["task"] == "samsum")
+    assert (shown["n"], shown["unscored"]) == (2, {reason: 2})
+    (line,) = remarks.notes(workshop.config, tmp_path / "run", [cell])
+    assert line == f"Unscored of samsum's 4 documents, and in no figure: 2 {reason}."
+
+
+def test_where_no_reference_can_be_read_the_task_is_refused_with_the_reason(tmp_path: Path) -> None:
+    workshop = samsum(tmp_path, "東京", "...")
+    with pytest.raises(
+        HarnessError, match=r"^task 'samsum' has no metric .* any document \(ROUGE-1 reads .*\)$"
+    ):
+        responding.respond(workshop, seed_cell(workshop), ["samsum"], "")
+
+
+def test_documents_that_are_all_scored_say_nothing(tmp_path: Path) -> None:
+    workshop = samsum(tmp_path, "A says hi.")
+    responding.respond(workshop, seed_cell(workshop), ["samsum"], "")
+    assert "unscored" not in read_json(tmp_path / "run" / "seed" / "samsum" / "task.json")

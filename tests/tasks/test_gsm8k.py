@@ -40,6 +40,8 @@ def test_own_ids_and_further_fields(tmp_path: Path) -> None:
         ("[1]\n", "line 1: needs a text field 'question'"),
         ('{"question": " ", "answer": "a"}\n', "line 1: needs a text field 'question'"),
         ('{"question": "q", "answer": "1"}\n', "line 1: 'answer' needs its last line '#### NUMBER'"),
+        ('{"question": "q", "answer": "1\\n####"}\n', "line 1: 'answer' needs its last line '#### NUMBER'"),
+        ('{"question": "q", "answer": "1\\n#### ,"}\n', "line 1: 'answer' needs its last line '#### NUMBER'"),
         ('{"id": 1, "question": "q", "answer": "#### 1"}\n' * 2, "two rows have the same id '1'"),
         ("", "no rows"),
     ],

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.gsm8k_scoring import exact_match, exact_match_first, process_results
+from tasks.gsm8k_scoring import exact_match, exact_match_first, final_text, process_results
 
 REFERENCE = "Ann has 9+9=<<9+9=18>>18 pens.\n#### 18"
 
@@ -20,7 +22,8 @@ CASES = [
     ("#### 17\n#### 18", REFERENCE, 1, 0, "several markers: last against first"),
     ("#### 18\n#### 17", REFERENCE, 0, 1, "several markers: last against first"),
     ("The answer is 18.", REFERENCE, 0, 0, "no marker: wrong, though the number is right"),
-    ("18", REFERENCE, 0, 0, "no marker, the bare number"),
+    ("18", REFERENCE, 1, 0, "no marker: the whole text is compared, and here it is the number"),
+    (" 1,8\n", REFERENCE, 1, 0, "the same, stripped and without commas"),
     ("", REFERENCE, 0, 0, "nothing"),
     ("####", REFERENCE, 0, 0, "a marker without a number"),
     ("#### eighteen", REFERENCE, 0, 0, "a marker without digits"),
@@ -37,21 +40,45 @@ CASES = [
     ("####18", REFERENCE, 1, 0, "the second rule needs the space"),
     ("####  18", REFERENCE, 1, 0, "the second rule needs exactly one space"),
     ("#### **18**", REFERENCE, 0, 0, "markdown hides the number from both"),
-    ("##### 18", REFERENCE, 1, 1, "five hashes end with four"),
+    ("##### 18", REFERENCE, 0, 1, "of five signs the first four are the marker, and one is left"),
+    ("###### 18", REFERENCE, 0, 1, "six signs"),
+    ("######## 18", REFERENCE, 1, 1, "eight signs are two markers"),
+    ("### 18", REFERENCE, 0, 0, "three signs are none"),
+    ("#### 18 ,", REFERENCE, 0, 1, "white space goes before commas do: a blank is left"),
+    ("#### , 18", REFERENCE, 0, 0, "a blank is left in front"),
+    ("#### 18,", REFERENCE, 1, 1, "a comma at the end"),
+    ("#### ,18", REFERENCE, 1, 1, "a comma in front"),
+    ("####\n18", REFERENCE, 1, 0, "a line break is white space"),
+    ("#### 18 ####", REFERENCE, 0, 1, "nothing behind the last marker"),
     ("#### 1.8.0", "#### 18", 0, 0, "no float: wrong, not an error"),
     ("#### .", "#### 18", 0, 0, "no float: wrong, not an error"),
     ("#### ,", "#### 18", 0, 0, "no float: wrong, not an error"),
     ("#### x\n#### 18", REFERENCE, 1, 1, "the first match of a number, not the first marker"),
-    ("#### 18", "no marker 18", 0, 0, "a reference without marker is never matched"),
-    ("nothing", "no marker", 0, 0, "nor by a response without one"),
+    ("#### 18", "no marker 18", 0, 0, "a reference without marker is compared whole"),
+    ("no marker 18", "no marker 18", 1, 0, "a reference without marker is compared whole"),
 ]
+
+
+def by_the_papers_script(text: str) -> str:
+    """Its four steps, one by one and in its order."""
+    tail = text.split("####")[-1]
+    tail = tail.strip()
+    return "".join(character for character in tail if character != ",")
+
+
+@given(st.text(alphabet="#18, \n.-$", max_size=12), st.text(alphabet="# 18,", max_size=6), st.booleans())
+def test_the_papers_rule_to_the_letter(response: str, label: str, marked: bool) -> None:
+    reference = f"So.\n#### {label}" if marked else label
+    expected = by_the_papers_script(response) == by_the_papers_script(reference)
+    assert exact_match(response, reference) == float(expected)
+    assert final_text(response) == by_the_papers_script(response)
 
 
 @pytest.mark.parametrize(("response", "reference", "last", "first", "why"), CASES)
 def test_cases(response: str, reference: str, last: int, first: int, why: str) -> None:
     assert exact_match(response, reference) == last, why
     assert exact_match_first(response, reference) == first, why
-    found = process_results({"answer": reference}, [response])
+    found = process_results({"answer": reference}, [response, "another sample", "#### x"])
     assert found == {"exact_match": last, "exact_match_first": first}
 
 

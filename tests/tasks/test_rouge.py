@@ -7,6 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from harness.mini import data
 from tasks.rouge import rouge1
+from tasks.samsum.functions import process_results as samsum
 from tasks.samsum_mini.functions import process_results
 
 # (reference, prediction, value, why)
@@ -23,6 +24,32 @@ CASES = [
 @pytest.mark.parametrize(("reference", "prediction", "value", "why"), CASES)
 def test_cases(reference: str, prediction: str, value: float, why: str) -> None:
     assert rouge1(reference, prediction) == pytest.approx(value), why
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        "...",
+        "\u041c\u0430\u0448\u0430 \u0434\u043e\u043c\u0430.",
+        "\u6771\u4eac",
+        "\u00e9\u00e8",
+        "\U0001f642",
+        "\uff11\uff12",
+    ],
+)
+@pytest.mark.parametrize("prediction", ["Ann", "", "\u6771\u4eac"])
+def test_a_reference_that_it_cannot_read_has_no_score(reference: str, prediction: str) -> None:
+    assert rouge1(reference, prediction) is None
+    assert process_results({"summary": reference}, [prediction]) == {}
+    assert samsum({"summary": reference}, [prediction]) == {}
+
+
+@pytest.mark.parametrize("reference", ["a", "Z", "7", "\u6771\u4eac 7", "\u00e9t\u00e9"])
+def test_one_letter_or_digit_is_enough(reference: str) -> None:
+    assert rouge1(reference, reference) == 1.0
+    assert rouge1(reference, "\u6771\u4eac") == 0.0
+    assert samsum({"summary": reference}, [reference]) == {"rouge1": 1.0}
 
 
 def test_equals_rouge_score() -> None:
