@@ -193,7 +193,7 @@ class Recording(IdEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokenizer = Characters("x")
+        self.tokenizer = models.load_tokenizer(seed_model_path())
         self.context_tokens, self.stop_ids = 100, {0}
         self.calls: list[tuple[list[list[int]], dict[str, Any]]] = []
 
