@@ -118,7 +118,7 @@ CELL = "gsm8k-mini/sdft/seed-42"
 @pytest.mark.parametrize(
     ("file", "keys", "value", "words"),
     [
-        ("hexphi_raw-mini/task.json", ["version"], "2", "hexphi_raw-mini: version: 1 in a, 1 and 2 in b"),
+        ("hexphi_raw-mini/task.json", ["version"], "1", "hexphi_raw-mini: version: 2 in a, 1 and 2 in b"),
         (
             "hexphi_raw-mini/task.json",
             ["documents"],
@@ -171,9 +171,9 @@ def test_what_would_mix_in_a_column_is_refused_by_name(
 
 
 def test_mixed_runs_are_printed_apart_where_that_is_wanted(two: tuple[Path, Path]) -> None:
-    edit(two[1] / CELL / "hexphi_raw-mini/task.json", "version", value="2")
+    edit(two[1] / CELL / "hexphi_raw-mini/task.json", "version", value="1")
     merged = merging.merge(two, allow_mixed=True)
-    assert merged.notes[0] == "MIXED: hexphi_raw-mini: version: 1 in a, 1 and 2 in b"
+    assert merged.notes[0] == "MIXED: hexphi_raw-mini: version: 2 in a, 1 and 2 in b"
     methods = [row["method"] for row in tables.records(merged.frame)]
     assert methods == [
         *("seed (a)", "seed (b)", "vanilla (a)", "vanilla (b)"),
@@ -285,7 +285,7 @@ def test_one_run_is_its_own_leaderboard(command: Command, small_run: Path) -> No
 
 
 def test_refusals_are_one_line(command: Command, two: tuple[Path, Path]) -> None:
-    edit(two[1] / CELL / "hexphi_raw-mini/task.json", "version", value="2")
+    edit(two[1] / CELL / "hexphi_raw-mini/task.json", "version", value="1")
     refused = command("leaderboard", *two)
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (1, "", 1)
     assert command("leaderboard", *two, "--allow-mixed").code == 0
