@@ -25,8 +25,8 @@ def test_a_training_as_its_recipe_says_needs_no_words() -> None:
 def test_another_setting_is_said_in_a_line_with_its_reason() -> None:
     assert notes(PADDED, PACKED | {"difference": 0.43219}) == [
         "gsm8k vanilla  trained with attention harness_causal, batching grouped, which agrees with the "
-        "model's own implementation; harness_causal, padding-free does not: log-probabilities 0.43 nats a token from "
-        "the model's own implementation"
+        "model's own implementation; harness_causal, padding-free does not: log-probabilities 0.43 nats a "
+        "token from the model's own implementation"
     ]
     (said,) = notes(ALONE, PACKED | {"reason": "attention without a mask does not know sinks"}, PADDED)
     assert said.endswith("padding-free does not: attention without a mask does not know sinks")
