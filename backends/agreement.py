@@ -93,7 +93,7 @@ def choose(
     with _evaluating(model, settings):
         own = _own(base)
         expected = _reference(model, head, rows, pad_id, settings)
-        noise = _training_noise(model, rows[-1], settings)
+        noise = _training_noise(model, rows[0], settings)
         asked = _asked(settings)
         for setting in [begun] if begun else candidates(asked, own.name):
             found = _in_force(base, own, setting) or _difference(model, head, rows, expected, pad_id, setting)
