@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def choose(
     with _evaluating(model, settings):
         own = _own(base)
         expected = _reference(model, head, rows, pad_id, settings)
-        noise = _training_noise(model, rows[-1], settings)
+        noise = _training_noise(model, rows[0], settings)
         asked = _asked(settings)
         for setting in [begun] if begun else candidates(asked, own.name):
             found = _in_force(base, own, setting) or _difference(model, head, rows, expected, pad_id, setting)
@@ -122,7 +123,7 @@ def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settin
     """Compare again, when kernels have been put into the model since. Raises HarnessError if it differs."""
     with _evaluating(model, settings):
         found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
-    if isinstance(found, str) or not found <= LIMITS[settings.dtype]:
+    if isinstance(found, str) or found > LIMITS[settings.dtype]:
         raise HarnessError(
             f"model type '{kind_of(model)}': with Liger's kernels its log-probabilities are not those of its "
             f"own implementation ({told(_why(found))}); set training.liger to false"
@@ -248,7 +249,8 @@ def _difference(
     for first in range(len(rows) - 1):
         try:
             found = _trained_logp(model, head, rows[first:], pad_id, setting)
-            return mean_difference(found, expected[first:])
+            difference = mean_difference(found, expected[first:])
+            return difference if math.isfinite(difference) else "its log-probabilities are no finite numbers"
         except torch.OutOfMemoryError:
             continue
         except Exception as error:
@@ -365,29 +367,29 @@ def keep(setting: Setting, folder: Path) -> None:
     (folder / FILE).write_text(json.dumps(asdict(setting)), encoding="utf-8")
 
 
-def apply(base: Any, setting: Setting) -> None:
-    """Put in force what another process has chosen on the same model."""
+def follow(base: Any, setting: Setting) -> None:
+    """Put in force what another process has chosen for the same model."""
     if reason := _in_force(base, attention.in_force(base), setting):
         raise HarnessError(f"processes of one training differ: {reason}")
 
 
-def shared(decide: Callable[[], Agreement], apply: Callable[[Setting], None]) -> Agreement:
-    """What the first process decides, in all processes of a training."""
+def shared(decide: Callable[[], Agreement], follow: Callable[[Setting], None]) -> Agreement:
+    """What the first process decides, in all processes of a training. The others ``follow``."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not several or torch.distributed.get_world_size() == 1:
         return decide()
-    told: list[Any] = [None]
+    sent: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         try:
             with _all_threads():
-                told = [decide()]
+                sent = [decide()]
         except HarnessError as error:
-            told = [str(error)]
-    torch.distributed.broadcast_object_list(told, src=0)
-    if isinstance(told[0], str):
-        raise HarnessError(told[0])
-    agreement: Agreement = told[0]
-    apply(agreement.setting)
+            sent = [str(error)]
+    torch.distributed.broadcast_object_list(sent, src=0)
+    if isinstance(sent[0], str):
+        raise HarnessError(sent[0])
+    agreement: Agreement = sent[0]
+    follow(agreement.setting)
     return agreement
 
 

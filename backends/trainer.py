@@ -354,10 +354,10 @@ def train(
         lambda: agreement.choose(
             model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
         ),
-        lambda setting: agreement.apply(base, setting),
+        lambda setting: agreement.follow(base, setting),
     )
     settings = agreed.setting.over(settings)
-    if arguments.process_index == 0:
+    if begun is None and arguments.process_index == 0:
         agreement.keep(agreed.setting, places.state)
     identity = {**identity, "setting": [settings.attention, settings.batching]}  # of kept log-probabilities
     seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)

@@ -168,6 +168,7 @@ def test_each_further_setting_in_turn_and_then_none(off_by: Any) -> None:
     found = chosen(model)
     assert found.setting == Setting("sdpa", "grouped", 1)
     assert model.config._attn_implementation == "sdpa"
+    assert all(math.isfinite(one["difference"]) for one in found.record["rejected"] if "difference" in one)
     assert [
         round(one["difference"], 3) for one in found.record["rejected"] if one["attention"] == "sdpa"
     ] == [0.2]
@@ -347,3 +348,64 @@ def test_safety_rows_are_compared_too(
     small = train(make_model(), ordered[:8], Vanilla())
     whole = train(make_model(), ordered[:8], Vanilla(), safety_examples=ordered[-1:])
     assert whole["agreement"]["tokens"] > small["agreement"]["tokens"]
+
+
+# --- several processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """``group(rank, sent)``: one of two processes; what the first one sends is ``sent``."""
+
+    def join(rank: int, sent: Any = None) -> list[Any]:
+        seen: list[Any] = []
+
+        def broadcast(values: list[Any], src: int) -> None:
+            assert src == 0
+            if rank:
+                values[0] = sent
+            seen.append(values[0])
+
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+        return seen
+
+    return join
+
+
+def test_the_first_process_decides_for_all(group: Callable[..., list[Any]]) -> None:
+    threads = torch.get_num_threads()
+    agreed = agreement.Agreement(PADDED, {}, [], [])
+    followed: list[Setting] = []
+    seen = group(0)
+    assert agreement.shared(lambda: agreed, followed.append) is agreed
+    assert seen == [agreed]
+    assert torch.get_num_threads() == threads
+
+    def never() -> agreement.Agreement:
+        raise AssertionError
+
+    group(1, agreed)
+    assert agreement.shared(never, followed.append) is agreed
+    assert followed == [PADDED, PADDED]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_refusal_is_that_of_all(rank: int, group: Callable[..., list[Any]]) -> None:
+    def refuse() -> agreement.Agreement:
+        raise HarnessError("no such model")
+
+    seen = group(rank, "no such model")
+    with pytest.raises(HarnessError, match="no such model"):
+        agreement.shared(refuse, lambda setting: None)
+    assert seen == ["no such model"]
+
+
+def test_following_puts_the_attention_in_force() -> None:
+    model = tiny_models.build("llama")
+    agreement.follow(model, PACKED)
+    assert model.config._attn_implementation == CAUSAL
+    with pytest.raises(HarnessError, match="processes of one training differ: the architecture has eager"):
+        agreement.follow(tiny_models.build("bloom"), PADDED)

