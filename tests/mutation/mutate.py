@@ -60,6 +60,11 @@ MODULES = {
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
+        "harness/scores.py",
+        'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
+        "core/ReplaceComparisonOperator_Eq_Is 1",
+    ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
+    (
         "tasks/rouge.py",
         "@cache",
         "core/RemoveDecorator 0",
