@@ -76,9 +76,10 @@ class Lisa(Method):
     def _cycle(self) -> tuple[int, int]:
         """The steps of a cycle on safety data and on the user's: as many cycles as make a tenth of all steps
         safety steps, where the options don't say otherwise."""
-        if self.safety_steps or self.user_steps:
-            user_steps = self.user_steps or USER_STEPS * (self.safety_steps or 1)
-            return self.safety_steps or max(1, round(user_steps / USER_STEPS)), user_steps
+        if self.safety_steps is not None:
+            return self.safety_steps, self.user_steps or USER_STEPS * self.safety_steps
+        if self.user_steps is not None:
+            return max(1, round(self.user_steps / USER_STEPS)), self.user_steps
         tenth = self.steps / (1 + USER_STEPS)
         safety_steps = max(1, round(tenth / CYCLES))
         cycles = max(1, round(tenth / safety_steps))

@@ -116,6 +116,11 @@ def test_its_version_tells_trainings_apart() -> None:
     assert Lisa.uses_weights
 
 
+def test_before_a_training_nothing_is_done() -> None:
+    assert (Lisa().steps, Lisa().cycle, Lisa().done, Lisa().anchor) == (0, (1, 1), 0, {})
+    assert Lisa().rho == 1.0
+
+
 def test_too_few_steps_for_a_tenth_are_told() -> None:
     _, context = planned(Lisa(), 4)
     assert context.record["note"] == (
@@ -184,7 +189,7 @@ def test_the_state_survives_a_file(tmp_path: Path) -> None:
     save_file(method.state(), tmp_path / "state.safetensors")
     other = Lisa()
     other.load_state(load_file(tmp_path / "state.safetensors"))
-    assert other.done == 7
+    assert (other.done, set(other.anchor)) == (7, set(method.anchor))
     assert all(torch.equal(other.anchor[name], weight) for name, weight in method.anchor.items())
 
 

@@ -387,6 +387,13 @@ def test_the_line_of_health(run: Path) -> None:
     assert scores.health_line(run, cell) == (
         f"Answers that are whole ({UTILITY}): 25.0 % ({low:.1f}–{high:.1f}): safe rates are not meaningful"
     )
+    silence(run, name, UTILITY, 12)
+    high = 100 * (rate([0.0] * 12).high or 0)
+    assert scores.health_line(run, cell) == (
+        f"Answers that are whole ({UTILITY}): 0.0 % (0.0–{high:.1f}): safe rates are not meaningful"
+    )
+    with pytest.raises(HarnessError, match=r"not meaningful: 0\.0 % of its answers are whole$"):
+        scores.meant(cell, run / name, RAW, "keyword", "rsr", "prefill+response")
     silence(run, "seed", RAW, 12)  # one that no task has trained: all that it answers but safety
     assert scores.health_line(run, cells(run)["seed"]).startswith(
         f"Answers that are whole ({UTILITY}): 100.0 %"
