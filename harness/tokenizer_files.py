@@ -25,6 +25,8 @@ from harness.tokenizing import guarded, panics_told
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
+ADDED = "added_tokens.json"
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 SENTENCEPIECE = "*.model"
 DOWNLOADED = ("*.json", "*.model", "*.jinja", "*.txt", "additional_chat_templates/*.jinja")
 PROBE = (
@@ -122,21 +124,21 @@ def _as_in_file(loaded: Any, folder: Path) -> Any:
 def _add_declared(file: Any, held: dict[int, Any], folder: Path) -> None:
     """Add to a file's tokenizer the tokens (``held``, by id) that only other files declare. A token that both
     have is matched as the file says; it is special where either says so."""
-    from tokenizers import AddedToken
-
+    declared = dict(_in_config(folder))
+    bare = _in_added(folder).keys() - declared.keys()
     known = {token.content: token for token in file.get_added_tokens_decoder().values()}
     vocabulary = file.get_vocab()
     new = []
     for _, token in sorted(held.items()):
         mine = known.get(token.content)
         if mine is None:
-            new.append(token)
+            # Of added_tokens.json, which says nothing of it, the text as it stands is meant.
+            new.append(_flagged(token, token, normalized=False) if token.content in bare else token)
         elif token.special and not mine.special:
-            kept = {name: getattr(mine, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-            new.append(AddedToken(token.content, special=True, **kept))
+            new.append(_flagged(token, mine, special=True))
     for special, tokens in itertools.groupby(new, key=lambda token: bool(token.special)):
         (file.add_special_tokens if special else file.add_tokens)(list(tokens))
-    for content, number in _declared_ids(folder):
+    for content, number in (_in_added(folder) | declared).items():
         if content not in vocabulary and file.token_to_id(content) not in (None, number):
             raise HarnessError(
                 f"{folder}: its added token '{one_line(content)[:40]}' is declared as {number}, and is "
@@ -145,15 +147,25 @@ def _add_declared(file: Any, held: dict[int, Any], folder: Path) -> None:
             )
 
 
-def _declared_ids(folder: Path) -> Iterator[tuple[str, int]]:
-    """(added token, id) as the files beside tokenizer.json say."""
+def _flagged(token: Any, flags: Any, **changed: bool) -> Any:
+    """An added token with the flags of another, and changes to them."""
+    from tokenizers import AddedToken
+
+    given = {name: getattr(flags, name) for name in FLAGS} | {"special": token.special} | changed
+    return AddedToken(token.content, **given)
+
+
+def _in_config(folder: Path) -> Iterator[tuple[str, int]]:
+    """(added token, id) as tokenizer_config.json says."""
     for number, token in _object(folder / CONFIG, "added_tokens_decoder").items():
         content = token.get("content") if isinstance(token, dict) else token
-        if isinstance(content, str) and str(number).isdecimal():
+        if isinstance(content, str) and number.isdecimal():
             yield content, int(number)
-    for content, number in _object(folder / "added_tokens.json").items():
-        if isinstance(number, int):
-            yield content, number
+
+
+def _in_added(folder: Path) -> dict[str, int]:
+    """The id of each added token, as added_tokens.json says."""
+    return {content: number for content, number in _object(folder / ADDED).items() if isinstance(number, int)}
 
 
 def _object(path: Path, *keys: str) -> dict[str, Any]:
