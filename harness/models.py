@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness import checkpoint_limits, model_limits, tokenizing, weights
+from harness import checkpoint_limits, model_limits, tokenizer_files, weights
 from harness.checkpoint_limits import Tensor, object_of
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
@@ -27,7 +27,7 @@ ADAPTER_WEIGHTS = checkpoint_limits.ADAPTER_WEIGHTS
 GENERATION = "generation_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TEMPLATES = "additional_chat_templates/*.jinja"
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")  # either says that there is one
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model")  # any says that there is one
 SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
 
@@ -93,13 +93,15 @@ def locate(name: str) -> Path:
         folder = _download(name)
     described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
     if not (folder / described_by).is_file():
+        if _has_tokenizer(folder):
+            raise HarnessError(f"{folder}: a tokenizer alone, where a model is wanted; give a model's folder")
         raise HarnessError(f"{folder}: no config.json; not a Hugging Face model folder")
     # peft looks for a pickle where its own file is missing, whatever else there is.
     weights = sorted(folder.glob(ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors"))
     if not weights:
         wanted = ADAPTER_WEIGHTS if is_adapter(folder) else "*.safetensors weights"
         raise HarnessError(f"{folder}: no {wanted} (pickle checkpoints are refused)")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not _has_tokenizer(folder):
         raise HarnessError(f"{folder}: no tokenizer.json; save the tokenizer beside the model")
     check(folder)
     return folder
@@ -131,9 +133,13 @@ def tokenizer_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir() and _can_be_of_hub(name):
         folder = _download(name, PATTERNS[1:])
-    if not any((folder / file).is_file() for file in TOKENIZERS):
+    if not _has_tokenizer(folder):
         raise HarnessError(f"no tokenizer '{name}': give a folder with tokenizer.json, or a hub name")
     return folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(file.is_file() for pattern in TOKENIZERS for file in folder.glob(pattern))
 
 
 def is_here(name: str) -> bool:
@@ -232,13 +238,12 @@ def free_device() -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A folder's tokenizer, guarded (tokenizing.py)."""
-    from transformers import AutoTokenizer
-
+    """A folder's tokenizer, guarded (tokenizing.py), with the ids of its own file (tokenizer_files.py)."""
     checkpoint_limits.check_files(folder, (*PATTERNS, TEMPLATES))
     try:
-        with tokenizing.panics_told(str(folder)):
-            return tokenizing.guarded(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        return tokenizer_files.load(folder)
+    except HarnessError:
+        raise
     except Exception as error:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded ({_line(error)})") from error
 

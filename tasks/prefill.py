@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import tokenizer_files
 from harness.contracts import HarnessError
-from harness.tokenizing import guarded, panics_told
 from tasks.safety import SYSTEM_PROMPT
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,9 @@ def load_tokenizer(task: str, metadata: Mapping[str, Any]) -> Any:
             f"task '{task}' counts its prefill in the checkpoint's tokens: name its tokenizer, "
             '--metadata \'{"tokenizer": "NAME-OR-FOLDER"}\' or TaskManager(metadata={"tokenizer": ...})'
         )
-    from transformers import AutoTokenizer
-
     revision = metadata.get("revision") or "main"
     try:
-        with panics_told(source):
-            return guarded(AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False))
+        return tokenizer_files.load(tokenizer_files.folder_of(source, revision))
     except Exception as error:
         cause = str(error).strip().split("\n")[0]
         raise HarnessError(f"task '{task}': no tokenizer can be loaded from '{source}': {cause}") from error

@@ -124,7 +124,7 @@ def _lengths(config: RunConfig, values: Iterable[Any]) -> dict[Any, dict[str, in
     texts = [value for value in values if isinstance(value, str)]
     if not texts:
         return {}
-    tokenizer = models.load_tokenizer(models.locate(config.model))
+    tokenizer = models.load_tokenizer(models.tokenizer_folder(config.model))
     return {text: {"tokens": len(tokenizer(text, add_special_tokens=False)["input_ids"])} for text in texts}
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import chat
+from harness import chat, models
 from harness.contracts import Encoded, Example, HarnessError, Message
 
 TEXTS = [
@@ -315,14 +315,19 @@ def test_thinking_is_off_in_training_and_at_inference() -> None:
 
 @pytest.mark.requires_shared_data
 def test_the_real_llama_2_tokenizer() -> None:
-    from transformers import AutoTokenizer
-
+    sentencepiece = pytest.importorskip("sentencepiece")
     folder = Path(__file__).parents[3] / "shared" / "data" / "llama2-tokenizer"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = models.load_tokenizer(folder)
     tokenizer.chat_template = LLAMA2
     encoded = chat.encode(tokenizer, conversation("Kim has 4 stamps.\n#### 4"))
     ids = chat.prompt_ids(tokenizer, conversation().messages[:-1])
     assert encoded.input_ids[: len(ids)] == ids
     assert encoded.input_ids.count(tokenizer.bos_token_id) == 1
     assert encoded.input_ids[-1] == tokenizer.eos_token_id
+    # As published: what stands between two control tokens is SentencePiece's own encoding.
+    text = chat.render(tokenizer, conversation("Kim has 4 stamps.\n#### 4").messages, generation_prompt=False)
+    turn = text.removeprefix("<s>").removesuffix("</s>")
+    spm = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    assert encoded.input_ids == [1, *spm.encode(turn), 2]
+    assert encoded.input_ids[:4] == [1, 518, 25580, 29962]
     assert tokenizer.decode(learnt(encoded)).strip() == "Kim has 4 stamps.\n#### 4 </s>"
