@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import logging
 import json
+import logging
 import re
 import time
 import traceback
