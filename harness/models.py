@@ -315,6 +315,8 @@ def _load_whole(
             model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
     except Exception as error:
         raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers' default leaves the cap out (Gemma 2)
     scales = getattr(config, "quantization_config", None) is not None
     weights.check_loaded(folder, model, info, scales=scales)
     if renamed:  # what is saved has the model's own names

@@ -313,3 +313,25 @@ def test_a_merged_model_says_what_its_adapter_says(
     adapter, merged, before = (one[0, :-1].gather(-1, ids[0, 1:, None]) for one in said)
     assert float((adapter - merged).abs().mean()) < most
     assert float((adapter - before).abs().mean()) > 0.1  # the adapter does something
+
+
+def test_a_model_that_caps_its_attention_answers_so(tmp_path: Path) -> None:
+    """Gemma 2: under transformers' default attention the cap would be left out in silence."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, attn_logit_softcapping=0.5, initializer_range=2.0,
+    )  # fmt: skip
+    made = Gemma2ForCausalLM(config).eval()
+    made.save_pretrained(tmp_path)
+    ids = torch.arange(2, 30)[None]
+    loaded = models.load_model(tmp_path, "float32", "cpu")
+    with torch.inference_mode():
+        made.set_attn_implementation("eager")
+        capped = made(input_ids=ids).logits
+        made.set_attn_implementation("sdpa")
+        assert float((made(input_ids=ids).logits - capped).abs().max()) > 0.1
+        torch.testing.assert_close(loaded.eval()(input_ids=ids).logits, capped, rtol=0, atol=1e-4)
