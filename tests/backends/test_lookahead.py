@@ -170,3 +170,17 @@ def test_data_only(method: type[Method]) -> None:
     hooks = [name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))]
     assert "loss" in hooks
     assert [name for name in hooks if getattr(method, name) is not getattr(Method, name)] == ["prepare"]
+
+
+def test_a_tokenizers_special_tokens_are_no_part_of_a_preview() -> None:
+    """Llama 2's tokenizer puts its beginning-of-sequence token first, unless it is told not to."""
+
+    class Words:
+        def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[str]]:
+            return {"input_ids": ["<s>"] * add_special_tokens + text.split(" ")}
+
+        def decode(self, ids: list[str]) -> str:
+            return " ".join(ids)
+
+    (changed,) = LookAheadTrue(preview_tokens=2).prepare([conversation("Q?", "Kim has 4.")], context(Words()))
+    assert changed.instruction == f"Q?{CONNECTOR}Kim has"
