@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESPOND_VERSION = 3
+RESPOND_VERSION = 4  # 4: the ids of a model's own tokenizer.json (tokenizer_files.py)
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
 # What answers depend on, by engine; speed and memory are no part of it.

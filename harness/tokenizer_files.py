@@ -44,8 +44,9 @@ PROBE = (
     "def f(x: int) -> int:\n    return {'a': [x ** 2, None]}[\"a\"][0]  # done\n",
     "Zo\N{LATIN SMALL LETTER E WITH DIAERESIS} et Zoe\N{COMBINING DIAERESIS}",
     "\N{LATIN SMALL LIGATURE FI}n, \N{FULLWIDTH LATIN CAPITAL LETTER A}",
-    "\N{CYRILLIC CAPITAL LETTER DE}\N{CYRILLIC SMALL LETTER A} \N{ARABIC LETTER BEH} \N{DEVANAGARI LETTER KA} "
-    "\N{CJK UNIFIED IDEOGRAPH-4F60}\N{CJK UNIFIED IDEOGRAPH-597D} \N{HANGUL SYLLABLE HAN}",
+    "\N{CYRILLIC CAPITAL LETTER DE}\N{CYRILLIC SMALL LETTER A} \N{ARABIC LETTER BEH} "
+    "\N{DEVANAGARI LETTER KA} \N{CJK UNIFIED IDEOGRAPH-4F60}\N{CJK UNIFIED IDEOGRAPH-597D} "
+    "\N{HANGUL SYLLABLE HAN}",
     "\N{GRINNING FACE} \N{NO-BREAK SPACE}\N{ZERO WIDTH JOINER}\N{REPLACEMENT CHARACTER}\N{EM DASH}"
     "\N{LOWER ONE EIGHTH BLOCK}x",
 )  # fmt: skip
@@ -117,8 +118,8 @@ def _as_in_file(loaded: Any, folder: Path) -> Any:
     other = _first_other(loaded, texts, wanted)
     if other is not None:
         raise HarnessError(
-            f"{folder}: the loaded tokenizer gives other ids than its {FILE} (text {other} of the probe, from "
-            f"0); set tokenizer_class in {CONFIG} to PreTrainedTokenizerFast"
+            f"{folder}: the loaded tokenizer gives other ids than its {FILE} (text {other} of the probe, "
+            f"from 0); set tokenizer_class in {CONFIG} to PreTrainedTokenizerFast"
         )
     return loaded
 
@@ -144,8 +145,8 @@ def _add_declared(file: Any, held: dict[int, Any], folder: Path) -> None:
         if content not in vocabulary and file.token_to_id(content) not in (None, number):
             raise HarnessError(
                 f"{folder}: its added token '{one_line(content)[:40]}' is declared as {number}, and is "
-                f"{file.token_to_id(content)} behind the tokens of {FILE}; save the tokenizer with all of its "
-                "added tokens"
+                f"{file.token_to_id(content)} behind the tokens of {FILE}; save the tokenizer with all of "
+                "its added tokens"
             )
 
 
@@ -226,9 +227,9 @@ def _check_sentencepiece(loaded: Any, folder: Path, model: Any) -> None:
     others = [i for i, ids in enumerate(wanted) if list(found[i]) != ids]
     if others:
         raise HarnessError(
-            f"{folder}: made from its SentencePiece model alone, the tokenizer gives other ids than sentencepiece "
-            f"to {len(others):,} of {len(texts):,} texts (the first: text {others[0]} of the probe, from 0); "
-            f"put the {FILE} that the model was published with beside it"
+            f"{folder}: made from its SentencePiece model alone, the tokenizer gives other ids than "
+            f"sentencepiece to {len(others):,} of {len(texts):,} texts (the first: text {others[0]} of the "
+            f"probe, from 0); put the {FILE} that the model was published with beside it"
         )
 
 
@@ -239,7 +240,7 @@ def _mini_texts() -> list[str]:
 
 
 def _vocabulary_texts(model: Any) -> list[str]:
-    """The words of a SentencePiece vocabulary, evenly chosen, and texts of several of them: each merge shows."""
+    """The words of a SentencePiece vocabulary, evenly chosen, and texts of several of them."""
     plain = [
         model.id_to_piece(i).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
         for i in range(model.get_piece_size())

@@ -123,7 +123,7 @@ class _WithModel(Judge):
     """Renders every exchange, asks the model in batches, reads what comes back."""
 
     heavy = True
-    version = "1"
+    version = "2"  # 2: the ids of the model's own tokenizer.json
 
     def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
         waiting = list(exchanges)

@@ -30,7 +30,7 @@ from harness.statistics import mean
 from harness.store import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from harness.workshop import Workshop
 
-VERSION = 1
+VERSION = 2
 FILES = ("divergences.jsonl", "summary.json")
 FIRST = (2, 4, 6, 8)  # tokens over which the paper takes the mean
 ENGINE = "hf"  # what gives whole distributions

@@ -246,3 +246,12 @@ def test_a_rows_own_system_prompt_is_shown(tmp_path: Path) -> None:
     text = shown("vanilla", train_data=path)
     assert text.startswith("<|bos|><|system|>You talk like a pirate.<|end|><|user|>Is the sky green?<|end|>")
     assert "not used" not in text
+
+
+def test_a_folder_that_holds_a_tokenizer_alone_is_enough_to_count(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((seed_model_path() / name).read_bytes())
+    for method in ("vanilla", "lookahead-true", "lookahead-virtual"):
+        assert shown(method, model=str(tmp_path)) == shown(method)
+    with pytest.raises(HarnessError, match="a tokenizer alone, where a model is wanted"):
+        shown("sdft", model=str(tmp_path))

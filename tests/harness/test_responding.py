@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import completions_server
 import pytest
 import torch
 
@@ -81,6 +82,40 @@ def test_what_print_ids_shows_is_what_the_model_gets(
     assert row["prefill"] == (tokenizer.decode(opened) if opened else "")
     assert len(opened) == {"hexphi_prefill-mini": 3, "hexphi_prefill_k7-mini": 7}.get(task, len(opened))
     assert bool(opened) == ("prefi" in task)
+
+
+def test_a_folder_that_holds_a_tokenizer_alone_makes_a_servers_prompts(tmp_path: Path, command: Run) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(seed_model_path() / name, folder)
+    shown = "--print-ids", "0", "--tasks", "gsm8k-mini"
+    own = command("respond", "mini", *shown)
+    alone = command("respond", "openai:m@http://localhost:1/v1", "--tokenizer", folder, *shown)
+    assert (own.code, alone.code) == (0, 0), alone.err
+    assert alone.out == own.out
+    with completions_server.running(models.load_tokenizer(seed_model_path())) as server:
+        ended = command(
+            "respond", f"openai:served@{server.url}", "--tokenizer", folder, "--tasks", "gsm8k-mini",
+            "--out", tmp_path / "run", "--set", "responses.limit=1",
+        )  # fmt: skip
+        assert ended.code == 0, ended.err
+        sent = [body["prompt"] for body in server.asked("completions")]
+    assert answers.prompt(shop(tmp_path), seed_cell(shop(tmp_path)), "gsm8k-mini", 0)[0] in sent
+
+
+def test_a_tokenizer_that_no_engine_asks_for_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for engine, told in (("hf", True), ("openai", False)):
+        caplog.clear()
+        given = {"responses.tokenizer": "mini", "responses.server": "http://localhost:1/v1"}
+        workshop = shop(tmp_path, engine=engine, **given)
+        responding.check(workshop, [seed_cell(workshop)])
+        assert ("--tokenizer is not used: engine hf" in caplog.text) == told
+    wrong = shop(tmp_path, **{"responses.tokenizer": str(tmp_path)})
+    with pytest.raises(HarnessError, match="no tokenizer"):
+        responding.check(wrong, [seed_cell(wrong)])
 
 
 def test_print_ids_keeps_harmful_texts_to_itself(command: Run) -> None:
