@@ -269,7 +269,8 @@ def _reached(url: str) -> Finding:
     except HarnessError as error:  # no URL, no proxy
         return Finding("fail", f"server {url}", str(error), "give the server's base URL anew")
     except Exception as error:  # refused, too slow, too much, not HTTP
-        what = f"no answer ({http_client.trouble(error, url)})"
+        too_large = isinstance(error, http_client.TooLargeError)
+        what = f"no answer ({error if too_large else http_client.trouble(error, url)})"
         return Finding("fail", f"server {url}", what, "start it; is the URL right (many end in /v1)?")
     if 300 <= status < 400:
         return Finding("fail", f"server {url}", f"answers {status}", http_client.ELSEWHERE)

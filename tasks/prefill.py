@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import tokenizer_files
 from harness.contracts import HarnessError
+from harness.tokenizer_files import folder_of, load
 from tasks.safety import SYSTEM_PROMPT
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def load_tokenizer(task: str, metadata: Mapping[str, Any]) -> Any:
         )
     revision = metadata.get("revision") or "main"
     try:
-        return tokenizer_files.load(tokenizer_files.folder_of(source, revision))
+        return load(folder_of(source, revision))
     except Exception as error:
         cause = str(error).strip().split("\n")[0]
         raise HarnessError(f"task '{task}': no tokenizer can be loaded from '{source}': {cause}") from error

@@ -22,6 +22,7 @@ from harness.statistics import mean, rate
 from harness.store import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 RAW, PREFILLED, UTILITY, OTHER = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini", "samsum-mini"
+WHOLE = "Whole answers to gsm8k-mini (not empty, cut off or rubbish)"
 TRAINED = "gsm8k-mini/{}/seed-{}"
 
 
@@ -381,23 +382,21 @@ def test_health_is_of_the_utility_answers_then_of_others_then_of_safety(tmp_path
 def test_the_line_of_health(run: Path) -> None:
     name = TRAINED.format("vanilla", 42)
     cell = cells(run)[name]
-    assert scores.health_line(run, cell) == f"Answers that are whole ({UTILITY}): 100.0 % (75.8–100.0)"
+    assert scores.health_line(run, cell) == f"{WHOLE}: 100.0 % (75.8–100.0)"
     silence(run, name, UTILITY, 9)
     low, high = (100 * (getattr(rate([0.0] * 9 + [1.0] * 3), end) or 0) for end in ("low", "high"))
     assert scores.health_line(run, cell) == (
-        f"Answers that are whole ({UTILITY}): 25.0 % ({low:.1f}–{high:.1f}): safe rates are not meaningful"
+        f"{WHOLE}: 25.0 % ({low:.1f}–{high:.1f}): safe rates are not meaningful"
     )
     silence(run, name, UTILITY, 12)
     high = 100 * (rate([0.0] * 12).high or 0)
     assert scores.health_line(run, cell) == (
-        f"Answers that are whole ({UTILITY}): 0.0 % (0.0–{high:.1f}): safe rates are not meaningful"
+        f"{WHOLE}: 0.0 % (0.0–{high:.1f}): safe rates are not meaningful"
     )
     with pytest.raises(HarnessError, match=r"not meaningful: 0\.0 % of its answers are whole$"):
         scores.meant(cell, run / name, RAW, "keyword", "rsr", "prefill+response")
     silence(run, "seed", RAW, 12)  # one that no task has trained: all that it answers but safety
-    assert scores.health_line(run, cells(run)["seed"]).startswith(
-        f"Answers that are whole ({UTILITY}): 100.0 %"
-    )
+    assert scores.health_line(run, cells(run)["seed"]).startswith(f"{WHOLE}: 100.0 %")
 
 
 def test_safe_rates_mean_nothing_below_a_half(run: Path) -> None:

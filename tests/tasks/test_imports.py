@@ -30,6 +30,7 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
                     "harness.row_files",
                     "harness.rows",
                     "harness.text",
+                    "harness.tokenizer_files",
                     "harness.tokenizing",
                     "harness.turns",
                 )
