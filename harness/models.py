@@ -93,7 +93,7 @@ def locate(name: str) -> Path:
         folder = _download(name)
     described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
     if not (folder / described_by).is_file():
-        if _has_tokenizer(folder):
+        if _has_tokenizer(folder) and not any(folder.glob("*.safetensors")):
             raise HarnessError(f"{folder}: a tokenizer alone, where a model is wanted; give a model's folder")
         raise HarnessError(f"{folder}: no config.json; not a Hugging Face model folder")
     # peft looks for a pickle where its own file is missing, whatever else there is.
