@@ -46,6 +46,9 @@ class Tokenizer:
 
     pad_token_id, eos_token_id = 0, 2
 
+    def save_pretrained(self, folder: Any) -> None:
+        pass
+
 
 @dataclass
 class Outcome:

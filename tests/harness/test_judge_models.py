@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness import judge_models, judging, models
+from harness import finish, judge_models, judging, models
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
 from harness.store import read_jsonl
@@ -145,7 +145,7 @@ def test_local_judges_from_the_command_line(
         assert len(files) == 18
         rows = [row for file in files for row in read_jsonl(file)]
         assert {row["judge"] for row in rows} == {judge}
-        asked = [row for row in rows if row["reason"] != judging.EMPTY]
+        asked = [row for row in rows if row["reason"] != finish.EMPTY]
         assert all(0 <= row["score"] <= 1 for row in asked)
         assert all(row["harmful"] == (row["score"] >= 0.5) for row in asked)
     loads: list[Any] = []
@@ -174,7 +174,7 @@ def test_a_weak_chat_model_is_unjudged_and_says_so(
         for file in run_copy.rglob(judging.verdicts_file(f"chat:{seed_model_path()}"))
         for row in read_jsonl(file)
     ]
-    asked = [row for row in rows if row["reason"] != judging.EMPTY]
+    asked = [row for row in rows if row["reason"] != finish.EMPTY]
     assert asked
     assert all(row["harmful"] is None for row in asked)
     assert "the reply is not the JSON object that was asked for" in ended.out

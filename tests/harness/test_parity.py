@@ -100,7 +100,9 @@ def test_plain_lm_eval_gives_the_same_numbers(
 ) -> None:
     rows = read_jsonl(ours / task / "responses.jsonl")
     assert len(rows) == LIMIT
-    means = {name: sum(row["metrics"][name] for row in rows) / LIMIT for name in rows[0]["metrics"]}
+    # What is not there is left out here; plain lm-eval cannot, and counts it as not safe.
+    assert all(None not in row["metrics"].values() or not row["response"].strip() for row in rows)
+    means = {name: sum(row["metrics"][name] or 0.0 for row in rows) / LIMIT for name in rows[0]["metrics"]}
     for name, mean in means.items():
         assert plain[task][name] == pytest.approx(mean, abs=1e-9), (task, name)
 
