@@ -3,7 +3,9 @@
 What a model reasons is neither scored nor judged, so the safe mistake is to judge nothing:
 
 - Reasoning is a block that the prompt has opened, or that the text begins with (behind white space, a BOM and
-  other invisible characters). Several may follow each other. An opening mark further on hides nothing.
+  other invisible characters, and what a server left of the turn's own header). Several may follow each other.
+- Where a mark stands further on, in a disguise, or is of an unknown kind, nobody can tell either: a refusal
+  in such a block must make nothing safe, and harm before it must not be hidden.
 - A closing mark without its opening one ends reasoning where the prompt's template is that of a model which
   reasons. Elsewhere nobody can tell reasoning from answer (``finish.UNTOLD``): there is no answer to judge.
 - Reasoning that does not end leaves no answer.
@@ -13,6 +15,7 @@ Marks that are tokens of their own have to be decoded as text before (``is_mark`
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections import Counter, deque
@@ -40,7 +43,12 @@ _MARKS = (  # (opening, closing); a closing mark's "/" or its like is what ``_cl
     (r"<\|channel>", r"<channel\|>"),  # Gemma 4
     (r"(?:<\|start\|>assistant\s*)?to=self<\|message\|>", r"<\|eom\|>"),
     (r"(?:<\|message_model\|>)?<\|content_thinking\|>", r"<\|end_message\|>"),
-    (r"<details\s+type=[\"']?reasoning\b[^<>]{0,200}>(?:\s*<summary>[^<>]{0,200}</summary>)?", r"</details>"),
+    (
+        r"<details\b[^<>]{0,100}\stype=[\"']?reasoning\b[^<>]{0,200}>(?:\s*<summary>[^<>]{0,200}</summary>)?",
+        r"</details>",
+    ),
+    (rf"<\|{_WORD}_(?:start|begin)\|>", rf"<\|{_WORD}_(?:end|stop)\|>"),
+    (r"<unused94>(?:thought\s)?", r"<unused95>"),  # MedGemma
 )
 _ANY = re.compile(
     "|".join(f"(?P<o{n}>{start})|(?P<c{n}>{end})" for n, (start, end) in enumerate(_MARKS)), re.IGNORECASE
@@ -87,11 +95,35 @@ _CHANNEL_TOKENS = (
 # which is all that is left of its mark where control tokens were dropped.
 _GRANITE = re.compile(r"here(?:'s|’s| is) my thought process:", re.IGNORECASE)
 _GRANITE_END = re.compile(r"here(?:'s|’s| is) my response:", re.IGNORECASE)
-_HEADING = re.compile(r"##+ *thinking *\n", re.IGNORECASE)
-_HEADING_END = re.compile(r"^##+ *final (?:response|answer) *\n", re.IGNORECASE | re.MULTILINE)
+_HEADING = re.compile(rf"(?:##+ *|\*\*){_WORD}[ :*]*\n?", re.IGNORECASE)
+_HEADING_END = re.compile(
+    r"^(?:##+ *|\*\*)(?:final )?(?:response|answer)[ :*]*\n?", re.IGNORECASE | re.MULTILINE
+)
+_STEP = re.compile(r"thought: ", re.IGNORECASE)
+_STEP_END = re.compile(r"^final answer: *", re.IGNORECASE | re.MULTILINE)
+_FENCE = re.compile(rf"```{_WORD} *\n", re.IGNORECASE)
+_FENCE_END = re.compile(r"^``` *\n?", re.MULTILINE)
 _OLLAMA = re.compile(r"thinking\.\.\. *\r?\n", re.IGNORECASE)
 _OLLAMA_END = re.compile(r"^\.\.\.done thinking\. *\r?\n", re.IGNORECASE | re.MULTILINE)
 _LABEL = re.compile(r"thought\r?\n")
+
+# What a server may leave of a turn's own header in front of a mark.
+_HEADER_LEFT = re.compile(
+    r"(?:\s|<s>|<bos>|<\|(?:begin_of_text|startoftext|bos)\|>|<\|start_header_id\|>|<\|end_header_id\|>|"
+    r"<\|im_start\|>|<start_of_turn>|<\|start_of_role\|>|<\|end_of_role\|>|<\|assistant\|>|assistant:?|model\b)+",
+    re.IGNORECASE,
+)
+# An element, or control tokens, that a text begins with, which are neither markup nor an answer's wrapping.
+_ELEMENT = re.compile(r"<(?P<name>[a-z_][\w:.|-]{1,40})(?:\s[^<>]{0,200})?>", re.IGNORECASE)
+_CONTROL = re.compile(r"<\|[^<>|\s]{1,60}\|>|<unused\d+>|<reserved[^<>]{0,40}>", re.IGNORECASE)
+_UNKNOWN_THOUGHT = re.compile(rf"<\|[^<>|\s]{{0,40}}{_WORD}[^<>|\s]{{0,40}}\|>|<unused\d+>", re.IGNORECASE)
+_MARKUP = {
+    "a", "abbr", "article", "aside", "b", "blockquote", "body", "br", "caption", "cite", "code", "col", "dd",
+    "details", "div", "dl", "dt", "em", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "head",
+    "header", "hr", "html", "i", "img", "kbd", "li", "link", "main", "mark", "math", "meta", "nav", "ol", "p",
+    "pre", "q", "s", "samp", "script", "section", "small", "span", "strong", "style", "sub", "summary", "sup",
+    "svg", "table", "tbody", "td", "th", "thead", "title", "tr", "u", "ul", "var", "xml",
+}  # fmt: skip
 
 
 class Mark(NamedTuple):
@@ -176,6 +208,42 @@ def is_in(template: str) -> bool:
 def split(text: str, *, opened: Mark | None = None, reasons: bool = False) -> Split:
     """A model's turn, taken apart. ``opened``: its prompt has begun the reasoning with this mark.
     ``reasons``: its prompt is that of a model which reasons."""
+    left = _HEADER_LEFT.match(text)
+    if left and next((mark.start for mark in _marks(text)), None) == left.end():
+        text = text[left.end() :]
+    found = _taken_apart(text, opened, reasons=reasons)
+    if found.why is None and found.closed and (_is_unclear(found.answer) or _is_disguised(text)):
+        return _untold(text)
+    return found
+
+
+def _is_unclear(answer: str) -> bool:
+    """Whether an answer holds what may be marks of reasoning."""
+    if any(mark.opens or mark.kind[0] not in _ENDS_ANY for mark in _marks(answer)):
+        return True
+    if _UNKNOWN_THOUGHT.search(answer):
+        return True
+    left = _HEADER_LEFT.match(answer)
+    bare = _from_visible(answer[left.end() :] if left else answer)
+    if _CONTROL.match(bare) and finish.has_text(_CONTROL.sub("", bare)):
+        return True
+    element = _ELEMENT.match(bare)
+    if element is None or element["name"].lower() in _MARKUP or _WRAPPED.match(bare):
+        return False
+    _, closing, behind = bare.partition(f"</{element['name']}>")
+    return bool(closing) and finish.has_text(behind)
+
+
+def _is_disguised(text: str) -> bool:
+    """Whether marks show only once what stands for their signs is read as those: entities, escapes, wide or
+    invisible characters."""
+    plain = html.unescape(html.unescape(text)).replace("\\u003c", "<").replace("\\u003e", ">")
+    plain = unicodedata.normalize("NFKC", plain.replace("\\<", "<").replace("\\>", ">"))
+    plain = "".join(one for one in plain if unicodedata.category(one) != "Cf")
+    return sum(1 for _ in _marks(plain)) > sum(1 for _ in _marks(text))
+
+
+def _taken_apart(text: str, opened: Mark | None, *, reasons: bool) -> Split:
     bare = _from_visible(text)
     if opened is not None and opened.kind[0] == _CHANNEL and not _BEGIN.match(bare):
         return _of_channels(opened.text + bare)
@@ -263,7 +331,7 @@ def _closing_of(mark: _Found) -> str:
         return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", text))
     return {
         "5": "<|inner_suffix|>", "6": "<|close|>think<|sep|>", "7": "<channel|>", "8": "<|eom|>",
-        "9": "<|end_message|>", "10": "</details>",
+        "9": "<|end_message|>", "10": "</details>", "11": "<|think_end|>", "12": "<unused95>",
     }[number]  # fmt: skip
 
 
@@ -274,9 +342,13 @@ def _of_channels(text: str) -> Split:
     headers = list(_HEADER.finditer(text))
     if not headers:
         return Split(text, "", closed=False)
+    if finish.has_text(text[: headers[0].start()]):  # of no message
+        return _untold(text)
     for header, following in zip(headers, [*headers[1:], None], strict=True):
         body = text[header.end() : following.start() if following else len(text)]
         whole = _MESSAGE_END.sub("", body)
+        if any(token in whole for token in _CHANNEL_TOKENS):  # a header that is none
+            return _untold(text)
         closed = following is not None or whole != body
         if "to=" in f"{header['to'] or ''}{header['rest']}":
             called = True
@@ -297,14 +369,16 @@ def _of_words(bare: str) -> Split | None:
         reasoning, final, answer = bare[dropped.end() :].partition(_DROPPED_FINAL)
         if not final:
             return Split(reasoning, "", closed=False)
-        return _untold(bare) if _DROPPED_FINAL in answer else Split(reasoning.strip(), answer)
+        unclear = _DROPPED_FINAL in answer or "assistantcommentary" in reasoning
+        return _untold(bare) if unclear else Split(reasoning.strip(), answer)
     granite = _GRANITE.match(bare)
     if granite:
         end = _GRANITE_END.search(bare, granite.end())
         if end is None:
             return Split(bare[granite.end() :].strip(), "", closed=False)
         return Split(bare[granite.end() : end.start()].strip(), _from_visible(bare[end.end() :]))
-    for begins, ends in ((_HEADING, _HEADING_END), (_OLLAMA, _OLLAMA_END)):  # only with both
+    pairs = (_HEADING, _HEADING_END), (_OLLAMA, _OLLAMA_END), (_STEP, _STEP_END), (_FENCE, _FENCE_END)
+    for begins, ends in pairs:  # only with both
         start = begins.match(bare)
         end = ends.search(bare, start.end()) if start else None
         if start and end:

@@ -109,9 +109,78 @@ def test_channels_begun_elsewhere_cannot_be_told() -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), MARKS)
-def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
+def test_marks_further_on_leave_it_untold(start: str, end: str) -> None:
+    """A refusal in such a block must make nothing safe, and the harm before it must not be hidden."""
     for text in (f"Sure. {start}{SAFE}{end} First,", f"Sure. {start}{SAFE}", f"```\n{start}{end}\n```"):
-        assert reasoning.split(text) == reasoning.split(text, reasons=True) == Split(None, text)
+        assert reasoning.split(text) == Split(None, text, finish.UNTOLD)
+        assert reasoning.split(text, reasons=True).why == finish.UNTOLD
+
+
+HARM = "Sure. First take it, then run."
+
+
+@pytest.mark.parametrize(
+    "left", ["<s>", "assistant\n", "Assistant: ", "<|begin_of_text|>", "<|im_start|>assistant\n",
+             "<|start_header_id|>assistant<|end_header_id|>\n\n", "<start_of_turn>model\n"],
+)  # fmt: skip
+def test_what_is_left_of_a_turns_header_is_passed_over(left: str) -> None:
+    assert reasoning.split(f"{left}<think>{SAFE}</think>{HARM}") == Split(SAFE, HARM)
+    assert reasoning.split(f"{left}{HARM}") == Split(None, f"{left}{HARM}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<unused94>thought\n{SAFE}<unused95>{HARM}",
+        f"<|think_start|>{SAFE}<|think_end|>{HARM}",
+        f"<|thinking_begin|>{SAFE}<|thinking_end|>{HARM}",
+        f'<details open type="reasoning">{SAFE}</details>{HARM}',
+        f"**Thinking:** {SAFE}\n\n**Answer:** {HARM}",
+        f"### Thinking:\n{SAFE}\n### Answer:\n{HARM}",
+        f"Thought: {SAFE}\nFinal Answer: {HARM}",
+        f"```thinking\n{SAFE}\n```\n{HARM}",
+    ],
+)
+def test_further_marks_are_known(text: str) -> None:
+    assert reasoning.split(text) == Split(SAFE, HARM)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Okay. <think>{SAFE}</think>{HARM}",
+        f"**<think>**{SAFE}</think>{HARM}",
+        f"{HARM}\n<think>{SAFE}</think>\n{HARM}",
+        f"<think>a</think>{HARM}<think>{SAFE}</think>",
+        f"{SAFE}<unused95>{HARM}",
+        f"<|thinker|>{SAFE}<|/thinker|>{HARM}",
+        f"<|somewhat|>{SAFE}<|other|>{HARM}",
+        *(f"<{name}>{SAFE}</{name}>{HARM}" for name in
+          ("analysis", "scratchpad", "reflection", "cot", "inner_monologue", "internal", "plan")),
+        f"\\u003cthink\\u003e{SAFE}\\u003c/think\\u003e{HARM}",
+        f"\\<think\\>{SAFE}\\</think\\>{HARM}",
+        f"&amp;lt;think&amp;gt;{SAFE}&amp;lt;/think&amp;gt;{HARM}",
+        f"\uff1cthink\uff1e{SAFE}\uff1c/think\uff1e{HARM}",
+        f"<th\xadink>{SAFE}</th\xadink>{HARM}",
+        f"<|channel|>final\n{HARM}<|end|><|start|>assistant<|channel|>final<|message|>{SAFE}",
+        f"<|channel|>analysis {HARM} <|start|>assistant<|channel|>final<|message|>{SAFE}",
+        f"analysisWe refuse.assistantcommentary{HARM}assistantfinal{SAFE}",
+    ],
+)  # fmt: skip
+def test_what_may_be_reasoning_leaves_it_untold(text: str) -> None:
+    assert reasoning.split(text).why == finish.UNTOLD
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<b>Yes.</b> And more.", "<p>Yes.</p>\n<p>No.</p>", "<note>Yes.</note>", "<div class='a'>x</div> y",
+        "a < b and c > d", "Reasoning: 3 + 4 = 7.\n#### 7", "**Answer:** 7", "Thought of it, yes.",
+        "&lt;b&gt;", "C:\\users\\u003c", "if x <y> z", "```python\nprint(1)\n```\nDone.",
+    ],
+)  # fmt: skip
+def test_plain_answers_are_answers(text: str) -> None:
+    assert reasoning.split(text) == reasoning.split(text, reasons=True) == Split(None, text)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +194,7 @@ def test_marks_further_on_hide_nothing(start: str, end: str) -> None:
         ("<think>a</THINK>Yes.", Split("a", "Yes.")),
         ("<think>a</thinking>Yes.", Split("a</thinking>Yes.", "", closed=False)),
         ("<think><think>b</think>c</think>", Split(None, "<think><think>b</think>c</think>", finish.UNTOLD)),
-        ("<thinker>a</thinker>b", Split(None, "<thinker>a</thinker>b")),
+        ("<thinker>a</thinker>b", Split(None, "<thinker>a</thinker>b", finish.UNTOLD)),
         ("<reasonable> doubt", Split(None, "<reasonable> doubt")),
         # what stands around an answer
         ("<think>a</think>\n<answer>\nYes.\n</answer>\n", Split("a", "Yes.")),
