@@ -170,7 +170,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def unread(folder: Path, formats: Sequence[str] = FORMATS) -> Iterator[str]:
-    """A line on weights of these formats (ends of names) in a model's or adapter's folder that are not read."""
+    """A line on weights in a model's or adapter's folder that are not read. ``formats``: how names end."""
     adapter = (folder / ADAPTER_CONFIG).is_file()
     read = [folder / ADAPTER_WEIGHTS] if adapter else weight_files(folder)
     there = {

@@ -112,6 +112,7 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
     for renamed, taken_off in _ways(list(held)):
         landed = _rehearsed(built, load, given, renamed)
         if landed is None:
+            _check_twice(folder, built, _targets(built, held, renamed))
             return None
         tried.append((landed, renamed, taken_off))
         if not (landed.missing or landed.misshapen or landed.broken):  # the names are the model's
@@ -449,6 +450,12 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
         raise HarnessError(
             f"{adapter}: {_named(packed)} {_is(packed)} of type {held[packed[0]].dtype}, and an adapter's "
             f"weights are of {', '.join(FLOATS)}; save it again"
+        )
+    twice = [name for name in held if _saved(name) != name and _saved(name) in held]
+    if twice:
+        raise HarnessError(
+            f"{adapter}: two sets of weights: {_named(twice)} {_is(twice)} there without '.default' too; "
+            "which one counts? take one out"
         )
     config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(adapter / ADAPTER_CONFIG)))
     config.init_lora_weights = True  # others compute with the base's numbers; names and shapes are the same
