@@ -27,6 +27,12 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+# How files with weights end; only the first is ever read. What training saves beside them ends so too.
+FORMATS = (
+    ".safetensors", ".bin", ".bin.index.json", ".pth", ".pt", ".gguf", ".ggml", ".ckpt", ".h5", ".msgpack",
+)  # fmt: skip
+_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|tokenizer)")
+
 LARGEST_JSON = 64 * 2**20  # bytes; Kimi K2's index of 140,000 tensors has 15 MB
 LARGEST_TOKENIZER = 256 * 2**20  # bytes; the largest known have 35 MB
 LARGEST_TEMPLATE = 2**20  # bytes
@@ -163,11 +169,16 @@ def weight_files(folder: Path) -> list[Path]:
     return [whole]
 
 
-def unread(folder: Path) -> Iterator[str]:
-    """A line on weights in a model's or adapter's folder that are not read."""
+def unread(folder: Path, formats: Sequence[str] = FORMATS) -> Iterator[str]:
+    """A line on weights in a model's or adapter's folder that are not read. ``formats``: how names end."""
     adapter = (folder / ADAPTER_CONFIG).is_file()
     read = [folder / ADAPTER_WEIGHTS] if adapter else weight_files(folder)
-    others = sorted({file.name for file in folder.glob("*.safetensors")} - {file.name for file in read})
+    there = {
+        file.name
+        for file in folder.iterdir()
+        if file.name.lower().endswith(tuple(formats)) and not _NO_WEIGHTS.match(file.name)
+    }
+    others = sorted(there - {file.name for file in read})
     if others:
         shown = ", ".join(one_line(name)[:80] for name in others[:3])
         more = f" and {len(others) - 3:,} more" if len(others) > 3 else ""
@@ -183,6 +194,10 @@ def _indexed(folder: Path) -> dict[str, str]:
     named = object_of(path).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise HarnessError(f"{path}: no weight_map, which says where each tensor is; fetch it again")
+    if not isinstance(object_of(path).get("metadata"), dict):
+        raise HarnessError(
+            f'{path}: no metadata, which transformers looks for there; write "metadata": {{}} into it'
+        )
     for file in dict.fromkeys(map(str, named.values())):
         if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
             raise HarnessError(f"{path}: '{file[:80]}' is no safetensors file of this folder")
@@ -359,7 +374,8 @@ def check_adapter(folder: Path, weights: str) -> dict[str, Tensor]:
         )
     longest = max((side for tensor in held.values() for side in tensor.shape), default=0)
     for key, value in config.items():
-        if key in _UNUSED or value is None or value is False or value in ("", [], {}):
+        nothing = value is None or value is False or value in ("", [], {})
+        if key in _UNUSED or (nothing and key not in _NEVER_NOTHING):
             continue
         if key not in _LORA:
             raise HarnessError(
@@ -370,7 +386,7 @@ def check_adapter(folder: Path, weights: str) -> dict[str, Tensor]:
             raise HarnessError(f"{path}: {key} must be {wanted}, not {_short(value)}")
         if (
             key in ("r", "rank_pattern")
-            and max(value.values() if isinstance(value, dict) else [value]) > longest
+            and max(value.values() if isinstance(value, dict) else [value], default=0) > longest
         ):
             raise HarnessError(f"{path}: {key} {_short(value)} is more than its weights have")
     return held
@@ -424,8 +440,9 @@ def _is_true(value: Any) -> bool:
 
 _NAMES = "plain names of modules (letters, digits, '_', '.', '-'), not a regular expression"
 _rank, _layer, _token = _whole(1, HIGHEST_RANK), _whole(0, MOST_LAYERS), _whole(0, 2**31)
-# What an adapter may say of itself: a check of the value (None, false and what is empty pass), and in words
-# what it must be.
+# What an adapter may say of itself: a check of the value (None, false and what is empty pass, but for what
+# peft computes with), and in words what it must be.
+_NEVER_NOTHING = {"r", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout", "bias"}
 _LORA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_rank, f"a whole number from 1 to {HIGHEST_RANK}"),
     "rank_pattern": (_by_name(_rank), f"ranks by {_NAMES}"),

@@ -7,7 +7,8 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from harness.checkpoint_limits import Tensor, object_of
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
 from harness.store import content_hash, file_hash
+from harness.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ GENERATION = "generation_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model")  # any says that there is one
+# The names of architectures that answer: those of causal language models.
+_ANSWERS = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
 SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
 
@@ -309,7 +313,7 @@ def _load_whole(
     checkpoint_limits.check_quantization(folder)
     config, found = _fit(folder, kind, held)
     renamed = dict(found.renamed) if found else {}
-    weights.noted(found.notes if found else ())
+    weights.noted(found.notes if found else _notes(folder, kind))
     try:
         with weights.quiet():
             model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
@@ -379,9 +383,23 @@ def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weig
 
     found = weights.fit(folder, build, None if quantised else load, held)
     if found:
-        notes = (*checkpoint_limits.unread(folder), *found.notes)
-        found = dataclasses.replace(found, notes=notes)
+        found = dataclasses.replace(found, notes=(*_notes(folder, kind), *found.notes))
     return config, found
+
+
+def _notes(folder: Path, kind: Any) -> Iterator[str]:
+    """A line for each thing to know of a folder that is loaded as ``kind``: weights that are not read, and
+    an architecture of another kind, of whose own head nothing would be used."""
+    from transformers import AutoModelForCausalLM
+
+    yield from checkpoint_limits.unread(folder)
+    named = object_of(folder / checkpoint_limits.CONFIG).get("architectures")
+    named = [str(one) for one in (named if isinstance(named, list) else [named]) if one]
+    if kind is AutoModelForCausalLM and named and not any(map(_ANSWERS.search, named)):
+        yield (
+            f"{folder}: config.json names the architecture {one_line(named[0])[:80]}, which is no causal "
+            "language model; it is loaded as one"
+        )
 
 
 def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
@@ -404,17 +422,19 @@ def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
 def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
     """The rows of a checkpoint's embedding, where vLLM, which reads a folder by itself, reads it as it has
     been checked. Raises HarnessError where it would not."""
+    from transformers import AutoModelForCausalLM
+
     whole = model.base or model.folder
     assert whole is not None
     found = fit(model, kind)
     unknown = f"{whole}: its weights cannot be compared with its architecture before vLLM reads them"
-    weights.noted(found.notes if found else [unknown])
+    weights.noted(found.notes if found else [*_notes(whole, kind or AutoModelForCausalLM), unknown])
     if found and found.taken_off:
         raise HarnessError(
             f"{whole}: the wrapper's prefix '{found.taken_off}' in its tensors' names is not taken off by "
             "vLLM: use --engine hf, or save the model again without it"
         )
-    others = list(checkpoint_limits.unread(whole))
+    others = list(checkpoint_limits.unread(whole, (".safetensors",)))
     if others and not (whole / checkpoint_limits.INDEX).is_file():
         raise HarnessError(f"{others[0]}; vLLM would read them too: take them out, or use --engine hf")
     if found:

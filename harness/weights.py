@@ -45,7 +45,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Of quantised weights, what not every way of packing has.
 _OPTIONAL = re.compile(r"(g_idx|(input|output|activation|q|k|v)_scale\w*|zero_point)$")
 _LAYERS = ("num_hidden_layers", "num_nextn_predict_layers")
-_WHOLE_NUMBERS = re.compile(r"(I|U)\d+|BOOL")
+FLOATS = ("F64", "F32", "F16", "BF16")  # types whose numbers are the weights themselves
 _CONVERSION = re.compile(r"^(\S+)\s*\|\s*CONVERSION", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -105,21 +105,25 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
         return None
     rows = model_limits.embedding_rows(built)
     if load is None:
+        _check_twice(folder, built, _targets(built, held, {}))
         return Fit(built, rows)
     given = _as_meta(held)
     tried: list[tuple[_Landed, dict[str, str], str]] = []
     for renamed, taken_off in _ways(list(held)):
         landed = _rehearsed(built, load, given, renamed)
         if landed is None:
+            _check_twice(folder, built, _targets(built, held, renamed))
             return None
         tried.append((landed, renamed, taken_off))
         if not (landed.missing or landed.misshapen or landed.broken):  # the names are the model's
             break
     landed, renamed, taken_off = min(tried, key=lambda one: one[0].wrong)
+    targets = _targets(landed.model, held, renamed)
+    _check_twice(folder, landed.model, targets)
     if landed.wrong:
         raise HarnessError(f"{folder}: {_wrong(landed, list(held))}")
-    _check_types(folder, landed.model, held)
-    _check_twice(folder, landed)
+    _check_types(folder, landed.model, held, targets)
+    _check_wrapped(folder, landed)
     return Fit(landed.model, rows, renamed, taken_off, tuple(_notes(folder, landed, taken_off)))
 
 
@@ -242,12 +246,65 @@ def _as_meta(held: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _check_types(folder: Path, model: Any, held: Mapping[str, Tensor]) -> None:
-    """Whole numbers in the place of weights are packed by something that config.json does not name."""
+def _targets(
+    model: Any, names: Iterable[str], renamed: Mapping[str, str]
+) -> dict[str, tuple[str, str | None]]:
+    """Where transformers puts each tensor: the name of the model's that it fills, and which piece of that it
+    is (None: the whole). transformers puts the base model's prefix in front of names, and takes it off."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    own, front = model.state_dict(), model.base_model_prefix
+    steps = get_model_conversion_mapping(model, dict(renamed) or None)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    found: dict[str, tuple[str, str | None]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, front, own)
+        if target not in own and name in own:
+            target, pattern = rename_source_key(name, [], [], front, own)
+        plain = rename_source_key(name, renamings, [])[0]
+        if pattern is None and target not in own:  # of quantised weights, which have names of their own
+            target = f"{front}.{plain.removeprefix(f'{front}.')}"
+        found[name] = target, None if pattern is None else plain.removeprefix(f"{front}.")
+    return found
+
+
+def _check_twice(folder: Path, model: Any, targets: Mapping[str, tuple[str, str | None]]) -> None:
+    """Two tensors for one of the model's: transformers would load either, without a word."""
+    modules = {name for name, _ in model.named_modules()}
+    first: dict[tuple[str, str | None], str] = {}
+    whole = {target: name for name, (target, piece) in targets.items() if piece is None}
+    twice = []
+    for name, (target, piece) in targets.items():
+        other = first.setdefault((target, piece), name)
+        if piece is not None and other == name:
+            other = whole.get(target, name)
+        if other != name and _is_inside(model, modules, target):
+            twice.append((other, name, target))
+    if twice:
+        other, name, target = twice[0]
+        raise HarnessError(
+            f"{folder}: two sets of weights: {_quoted(other)} and {_quoted(name)} are both read as "
+            f"{_quoted(target)}{_more(len(twice) - 1)}; which one counts? take one out"
+        )
+
+
+def _check_types(
+    folder: Path, model: Any, held: Mapping[str, Tensor], targets: Mapping[str, tuple[str, str | None]]
+) -> None:
+    """What is no plain floating number in the place of weights is packed or scaled by something that
+    config.json does not name; of complex numbers a half would be left out."""
+    own = model.state_dict()
     packed = [
         name
-        for name, _ in model.named_parameters()
-        if name in held and _WHOLE_NUMBERS.fullmatch(held[name].dtype)
+        for name, (target, _) in targets.items()
+        if held[name].dtype not in FLOATS and target in own and own[target].is_floating_point()
     ]
     if packed:
         raise HarnessError(
@@ -256,16 +313,21 @@ def _check_types(folder: Path, model: Any, held: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check_twice(folder: Path, landed: _Landed) -> None:
+def _check_wrapped(folder: Path, landed: _Landed) -> None:
     """One file with two sets of weights: plain names, and the same names as a wrapper writes them."""
-    own = set(landed.model.state_dict())
-    bare = {name: _WRAPPER.sub("", name) for name in landed.outside}
-    twice = [name for name, plain in bare.items() if own & {plain, plain.removeprefix("module.")}]
+    base = f"{landed.model.base_model_prefix}."
+    own = {form for name in landed.model.state_dict() for form in (name, name.removeprefix(base))}
+    twice = [name for name in landed.outside if own & _without_fronts(_WRAPPER.sub("", name))]
     if twice:
         raise HarnessError(
             f"{folder}: two sets of weights: {_named(twice)} {_is(twice)} there without the wrapper's prefix "
             "too; which one counts? take one out"
         )
+
+
+def _without_fronts(name: str) -> set[str]:
+    """The name, and what it is without each thing that may stand in front of it."""
+    return {name} | {kept + name.removeprefix(front) for front, kept in _FRONTS if name.startswith(front)}
 
 
 def _wrong(landed: _Landed, names: Sequence[str]) -> str:
@@ -383,6 +445,18 @@ def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tens
     base's own answers would stand under the adapter's name."""
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+    packed = [name for name, tensor in held.items() if tensor.dtype not in FLOATS]
+    if packed:
+        raise HarnessError(
+            f"{adapter}: {_named(packed)} {_is(packed)} of type {held[packed[0]].dtype}, and an adapter's "
+            f"weights are of {', '.join(FLOATS)}; save it again"
+        )
+    twice = [name for name in held if _saved(name) != name and _saved(name) in held]
+    if twice:
+        raise HarnessError(
+            f"{adapter}: two sets of weights: {_named(twice)} {_is(twice)} there without '.default' too; "
+            "which one counts? take one out"
+        )
     config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(adapter / ADAPTER_CONFIG)))
     config.init_lora_weights = True  # others compute with the base's numbers; names and shapes are the same
     try:

@@ -201,6 +201,59 @@ def test_a_second_set_under_a_wrappers_names_is_refused(front: str, folder: Path
     assert "two sets of weights" in refused(folder)
 
 
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: name.removeprefix("model."),
+        lambda name: name.removeprefix("model.") if name == Q_PROJ else None,
+        lambda name: f"model.{name}",
+        lambda name: f"_orig_mod.{name.removeprefix('model.')}",
+        lambda name: f"language_model.{name}",
+        lambda name: f"language_model.{name.removeprefix('model.')}",
+        lambda name: f"base_model.model.{name}",
+    ],
+    ids=["bare", "one", "doubled", "compiled", "of-several", "of-several-bare", "of-peft"],
+)
+def test_a_second_set_that_transformers_would_rename_is_refused(change: Names, folder: Path) -> None:
+    """It would be read in place of the first, without a word."""
+    second = {change(name): value * 0 for name, value in load_file(folder / WHOLE).items()}
+    more(folder, **{name: value for name, value in second.items() if name})
+    line = refused(folder)
+    assert line.startswith(f"{folder}: two sets of weights: '")
+    assert "which one counts? take one out" in line
+
+
+def test_both_names_of_one_tensor_are_told(folder: Path) -> None:
+    more(folder, **{Q_PROJ.removeprefix("model."): torch.zeros(128, 128)})
+    assert (
+        f"two sets of weights: '{Q_PROJ.removeprefix('model.')}' and '{Q_PROJ}' are both read as '{Q_PROJ}';"
+    ) in refused(folder)
+
+
+def test_a_second_set_beside_a_wrappers_is_refused(folder: Path) -> None:
+    renamed(folder, lambda name: f"_orig_mod.{name}")
+    more(folder, **{f"_orig_mod.{Q_PROJ.removeprefix('model.')}": torch.zeros(128, 128)})
+    assert f"are both read as '{Q_PROJ}'" in refused(folder)
+
+
+def test_a_second_set_of_quantised_weights_is_refused() -> None:
+    model = loaded(seed_model_path())
+    held = {
+        f"{front}layers.0.mlp.up_proj.{part}": weights.Tensor("x", "I32", (1,))
+        for front in ("", "model.")
+        for part in ("qweight", "scales")
+    }
+    plain = {name: tensor for name, tensor in held.items() if name.startswith("model.")}
+    found = weights.fit(Path("x"), lambda: model, None, plain)
+    assert found is not None
+    assert found.rows == 1400
+    with pytest.raises(HarnessError, match=r"qweight' are both read as .* \(and 1 more\)"):
+        weights.fit(Path("x"), lambda: model, None, held)
+
+
 @pytest.mark.parametrize(
     "outside", ["v_head.summary.weight", "vision_tower.0.weight", "model.visual.w", "ema.x"]
 )
@@ -254,6 +307,37 @@ def test_packed_numbers_without_a_word_on_them_are_refused(folder: Path) -> None
     assert f"'{name}' is of type I8" in line
 
 
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [
+        (torch.complex64, "C64"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.float8_e5m2, "F8_E5M2"),
+        (torch.float8_e8m0fnu, "F8_E8M0"), (torch.uint16, "U16"), (torch.bool, "BOOL"), (torch.int64, "I64"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [lambda name: name, lambda name: name.removeprefix("model."), lambda name: f"_orig_mod.{name}"],
+    ids=["plain", "bare", "compiled"],
+)
+def test_weights_of_other_types_than_floats_are_refused(
+    dtype: torch.dtype, written: str, change: Names, folder: Path
+) -> None:
+    name = change("model.layers.1.self_attn.k_proj.weight")
+    assert name is not None
+    shape = load_file(folder / WHOLE)["model.layers.1.self_attn.k_proj.weight"].shape
+    renamed(folder, change)
+    more(folder, **{name: torch.ones(shape).to(dtype)})
+    assert f"'{name}' is of type {written}, and config.json has no quantization_config" in refused(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_weights_of_each_type_of_floats_are_read(dtype: torch.dtype, folder: Path) -> None:
+    before = load_file(folder / WHOLE)
+    more(folder, **{name: value.to(dtype) for name, value in before.items()})
+    kept = dict(loaded(folder).named_parameters())[Q_PROJ]
+    assert torch.equal(kept, before[Q_PROJ].to(dtype).to(torch.float32))
+
+
 def test_an_untied_head_must_be_there(folder: Path) -> None:
     edit(folder / "config.json", tie_word_embeddings=False)
     assert "'lm_head.weight' is missing" in refused(folder)
@@ -285,6 +369,39 @@ def test_a_classifier_without_its_head_is_refused(folder: Path) -> None:
 
     with pytest.raises(HarnessError, match=r"'score\.weight' is missing"):
         judge_models.load(folder, "hf", "float32", "cpu", 2)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["LlamaForSequenceClassification"], ["LlamaModel"], "LlamaForTokenClassification",
+     ["LlamaForCausalLMEagle", "LlamaForReward"]],
+)  # fmt: skip
+def test_an_architecture_that_is_no_causal_model_is_told(
+    names: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own head is not there, and the tied one answers."""
+    edit(folder / "config.json", architectures=[names] if isinstance(names, str) else names)
+    assert torch.equal(logp(loaded(folder)), seed_logp())
+    models.fit_for_vllm(Checkpoint(folder))
+    (note,) = caplog.messages
+    name = names if isinstance(names, str) else names[0]
+    assert note == (
+        f"{folder}: config.json names the architecture {name}, which is no causal language model; it is "
+        "loaded as one"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [None, [], ["MistralForCausalLM"], ["GPT2LMHeadModel"], ["LlavaForConditionalGeneration"],
+     ["LlamaModel", "LlamaForCausalLM"]],
+)  # fmt: skip
+def test_an_architecture_that_answers_or_is_not_named_needs_no_note(
+    names: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(folder / "config.json", architectures=names)
+    models.fit_for_vllm(Checkpoint(folder))
+    assert caplog.messages == []
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -364,6 +481,21 @@ def test_experts_that_do_not_make_one_tensor_are_named(
     else:
         renamed(folder, lambda one: None if one == name else one)
     assert "'model.layers.1.mlp.experts." in refused(folder)
+
+
+@pytest.mark.parametrize("another", ["qwen3_moe"], indirect=True)
+@pytest.mark.parametrize("second", ["bare", "merged"])
+def test_a_second_set_of_experts_is_refused(second: str, another: tuple[Path, torch.Tensor]) -> None:
+    folder, _ = another
+    given = load_file(folder / WHOLE)
+    if second == "bare":
+        name = "model.layers.1.mlp.experts.1.up_proj.weight"
+        more(folder, **{name.removeprefix("model."): given[name] * 0})
+    else:
+        more(folder, **{"model.layers.1.mlp.experts.down_proj": torch.zeros(4, 32, 16)})
+    line = refused(folder)
+    assert line.startswith(f"{folder}: two sets of weights: '")
+    assert "layers.1.mlp.experts." in line
 
 
 @pytest.mark.parametrize("gone", ["model.norm.weight", "model.layers.0.mlp.up_proj.qweight"])
@@ -446,6 +578,46 @@ def test_other_weights_in_the_folder_are_named_and_not_read(
     assert note == f"{folder}: {WHOLE} is read, and not {name} beside it"
     with pytest.raises(HarnessError, match="vLLM would read them too"):
         models.fit_for_vllm(Checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json",
+     "model.Q4_K.gguf", "consolidated.00.pth", "adapter_model.bin", "model.PT", "tf_model.h5",
+     "flax_model.msgpack"],
+)  # fmt: skip
+def test_weights_of_other_formats_in_the_folder_are_named_and_not_read(
+    name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM does not read them either."""
+    (folder / name).write_text("{}", encoding="utf-8")
+    assert torch.equal(logp(loaded(folder)), seed_logp())
+    assert models.fit_for_vllm(Checkpoint(folder)) == 1400
+    assert caplog.messages == [f"{folder}: {WHOLE} is read, and not {name} beside it"]
+
+
+def test_what_training_saves_beside_the_weights_needs_no_note(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "trainer_state.json",
+    ):
+        (folder / name).write_bytes(b"")
+    models.fit_for_vllm(Checkpoint(folder))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("metadata", [{}, {"metadata": None}, {"metadata": []}])
+def test_an_index_without_metadata_says_so(metadata: dict[str, Any], folder: Path) -> None:
+    index = shards(folder, halves)
+    (folder / WHOLE).unlink()
+    path = folder / f"{WHOLE}.index.json"
+    path.write_text(json.dumps({"weight_map": index, **metadata}), encoding="utf-8")
+    assert refused(folder).startswith(f"{path}: no metadata, which transformers looks for there; write")
 
 
 # --- adapters --------------------------------------------------------------------------------------
@@ -586,6 +758,55 @@ def test_an_adapter_beside_whole_weights_says_which_is_read(
     shutil.copy(seed_model_path() / WHOLE, folder)
     assert torch.allclose(logp(loaded(folder)), before, atol=1e-5)
     assert caplog.messages == [f"{folder}: {ADAPTER} is read, and not {WHOLE} beside it"]
+
+
+def test_an_adapter_beside_its_pickle_says_which_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, before = adapter(tmp_path / "adapter")
+    (folder / "adapter_model.bin").write_bytes(b"")
+    assert torch.allclose(logp(loaded(folder)), before, atol=1e-5)
+    assert caplog.messages == [f"{folder}: {ADAPTER} is read, and not adapter_model.bin beside it"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [(torch.complex64, "C64"), (torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")],
+)
+def test_an_adapter_of_other_types_than_floats_is_refused(
+    dtype: torch.dtype, written: str, tmp_path: Path
+) -> None:
+    folder, _ = adapter(tmp_path / "adapter")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    value = load_file(folder / ADAPTER)[name]
+    line = refused(more(folder, ADAPTER, **{name: value.to(dtype)}))
+    assert line.startswith(f"{folder}: '{name}' is of type {written}, and an adapter's weights are of F64")
+
+
+@pytest.mark.parametrize("value", [None, False, "", []])
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [("lora_alpha", "a number"), ("lora_dropout", "a number"), ("r", "a whole number from 1 to"),
+     ("rank_pattern", "ranks by plain names"), ("alpha_pattern", "numbers by plain names"),
+     ("bias", "none, all or lora_only")],
+)  # fmt: skip
+def test_an_adapters_numbers_cannot_be_nothing(key: str, wanted: str, value: Any, tmp_path: Path) -> None:
+    folder, _ = adapter(tmp_path / "adapter")
+    edit(folder / "adapter_config.json", **{key: value})
+    path = folder / "adapter_config.json"
+    with pytest.raises(HarnessError) as told:
+        models.check(folder)
+    assert str(told.value).startswith(f"{path}: {key} must be {wanted}")
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_one_tensor_of_an_adapter_under_two_names_is_refused(value: int, tmp_path: Path) -> None:
+    """peft reads a name with its own word for the adapter in it, and one without, as the same."""
+    folder, _ = adapter(tmp_path / "adapter")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    other = name.replace(".weight", ".default.weight")
+    line = refused(more(folder, ADAPTER, **{other: load_file(folder / ADAPTER)[name] * value}))
+    assert line.startswith(f"{folder}: two sets of weights: '{other}'")
 
 
 @pytest.mark.parametrize("base", ["/data/old/llama", "nobody/nothing-at-all"])
