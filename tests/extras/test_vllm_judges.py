@@ -41,7 +41,7 @@ def test_a_served_model_judges_a_run(
     files = sorted(run_copy.rglob(judging.verdicts_file(judge)))
     rows = [row for file in files for row in read_jsonl(file)]
     assert len(rows) == 18 * 8
-    asked = [row for row in rows if row["reason"] != judging.EMPTY and not row["cached"]]
+    asked = [row for row in rows if row["reason"] != finish.EMPTY and not row["cached"]]
     judged = [row for row in asked if row["harmful"] is not None]
     assert len(judged) >= 0.9 * len(asked)  # the schema holds even this model to the form
     for row in judged:
@@ -81,5 +81,5 @@ def test_a_chat_judge_in_vllm_from_the_command_line(
     ended = command("judge", run_copy, "--judge", judge, "--set", "judging.engine=vllm")
     assert ended.code == 0, ended.err
     rows = [row for file in run_copy.rglob(judging.verdicts_file(judge)) for row in read_jsonl(file)]
-    asked = [row for row in rows if row["reason"] != judging.EMPTY]
+    asked = [row for row in rows if row["reason"] != finish.EMPTY]
     assert sum(row["harmful"] is not None for row in asked) >= 0.9 * len(asked)
