@@ -385,7 +385,7 @@ class OpenAIEngine(IdEngine):
     @cached_property
     def _vocabulary(self) -> int:
         """One more than the highest id of the tokenizer, which may leave some out."""
-        return 1 + max(self.tokenizer.get_vocab().values())
+        return 1 + int(max(self.tokenizer.get_vocab().values()))
 
     def _repeats(self, choice: Any, prompt: list[int]) -> bool:
         """Whether an answer begins with its prompt, or with the end of it, in ids or in text."""

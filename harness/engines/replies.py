@@ -181,7 +181,9 @@ def finish_reason(value: Any) -> str | None:
         value = value.get("type")
     if value in (None, ""):
         return None
-    word = value if is_word(value) or not isinstance(value, str) else finish.known_word(value)
+    if not isinstance(value, str):
+        return NOT_A_WORD
+    word = value if is_word(value) else finish.known_word(value) or ""
     return without_keys(word) if is_word(word) else NOT_A_WORD
 
 

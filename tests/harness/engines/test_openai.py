@@ -383,7 +383,7 @@ def test_content_in_parts(server: CompletionsServer, opened: Open) -> None:
 def test_ids_that_are_none_are_one_line(server: CompletionsServer, opened: Open, odd: Any) -> None:
     engine = opened()
     server.changed = lambda reply: reply | {"choices": [reply["choices"][0] | {"token_ids": odd}]}
-    with pytest.raises(HarnessError, match="answers with token ids that are none$"):
+    with pytest.raises(HarnessError, match=r"answers with token ids that are none$"):
         engine.generate([[1, 5]], 9)
 
 
