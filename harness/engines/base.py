@@ -242,8 +242,20 @@ class IdEngine(LM):
         ended = bool(kept) and kept[-1] in self.stop_ids
         reason = ("stop" if ended else "length") if reply is None else reply.finish_reason
         text = self._continued(kept[:-1] if ended else kept, prefill).rstrip("\N{REPLACEMENT CHARACTER}")
-        made = Completion(text, len(kept), reason)
+        called = finish.CALLED_TOOL if self._calls(kept, prefill, thinking) else None
+        made = Completion(text, len(kept), reason, unavailable=called)
         return self.answered(made if len(kept) == len(ids) else _ended(made), thinking)
+
+    def _calls(self, ids: list[int], prefill: list[int], thinking: chat.Thinking) -> bool:
+        """Whether an answer begins with a control token that opens a tool call: its text would not show it."""
+        special, name = chat.special_ids(self.tokenizer), self.tokenizer.convert_ids_to_tokens
+        calls = {token for token in special.intersection(ids) if replies.begins_with_call(str(name(token)))}
+        place = next((place for place, token in enumerate(ids) if token in calls), None)
+        if place is None:
+            return False
+        before = Completion(self._continued(ids[:place], prefill), place, "stop")
+        said = self.answered(before, thinking)
+        return said.unavailable is None and not finish.has_text(said.text)
 
     def to_stop(self, ids: list[int]) -> list[int]:
         """Generated ids up to the first that ends an answer, itself included."""

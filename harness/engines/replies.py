@@ -30,6 +30,7 @@ _CALL_FIELDS = ("tool_calls", "tool_call", "tool_use", "toolUse", "function_call
 # Of parts that hold what the model has not said, or not in words.
 _RESULT = re.compile("result|(?:tool|function|call|code|shell).*(?:output|response)", re.IGNORECASE)
 _OTHER = re.compile("image|audio|video|file|document|source|citation|search|error", re.IGNORECASE)
+_OTHERS_ROLES = ("tool", "function", "user", "system", "developer")
 # Where a part's text stands; the first that has one holds.
 _TEXTS = (
     "text", "output_text", "content", "value", "parts", "message", "output", "markdown", "code", "json",
@@ -251,11 +252,12 @@ def _parts(content: Any, depth: int) -> Iterator[tuple[_Kind, str]]:
 def _of_part(part: Mapping[str, Any], depth: int) -> Iterator[tuple[_Kind, str]]:
     kind, role = part.get("type"), part.get("role")
     kind = kind if isinstance(kind, str) else ""
-    own = role in (None, "", "assistant", "model")
-    is_call = _CALL.search(kind) or any(isinstance(part.get(key), (list, Mapping)) for key in _CALL_FIELDS)
+    is_call = _CALL.search(kind) or any(
+        isinstance(part.get(key), (list, Mapping)) and part[key] for key in _CALL_FIELDS
+    )
     if _THOUGHT.search(kind) or part.get("thought") is True:
         yield "thought", "".join(_strings(dict(part), _THOUGHTS, depth))
-    elif not own or _RESULT.search(kind):
+    elif role in _OTHERS_ROLES or _RESULT.search(kind):
         yield "other", ""
     elif is_call:
         yield "call", ""

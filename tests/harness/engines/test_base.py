@@ -150,6 +150,14 @@ def test_a_tool_call_that_is_written_as_text_is_no_answer() -> None:
     assert missing(Scripted(tokenizer_with(), []).answered(made, chat.PLAIN)) is None
 
 
+def test_a_tool_call_behind_a_control_token_is_no_answer() -> None:
+    tokenizer = tokenizer_with("<|python_tag|>", "<think>", "</think>")
+    assert missing(answer(tokenizer, "<|python_tag|>mix.call(glue)")) == finish.CALLED_TOOL
+    thought = answer(tokenizer, f"<think>{HIDDEN}</think><|python_tag|>mix.call(glue)")
+    assert (thought.reasoning, missing(thought)) == (HIDDEN, finish.CALLED_TOOL)
+    assert missing(answer(tokenizer, "first, <|python_tag|>mix.call(glue)")) is None
+
+
 # --- whatever a server says ------------------------------------------------------------------------
 
 WORDS = st.text(st.characters(blacklist_characters="<>[]|◁▷#/", blacklist_categories=["Cs"]), max_size=30)

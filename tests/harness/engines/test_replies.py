@@ -66,7 +66,7 @@ NESTED = {"type": "thinking", "thinking": [{"type": "text", "text": "7 and "}, {
         ([{"type": "text", "text": None, "refusal": None}], "", None),
         ([{"type": "output_text", "output_text": "Yes."}], "Yes.", None),
         ({"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "Yes."}]}, "Yes.", "hm"),
-        ({"role": "assistant", "content": "Yes."}, "Yes.", None),
+        ({"role": "assistant", "content": "Yes.", "tool_calls": [], "function_call": {}}, "Yes.", None),
         ([{"type": "code", "code": "Yes."}], "Yes.", None),
         ([{"type": "code", "text": "Yes."}], "Yes.", None),
         ([{"type": "json", "content": "Yes."}], "Yes.", None),
