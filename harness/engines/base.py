@@ -247,9 +247,9 @@ class IdEngine(LM):
         return self.answered(made if len(kept) == len(ids) else _ended(made), thinking)
 
     def _calls(self, ids: list[int], prefill: list[int], thinking: chat.Thinking) -> bool:
-        """Whether an answer begins with a control token that opens a tool call: its text would not show it."""
+        """Whether an answer begins with a control token of a tool call, which its text does not show."""
         special, name = chat.special_ids(self.tokenizer), self.tokenizer.convert_ids_to_tokens
-        calls = {token for token in special.intersection(ids) if replies.begins_with_call(str(name(token)))}
+        calls = {one for one in special.intersection(ids) if replies.begins_with_call(str(name(one)))}
         place = next((place for place, token in enumerate(ids) if token in calls), None)
         if place is None:
             return False
