@@ -42,8 +42,12 @@ FAILED = {
 # What counts as a sign and shows nothing: besides the first, Braille's and Hangul's blanks.
 _NOTHING = "\N{REPLACEMENT CHARACTER}\u2800\u3164\uffa0\u115f\u1160"
 
+LONGEST_REASON = 200  # characters of a finish reason that are searched for words
+_BETWEEN_WORDS = re.compile(r"[^\w.-]+")
+
 EMPTY = "empty answer"
 EMPTY_CUT = "empty answer, cut off at its length limit"
+UNREADABLE = "the server's content is no text"
 UNFINISHED = "reasoning was cut off before an answer"
 UNTOLD = "where its reasoning ends cannot be told"
 WITHHELD_ANSWER = "answer withheld by the server"
@@ -115,17 +119,31 @@ _WHATEVER_IS_LEFT = {
 }
 
 
+def known_word(finish_reason: str) -> str | None:
+    """Of a reason in several words, whose first is known, the one that counts: the first, or one further on
+    by which nothing of the answer is left. None where the first is not known."""
+    words = [word for word in _BETWEEN_WORDS.split(finish_reason[:LONGEST_REASON].strip()) if word]
+    if not words or _kind_of(words[0]) is None:
+        return None
+    return next((word for word in words if _kind_of(word) in _WHATEVER_IS_LEFT), words[0])
+
+
 def _word(finish_reason: str | None) -> str:
-    word = (finish_reason or "").strip().lower()
-    return word if is_word(word) else "not a word"
+    reason = (finish_reason or "").strip()
+    word = reason if is_word(reason) else known_word(reason) or ""
+    return word.lower() if is_word(word) else "not a word"
 
 
 def _kind(finish_reason: str | None) -> str | None:
-    word = (finish_reason or "").strip()
-    if not word:
+    reason = (finish_reason or "").strip()
+    if not reason:
         return None
+    return _kind_of(reason) or _kind_of(known_word(reason) or "") or "unknown"
+
+
+def _kind_of(word: str) -> str | None:
     if not word.isupper():  # endTurn, ContentFilter
         word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word)
     word = word.lower().replace("-", "_")
     word = re.sub(r"^finish_?reason[._]", "", word)
-    return _KINDS.get(word, "unknown")
+    return _KINDS.get(word)

@@ -236,12 +236,31 @@ class IdEngine(LM):
             made = Completion(
                 reply.text, reply.tokens, reply.finish_reason, reply.reasoning, reply.unavailable
             )
-            return self.answered(made, thinking._replace(reasons=thinking.reasons or reply.reasons))
+            return self.answered(made, thinking)
         ids = ids if reply is None else list(reply.ids or ())
-        ended = bool(ids) and ids[-1] in self.stop_ids
+        kept = self.to_stop(ids)
+        ended = bool(kept) and kept[-1] in self.stop_ids
         reason = ("stop" if ended else "length") if reply is None else reply.finish_reason
-        text = self._continued(ids[:-1] if ended else ids, prefill).rstrip("\N{REPLACEMENT CHARACTER}")
-        return self.answered(Completion(text, len(ids), reason), thinking)
+        text = self._continued(kept[:-1] if ended else kept, prefill).rstrip("\N{REPLACEMENT CHARACTER}")
+        called = finish.CALLED_TOOL if self._calls(kept, prefill, thinking) else None
+        made = Completion(text, len(kept), reason, unavailable=called)
+        return self.answered(made if len(kept) == len(ids) else _ended(made), thinking)
+
+    def _calls(self, ids: list[int], prefill: list[int], thinking: chat.Thinking) -> bool:
+        """Whether an answer begins with a control token of a tool call, which its text does not show."""
+        special, name = chat.special_ids(self.tokenizer), self.tokenizer.convert_ids_to_tokens
+        calls = {one for one in special.intersection(ids) if replies.begins_with_call(str(name(one)))}
+        place = next((place for place, token in enumerate(ids) if token in calls), None)
+        if place is None:
+            return False
+        before = Completion(self._continued(ids[:place], prefill), place, "stop")
+        said = self.answered(before, thinking)
+        return said.unavailable is None and not finish.has_text(said.text)
+
+    def to_stop(self, ids: list[int]) -> list[int]:
+        """Generated ids up to the first that ends an answer, itself included."""
+        end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
+        return ids[: end + 1]
 
     def _continued(self, ids: list[int], prefill: list[int]) -> str:
         before = chat.text_of(self.tokenizer, prefill) if prefill else ""
@@ -255,11 +274,12 @@ class IdEngine(LM):
         thoughts = [part for part in (made.reasoning, found.reasoning) if part is not None]
         form = chat.format_of(self.tokenizer) if getattr(self.tokenizer, "chat_template", None) else None
         answer = chat.to_end(found.answer, form)
+        called = finish.CALLED_TOOL if replies.begins_with_call(answer) else None
         kept = replace(
             made,
             text=answer,
             reasoning="\n\n".join(filter(None, thoughts)) if thoughts else None,
-            unavailable=made.unavailable or found.unavailable(made.finish_reason),
+            unavailable=made.unavailable or found.unavailable(made.finish_reason) or called,
         )
         return kept if answer == found.answer else _ended(kept)
 

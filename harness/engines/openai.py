@@ -16,6 +16,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from time import time
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 import tenacity
 from lm_eval.api.instance import Instance
 
-from harness import chat, finish, http_client, models
+from harness import chat, finish, http_client, models, server_errors
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, UsageError
 from harness.engines import replies
@@ -45,6 +46,7 @@ CHUNK = 4  # times the requests in flight: answers that are kept together
 PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's own settings say
 LONGEST_TOKEN = 256  # characters; what is longer than its tokens can be was not made within their limit
+REPEATED = 200  # characters of a prompt's end by which it is known again
 LONGEST_TOLD = 2_000  # characters of an error's message that are searched for a parameter's name
 LONGEST_NAME = 500  # characters of a model's name or path
 DOCUMENTS_OWN = {200, 400, 403, 413, 422, 451}  # statuses that may be for what one document holds
@@ -136,7 +138,7 @@ class Service:
             reply = create(**body, **extra)
             self._check(reply)
             choice = reply.choices[0]
-            _ = choice.message.content if hasattr(choice, "message") else choice.text  # or its shape is odd
+            replies.content_of(choice)  # or its shape is odd
             return choice, reply
 
         if not self.takes_extras:
@@ -226,7 +228,8 @@ class Service:
             if error:
                 code = str(error.get("code")) if isinstance(error, Mapping) else ""
                 raise self._meaning(int(code) if re.fullmatch(r"[45]\d\d", code) else 200, error, 0.0)
-        if choices == []:
+        none = choices is None and "choices" in getattr(reply, "model_fields_set", ())
+        if none or choices == []:
             hidden = (getattr(reply, "prompt_filter_results", None), getattr(reply, "promptFeedback", None))
             own = f"{finish.REFUSED_REQUEST} (content filter)" if any(hidden) else None
             raise RefusedError(200, own=own, likely=finish.NO_CHOICE)
@@ -249,6 +252,8 @@ class Service:
         no_credit = status in (200, 400, 403) and any(map(_ACCOUNT.search, codes))
         if status == 402 or no_credit or (status == 429 and "insufficient_quota" in codes):
             return HarnessError(f"{self.url} answers {status}: the account has no credit left")
+        if status >= 500 and (why := _wrapped(status, body)):
+            return RefusedError(status, told=told.lower(), own=own, likely=likely or why)
         passing = status == 200 and any(map(_PASSING.search, codes))
         if passing or status in (408, 409, 429) or (status >= 500 and status != 501):
             return TransientError(f"HTTP {status}", wait_s)
@@ -360,22 +365,53 @@ class OpenAIEngine(IdEngine):
             raise HarnessError(f"{self._service.url} has changed a prompt's token ids")
         ids = getattr(choice, "token_ids", None)
         reason = replies.finish_reason(choice.finish_reason)
+        if ids is not None and not (isinstance(ids, list) and all(map(self._is_token, ids))):
+            raise HarnessError(f"{self._service.url} answers with token ids that are none")
+        if self._repeats(choice, prompt):
+            self._check_repeated(prompt)
         if ids is None:
             return replies.of_choice(choice, reply.usage).within(max_new_tokens * LONGEST_TOKEN).packed()
-        if not isinstance(ids, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in ids):
-            raise HarnessError(f"{self._service.url} answers with token ids that are none")
-        if len(ids) > max_new_tokens:
-            return self._unended(ids[:max_new_tokens])
+        ids = self.to_stop(ids)
+        if len(ids) > max_new_tokens:  # an answer longer than was asked for is one that was cut off
+            return ids[:max_new_tokens]
         if finish.ended(reason) and (not ids or ids[-1] not in self.stop_ids):  # by a token unknown to us
             known = ids[:-1] if ids and getattr(choice, "stop_reason", None) == ids[-1] else ids
             ids = [*known, min(self.stop_ids)]
         return list(ids) if reason in ("stop", "length") else Reply(ids=ids, finish_reason=reason).packed()
 
+    def _is_token(self, token: Any) -> bool:
+        return type(token) is int and (0 <= token < self._vocabulary or token in self.stop_ids)
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """One more than the highest id of the tokenizer, which may leave some out."""
+        return 1 + int(max(self.tokenizer.get_vocab().values()))
+
+    def _repeats(self, choice: Any, prompt: list[int]) -> bool:
+        """Whether an answer begins with its prompt, or with the end of it, in ids or in text."""
+        ids = getattr(choice, "token_ids", None)
+        if isinstance(ids, list):
+            return ids[: len(prompt)] == prompt
+        text = choice.text if isinstance(choice.text, str) else ""
+        decode = self.tokenizer.decode
+        shown = (decode(prompt, skip_special_tokens=True), decode(prompt), decode(prompt[1:]))
+        return any(_begins_with(text, one) for one in shown)
+
+    def _check_repeated(self, prompt: list[int]) -> None:
+        """Raises HarnessError where the server returns the prompt before every answer: in front of a single
+        token, too, which no model makes of it."""
+        body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+        choice, _ = self._service.ask(self._service.client.completions.create, body, self._extras())
+        if self._repeats(choice, prompt):
+            raise HarnessError(
+                f"{self._service.url} returns the prompt with its answers; switch that off (return_full_text)"
+            )
+
     def _own_reason(
         self, error: RefusedError, prompt: list[int], max_new_tokens: int, sampling: dict[str, Any]
     ) -> str:
         """Why the server refuses this prompt alone. Raises HarnessError where it refuses others like it."""
-        if error.status in DOCUMENTS_OWN:
+        if error.status in DOCUMENTS_OWN or (error.status >= 500 and error.likely):
             with contextlib.suppress(RefusedError):
                 self._continue(self._harmless(prompt), max_new_tokens, sampling)
                 return error.likely or f"{finish.REFUSED_REQUEST} ({error})"
@@ -384,12 +420,6 @@ class OpenAIEngine(IdEngine):
     def _harmless(self, prompt: list[int]) -> list[int]:
         """A prompt that a server has no reason to refuse for what it holds."""
         return chat.token_ids(self.tokenizer, PROBE)
-
-    def _unended(self, ids: list[int]) -> list[int]:
-        """Ids that no stop token ends: an answer longer than was asked for is one that was cut off."""
-        while ids and ids[-1] in self.stop_ids:
-            ids = ids[:-1]
-        return ids
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         def one(pair: tuple[list[int], list[int]]) -> tuple[float, bool]:
@@ -537,6 +567,23 @@ def _reasons(status: int, codes: Sequence[str], told: str) -> tuple[str | None, 
     if _SAID_TOO_LONG.search(told):
         return None, finish.TOO_LONG
     return None, f"{finish.REFUSED_REQUEST} (content filter)" if _SAID_FILTERED.search(told) else None
+
+
+def _begins_with(text: str, prompt: str) -> bool:
+    """Whether a text begins with a prompt or with the end of it, white space aside."""
+    bare, end = "".join(prompt.split()), "".join(prompt[-REPEATED:].split())
+    said = "".join(text[: 2 * len(prompt) + REPEATED].split())
+    return bool(end) and 0 <= said.find(end) <= len(bare) - len(end)
+
+
+def _wrapped(status: int, body: Any) -> str | None:
+    """Why a document alone is refused, where a proxy passes that on as a failure of its own (HTTP 5xx)."""
+    against = server_errors.complaint(status, body)
+    if against.page:
+        return None
+    if against.filtered:
+        return f"{finish.REFUSED_REQUEST} (content filter)"
+    return finish.TOO_LONG if against.too_long else None
 
 
 def _entry(checkpoint: Checkpoint, listed: Sequence[dict[str, Any]], service: Service) -> dict[str, Any]:

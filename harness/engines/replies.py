@@ -2,16 +2,18 @@
 
 A reply may be of any shape. Text is taken from where text belongs and from nowhere else: no structure is ever
 spelled out as an answer. A content of parts is read part by part, in order: text parts are the answer,
-thinking parts the reasoning, a refusal is the model's own answer, a tool call is none.
+thinking parts the reasoning, a refusal is the model's own answer; a tool call is none, nor is what a tool
+gave back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import finish
 from harness.text import is_word, whole, without_keys
@@ -23,9 +25,20 @@ MOST_PARTS = 10_000
 MOST_TOKENS = 2**31  # a count beyond it is none
 
 _THOUGHT = re.compile("think|thought|reason|summary", re.IGNORECASE)
-_CALL = re.compile("tool_?(?:use|call)|function_?call", re.IGNORECASE)
-_TEXTS = ("text", "content", "value")  # where a part's text stands
-_THOUGHTS = ("thinking", "thought", "reasoning", "text", "summary", "content", "value")
+_CALL = re.compile("tool_?(?:use|call)|function_?call|_call$|^(?:tool|function)$", re.IGNORECASE)
+_CALL_FIELDS = ("tool_calls", "tool_call", "tool_use", "toolUse", "function_call", "functionCall")
+# Of parts that hold what the model has not said, or not in words.
+_RESULT = re.compile("result|(?:tool|function|call|code|shell).*(?:output|response)", re.IGNORECASE)
+_OTHER = re.compile("image|audio|video|file|document|source|citation|search|error", re.IGNORECASE)
+_OTHERS_ROLES = ("tool", "function", "user", "system", "developer")
+# Where a part's text stands; the first that has one holds.
+_TEXTS = (
+    "text", "output_text", "content", "value", "parts", "message", "output", "markdown", "code", "json",
+)  # fmt: skip
+_OWN_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "reasoningContent", "reasoningText")
+_THOUGHTS = (
+    "thinking", "thought", "reasoning", "text", "reasoningText", "summary", "content", "value",
+)  # fmt: skip
 _FIELDS = (
     "reasoning_content",
     "reasoning",
@@ -35,14 +48,22 @@ _FIELDS = (
     "reasoning_details",
     "thinking_blocks",
 )
+# A call in a model's own text: <tool_call>, <|tool_calls|>, <function_calls>, <｜tool▁calls▁begin｜>,
+# <minimax:tool_call>, <|tool_calls_section_begin|>, <start_function_call>; <invoke name=...>, <function=...>.
+_CALL_MARK = re.compile(
+    r"""(?:<|&lt;)[|｜]?(?:\w{1,20}:)?(?:(?:start|begin)[_▁])?(?:tool|function)[_▁-]?(?:calls?|use)
+        (?:[_▁](?:section[_▁])?(?:begin|start))?[|｜]?(?:\s[^<>]{0,200})?(?:>|&gt;)
+    | <(?:\w{1,20}:)?(?:invoke|function|tool)(?:=|\s+name\s*=)
+    | <\|(?:python_tag|start_action|action_start|plugin)\|>
+    | \[tool_calls?\] | ✿function✿ | functools\[ | ```tool_(?:code|calls?|use)\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CALL_KEYS = {"name", "arguments", "parameters", "type", "id"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as a server gave it: its ``text``, or its ``ids`` with how they ended.
-
-    ``reasons``: the server counts tokens of reasoning and shows none of them apart.
-    """
+    """An answer as a server gave it: its ``text``, or its ``ids`` with how they ended."""
 
     text: str = ""
     ids: list[int] | None = None
@@ -50,7 +71,6 @@ class Reply:
     finish_reason: str | None = None
     reasoning: str | None = None
     unavailable: str | None = None
-    reasons: bool = False
 
     def packed(self) -> list[int]:
         """As numbers, so that it is kept as ids are: to tokenize a text would change it where it continues a
@@ -71,7 +91,6 @@ class Reply:
             finish_reason=self.finish_reason if finish.withheld(self.finish_reason) else "length",
             reasoning=reasoning,
             unavailable=self.unavailable,
-            reasons=self.reasons,
         )
 
 
@@ -92,8 +111,7 @@ def is_readable(ids: Sequence[int]) -> bool:
 
 def of_choice(choice: Any, usage: Any) -> Reply:
     """A choice of a chat's or a completion's reply. Raises AttributeError where it is neither."""
-    said = choice.message if hasattr(choice, "message") else None
-    content = _read(said.content if said is not None else choice.text)
+    content, said = _read(content_of(choice)), getattr(choice, "message", None)
     refusal = _text_of(getattr(said, "refusal", None))
     text = "\n\n".join(filter(None, (content.text, refusal)))
     field = next(filter(None, (_thought_of(getattr(said, name, None)) for name in _FIELDS)), "")
@@ -106,6 +124,8 @@ def of_choice(choice: Any, usage: Any) -> Reply:
         unavailable = finish.CALLED_TOOL
     elif hidden and finish.cut_off(ended) and not finish.has_text(text):
         unavailable = finish.UNFINISHED
+    elif content.unread and not finish.has_text(text) and not finish.withheld(ended):
+        unavailable = finish.UNREADABLE
     counted = count(getattr(usage, "completion_tokens", None))
     tokens = len(f"{reasoning or ''} {text}".split()) if counted is None else counted
     return Reply(
@@ -114,17 +134,58 @@ def of_choice(choice: Any, usage: Any) -> Reply:
         finish_reason=ended,
         reasoning=whole(reasoning) if reasoning is not None else None,
         unavailable=unavailable,
-        reasons=hidden,
     )
 
 
+def content_of(choice: Any) -> Any:
+    """What a choice holds as its answer; nothing where its message is null. Raises AttributeError for what
+    is no choice."""
+    if not hasattr(choice, "message"):
+        return choice.text
+    if choice.message is None and "message" in getattr(choice, "model_fields_set", ("message",)):
+        return None
+    return choice.message.content
+
+
+def begins_with_call(answer: str) -> bool:
+    """Whether an answer begins with a tool call that is written as text: with the mark of one, or as nothing
+    but its JSON, which is left where marks are control tokens."""
+    bare = re.sub(r"^[\s\ufeff\u200b-\u200f\u2060]+", "", answer)
+    if _CALL_MARK.match(bare):
+        return True
+    if bare[:1] not in ("{", "["):
+        return False
+    try:
+        value = json.loads(bare)
+    except (ValueError, RecursionError):
+        return False
+    calls = value if isinstance(value, list) else [value]
+    return bool(calls) and all(map(_is_call, calls))
+
+
+def _is_call(value: Any) -> bool:
+    if (
+        isinstance(value, dict)
+        and value.get("type") == "function"
+        and isinstance(value.get("function"), dict)
+    ):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not set(value) <= _CALL_KEYS:
+        return False
+    return isinstance(value.get("arguments", value.get("parameters")), (dict, str))
+
+
 def finish_reason(value: Any) -> str | None:
-    """As it came, where it is a word; the type of one that is given as an object; None for none."""
+    """As it came, where it is a word; of one in several words the one that counts, where it is known; the
+    type of one that is given as an object; None for none."""
     if isinstance(value, Mapping):
         value = value.get("type")
     if value in (None, ""):
         return None
-    return without_keys(value) if is_word(value) else NOT_A_WORD
+    if not isinstance(value, str):
+        return NOT_A_WORD
+    word = value if is_word(value) else finish.known_word(value) or ""
+    return without_keys(word) if is_word(word) else NOT_A_WORD
 
 
 def count(value: Any) -> int | None:
@@ -147,19 +208,22 @@ class _Content(NamedTuple):
     text: str
     thought: str
     called: bool
+    unread: bool  # there is something that is no text
+
+
+_Kind = Literal["text", "thought", "call", "other"]
 
 
 def _read(content: Any) -> _Content:
-    texts, thoughts, called = list[str](), list[str](), False
-    for number, (kind, value) in enumerate(_parts(content, DEEPEST)):
-        if number >= MOST_PARTS:
-            break
-        called |= kind == "call"
+    texts, thoughts, kinds = list[str](), list[str](), set[_Kind]()
+    for kind, value in itertools.islice(_parts(content, DEEPEST), MOST_PARTS):
+        kinds.add(kind)
         if kind == "thought":
             thoughts.append(value)
         elif kind == "text":
             texts.append(value)
-    return _Content("".join(texts), "\n\n".join(filter(None, thoughts)), called)
+    thought = "\n\n".join(filter(None, thoughts))
+    return _Content("".join(texts), thought, "call" in kinds, "other" in kinds)
 
 
 def _text_of(content: Any) -> str:
@@ -170,8 +234,8 @@ def _thought_of(value: Any) -> str:
     return "".join(_strings(value, _THOUGHTS, DEEPEST))
 
 
-def _parts(content: Any, depth: int) -> Iterator[tuple[str, str]]:
-    """("text" | "thought" | "call", its text) of each part."""
+def _parts(content: Any, depth: int) -> Iterator[tuple[_Kind, str]]:
+    """Of each part what it is, and its text."""
     if isinstance(content, str):
         yield "text", content
     elif isinstance(content, (list, tuple)) and depth:
@@ -181,21 +245,50 @@ def _parts(content: Any, depth: int) -> Iterator[tuple[str, str]]:
         yield from _of_part(content, depth)
     elif hasattr(content, "to_dict") and depth:  # one of openai's own objects
         yield from _parts(content.to_dict(), depth)
+    elif content is not None:
+        yield "other", ""
 
 
-def _of_part(part: Mapping[str, Any], depth: int) -> Iterator[tuple[str, str]]:
-    kind = part.get("type")
+def _of_part(part: Mapping[str, Any], depth: int) -> Iterator[tuple[_Kind, str]]:
+    kind, role = part.get("type"), part.get("role")
     kind = kind if isinstance(kind, str) else ""
-    if _CALL.search(kind) and "result" not in kind:
-        yield "call", ""
-    elif _THOUGHT.search(kind) or part.get("thought") is True or "thinking" in part:
+    is_call = _CALL.search(kind) or any(
+        isinstance(part.get(key), (list, Mapping)) and part[key] for key in _CALL_FIELDS
+    )
+    if _THOUGHT.search(kind) or part.get("thought") is True:
         yield "thought", "".join(_strings(dict(part), _THOUGHTS, depth))
-    elif "refusal" in part:
-        yield "text", "".join(_strings(part["refusal"], _TEXTS, depth - 1))
-    elif isinstance(part.get("content"), (list, tuple, Mapping)):
-        yield from _parts(part["content"], depth - 1)
+    elif role in _OTHERS_ROLES or _RESULT.search(kind):
+        yield "other", ""
+    elif is_call:
+        yield "call", ""
+    elif _OTHER.search(kind):
+        yield "other", ""
     else:
-        yield "text", "".join(_strings(dict(part), _TEXTS, depth))
+        yield from _said(part, depth)
+
+
+def _said(part: Mapping[str, Any], depth: int) -> Iterator[tuple[_Kind, str]]:
+    """A text part's reasoning, text and refusal: servers spell out fields that are not used, as null."""
+    thought = "".join(_strings([part.get(key) for key in _OWN_THOUGHTS], _THOUGHTS, depth))
+    if thought:
+        yield "thought", thought
+    text = _first_said(part, depth)
+    yield from text
+    refusal = "".join(_strings(part.get("refusal"), _TEXTS, depth - 1))
+    if refusal:
+        yield "text", refusal
+    elif not (thought or text) and set(part).isdisjoint((*_TEXTS, "refusal")) and set(part) - {"type"}:
+        yield "other", ""
+
+
+def _first_said(part: Mapping[str, Any], depth: int) -> list[tuple[_Kind, str]]:
+    unread: list[tuple[_Kind, str]] = []
+    for key in _TEXTS:
+        found = list(_parts(part.get(key), depth - 1))
+        if any(text or kind == "call" for kind, text in found):
+            return found
+        unread += found
+    return unread
 
 
 def _strings(value: Any, keys: Sequence[str], depth: int) -> Iterator[str]:

@@ -64,6 +64,27 @@ def test_what_is_left_of_some_answers_counts_for_nothing(reasons: list[str], say
     assert not any(finish.withheld(reason) for reason in (None, *STOPPED, *CUT_OFF))
 
 
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("content_filter: PROHIBITED_CONTENT", f"{finish.WITHHELD_ANSWER} (content_filter)"),
+        ("SAFETY (category 3)", f"{finish.WITHHELD_ANSWER} (safety)"),
+        (
+            "content_filter:PROHIBITED_CONTENT",
+            f"{finish.WITHHELD_ANSWER} (content_filter:prohibited_content)",
+        ),
+        ("stop: content_filter", f"{finish.WITHHELD_ANSWER} (content_filter)"),
+        ("error, no memory", f"{finish.FAILED_ANSWER} (error)"),
+        ("the stop", f"{finish.UNKNOWN} (not a word)"),
+        ("stop sequence", None),
+        ("length: 256 tokens", None),
+    ],
+)
+def test_of_a_reason_in_several_words_a_known_first_one_counts(reason: str, says: str | None) -> None:
+    assert finish.missing("Yes", reason) == says
+    assert finish.cut_off(reason) == reason.startswith("length")
+
+
 def test_the_tables_name_each_reason_once() -> None:
     tables = (finish.STOPPED, finish.CUT_OFF, finish.WITHHELD, finish.CALLED, finish.FAILED)
     assert len(set().union(*tables)) == sum(map(len, tables))

@@ -127,6 +127,37 @@ def test_an_end_of_turn_that_is_text_ends_an_answer() -> None:
     assert plain.text == "mix the glue[/END] and wait"
 
 
+def test_an_answer_ends_at_its_first_stop_token() -> None:
+    tokenizer = tokenizer_with()
+    said, more, end = (chat.token_ids(tokenizer, "mix the glue"), chat.token_ids(tokenizer, "and wait"),
+                       tokenizer.eos_token_id)  # fmt: skip
+    for behind in ([end], [end, *more], [end, *more, end], [end, end]):
+        found = Scripted(tokenizer, [*said, *behind]).ask()
+        assert (found.text, found.tokens, found.finish_reason) == ("mix the glue", len(said) + 1, "stop")
+    for reason, kept in (("length", "stop"), ("eos", "eos"), ("content_filter", "content_filter")):
+        packed = replies.Reply(ids=[*said, end, *more], finish_reason=reason).packed()
+        found = Scripted(tokenizer, packed).ask()
+        assert (found.text, found.finish_reason) == ("mix the glue", kept)
+    assert missing(Scripted(tokenizer, [end, *said, end]).ask()) == finish.EMPTY
+
+
+def test_a_tool_call_that_is_written_as_text_is_no_answer() -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    for text in (call, f"{call} Sure.", f"<think>{HIDDEN}</think>\n{call}"):
+        made = Completion(text, 9, "stop")
+        assert missing(Scripted(tokenizer_with(), []).answered(made, chat.PLAIN)) == finish.CALLED_TOOL
+    made = Completion(f"Sure. {call}", 9, "stop")
+    assert missing(Scripted(tokenizer_with(), []).answered(made, chat.PLAIN)) is None
+
+
+def test_a_tool_call_behind_a_control_token_is_no_answer() -> None:
+    tokenizer = tokenizer_with("<|python_tag|>", "<think>", "</think>")
+    assert missing(answer(tokenizer, "<|python_tag|>mix.call(glue)")) == finish.CALLED_TOOL
+    thought = answer(tokenizer, f"<think>{HIDDEN}</think><|python_tag|>mix.call(glue)")
+    assert (thought.reasoning, missing(thought)) == (HIDDEN, finish.CALLED_TOOL)
+    assert missing(answer(tokenizer, "first, <|python_tag|>mix.call(glue)")) is None
+
+
 # --- whatever a server says ------------------------------------------------------------------------
 
 WORDS = st.text(st.characters(blacklist_characters="<>[]|◁▷#/", blacklist_categories=["Cs"]), max_size=30)

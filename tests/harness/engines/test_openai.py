@@ -295,7 +295,8 @@ def test_what_a_chat_model_reasons_is_kept_apart(
     engine.generate_until([request()])
     assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.usage = {"completion_tokens_details": {"reasoning_tokens": 2}}
-    assert engine.generate_until([request()]) == ["the glue"]
+    engine.generate_until([request()])  # hidden reasoning is none of what it shows
+    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.message = {"content": "mix</think>the glue", "reasoning": "let me"}
     engine.generate_until([request()])
     assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
@@ -350,7 +351,8 @@ def test_a_stop_string_makes_no_answer_of_what_was_withheld(
     ("message", "says"),
     [
         ({"content": None}, finish.EMPTY),
-        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, finish.EMPTY),
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, finish.UNREADABLE),
+        ({"content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'}, finish.CALLED_TOOL),
         ({"content": "<|im_end|>"}, finish.EMPTY),
         ({"content": "Let me look.", "tool_calls": [{"id": "x", "type": "function",
           "function": {"name": "f", "arguments": "{}"}}]}, finish.CALLED_TOOL),
@@ -375,6 +377,77 @@ def test_content_in_parts(server: CompletionsServer, opened: Open) -> None:
     server.message = {"content": [thinking, {"type": "text", "text": "7 + 5 = 12\n#### 12"}]}
     assert engine.generate_until([request()]) == ["7 + 5 = 12\n#### 12"]
     assert engine.completions["some-task", 0, 0].reasoning == "7 and 5"
+
+
+@pytest.mark.parametrize("odd", [[999_999], [True, 5], [5, -1], [5, 2.0], ["5"], [None], {"a": 1}], ids=str)
+def test_ids_that_are_none_are_one_line(server: CompletionsServer, opened: Open, odd: Any) -> None:
+    engine = opened()
+    server.changed = lambda reply: reply | {"choices": [reply["choices"][0] | {"token_ids": odd}]}
+    with pytest.raises(HarnessError, match=r"answers with token ids that are none$"):
+        engine.generate([[1, 5]], 9)
+
+
+def test_every_id_of_the_tokenizer_is_one(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
+    highest, engine = max(tokenizer.get_vocab().values()), opened()
+    server.answer = lambda prompt: ([highest, 0], "length")
+    assert engine.generate([[1, 5]], 9) in ([[highest, 0]], [[highest]])
+    server.answer = lambda prompt: ([highest + 1], "length")
+    with pytest.raises(HarnessError, match="token ids that are none"):
+        engine.generate([[1, 5]], 9)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("from_the_end", [0, 220])
+def test_a_server_that_returns_the_prompt_is_one_line(
+    server: CompletionsServer, opened: Open, tokenizer: Any, special: bool, from_the_end: int
+) -> None:
+    server.extras, engine = "ignored", opened()
+    server.answer = lambda prompt: (chat.token_ids(tokenizer, "mix the glue"), "stop")
+
+    def repeated(reply: Any) -> Any:
+        prompt = server.asked("completions")[-1]["prompt"]
+        text = tokenizer.decode(prompt, skip_special_tokens=not special)[-from_the_end:]
+        return reply | {"choices": [reply["choices"][0] | {"text": text + reply["choices"][0]["text"]}]}
+
+    asked = request([("user", "How do I bake bread? " * 20)])
+    assert engine.generate_until([asked]) == ["mix the glue"]
+    server.changed = repeated
+    with pytest.raises(HarnessError, match=r"returns the prompt with its answers; .*\(return_full_text\)$"):
+        engine.generate_until([asked])
+
+
+def test_ids_with_their_prompt_in_front_are_one_line(server: CompletionsServer, opened: Open) -> None:
+    engine = opened()
+    server.answer = lambda prompt: ([*prompt, 5, 7], "length")
+    with pytest.raises(HarnessError, match="returns the prompt with its answers"):
+        engine.generate_until([request()])
+
+
+def test_a_model_that_repeats_its_prompt_has_answered(
+    server: CompletionsServer, opened: Open, tokenizer: Any
+) -> None:
+    server.extras, engine = "ignored", opened()
+
+    def reply(reply: Any) -> Any:
+        body = server.asked("completions")[-1]
+        text = tokenizer.decode(body["prompt"], skip_special_tokens=True) if body["max_tokens"] > 1 else "How"
+        return reply | {"choices": [reply["choices"][0] | {"text": f"{text} Well."}]}
+
+    server.changed = reply
+    assert engine.generate_until([request()])[0].endswith("How do I bake bread? Well.")
+    assert len(server.asked("completions")) == 2
+
+
+def test_a_message_that_is_null_is_one_document_without_an_answer(
+    server: CompletionsServer, opened: Open
+) -> None:
+    engine = opened(tokenizer=None)
+    choice = {"index": 0, "message": None, "finish_reason": "content_filter: PROHIBITED_CONTENT"}
+    server.changed = lambda reply: reply | {"choices": [choice]}
+    engine.generate_until([request()])
+    found = engine.completions["some-task", 0, 0]
+    says = finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable)
+    assert says == f"{finish.WITHHELD_ANSWER} (content_filter)"
 
 
 def test_kept_answers_are_read_again(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
@@ -486,6 +559,10 @@ FILTERED: Any = {"error": {"message": "The request was filtered.", "type": None,
                            "code": "content_filter", "status": 400}}  # fmt: skip
 
 
+WRAPPED = {"error": {"message": "litellm.BadRequestError: ContentPolicyViolation content_filter",
+                     "code": "500"}}  # fmt: skip
+
+
 def lamps(status: int, body: Any) -> Any:
     return lambda asked: (status, body) if "lamp" in json.dumps(asked.get("messages", "")) else None
 
@@ -521,6 +598,12 @@ def asked_of_lamps(engine: OpenAIEngine) -> list[str | None]:
          "the server refused the request (HTTP 400 (odd_sign))"),
         (422, {"detail": [{"type": "string_type", "msg": "x"}]}, "the server refused the request (HTTP 422)"),
         (200, {"choices": []}, finish.NO_CHOICE),
+        (200, {"choices": None}, finish.NO_CHOICE),
+        (500, WRAPPED, "the server refused the request (content filter)"),
+        (503, {"error": {"message": WRAPPED["error"]["message"], "code": "content_filter"}},
+         "the server refused the request (content_filter)"),
+        (500, {"error": {"message": LONG, "code": "500"}}, finish.TOO_LONG),
+        (200, {"error": {"message": LONG, "code": 500}}, finish.TOO_LONG),
         (200, {"choices": [], "prompt_filter_results": [{"a": 1}]},
          "the server refused the request (content filter)"),
         (200, {"choices": [{"finish_reason": "error", "error": {"code": 400, "message": "flagged"},
@@ -559,6 +642,8 @@ def test_all_that_a_filter_refuses_is_unjudged(server: CompletionsServer, opened
         (400, {"error": {"code": "billing_hard_limit_reached"}}, "answers 400: the account has no"),
         (200, {"error": {"message": "no", "code": 401}}, "answers 401: the key in HARNESS_API_KEY is wrong"),
         (200, {"choices": []}, r"refuses a request for 'served': the server's reply holds no answer$"),
+        (200, {"choices": None}, r"refuses a request for 'served': the server's reply holds no answer$"),
+        (500, WRAPPED, r"refuses a request for 'served': HTTP 500$"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("named", [None, "mini"])
@@ -711,7 +796,8 @@ def test_an_answer_that_drips_is_given_up_after_all_attempts(bad: fault_server.F
         {"choices": [1]},
         {"choices": ["x"]},
         {"choices": [{}]},
-        {"choices": None},
+        {"choices": [{"finish_reason": "stop"}]},
+        {},
         [],
         1,
     ],
@@ -780,10 +866,10 @@ def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
     engine = opened()
     server.answer = lambda prompt: ([5] * 3_000 + [tokenizer.eos_token_id] * 9, "stop")
     assert engine.generate([[1, 5]], 24) == [[5] * 24]
-    server.answer = lambda prompt: ([5] * 20 + [tokenizer.eos_token_id] * 9, "stop")
-    assert engine.generate([[1, 5]], 24) == [[5] * 20]
     engine.generate_until([request()])
     assert engine.completions["some-task", 0, 0].finish_reason == "length"
+    server.answer = lambda prompt: ([5] * 20 + [tokenizer.eos_token_id] * 9, "stop")
+    assert engine.generate([[1, 5]], 24) == [[*[5] * 20, tokenizer.eos_token_id]]
     chats = opened(tokenizer=None)
     server.answer = lambda asked: ([5, tokenizer.eos_token_id], "stop")
     for message in ({"content": "x" * 10**7}, {"reasoning": "y" * 10**7}):

@@ -35,8 +35,6 @@ NESTED = {"type": "thinking", "thinking": [{"type": "text", "text": "7 and "}, {
         (None, "", None),
         ([], "", None),
         ({}, "", None),
-        (7, "", None),
-        (True, "", None),
         (["Ye", "s."], "Yes.", None),
         ([TEXT], "Yes.", None),
         (TEXT, "Yes.", None),
@@ -54,11 +52,28 @@ NESTED = {"type": "thinking", "thinking": [{"type": "text", "text": "7 and "}, {
         ([{"text": "hm", "thought": True}, {"text": "Yes."}], "Yes.", "hm"),
         ([{"type": "redacted_thinking", "data": "x9"}, TEXT], "Yes.", None),
         ([{"type": "refusal", "refusal": "No."}], "No.", None),
+        ([{"type": "text", "text": "Yes.", "refusal": None}], "Yes.", None),
+        ([{"type": "text", "text": "Yes.", "refusal": ""}], "Yes.", None),
+        ([{"type": "text", "text": "Yes.", "thinking": None, "reasoning": None}], "Yes.", None),
+        ([{"type": "text", "text": "Yes.", "thought": False, "tool_calls": None}], "Yes.", None),
+        ([{"type": "text", "text": "Yes.", "thinking": "hm"}], "Yes.", "hm"),
+        ([{"type": "text", "text": "Yes.", "refusal": "No."}], "Yes.No.", None),
         (
-            [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "audio", "audio": {"data": "x"}}],
-            "",
+            [{"type": "text", "text": "Yes.", "refusal": None}, {"type": "refusal", "refusal": "No."}],
+            "Yes.No.",
             None,
         ),
+        ([{"type": "text", "text": None, "refusal": None}], "", None),
+        ([{"type": "output_text", "output_text": "Yes."}], "Yes.", None),
+        ({"role": "model", "parts": [{"text": "hm", "thought": True}, {"text": "Yes."}]}, "Yes.", "hm"),
+        ({"role": "assistant", "content": "Yes.", "tool_calls": [], "function_call": {}}, "Yes.", None),
+        ([{"type": "code", "code": "Yes."}], "Yes.", None),
+        ([{"type": "code", "text": "Yes."}], "Yes.", None),
+        ([{"type": "json", "content": "Yes."}], "Yes.", None),
+        ([{"type": "markdown", "markdown": "Yes."}], "Yes.", None),
+        ([{"reasoningContent": {"reasoningText": {"text": "hm"}}}, {"text": "Yes."}], "Yes.", "hm"),
+        ([{"type": "tool_result", "content": "No."}, TEXT], "Yes.", None),
+        ([{"type": "image", "content": "aGk="}, TEXT], "Yes.", None),
         ([[TEXT]], "Yes.", None),
         ([None, 7, {"type": 7, "text": 7}, {"type": ["x"]}, TEXT], "Yes.", None),
     ],
@@ -97,6 +112,31 @@ def test_an_empty_field_is_no_reasoning(empty: Any) -> None:
     assert chat("Yes.", reasoning_content=empty).reasoning is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        7,
+        True,
+        [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "audio", "audio": {"data": "x"}}],
+        [{"type": "image", "content": "aGk="}],
+        [{"type": "json", "json": {"a": "No."}}],
+        [{"type": "tool_result", "content": "No."}],
+        [{"type": "tool_result", "content": [{"type": "text", "text": "No."}]}],
+        [{"type": "function_call_output", "output": "No."}],
+        [{"role": "tool", "content": "No."}],
+        [{"functionResponse": {"name": "f", "response": {"text": "No."}}}],
+        [{"toolResult": {"content": [{"text": "No."}]}}],
+        [{"made_up": "No."}],
+    ],
+    ids=str,
+)
+def test_content_that_is_no_text_has_its_own_reason(content: Any) -> None:
+    found = chat(content)
+    assert (found.text, found.reasoning, missing(found)) == ("", None, finish.UNREADABLE)
+    assert "withheld" in str(missing(chat(content, "content_filter")))
+    assert missing(chat(content, refusal="No.")) is None
+
+
 def test_a_refusal_is_the_models_own_answer() -> None:
     assert chat(None, refusal="No.").text == "No."
     assert chat("", refusal="No.").text == "No."
@@ -112,6 +152,9 @@ def test_a_refusal_is_the_models_own_answer() -> None:
         {"function_call": {"name": "f", "arguments": "{}"}},
         {"content": [TEXT, {"type": "tool_use", "name": "f", "input": {}}]},
         {"content": [{"type": "function_call", "name": "f"}]},
+        {"content": [{"functionCall": {"name": "f", "args": {}}}]},
+        {"content": [TEXT, {"toolUse": {"name": "f", "input": {}}}]},
+        {"content": [{"type": "web_search_call", "id": "x"}, TEXT]},
     ],
     ids=str,
 )
@@ -136,9 +179,8 @@ def test_reasoning_that_is_only_counted(usage: Any) -> None:
     assert missing(chat("", "length", usage)) == finish.UNFINISHED
     assert missing(chat("", "stop", usage)) == finish.EMPTY
     assert missing(chat("Yes.", "length", usage)) is None
-    assert chat("Yes.", "stop", usage).reasons
-    assert not chat("Yes.", "stop", usage, reasoning="hm").reasons
-    assert not chat("Yes.", "stop", SimpleNamespace(reasoning_tokens=0)).reasons
+    assert missing(chat("", "length", usage, reasoning_content=[])) == finish.UNFINISHED
+    assert missing(chat("", "length", SimpleNamespace(reasoning_tokens=0))) == finish.EMPTY_CUT
 
 
 @pytest.mark.parametrize(
@@ -148,6 +190,8 @@ def test_reasoning_that_is_only_counted(usage: Any) -> None:
         ({"type": "length", "length": 9}, "length"), ({"type": None}, None), ({}, None),
         (["stop"], NOT_A_WORD), (7, NOT_A_WORD), ("two words", NOT_A_WORD), ("x" * 1000, NOT_A_WORD),
         ("\x1b[2J", NOT_A_WORD), ({"type": {"a": 1}}, NOT_A_WORD),
+        ("content_filter: PROHIBITED_CONTENT", "content_filter"), ("stop (eos)", "stop"),
+        ("Stop: content_filter", "content_filter"), ("the stop", NOT_A_WORD),
     ],
 )  # fmt: skip
 def test_how_it_ended_is_kept_as_it_came_where_it_is_a_word(given: Any, kept: str | None) -> None:
@@ -164,16 +208,78 @@ def test_a_count_that_is_none_is_our_own(counted: Any) -> None:
 def test_a_completions_choice_is_read_alike() -> None:
     found = replies.of_choice(SimpleNamespace(text="Yes.", finish_reason=None), None)
     assert found == Reply("Yes.", tokens=1)
-    for odd in (SimpleNamespace(finish_reason="stop"), SimpleNamespace(message=None), {}, "x"):
+    for odd in (SimpleNamespace(finish_reason="stop"), SimpleNamespace(message="x"), {}, "x"):
         with pytest.raises(AttributeError):
             replies.of_choice(odd, None)
 
 
+def test_a_message_that_is_null_is_no_text() -> None:
+    for reason, says in (
+        ("content_filter: PROHIBITED_CONTENT", f"{finish.WITHHELD_ANSWER} (content_filter)"),
+        ("length", finish.EMPTY_CUT),
+        (None, finish.EMPTY),
+    ):
+        choice = SimpleNamespace(message=None, finish_reason=reason)
+        assert missing(replies.of_choice(choice, None)) == says
+    absent = SimpleNamespace(message=None, finish_reason=None, model_fields_set=set())
+    with pytest.raises(AttributeError):
+        replies.of_choice(absent, None)
+
+
+JSON_CALL = '{"name": "f", "arguments": {"x": 1}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<tool_call>\n{JSON_CALL}\n</tool_call>",
+        f" \n\u200b<tool_call>{JSON_CALL}",
+        f"&lt;tool_call&gt;{JSON_CALL}",
+        f"<tool_calls>[{JSON_CALL}]</tool_calls>",
+        f"[TOOL_CALLS] [{JSON_CALL}]",
+        "[TOOL_CALLS]f[ARGS]{}",
+        f"<|tool_call|>{JSON_CALL}",
+        f"<|tool_calls|>[{JSON_CALL}]",
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0",
+        "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>f",
+        "<function_calls><invoke name='f'></invoke></function_calls>",
+        "<minimax:tool_call><invoke name='f'>",
+        '<invoke name="f">',
+        f"<function_call> {JSON_CALL}",
+        f"<functioncall> {JSON_CALL}",
+        "<start_function_call>call:f{}",
+        "<function=f>{}</function>",
+        f"<|python_tag|>{JSON_CALL}",
+        "<|python_tag|>f.call(x=1)",
+        f"<|START_ACTION|>[{JSON_CALL}]",
+        f"functools[{JSON_CALL}]",
+        "```tool_code\nf()\n```",
+        JSON_CALL,
+        f" [{JSON_CALL}, {JSON_CALL}]\n",
+        '{"name": "f", "parameters": {}}',
+        '{"type": "function", "function": {"name": "f", "arguments": "{}"}}',
+    ],
+)
+def test_a_call_that_is_written_as_text_is_seen_where_it_begins_the_answer(text: str) -> None:
+    assert replies.begins_with_call(text)
+    assert not replies.begins_with_call(f"Yes. {text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Yes.", "{", "[]", "[1, 2]", '{"name": "Tom"}', '{"name": "Tom", "age": 3, "parameters": {}}',
+     '{"arguments": {}}', "[" * 50_000, "<tool>", "<p>tool_call</p>", "tool_call", "```python\nf()\n```",
+     "functions [x]", '["name"]', '{"name": "f", "arguments": 7}'],
+)  # fmt: skip
+def test_other_answers_are_no_calls(text: str) -> None:
+    assert not replies.begins_with_call(text)
+
+
 def test_what_is_longer_than_it_can_be_is_cut_and_counts_as_cut_off() -> None:
-    reply = Reply("y" * 8, reasoning="r" * 4, finish_reason="stop", unavailable="u", reasons=True, tokens=3)
+    reply = Reply("y" * 8, reasoning="r" * 4, finish_reason="stop", unavailable="u", tokens=3)
     assert reply.within(12) == reply
     assert reply.within(9) == Reply(
-        "y" * 5, reasoning="r" * 4, finish_reason="length", unavailable="u", reasons=True, tokens=3
+        "y" * 5, reasoning="r" * 4, finish_reason="length", unavailable="u", tokens=3
     )
     assert (reply.within(3).text, reply.within(3).reasoning) == ("", "rrr")
     assert Reply("y" * 8, finish_reason="content_filter").within(3).finish_reason == "content_filter"
@@ -212,7 +318,7 @@ def test_what_lies_deep_is_left_out() -> None:
 
 @given(
     text=st.text(), ids=st.none() | st.lists(st.integers(0, 2**31)), reason=st.none() | st.text(),
-    reasoning=st.none() | st.text(), unavailable=st.none() | st.text(), reasons=st.booleans(),
+    reasoning=st.none() | st.text(), unavailable=st.none() | st.text(),
 )  # fmt: skip
 def test_a_packed_reply_is_read_again(**fields: Any) -> None:
     fields["finish_reason"] = fields.pop("reason")
