@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import vllm_server
 
-from harness import judge_models, judging
+from harness import finish, judge_models, judging
 from harness.mini import seed_model_path
 from harness.store import read_jsonl
 from judges import rubric
