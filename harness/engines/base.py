@@ -279,7 +279,7 @@ class IdEngine(LM):
             made,
             text=answer,
             reasoning="\n\n".join(filter(None, thoughts)) if thoughts else None,
-            unavailable=made.unavailable or found.unavailable(made.finish_reason) or called,
+            unavailable=made.unavailable or called or found.unavailable(made.finish_reason),
         )
         return kept if answer == found.answer else _ended(kept)
 

@@ -287,10 +287,13 @@ def test_what_a_chat_model_reasons_is_kept_apart(
     assert engine.completions["some-task", 0, 0].reasoning == "let me"
     server.message = {"content": None, "refusal": "No."}
     assert engine.generate_until([request()]) == ["No."]
-    # a field of its own and marks in the text are both reasoning, and a text may speak of marks
-    server.message = {"reasoning": "let me", "content": "\ufeff<thought>think</thought>mix <think> the glue"}
-    assert engine.generate_until([request()]) == ["mix <think> the glue"]
+    # a field of its own and marks in the text are both reasoning
+    server.message = {"reasoning": "let me", "content": "\ufeff<thought>think</thought>mix the glue"}
+    assert engine.generate_until([request()]) == ["mix the glue"]
     assert engine.completions["some-task", 0, 0].reasoning == "let me\n\nthink"
+    server.message = {"content": "mix <think> the glue"}
+    engine.generate_until([request()])
+    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.message = {"content": "mix</think>the glue"}
     engine.generate_until([request()])
     assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
