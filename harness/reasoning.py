@@ -237,6 +237,8 @@ def _is_unclear(answer: str) -> bool:
 def _is_disguised(text: str) -> bool:
     """Whether marks show only once what stands for their signs is read as those: entities, escapes, wide or
     invisible characters."""
+    if text.isascii() and "&" not in text and "\\" not in text:
+        return False
     plain = html.unescape(html.unescape(text)).replace("\\u003c", "<").replace("\\u003e", ">")
     plain = unicodedata.normalize("NFKC", plain.replace("\\<", "<").replace("\\>", ">"))
     plain = "".join(one for one in plain if unicodedata.category(one) != "Cf")
