@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from harness import finish
@@ -299,6 +300,17 @@ def _untold(text: str) -> Split:
 
 
 def _marks(text: str) -> Iterator[_Found]:
+    yield from _all_marks(text)
+
+
+@lru_cache(maxsize=8)  # a text is looked at several times in a row
+def _all_marks(text: str) -> tuple[_Found, ...]:
+    if not any(sign in text for sign in ("<", "[", "&", "◁", "=")):  # with which every mark begins, or nearly
+        return ()
+    return tuple(_each_mark(text))
+
+
+def _each_mark(text: str) -> Iterator[_Found]:
     for match in _ANY.finditer(text):
         group = str(match.lastgroup)
         found = match.group()
