@@ -20,7 +20,6 @@ import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from harness import finish
@@ -125,6 +124,13 @@ _MARKUP = {
     "pre", "q", "s", "samp", "script", "section", "small", "span", "strong", "style", "sub", "summary", "sup",
     "svg", "table", "tbody", "td", "th", "thead", "title", "tr", "u", "ul", "var", "xml",
 }  # fmt: skip
+
+
+# Fields of a server's message that hold reasoning, apart from its content.
+FIELDS = (
+    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_details",
+    "thinking_blocks",
+)  # fmt: skip
 
 
 class Mark(NamedTuple):
@@ -300,17 +306,10 @@ def _untold(text: str) -> Split:
 
 
 def _marks(text: str) -> Iterator[_Found]:
-    yield from _all_marks(text)
-
-
-@lru_cache(maxsize=8)  # a text is looked at several times in a row
-def _all_marks(text: str) -> tuple[_Found, ...]:
-    if not any(sign in text for sign in ("<", "[", "&", "◁", "=")):  # with which every mark begins, or nearly
-        return ()
-    return tuple(_each_mark(text))
-
-
-def _each_mark(text: str) -> Iterator[_Found]:
+    """The marks in a text, looked for as far as they are asked for: some readers want the first of many
+    thousands."""
+    if not any(sign in text for sign in "<[&◁"):  # every mark has one of them
+        return
     for match in _ANY.finditer(text):
         group = str(match.lastgroup)
         found = match.group()
