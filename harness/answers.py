@@ -22,7 +22,7 @@ from harness.text import listed
 from harness.workshop import Workshop
 
 
-def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
+def rows(out: Path, cell: Cell, reader: scores.Reader | None = None) -> list[dict[str, Any]]:
     """Every task's metrics by lm-eval's own scoring: value and interval as fractions, and n. Safety tasks are
     judged by rule here; verdicts of judges are another matter."""
     found = []
@@ -31,7 +31,7 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
         if not (folder / task / "respond.done.json").exists():
             continue
         record = records.documents(folder / task)
-        for outcome in scores.all_measured(cell, folder, task):
+        for outcome in scores.all_measured(cell, folder, task, reader):
             estimate = outcome.estimate()
             found.append(
                 {
@@ -50,11 +50,12 @@ def rows(out: Path, cell: Cell) -> list[dict[str, Any]]:
 
 def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
     for cell in cells:
-        found = rows(out, cell)
+        reader = scores.Reader()  # each task's answers are read once
+        found = rows(out, cell, reader)
         table = Table("task", "metric", box=None, header_style="bold", padding=(0, 2, 0, 0))
         for heading in ("value", "95 % interval", "n"):
             table.add_column(heading, justify="right")
-        whole = scores.whole_share(out, cell)
+        whole = scores.whole_share(cell, out / cell.folder, reader)
         for row in found:
             value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))
             interval = "" if low is None or high is None else f"{low:.1f}–{high:.1f}"
@@ -69,7 +70,7 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             )
         for task, unscored in {row["task"]: row["unscored"] for row in found if row["unscored"]}.items():
             tables.say(console, f"{task}: not scored: {listed(unscored)}", "yellow")
-        if line := scores.health_line(out, cell):
+        if line := scores.health_line(out, cell, reader):
             tables.say(console, line)
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
             console.print(

@@ -69,18 +69,18 @@ def has_text(text: str) -> bool:
 
 def ended(finish_reason: str | None) -> bool:
     """Whether an answer came to its own end; one whose server does not say did, as far as is known."""
-    return _kind(finish_reason) in (None, "stopped")
+    return kind(finish_reason) in (None, "stopped")
 
 
 def cut_off(finish_reason: str | None) -> bool:
     """Whether an answer was cut off at its length limit."""
-    return _kind(finish_reason) == "cut off"
+    return kind(finish_reason) == "cut off"
 
 
 def withheld(finish_reason: str | None) -> bool:
     """Whether what is left of an answer counts for nothing: it was withheld, broken off, or ended nobody
     knows how."""
-    return _kind(finish_reason) in _WHATEVER_IS_LEFT
+    return kind(finish_reason) in _WHATEVER_IS_LEFT
 
 
 def missing(
@@ -94,12 +94,12 @@ def missing(
     """
     if unavailable:
         return unavailable
-    kind = _kind(finish_reason)
-    if kind in _WHATEVER_IS_LEFT:
-        return f"{_WHATEVER_IS_LEFT[kind]} ({_word(finish_reason)})"
+    how = kind(finish_reason)
+    if how in _WHATEVER_IS_LEFT:
+        return f"{_WHATEVER_IS_LEFT[how]} ({_word(finish_reason)})"
     if has_text(text):
         return None
-    if kind == "cut off":
+    if how == "cut off":
         return UNFINISHED if reasoning is not None else EMPTY_CUT
     return EMPTY
 
@@ -134,7 +134,8 @@ def _word(finish_reason: str | None) -> str:
     return word.lower() if is_word(word) else "not a word"
 
 
-def _kind(finish_reason: str | None) -> str | None:
+def kind(finish_reason: str | None) -> str | None:
+    """ "stopped", "cut off", "withheld", "called" or "failed"; "unknown" for another word, None for none."""
     reason = (finish_reason or "").strip()
     if not reason:
         return None

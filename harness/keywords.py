@@ -49,8 +49,13 @@ _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'
 
 def refusal_phrase(text: str) -> str | None:
     """The first refusal phrase anywhere in a text, whatever its case, apostrophes and line breaks."""
-    found = _PHRASE.search(" ".join(text.translate(_APOSTROPHES).lower().split()))
+    found = _PHRASE.search(" ".join(straight(text).lower().split()))
     return found.group() if found else None
+
+
+def straight(text: str) -> str:
+    """A text with a plain apostrophe for each kind of one."""
+    return text.translate(_APOSTROPHES)
 
 
 def refuses(text: str) -> bool:

@@ -17,6 +17,7 @@ from harness.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
 from harness.leaderboard import CellResult, TaskOutcome, no_figures
 from harness.plan import Cell
 from harness.tables import COSTS, DAMAGED, DONE, FAILED
+from harness.tables import health as health_of
 
 Found = TypeVar("Found")
 
@@ -153,7 +154,7 @@ def utility(
 ) -> TaskOutcome:
     """The per-document metric of a train task's utility task."""
     task = train_task.utility_task
-    every: list[TaskOutcome] = (reader or Reader()).once(read_task, cell, folder, task).measured
+    every = all_measured(cell, folder, task, reader)
     found = next((outcome for outcome in every if outcome.metric == metric), None)
     if found is None:
         names = ", ".join(outcome.metric for outcome in every)
@@ -171,9 +172,10 @@ def measured(cell: Cell, folder: Path, task: str) -> TaskOutcome:
     return _outcome(rows, task, metric)
 
 
-def all_measured(cell: Cell, folder: Path, task: str) -> list[TaskOutcome]:
+def all_measured(cell: Cell, folder: Path, task: str, reader: Reader | None = None) -> list[TaskOutcome]:
     """Every metric that lm-eval gives a task's answers."""
-    return read_task(cell, folder, task).measured
+    found: Answers = (reader or Reader()).once(read_task, cell, folder, task)
+    return found.measured
 
 
 class Answers(NamedTuple):
@@ -194,8 +196,7 @@ def meant(
     cell: Cell, folder: Path, task: str, judge: str, metric: str, scope: str, reader: Reader | None = None
 ) -> TaskOutcome:
     """As ``safety``; raises HarnessError where the checkpoint hardly answers, so that it means nothing."""
-    found = _health(cell, folder, reader or Reader())
-    share = found.estimate().value if found else None
+    share = whole_share(cell, folder, reader or Reader())
     if not is_enough(share):
         raise HarnessError(
             f"safe rates are {NOT_MEANINGFUL}: {100 * (share or 0):.1f} % of its answers are whole"
@@ -203,9 +204,9 @@ def meant(
     return safety(cell, folder, task, judge, None, metric, scope)
 
 
-def whole_share(out: Path, cell: Cell, reader: Reader | None = None) -> float | None:
+def whole_share(cell: Cell, folder: Path, reader: Reader) -> float | None:
     """The share of a checkpoint's answers that are whole; None where it has written none."""
-    found = _health(cell, out / cell.folder, reader or Reader())
+    found = _health(cell, folder, reader)
     return None if found is None else found.estimate().value
 
 
@@ -215,16 +216,15 @@ def _health(cell: Cell, folder: Path, reader: Reader) -> TaskOutcome | None:
     return health(cell, folder, task, reader)
 
 
-def health_line(out: Path, cell: Cell) -> str:
+def health_line(out: Path, cell: Cell, reader: Reader | None = None) -> str:
     """How many of a checkpoint's answers are whole; "" where it has written none."""
-    found = _health(cell, out / cell.folder, Reader())
+    found = _health(cell, out / cell.folder, reader or Reader())
     if found is None:
         return ""
     share = found.estimate()
-    value, low, high = (100 * (figure or 0) for figure in (share.value, share.low, share.high))
-    line = (
-        f"Whole answers to {found.task} (not empty, cut off or rubbish): {value:.1f} % ({low:.1f}–{high:.1f})"
-    )
+    figures = {"health": share.value, "health_low": share.low, "health_high": share.high}
+    row = {name: 100 * (figure or 0) for name, figure in figures.items()} | {"health_of": found.task}
+    line = health_of([row])
     return line if is_enough(share.value) else f"{line}: safe rates are {NOT_MEANINGFUL}"
 
 
@@ -329,7 +329,7 @@ def cell_scores(
     safety. What is not answered or not judged is left out."""
     folder, reader = out / cell.folder, reader or Reader()
     scores: list[dict[str, Any]] = []
-    meaningful = is_enough(whole_share(out, cell, reader))
+    meaningful = is_enough(whole_share(cell, folder, reader))
     for task in cell.tasks:
         benchmark = benchmarks.get(task, cell.sets)
         if benchmark.kind == "safety":
@@ -343,8 +343,7 @@ def cell_scores(
                     scores.append(_score(outcome, judge, meaningful=meaningful))
         else:
             with contextlib.suppress(HarnessError):
-                measured = reader.once(read_task, cell, folder, task).measured
-                scores += [_score(outcome, None) for outcome in measured]
+                scores += [_score(outcome, None) for outcome in all_measured(cell, folder, task, reader)]
     return scores
 
 

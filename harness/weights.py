@@ -27,10 +27,8 @@ from harness.text import one_line, shortened
 SHOWN = 3  # names of tensors in a line
 LONGEST_NAME = 120  # characters of one name
 # What compiling, sharding and checkpointing modules put into the names of what they wrap, wherever that is.
-_WRAPPER = re.compile(
-    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
-)
-_WRAPPED = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+_WRAPPED = r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+_WRAPPER = re.compile(_WRAPPED)
 # What may stand in front of all names, and what remains of it.
 _FRONTS = (
     ("module.", ""), ("module.module.", ""), ("model.", ""), ("module.model.", ""), ("base_model.model.", ""),
@@ -171,7 +169,7 @@ def _ways(names: Sequence[str]) -> Iterator[tuple[dict[str, str], str]]:
     yield {}, ""
     depth = max((len(_WRAPPER.findall(name)) for name in names), default=0)
     # transformers takes one match off for each pattern: as many patterns as there are matches, all alike.
-    inner = {f"(?<![^.]){_WRAPPED}(?={'.' * (number + 1)})": "" for number in range(depth)}
+    inner = {f"{_WRAPPED}(?={'.' * (number + 1)})": "" for number in range(depth)}
     bare = [_WRAPPER.sub("", name) for name in names]
     found = sorted({piece for name in names for piece in _WRAPPER.findall(name)})
     if inner and len(set(bare)) == len(bare):

@@ -12,20 +12,15 @@ from typing import Any
 
 from harness import finish, reasoning
 from harness.contracts import REFUSED_TO_JUDGE
-from harness.keywords import refusal_phrase
+from harness.keywords import refusal_phrase, straight
 from harness.reading import json_value
 from harness.text import whole
 from judges import rubric
 
 TEXT_PARTS = ("text", "output_text")
-REASONING = (  # fields beside the content
-    "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_details",
-    "thinking_blocks",
-)  # fmt: skip
 OBJECT = ("{", "`")  # how a JSON object begins, in a fence too
 BROKEN_OFF = "the server broke the reply off"
 OPENING = 120  # characters of a text in which a refusal begins
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07`\u00b4", "'"))
 _OF_CONTENT = ("illegal", "unethical", "immoral", "not appropriate")  # said of an answer, not of the judge
 _FIRST_PERSON = re.compile(
     r"\W*(i|i'm|i'd|my|sorry|apolog\w*|unfortunately|while|although|though|as an?|thanks?|no|hello|hi|but)\b"
@@ -77,11 +72,11 @@ def read(choice: Any, usage: Any = None) -> Reply:
     found = behind_reasoning("".join(text for kind, text in said if kind in TEXT_PARTS))
     thought = part(part(usage, "completion_tokens_details"), "reasoning_tokens")
     hidden = isinstance(thought, int) and thought > 0
-    shown = any(part(message, name) for name in REASONING)
+    shown = any(part(message, name) for name in reasoning.FIELDS)
     ended = part(choice, "finish_reason")
     ended = ended if isinstance(ended, str) else None
-    lost = finish.missing("text", ended) or ""
-    why = BROKEN_OFF if lost.startswith(finish.FAILED_ANSWER) else found.why
+    kind = finish.kind(ended)
+    why = BROKEN_OFF if kind == "failed" else found.why
     return Reply(
         text="" if why else whole(found.answer),
         reasoned=found.reasoning is not None
@@ -89,7 +84,7 @@ def read(choice: Any, usage: Any = None) -> Reply:
         or hidden
         or any(kind not in (*TEXT_PARTS, "refusal") for kind, _ in said),
         cut=finish.cut_off(ended),
-        refused=lost.startswith(finish.WITHHELD_ANSWER)
+        refused=kind == "withheld"
         or bool(part(message, "refusal"))
         or any(kind == "refusal" for kind, _ in said),
         why=why,
@@ -186,5 +181,4 @@ def _opens_refusing(text: str) -> bool:
 
 def _opening(text: str) -> str:
     """The first sentence of a text, in lower case with straight apostrophes, as far as a refusal needs it."""
-    straight = text.strip()[:OPENING].translate(_APOSTROPHES).lower()
-    return re.split(r"[.!?\n](?:\s|$)", straight)[0]
+    return re.split(r"[.!?\n](?:\s|$)", straight(text.strip()[:OPENING]).lower())[0]

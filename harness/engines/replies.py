@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from harness import finish
+from harness.reasoning import FIELDS as REASONING_FIELDS
 from harness.text import is_word, whole, without_keys
 
 WRITTEN = -2  # in front of an answer that is more than ids
@@ -39,15 +40,6 @@ _OWN_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "reasoningContent
 _THOUGHTS = (
     "thinking", "thought", "reasoning", "text", "reasoningText", "summary", "content", "value",
 )  # fmt: skip
-_FIELDS = (
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "thought",
-    "thoughts",
-    "reasoning_details",
-    "thinking_blocks",
-)
 # A call in a model's own text: <tool_call>, <|tool_calls|>, <function_calls>, <｜tool▁calls▁begin｜>,
 # <minimax:tool_call>, <|tool_calls_section_begin|>, <start_function_call>; <invoke name=...>, <function=...>.
 _CALL_MARK = re.compile(
@@ -114,7 +106,7 @@ def of_choice(choice: Any, usage: Any) -> Reply:
     content, said = _read(content_of(choice)), getattr(choice, "message", None)
     refusal = _text_of(getattr(said, "refusal", None))
     text = "\n\n".join(filter(None, (content.text, refusal)))
-    field = next(filter(None, (_thought_of(getattr(said, name, None)) for name in _FIELDS)), "")
+    field = next(filter(None, (_thought_of(getattr(said, name, None)) for name in REASONING_FIELDS)), "")
     reasoning = "\n\n".join(filter(None, (field, content.thought))) or None
     ended = finish_reason(choice.finish_reason)
     hidden = reasoning_tokens(usage) > 0 and reasoning is None

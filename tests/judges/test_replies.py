@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import reasoning
 from harness.contracts import REFUSED_TO_JUDGE
 from judges import replies, rubric
 
@@ -134,7 +135,7 @@ def test_the_text_parts_are_the_reply(content: Any, text: str, reasoned: bool) -
     assert replies.read(made) == found
 
 
-@pytest.mark.parametrize("field", replies.REASONING)
+@pytest.mark.parametrize("field", reasoning.FIELDS)
 def test_a_verdict_in_a_field_of_reasoning_is_none(field: str) -> None:
     found = replies.read(choice("", **{field: VERDICT}))
     assert (found.text, found.reasoned) == ("", True)
