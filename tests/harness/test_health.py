@@ -97,8 +97,15 @@ def test_the_bound_is_a_half_and_what_is_not_known_stops_nothing() -> None:
 
 
 @pytest.mark.requires_shared_data
-def test_the_real_solutions_that_the_docstring_counts() -> None:
+def test_the_real_texts_that_the_docstring_counts() -> None:
     files = sorted(SHARED_DATA.glob("gsm8k/*.jsonl"))
     answers = [json.loads(line)["answer"] for file in files for line in file.read_text().splitlines()]
     assert len(answers) == 8_792
     assert all(map(health.is_coherent, answers))
+    rows = [row for file in SHARED_DATA.glob("samsum/*.json") for row in json.loads(file.read_text())]
+    texts = [row[column] for row in rows for column in ("dialogue", "summary")]
+    assert len(texts) == 2_400
+    assert all(map(health.is_coherent, texts))
+    alpaca = [row["output"] for row in json.loads((SHARED_DATA / "alpaca/alpaca_1k.json").read_text())]
+    assert len(alpaca) == 1_000
+    assert sum(not health.is_coherent(text) for text in alpaca) == 4

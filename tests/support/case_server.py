@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from serving import serving
 
 Reply = tuple[int, Any]  # status, and a JSON value
 
@@ -64,10 +65,5 @@ def completion(content: Any, finish: Any = "stop", **message: Any) -> Reply:
 
 @contextmanager
 def running() -> Iterator[CaseServer]:
-    server = CaseServer()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    with serving(CaseServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

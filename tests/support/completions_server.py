@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+from serving import serving
+
 LIMITS = {"max_tokens", "max_completion_tokens"}
 SAMPLING = {"temperature", "top_p", "seed"}
 OPENAI_FIELDS = {
@@ -171,11 +173,5 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running(tokenizer: Any) -> Iterator[CompletionsServer]:
-    server = CompletionsServer(tokenizer)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(CompletionsServer(tokenizer)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from serving import serving
+
 Step = Callable[["Handler"], None]
 MARK = re.compile(r"case-[\w.-]+")
 USAGE = {"prompt_tokens": 900, "completion_tokens": 30, "total_tokens": 930}
@@ -298,12 +300,5 @@ def finish_batch(server: FaultServer, name: str, replies: dict[str, Any], status
 
 @contextmanager
 def running() -> Iterator[FaultServer]:
-    server = FaultServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(FaultServer()) as server:
         yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import ssl
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fault_server import FaultServer
+from serving import serving
 
 KEY = """\
 -----BEGIN EC PRIVATE KEY-----
@@ -62,11 +62,5 @@ class TLSServer(FaultServer):
 def running(certificate: str) -> Iterator[TLSServer]:
     with tempfile.TemporaryDirectory() as folder:
         server = TLSServer(certificate, Path(folder))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(server):
         yield server
-    finally:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
