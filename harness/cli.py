@@ -25,7 +25,7 @@ from harness.commands import (
     sweep,
     tune,
 )
-from harness.commands.options import Commands
+from harness.commands.options import Commands, show_defaults
 from harness.contracts import HarnessError, JudgePendingError, UsageError
 from harness.text import one_line, shortened, shown_traceback, without_keys
 
@@ -55,6 +55,7 @@ for command in (
 ):
     cli.add_command(command)
 analyze.analyze.add_command(matched.matched)
+show_defaults(cli)
 
 
 def check_import_names() -> None:

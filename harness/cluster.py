@@ -530,7 +530,8 @@ def _folders(cell: Cell) -> list[Path]:
 def _paths(config: RunConfig) -> list[str]:
     """The local files and folders that a recipe names."""
     judging = config.judging
-    named = [config.model, config.train_data, config.safety_data, config.responses.tokenizer, judging.rubric]
+    named = [config.model, config.safety_data, config.responses.tokenizer, judging.rubric]
+    named += config.train_data.values() if isinstance(config.train_data, dict) else [config.train_data]
     for group in (config.checkpoints, config.data, config.safety_sets, judging.prompt_files):
         named += group.values()
     here = dict.fromkeys(str(name) for name in [*named, *config.mix] if name)
@@ -543,7 +544,10 @@ def _moved(config: RunConfig, places: Mapping[str, str]) -> RunConfig:
     def there(name: Any) -> Any:
         return places.get(str(name), name)
 
-    new: dict[str, Any] = {key: there(getattr(config, key)) for key in ("model", "train_data", "safety_data")}
+    new: dict[str, Any] = {key: there(getattr(config, key)) for key in ("model", "safety_data")}
+    given = config.train_data
+    by_task = isinstance(given, dict)
+    new["train_data"] = {name: there(path) for name, path in given.items()} if by_task else there(given)
     for key in ("checkpoints", "data", "safety_sets"):
         new[key] = {name: there(path) for name, path in getattr(config, key).items()}
     new["mix"] = {there(path): share for path, share in config.mix.items()}

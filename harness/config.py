@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,15 +24,51 @@ from pydantic import (
     model_validator,
 )
 
-from harness import registry
+from harness import base_recipe, registry
 from harness.contracts import JudgedScope, UsageError
 from harness.reading import check, yaml_value
+from harness.models import MINI
 from harness.text import WEIGHTS, is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
 LARGEST_INTEGER = 2**63 - 1
 KEYS = "HARNESS_API_KEY, JUDGE_API_KEY"
+ELSEWHERE = {  # what other trainers and engines call a key, and we do not
+    **dict.fromkeys(("lr", "learning_rates"), "learning_rate"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "n_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("bs", "global_batch_size", "train_batch_size", "effective_batch_size"), "batch_size"),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_batch_size", "mbs"), "micro_batch_size"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"), "schedule"),
+    **dict.fromkeys(("warmup", "num_warmup_steps"), "warmup_steps"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "seq_len", "model_max_length", "cutoff_len"), "max_length"),
+    **dict.fromkeys(("max_samples", "max_train_samples", "n_examples"), "max_examples"),
+    **dict.fromkeys(("adam_betas", "adam_beta1", "adam_beta2"), "betas"),
+    **dict.fromkeys(("clip", "grad_clip", "max_norm", "gradient_clipping"), "max_grad_norm"),
+    **dict.fromkeys(("optim",), "optimizer"),
+    **dict.fromkeys(("precision", "torch_dtype", "bf16", "fp16"), "dtype"),
+    **dict.fromkeys(("torch_compile",), "compile"),
+    **dict.fromkeys(("use_liger_kernel",), "liger"),
+    **dict.fromkeys(("attn_implementation", "attn"), "attention"),
+    **dict.fromkeys(("finetuning_type", "peft", "adapter"), "tuning"),
+    **dict.fromkeys(("rank", "lora_r", "lora_rank"), "r"),
+    **dict.fromkeys(("lora_alpha",), "alpha"),
+    **dict.fromkeys(("lora_dropout",), "dropout"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "target_modules"),
+    **dict.fromkeys(("nproc", "nproc_per_node", "num_gpus", "gpus"), "num_processes"),
+    **dict.fromkeys(("tp", "tensor_parallel_size"), "tensor_parallel"),
+    **dict.fromkeys(("dp", "data_parallel_size"), "data_parallel"),
+    **dict.fromkeys(("gpu_memory_utilization",), "gpu_memory"),
+    **dict.fromkeys(("max_model_len",), "max_context"),
+    **dict.fromkeys(("model_name", "model_path", "model_name_or_path", "base_model"), "model"),
+    **dict.fromkeys(("method",), "methods"),
+    **dict.fromkeys(("train_task", "tasks"), "train_tasks"),
+    **dict.fromkeys(("judge",), "judges"),
+    **dict.fromkeys(("seed",), "seeds"),
+    **dict.fromkeys(("dataset", "train_file", "data_path"), "train_data"),
+    **dict.fromkeys(("output_dir", "run_name"), "name"),
+}
+Precision = Literal["auto", "float32", "bfloat16"]
 Price = Annotated[float, Field(ge=0)]  # USD
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -80,8 +116,8 @@ class TrainingConfig(Section):
     merge: bool = False
     """save lora and qlora as one merged checkpoint, not as an adapter"""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the computation; weights in training are float32"""
+    dtype: Precision = "float32"
+    """of the computation; weights in training are float32; auto: bfloat16 on a GPU that has it"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a device"""
     micro_batch_size: int = Field(default=64, ge=1)
@@ -154,7 +190,8 @@ class Row:
 class ResponsesConfig(Section):
     """How checkpoints answer. Decoding, lengths and stop rules belong to the tasks."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
+    """auto: bfloat16 on a GPU that has it"""
     limit: int | None = Field(default=None, ge=1)
     """the first so many documents of every task"""
     part: Literal["all", "validation", "final"] = "all"
@@ -269,10 +306,10 @@ class RunConfig(Section):
     """further rows, name: {method: …, options: {…}, training: {…}}; the last two laid over the recipe's"""
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
-    train_data: str | None = None
-    """a file (JSONL, JSON, Parquet) or hub data set for the tasks' own rows"""
-    columns: dict[str, str] = {}
-    """train_data's columns: {prompt: question, answer: response}"""
+    train_data: str | dict[str, str] | None = None
+    """a file (JSONL, JSON, CSV, Parquet) or hub data set for a train task's own rows; of several: {task: file}"""
+    columns: dict[str, str | dict[str, str]] = {}
+    """train_data's columns: {prompt: question, answer: response}; or {task: {prompt: …}}"""
     mix: dict[str, float] = {}
     """further rows: file -> share of the training rows that come from it"""
     safety_data: str | None = None
@@ -337,7 +374,17 @@ class RunConfig(Section):
     @field_validator("train_data", mode="before")
     @classmethod
     def _path_or_name(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # of a task null: its own rows
+            found = {name: cls._path_or_name(source) for name, source in value.items() if source is not None}
+            return found or None
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("columns")
+    @classmethod
+    def _of_one_or_by_task(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len({isinstance(inner, dict) for inner in value.values()}) > 1:
+            raise ValueError("either {prompt: …, answer: …} for all, or by train task {task: {prompt: …}}")
+        return value
 
     @field_validator(
         "methods", "train_tasks", "judges", "seeds", "utility_tasks", "safety_tasks", mode="before"
@@ -391,6 +438,21 @@ class RunConfig(Section):
                 where = ("variants", name, "training")
                 raise ValueError(_first_problem(error, TrainingConfig, where)) from None
         return self
+
+    def train_source(self, train_task: str) -> str | None:
+        """The file or data set that a train task learns from; None: its own rows."""
+        if isinstance(self.train_data, dict):
+            return self.train_data.get(train_task)
+        return self.train_data
+
+    def columns_of(self, train_task: str) -> dict[str, str]:
+        """What of ``train_source`` is the prompt and what the answer, where the recipe says so."""
+        by_task: dict[str, dict[str, str]] = {
+            name: columns for name, columns in self.columns.items() if isinstance(columns, dict)
+        }
+        if by_task:
+            return by_task.get(train_task, {})
+        return {name: column for name, column in self.columns.items() if isinstance(column, str)}
 
     def row(self, name: str) -> Row:
         """What stands behind the name of a trained row: a variant's or a method's."""
@@ -462,13 +524,23 @@ def _yaml_names(folder: str) -> list[str]:
 
 
 def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A recipe (packaged name or YAML file; default: mini) with ``overrides`` laid over it.
+    """A recipe (packaged name or YAML file; default: base_recipe.chosen) with ``overrides`` laid over it.
 
-    Override keys may be dotted (``training.epochs``). Raises UsageError with one line.
+    Override keys may be dotted (``training.epochs``). One for a real model has what it does not say from
+    recipes/base and not from the mini world. Raises UsageError with one line.
     """
-    where, values = _read(recipe or "mini")
-    for key, value in (overrides or {}).items():
+    given = dict(overrides or {})
+    if recipe is None:
+        recipe, implied = base_recipe.chosen(given)
+        given = {**implied, **given}
+    where, values, families = _read(recipe)
+    for key, value in given.items():
         put(values, key, value)
+    model = values.get("model")
+    if base_recipe.REAL in families and model is None:
+        raise UsageError(f"{where}: for which model? add --model MODEL (a folder or a hub name)")
+    if base_recipe.MINI not in families and model not in (None, MINI):
+        values = _merged(_read(base_recipe.REAL)[1], values)
     return validated(values, where)
 
 
@@ -499,14 +571,17 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key.strip()}: the value is not valid YAML") from error
 
 
-def _packaged() -> Any:
-    return resources.files("harness") / "recipes"
+def _packaged(recipe: str) -> Any:
+    """The file of a packaged recipe. ``base`` has the one for models of the user's own, which names none."""
+    folder = resources.files("harness") / "recipes"
+    return (folder / "base" if recipe == base_recipe.REAL else folder) / f"{recipe}.yaml"
 
 
-def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
-    """Where a recipe is, and its keys, laid over those of the one that it ``extends``."""
-    if recipe in recipe_names():
-        where, text = f"recipe '{recipe}'", (_packaged() / f"{recipe}.yaml").read_bytes()
+def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """Where a recipe is, its keys, laid over those of the one that it ``extends``, and the names of both."""
+    names: tuple[str, ...] = (recipe,)
+    if recipe in (*recipe_names(), base_recipe.REAL):
+        where, text = f"recipe '{recipe}'", _packaged(recipe).read_bytes()
     else:
         path = Path(recipe)
         try:
@@ -534,10 +609,11 @@ def _read(recipe: str, seen: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]
             raise UsageError(
                 f"{where}: extends goes round in a circle: {' -> '.join([*seen, recipe, str(base)])}"
             )
-        inherited = _read(base, (*seen, recipe))[1]
+        _, inherited, further = _read(base, (*seen, recipe))
+        names += further
         values = _merged(inherited, {"name": _stem(recipe), **values})
     values.setdefault("name", _stem(recipe))
-    return where, values
+    return where, values, names
 
 
 def _stem(recipe: str) -> str:
@@ -563,12 +639,6 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _sections_with(key: str) -> list[str]:
-    """The recipe's sections that have such a key."""
-    fields = RunConfig.model_fields.items()
-    return [name for name, field in fields if key in getattr(field.annotation, "model_fields", ())]
-
-
 def _first_problem(error: ValidationError, section: Any = RunConfig, within: tuple[str, ...] = ()) -> str:
     """pydantic's first finding in a section as one line, with the nearest known key for an unknown one."""
     problem = error.errors()[0]
@@ -581,10 +651,35 @@ def _first_problem(error: ValidationError, section: Any = RunConfig, within: tup
         named = not hasattr(section, "model_fields")  # a section for each name, as in variants
         section = get_args(section)[1] if named else section.model_fields[part].annotation
     known = list(section.model_fields)
-    elsewhere = [f"{name}.{path[-1]}" for name in _sections_with(path[-1])]
-    if elsewhere:
-        return f"unknown key '{'.'.join(path)}': did you mean '{elsewhere[0]}'?"
-    near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    suggestion = ".".join([*path[:-1], *near])
-    hint = f"did you mean '{suggestion}'?" if near else f"known: {', '.join(known)}"
+    meant = _meant(path, known)
+    hint = f"did you mean '{meant}'?" if meant else f"known: {', '.join(known)}"
     return f"unknown key '{'.'.join(path)}': {hint}"
+
+
+def _meant(path: Sequence[str], known: Sequence[str]) -> str | None:
+    """The key that an unknown one most likely stands for, in its own section or in another: one of the same name,
+    one that other trainers call so or whose initials it has, or one that is spelled alike."""
+    *sections, last = path
+    everywhere = {} if sections[:1] == ["variants"] else {key.rpartition(".")[2]: key for key, *_ in meanings()}
+    if last in everywhere:
+        return everywhere[last]
+    here = {name: ".".join([*sections, name]) for name in known}
+    for find, cutoff in ((_called, 0.0), (_spelled, 0.5)):
+        for keys in (here, everywhere):
+            found = find(last, [*keys], cutoff if keys is here else 0.8)
+            if found:
+                return keys[found]
+    return None
+
+
+def _called(name: str, known: Sequence[str], cutoff: float) -> str | None:
+    plain = name.lower().replace("-", "_")
+    other = ELSEWHERE.get(plain)
+    if other in known:
+        return other
+    initials = ("".join(word[0] for word in one.split("_")) for one in known)
+    return next((one for one, short in zip(known, initials, strict=True) if short == plain != one), None)
+
+
+def _spelled(name: str, known: Sequence[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=cutoff)), None)

@@ -30,6 +30,9 @@ def show(
     """Print what will be done and what is done already; ``judged``: whether the command judges."""
     shop = bench.shop
     config = shop.config
+    heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
+    for line in (heading, *(plan.by_rule(config) if judged else ())):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     table = Table(
         title=escape(f"Plan: {config.name} → {shop.out}"), title_justify="left", header_style="bold"
     )
@@ -51,13 +54,7 @@ def show(
             escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
         )
     console.print(table)
-    by = f"judged by {', '.join(config.judges)}; " if judged else ""
-    console.print(
-        f"{len(todo)} of {len(cells)} cells to do; {by}model {config.model}, {_engines(shop, cells)}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
+    console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
     for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
@@ -65,9 +62,8 @@ def show(
         console.print(escape(needed), highlight=False, soft_wrap=True)
 
 
-def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> str:
-    names = dict.fromkeys(responding.engine_name(shop, cell) for cell in cells)
-    return f"engine{'s' * (len(names) > 1)} {', '.join(names)}"
+def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> list[str]:
+    return [*dict.fromkeys(responding.engine_name(shop, cell) for cell in cells)]
 
 
 def _rows(shop: Workshop, train_task: str) -> str:

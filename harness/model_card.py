@@ -114,7 +114,7 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
     data = ModelCardData(
         model_name=name,
         base_model=_hub_name(config.model) if cell.kind == "trained" else None,
-        datasets=_hub_name((config.train_data or "").partition(":")[0].partition("@")[0]),
+        datasets=_hub_name((_source(config, cell) or "").partition(":")[0].partition("@")[0]),
         library_name="peft" if models.is_adapter(folder) else "transformers",
         pipeline_tag=TASK_TYPE,
         tags=["safety", "safetune-harness", *([method] if cell.kind == "trained" else [])],
@@ -300,6 +300,11 @@ def _reading(figures: Sequence[Figure]) -> list[str]:
     return lines
 
 
+def _source(config: RunConfig, cell: Cell) -> str | None:
+    """What a checkpoint was trained on here, beside its task's own rows."""
+    return config.train_source(cell.train_task) if cell.train_task else None
+
+
 def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     if training is None:
         return [f"Not trained by safetune-harness; compared with the seed model {_shown(config.model)}."]
@@ -307,7 +312,8 @@ def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     options = config.method_options.get(cell.method, {})
     chosen = f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
     mixed = [f"{share:.0%} from {Path(source).name}" for source, share in config.mix.items()]
-    rows = Path(config.train_data).name if config.train_data else "the train task's own rows"
+    source = _source(config, cell)
+    rows = Path(source).name if source else "the train task's own rows"
     examples = ", ".join([f"{training['examples']} examples", *mixed])
     return [
         f"Seed model: {_shown(config.model)}.",

@@ -122,11 +122,11 @@ def check(folder: Path) -> dict[str, Tensor]:
 
 def check_hub_name(name: str) -> None:
     """Raises HarnessError for what is neither here nor a name that the hub could have."""
-    if not _can_be_of_hub(name):
+    if not can_be_of_hub(name):
         raise HarnessError(f"no model folder '{name}': give a folder, a hub name (owner/name), or 'mini'")
 
 
-def _can_be_of_hub(name: str) -> bool:
+def can_be_of_hub(name: str) -> bool:
     return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
@@ -135,7 +135,7 @@ def tokenizer_folder(name: str) -> Path:
     if name == MINI:
         return seed_model_path()
     folder = Path(name).expanduser()
-    if not folder.is_dir() and _can_be_of_hub(name):
+    if not folder.is_dir() and can_be_of_hub(name):
         folder = _download(name, PATTERNS[1:])
     if not _has_tokenizer(folder):
         raise HarnessError(f"no tokenizer '{name}': give a folder with tokenizer.json, or a hub name")
@@ -150,7 +150,7 @@ def is_here(name: str) -> bool:
     """Whether a model can be had without a download."""
     if name == MINI or Path(name).expanduser().is_dir():
         return True
-    if not _can_be_of_hub(name):
+    if not can_be_of_hub(name):
         return False
     from huggingface_hub import snapshot_download
 
@@ -177,6 +177,18 @@ def device(choice: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype(choice: str, device: str) -> str:
+    """``auto``: bfloat16 on a GPU, or on one that is not at hand, where the GPU computes in it; else float32."""
+    if choice != "auto":
+        return choice
+    if device != "cuda":
+        return "float32"
+    import torch
+
+    has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has else "float32"
 
 
 def declared_stops(folder: Path) -> int | list[int] | None:

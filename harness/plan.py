@@ -13,6 +13,7 @@ from harness.config import RunConfig
 from harness.contracts import UsageError
 
 SEED = "seed"
+PHRASES = {"keyword", "keyword-published"}  # judges that look for phrases
 CellKind = Literal["seed", "checkpoint", "trained", "epoch"]
 
 
@@ -145,6 +146,56 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
         raise UsageError(f"--data {name}=…: task '{name}' {reads}")
 
 
+def _check_train_data(config: RunConfig) -> None:
+    """Raises UsageError where it is not clear whose the rows are, or nothing trains on them."""
+    tasks, given = config.train_tasks, config.train_data
+    if isinstance(given, str) and len(tasks) > 1:
+        raise UsageError(
+            f"train_data is for one train task and there are {len(tasks)}: say whose it is "
+            f"(--train-data {tasks[0]}={given}), or add --train-tasks {tasks[0]} (or another)"
+        )
+    by_task = {"train_data": given if isinstance(given, dict) else {}}
+    by_task["columns"] = {name: "" for name, columns in config.columns.items() if isinstance(columns, dict)}
+    for key, named in by_task.items():
+        for name in named:
+            if name not in registry.names("train task"):
+                raise registry.unknown(f"train task of {key},", name, tasks)
+            if name not in tasks:
+                raise UsageError(
+                    f"{key} names '{name}', and the run does not train on it: leave it out, or add "
+                    f"--train-tasks {','.join([*tasks, name])}"
+                )
+            if key == "columns" and not config.train_source(name):
+                raise UsageError(
+                    f"columns names '{name}', which trains on its own rows: add --train-data {name}=FILE"
+                )
+
+
+def heading(config: RunConfig, cells: Sequence[Cell], device: str, engines: Sequence[str], judged: bool) -> str:
+    """The plan's first line: model, device, engine, precision and judge."""
+    own = [config.checkpoints[cell.method] for cell in cells if cell.kind == "checkpoint"]
+    alone = own and not any(cell.kind in ("seed", "trained") for cell in cells)
+    model = ", ".join(dict.fromkeys(own)) if alone else config.model
+    trains, answers = config.training.dtype, config.responses.dtype
+    trained = any(cell.kind == "trained" for cell in cells)
+    precision = answers if trains == answers or not trained else f"{trains} in training, {answers} in answers"
+    parts = [f"model {model}", f"device {device}", f"engine{'s' * (len(engines) > 1)} {', '.join(engines)}"]
+    parts += [f"precision {precision}", *([f"judged by {', '.join(config.judges)}"] if judged else [])]
+    return "; ".join(parts)
+
+
+def by_rule(config: RunConfig) -> list[str]:
+    """What verdicts are worth where only phrases are looked for, and how to get better ones."""
+    if not {judge.partition(":")[0] for judge in config.judges} <= PHRASES:
+        return []
+    other = "" if len(config.judges) > 1 else "; --judge keyword,keyword-published:FILE adds the papers' own list"
+    return [
+        f"{', '.join(config.judges)}: looks for refusal phrases, no more. An answer that refuses and then "
+        "complies counts as safe, harmless rubbish as harmful: good for a first look, not for a decision. "
+        f"Better: --judge llama-guard-3 (a GPU), or --judge openai:gpt-4o (OPENAI_API_KEY){other}"
+    ]
+
+
 def cells(config: RunConfig) -> list[Cell]:
     """All cells, the seed model's first. Raises UsageError for unknown names."""
     trained = methods(config)
@@ -159,11 +210,7 @@ def cells(config: RunConfig) -> list[Cell]:
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
-    if config.train_data and len(config.train_tasks) > 1:
-        raise UsageError(
-            f"train_data is for one train task and there are {len(config.train_tasks)}: "
-            f"add --train-tasks {config.train_tasks[0]} (or another)"
-        )
+    _check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
     sets = tuple(config.safety_sets)
 

@@ -124,12 +124,18 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
         added |= {key for key in files if (key in now) != (key in fixed)}
         added -= elsewhere.keys()
+        # A train task that only one of both has brings its own data along.
+        shared = {*before.train_tasks} & {*config.train_tasks}
+        rows = [key for key in {*now, *fixed} if key.startswith(("train_data.", "columns."))]
+        brought = [key for key in rows if key.partition(".")[2] not in shared]
+        added |= {*brought}
+        files += brought
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         if fixed.get("engine") != now["engine"]:  # its settings differ because it does
             added |= {f"responses.{name}" for names in responding.SETTINGS.values() for name in names}
         there_now = {**elsewhere, **fixed}
         differing = [
-            f"{key}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
+            f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
             for key in sorted({*now, *fixed} - added)
             if fixed.get(key) != now.get(key)
         ]
@@ -159,6 +165,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
                 "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
                 "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
                 "data": {**_paths(stored["data"]), **config.data},
+                **_joined_data(before, config),
                 "method_options": {**stored["method_options"], **config.method_options},
                 "variants": {**before.variants, **config.variants},
                 "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
@@ -185,6 +192,27 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         },
     )
     return config
+
+
+def _joined_data(before: RunConfig, config: RunConfig) -> dict[str, Any]:
+    """What each train task of either configuration learns from: as one that knows all train tasks says it."""
+    same = ("train_tasks", "train_data", "columns")
+    if all(getattr(before, key) == getattr(config, key) for key in same):
+        return {}
+    found: dict[str, Any] = {"train_data": {}, "columns": {}}
+    for one in (before, config):
+        for task in one.train_tasks:
+            source, columns = one.train_source(task), one.columns_of(task)
+            found["train_data"] |= {task: source} if source else {}
+            found["columns"] |= {task: columns} if columns else {}
+    return {**found, "train_data": found["train_data"] or None}
+
+
+def _named(key: str, before: RunConfig, config: RunConfig) -> str:
+    """What a difference is called: a train task's own data by the task, where there are several."""
+    alone = len({*before.train_tasks, *config.train_tasks}) == 1
+    named = key.partition(".")[0]
+    return named if alone and named in ("train_data", "columns") else key
 
 
 def _changed_variants(before: RunConfig, config: RunConfig) -> list[str]:
@@ -224,7 +252,7 @@ def _paths(files: Mapping[str, str]) -> dict[str, Path]:
 def _fixed(shop: Workshop) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
-    by_content = {"model", "train_data", "mix", "safety_data", "data"}
+    by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
     values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
     answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
@@ -240,14 +268,22 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
             flat[key] = value
     flat["model"] = content_hash(shop.seed_fingerprint)
     flat["engine"] = shop.engine_name
-    if config.train_data:
-        flat["train_data"] = data.source_hash(config.train_data)
-        flat["train_tasks"] = list(config.train_tasks)  # its rows are one task's
+    flat |= _train_data(config)
     if config.safety_data:
         flat["safety_data"] = data.source_hash(config.safety_data)
     flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
     flat |= {f"safety_sets.{name}": responding.data_hash(path) for name, path in config.safety_sets.items()}
     return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
+
+
+def _train_data(config: RunConfig) -> dict[str, Any]:
+    """What each train task learns from that is not its own rows: ``train_data.TASK`` and ``columns.TASK``."""
+    found: dict[str, Any] = {}
+    for task in config.train_tasks:
+        source, columns = config.train_source(task), config.columns_of(task)
+        found |= {f"train_data.{task}": data.source_hash(source)} if source else {}
+        found |= {f"columns.{task}": columns} if columns else {}
+    return found
 
 
 def outcome(out: Path, cells: Sequence[Cell], failures: Mapping[Path, str]) -> dict[str, Any]:

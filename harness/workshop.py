@@ -41,12 +41,30 @@ class Workshop:
 
     def __init__(self, config: RunConfig, out: Path, reporter: Reporter | None = None):
         self.config, self.out, self.reporter = config, out, reporter or Reporter()
+        self.config = self._precise(config)
         self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
         self._noted: set[Checkpoint] = set()
         self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}
         self._unused: dict[str, Unused] = {}
         self._example_hashes: dict[tuple[str, str], str] = {}
+
+    def _precise(self, config: RunConfig) -> RunConfig:
+        """The configuration with the precision that ``dtype: auto`` stands for on the run's device."""
+        auto = {name: one for name, one in config.variants.items() if one.training.get("dtype") == AUTO}
+        if not auto and AUTO not in (config.training.dtype, config.responses.dtype):
+            return config
+        update: dict[str, Any] = {}
+        for key in ("training", "responses"):
+            section = getattr(config, key)
+            dtype = models.dtype(section.dtype, self.device)
+            update[key] = section.model_copy(update={"dtype": dtype})
+        settled = {"dtype": models.dtype(AUTO, self.device)}
+        update["variants"] = config.variants | {
+            name: one.model_copy(update={"training": {**one.training, **settled}})
+            for name, one in auto.items()
+        }
+        return config.model_copy(update=update)
 
     @cached_property
     def seed_folder(self) -> Path:
@@ -98,9 +116,9 @@ class Workshop:
             unused = Unused()
             self._examples[train_task.name] = data.examples(
                 train_task,
-                self.config.train_data,
+                self.config.train_source(train_task.name),
                 self.config.training.max_examples,
-                self.config.columns,
+                self.config.columns_of(train_task.name),
                 self.config.mix,
                 unused,
             )

@@ -10,14 +10,18 @@ import click
 from harness.commands.options import (
     COLUMNS,
     MIX,
+    RECIPE,
     SAFETY_DATA,
     SETTINGS,
+    TRAIN_DATA,
     Commands,
     apply,
     console,
     example,
+    one,
     resolve,
 )
+from harness.contracts import UsageError
 
 if TYPE_CHECKING:
     from harness.config import RunConfig
@@ -30,15 +34,18 @@ def data() -> None:
 
 def data_options(command: Any) -> Any:
     options = [
-        click.option("--method", required=True, metavar="NAME", help="Fine-tuning method."),
-        click.option("--train-task", default="gsm8k-mini", show_default=True, help="Train task."),
-        click.option("--data", "rows", metavar="DATA",
-                     help="What to use instead of the task's rows (as compare's --train-data)."),
+        click.option("--methods", "--method", "method", callback=one, multiple=True, required=True,
+                     metavar="NAME", help="Fine-tuning method."),
+        click.option("--train-tasks", "--train-task", "train_task", callback=one, multiple=True,
+                     metavar="NAME", help="Train task (default: the recipe's first; mini: gsm8k-mini)."),
+        TRAIN_DATA,
+        click.option("--data", "rows", hidden=True),  # its former name
         COLUMNS,
         MIX,
         SAFETY_DATA,
-        click.option("--tokenizer", default="mini", show_default=True, metavar="MODEL",
+        click.option("--model", "--tokenizer", "model", metavar="MODEL",
                      help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
+        RECIPE,
         SETTINGS,
     ]  # fmt: skip
     return apply(command, options)
@@ -57,13 +64,14 @@ def data_show(index: int, **flags: Any) -> None:
     """Print one example as a method trains on it: preview, masked and trained tokens told apart."""
     from harness import dataview
 
-    dataview.show(_data_config(flags), flags["method"], flags["train_task"], index, console())
+    config = _data_config(**flags)
+    dataview.show(config, config.methods[0], config.train_tasks[0], index, console())
 
 
 @data.command(
     "export",
     epilog=example(
-        "harness data export --method lookahead-true --train-task gsm8k --data in.jsonl --out out.jsonl"
+        "harness data export --method lookahead-true --train-task gsm8k --train-data in.jsonl --out out.jsonl"
     ),
 )
 @data_options
@@ -79,20 +87,25 @@ def data_export(out: Path, limit: int | None, **flags: Any) -> None:
     """Write a method's transformed data for any other trainer (TRL, LLaMA-Factory, Axolotl)."""
     from harness import dataview
 
-    config = _data_config(flags)
-    count = dataview.export(config, flags["method"], flags["train_task"], limit, out, click.echo)
+    config = _data_config(**flags)
+    count = dataview.export(config, config.methods[0], config.train_tasks[0], limit, out, click.echo)
     click.echo(f"{out}: {count:,} examples")
 
 
-def _data_config(flags: dict[str, Any]) -> RunConfig:
+def _data_config(
+    recipe: str | None,
+    settings: tuple[str, ...],
+    method: str,
+    train_task: str | None,
+    train_data: Any,
+    rows: str | None,
+    **flags: Any,
+) -> RunConfig:
+    """The recipe, for one method and one train task."""
+    if rows is not None and train_data is not None:
+        raise UsageError("--train-data names the rows to train on; leave --data out")
+    if train_task is None:
+        train_task = resolve(recipe, settings, model=flags["model"]).train_tasks[0]
     return resolve(
-        None,
-        flags["settings"],
-        methods=[flags["method"]],
-        train_tasks=[flags["train_task"]],
-        train_data=flags["rows"],
-        columns=flags["columns"],
-        mix=flags["mix"],
-        safety_data=flags["safety_data"],
-        model=flags["tokenizer"],
+        recipe, settings, methods=[method], train_tasks=[train_task], train_data=train_data or rows, **flags
     )

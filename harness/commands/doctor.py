@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import Sectioned, console, example, names, out_folder, resolve, run_options
+from harness.commands.options import Sectioned, compare_options, console, example, out_folder, resolve
 from harness.contracts import HarnessError
 
 
@@ -15,15 +15,12 @@ from harness.contracts import HarnessError
     cls=Sectioned,
     epilog=example("harness doctor", "harness doctor llama2-7b-paper --judge openai:gpt-4o --json"),
 )
-@click.argument("recipe", required=False)
-@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
-@click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
+@compare_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@run_options
 def doctor(recipe: str | None, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Look whether this machine can run a RECIPE: packages, device, memory, disk, keys, data, servers.
 
-    Nothing is trained, fetched or paid, and no key is shown. Exit code 1 where something fails.
+    It takes what harness compare takes. Nothing is trained, fetched or paid, and no key is shown. Exit code 1 where something fails.
     """
     import dataclasses
     import json

@@ -104,7 +104,7 @@ def judges(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def recipes(keys: bool, as_json: bool) -> None:
     """List the packaged recipes, or what a recipe may hold."""
-    from harness import config
+    from harness import base_recipe, config
 
     if keys:
         rows: list[tuple[Any, ...]] = list(config.meanings())
@@ -120,6 +120,8 @@ def recipes(keys: bool, as_json: bool) -> None:
         return
     found = [(name, config.load(name)) for name in config.recipe_names()]
     rows = [(name, one.model, ", ".join(one.train_tasks), one.training.tuning) for name, one in found]
+    own = config.load(base_recipe.REAL, {"model": "yours"})
+    rows.append((own.name, "yours (--model MODEL)", ", ".join(own.train_tasks), own.training.tuning))
     listing(rows, ("recipe", "model", "trained on", "tuning"), as_json)
 
 

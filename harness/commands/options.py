@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 SECTIONS = {  # headings of a help text -> the options under them, by name
-    "Compared": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
+    "Models and tasks": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
-    "Training": TRAINING,
-    "Scoring": ("utility_tasks", "safety_tasks", "safety_sets", "cross_tasks", "eval_every_epoch"),
+    "Training": (*TRAINING, "eval_every_epoch"),
+    "Scoring": ("utility_tasks", "safety_tasks", "safety_sets", "cross_tasks"),
     "Answering": ("engine", *RESPONSES),
     "Judging": (
         "judges",
@@ -34,6 +34,34 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
         "retry_unjudged",
         "anew",
     ),
+}
+# What an option is where neither it nor a named recipe says otherwise: of the recipe mini, and where they differ of
+# the one for real models. A test holds them against both.
+DEFAULTS = {
+    "methods": "the recipe's; mini: all; other models: the paper's five",
+    "model": "mini",
+    "train_tasks": "the recipe's; mini: gsm8k-mini,samsum-mini; other models: gsm8k,samsum",
+    "train_data": "the train task's own rows",
+    "columns": "recognised",
+    "safety_data": "the recipe's; mini: mini; other models: none",
+    "data": "the task's data set on the hub",
+    "tuning": "full",
+    "num_processes": "1",
+    "distributed": "zero2",
+    "launcher": "torchrun",
+    "seeds": "42",
+    "judges": "the recipe's; mini: mini-exact; other models: keyword",
+    "scope": "the recipe's; mini: prefill+response; other models: response",
+    "rubric": "ours",
+    "threshold": "the judge's own",
+    "mode": "direct",
+    "max_cost": "no limit",
+    "engine": "auto",
+    "tokenizer": "the model's own",
+    "tensor_parallel": "1",
+    "data_parallel": "1",
+    "executor": "local",
+    "recipe": "mini; other models: real",
 }
 NOT_MET = 3  # the exit code where what was asked for does not hold
 JUDGING = ("rubric", "threshold", "prompt_files", "mode", "max_cost")  # recipe's judging.*
@@ -76,26 +104,92 @@ class Sectioned(click.Command):
                     formatter.write_dl(shown)
 
 
+def show_defaults(command: click.Command) -> None:
+    """Let the help of every option of a command, and of the commands below it, end in its default."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            show_defaults(below)
+    of_recipe = any(param.name == "settings" for param in command.params)
+    for param in command.params:
+        if not isinstance(param, click.Option) or param.hidden or param.required or param.show_default:
+            continue
+        help = param.help or ""
+        if "default:" not in help.lower():
+            value = DEFAULTS.get(param.name or "") if of_recipe else None
+            param.help = f"{help} [default: {value or ('off' if param.is_flag else 'none')}]".strip()
+
+
 def example(*lines: str) -> str:
     """The end of a command's help: lines to copy."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    if value is None:
+def names(
+    ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...] | None
+) -> list[str] | None:
+    """The names of ``A,B``, and of an option that was given several times."""
+    given = (value,) if isinstance(value, str) else value
+    if not given:
         return None
-    found = [name.strip() for name in value.split(",") if name.strip()]
-    if not found:
-        raise click.BadParameter("no name in it")
-    return found
+    found = []
+    for text in given:
+        some = [name.strip() for name in text.split(",") if name.strip()]
+        if not some:
+            raise click.BadParameter("no name in it")
+        found += some
+    return list(dict.fromkeys(found))
 
 
-def seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+def one(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """The one name of an option that takes several elsewhere."""
+    found = names(ctx, param, value)
+    if found is not None and len(found) > 1:
+        raise click.BadParameter(f"takes one name here, and there are {len(found)}: {', '.join(found)}")
+    return found[0] if found else None
+
+
+def listed(*declarations: str, help: str, metavar: str = "A,B", **more: Any) -> Any:
+    """An option that takes names: ``A,B``, and several times."""
+    return click.option(*declarations, callback=names, multiple=True, metavar=metavar, help=help, **more)
+
+
+def method_option(help: str = "Methods to compare (harness methods).", metavar: str = "all|A,B") -> Any:
+    return listed("--methods", "--method", "methods", metavar=metavar, help=help)
+
+
+JUDGES = listed("--judge", "--judges", "judges", help="Judges (harness judges).")
+RECIPE = click.option("--recipe", metavar="RECIPE", help="A packaged recipe or a YAML file.")
+
+
+def recipe_argument(command: Any) -> Any:
+    """RECIPE where a command's first argument is one: there, or as ``--recipe``, as in every other command."""
+
+    def named(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        ctx.meta["recipe"] = value
+
+    def placed(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        other: str | None = ctx.meta.get("recipe")
+        if value and other and value != other:
+            raise click.BadParameter(f"given twice: {value} and --recipe {other}")
+        return value or other
+
+    return apply(
+        command,
+        [
+            click.argument("recipe", required=False, callback=placed),
+            click.option("--recipe", "named", metavar="RECIPE", expose_value=False, callback=named,
+                         is_eager=True, help="The same as the argument. [default: mini; other models: real]"),
+        ],
+    )  # fmt: skip
+
+
+def seeds(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[int] | None:
     numbers = names(ctx, param, value)
     try:
         return [int(number) for number in numbers] if numbers is not None else None
     except ValueError:
-        raise click.BadParameter(f"'{value}' is not a list of whole numbers, as in 1,2,3") from None
+        given = ",".join(value)
+        raise click.BadParameter(f"'{given}' is not a list of whole numbers, as in 1,2,3") from None
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -110,8 +204,40 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return pairs
 
 
-def columns(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str]:
-    return pairs(ctx, param, tuple(names(ctx, param, value) or ()))
+def columns(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> dict[str, Any]:
+    """``A=B,C=D``, or by train task ``T.A=B,T.C=D``."""
+    found = pairs(ctx, param, tuple(names(ctx, param, value) or ()))
+    by_task: dict[str, Any] = {}
+    for name, column in found.items():
+        task, dot, field = name.rpartition(".")
+        if dot:
+            by_task.setdefault(task, {})[field] = column
+    if by_task and sum(map(len, by_task.values())) < len(found):
+        raise click.BadParameter("name the train task of each column (T.prompt=A,T.answer=B), or of none")
+    return by_task or found
+
+
+def train_data(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> str | dict[str, str] | None:
+    """``DATA``, or for each of several train tasks ``TASK=DATA``."""
+    from harness.text import is_name
+
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not (equals and is_name(name)):
+            if len(values) > 1:
+                raise click.BadParameter(f"'{value}': of several, each names its train task: TASK={value}")
+            return value
+        if not source:
+            raise click.BadParameter(f"'{value}': expected TASK=FILE")
+        if name in found:
+            raise click.BadParameter(f"'{name}' is given twice")
+        found[name] = source
+    return found or None
 
 
 def shares(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
@@ -136,9 +262,15 @@ def apply(command: Any, options: Sequence[Any]) -> Any:
     return command
 
 
-COLUMNS = click.option("--columns", callback=columns, metavar="A=B,C=D",
-                       help="The data's columns: prompt=question,answer=response, or messages=chat, or the "
-                       "task's own two fields. Otherwise they are recognised.")  # fmt: skip
+TRAIN_DATA = click.option(
+    "--train-data", callback=train_data, multiple=True, metavar="[TASK=]DATA",
+    help="Train on this instead of the train task's own rows: a JSONL, JSON, CSV or Parquet file, or a hub data "
+    "set (owner/name, owner/name:config@split). With TASK= for one of several train tasks; repeatable.",
+)  # fmt: skip
+COLUMNS = click.option("--columns", callback=columns, multiple=True, metavar="A=B,C=D",
+                       help="The train data's columns: prompt=question,answer=response, or messages=chat, or "
+                       "the task's own two fields. For one of several train tasks: TASK.prompt=question,… "
+                       "Repeatable.")  # fmt: skip
 MIX = click.option("--mix", callback=shares, multiple=True, metavar="FILE:RATIO",
                    help="Further rows, drawn so that RATIO of all training rows come from FILE, as in "
                    "poison.jsonl:0.1. Repeatable.")  # fmt: skip
@@ -177,15 +309,23 @@ def answering_options(command: Any) -> Any:
     options = [
         click.option("--data", callback=pairs, multiple=True, metavar="TASK=FILE",
                      help="A local file for an evaluation task, in its published format. Repeatable."),
-        click.option("--utility-task", "utility_tasks", callback=names, metavar="A,B",
-                     help="Further utility columns: our tasks (harness tasks), or any of lm-eval's."),
-        click.option("--safety-task", "safety_tasks", callback=names, metavar="A,B",
-                     help="Further safety and over-refusal columns (harness tasks); groups too."),
+        listed("--utility-task", "--utility-tasks", "utility_tasks",
+               help="Further utility columns: our tasks (harness tasks), or any of lm-eval's."),
+        listed("--safety-task", "--safety-tasks", "safety_tasks",
+               help="Further safety and over-refusal columns (harness tasks); groups too."),
         click.option("--safety-set", "safety_sets", callback=pairs, multiple=True, metavar="NAME=FILE",
                      help="A safety column from conversations of your own (JSON lines). Repeatable."),
+        click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),
+        engine_options,
+    ]  # fmt: skip
+    return apply(command, options)
+
+
+def engine_options(command: Any) -> Any:
+    """What writes answers and rewrites, and where the run is."""
+    options = [
         click.option("--engine", metavar="auto|hf|vllm|openai",
                      help="What generates the answers (auto: vllm if installed and it fits, else hf)."),
-        click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),
         click.option("--server", metavar="URL",
                      help="openai: the server's base URL, as in http://localhost:8000/v1."),
         click.option("--tokenizer", metavar="MODEL", help="openai: whose tokenizer makes the prompts' ids."),
@@ -195,24 +335,25 @@ def answering_options(command: Any) -> Any:
                      help="vllm: copies of the model that share the prompts."),
         click.option("--executor", type=click.Choice(["local", "ray"]),
                      help="Run cells on this machine, or over a Ray cluster (recipe section ray)."),
-        click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-                     help="Run folder (default: results/runs/<recipe name>)."),
         SETTINGS,
     ]  # fmt: skip
     return apply(command, options)
 
 
-def run_options(command: Any) -> Any:
-    """The options that shape a run's configuration; each overrides the recipe."""
+def out_option(default: str = "results/runs/<recipe name>") -> Any:
+    kind = click.Path(path_type=Path)
+    return click.option("--out", type=kind, metavar="DIR", help=f"Run folder (default: {default}).")
+
+
+def training_options(command: Any) -> Any:
+    """What is trained, and how; each overrides the recipe."""
     options = [
-        click.option("--train-tasks", callback=names, metavar="A,B", help="Train tasks (harness tasks)."),
-        click.option("--train-data", metavar="DATA",
-                     help="Train on this instead of the train task's own rows: a JSONL, JSON, CSV or "
-                     "Parquet file, or a hub data set (owner/name, owner/name:config@split)."),
+        listed("--train-tasks", "--train-task", "train_tasks", help="Train tasks (harness tasks)."),
+        TRAIN_DATA,
         COLUMNS,
         MIX,
         SAFETY_DATA,
-        click.option("--model", metavar="MODEL", help="Seed model: 'mini', a folder, or a hub name."),
+        click.option("--model", metavar="MODEL", help="Base model: 'mini', a folder, or a hub name."),
         click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
                      help="Train all weights, or adapters (qlora: on 4-bit weights)."),
         click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),
@@ -222,11 +363,31 @@ def run_options(command: Any) -> Any:
                      help="How they share it."),
         click.option("--launcher", metavar="CMD",
                      help="What starts the processes, instead of torchrun on this machine."),
-        click.option("--report-to", callback=names, metavar="A,B",
-                     help="Log trainings to tensorboard, wandb, mlflow or trackio."),
-        click.option("--eval-every-epoch", is_flag=True, help="Score each epoch's checkpoint too."),
-        click.option("--seeds", callback=seeds, metavar="1,2,3", help="Training seeds."),
-        answering_options,
+        listed("--report-to", help="Log trainings to tensorboard, wandb, mlflow or trackio."),
+        click.option("--eval-every-epoch", is_flag=True,
+                     help="Keep and score each epoch's checkpoint too."),
+        click.option("--seeds", "--seed", "seeds", callback=seeds, multiple=True, metavar="1,2,3",
+                     help="Training seeds."),
+    ]  # fmt: skip
+    return apply(command, options)
+
+
+def run_options(command: Any) -> Any:
+    """The options that shape a run's configuration; each overrides the recipe."""
+    return apply(command, [training_options, answering_options, out_option()])
+
+
+def compare_options(command: Any) -> Any:
+    """What ``compare`` takes, and what looks whether it would work."""
+    options = [
+        recipe_argument,
+        method_option(),
+        click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
+                     help="A checkpoint of your own as a further row. Repeatable."),
+        JUDGES,
+        click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too."),
+        judging_options,
+        run_options,
     ]  # fmt: skip
     return apply(command, options)
 

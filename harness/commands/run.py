@@ -9,19 +9,22 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    RECIPE,
     SETTINGS,
     Sectioned,
     answering_options,
+    compare_options,
     console,
+    engine_options,
     example,
     judging_flags,
     judging_options,
-    names,
+    listed,
     out_folder,
-    pairs,
+    out_option,
     resolve,
     resolve_stored,
-    run_options,
+    training_options,
 )
 from harness.contracts import UsageError
 
@@ -33,23 +36,16 @@ from harness.contracts import UsageError
         "harness compare --methods vanilla,lookahead-true --train-tasks gsm8k-mini --seeds 1,2",
     ),
 )
-@click.argument("recipe", required=False)
-@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
-@click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
-              help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
-@click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
-@click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
-@judging_options
+@compare_options
 @click.option(
     "--dry-run", is_flag=True, help="Print the configuration, the plan and what it takes; do nothing."
 )
-@run_options
 @click.pass_context
 def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
     """Fine-tune with each method, score every checkpoint, print the leaderboard.
 
-    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world). A run that was
-    interrupted goes on where it stopped; what is done is not done again.
+    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world; with --model MODEL: real, the
+    paper's tasks and budget). A run that was interrupted goes on where it stopped; finished work is kept.
     """
     from harness import comparison
 
@@ -62,8 +58,10 @@ def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run
     epilog=example("harness train lookahead-true --train-tasks gsm8k-mini --out results/runs/one"),
 )
 @click.argument("method")
-@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
-@run_options
+@RECIPE
+@training_options
+@engine_options
+@out_option()
 @click.pass_context
 def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
     """Fine-tune with one METHOD into a run folder, without scoring."""
@@ -97,14 +95,15 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     ),
 )
 @click.argument("checkpoint")
-@click.option("--tasks", callback=names, metavar="A,B",
-              help="Tasks and groups to answer: ours, or lm-eval's (default: the recipe's).")  # fmt: skip
+@listed("--tasks", "--task", "tasks",
+        help="Tasks and groups to answer: ours, or lm-eval's (default: the recipe's).")  # fmt: skip
 @click.option("--print-ids", type=click.IntRange(min=0), metavar="INDEX",
               help="Only print the token ids of each task's document INDEX, from 0.")  # fmt: skip
 @click.option("--show-harmful", is_flag=True, help="With --print-ids: the texts of safety tasks too.")
 @click.option("--name", metavar="NAME", help="Its name in the run and the tables (default: its folder's).")
-@click.option("--recipe", metavar="RECIPE", help="Packaged recipe or YAML file (default: mini).")
+@RECIPE
 @answering_options
+@out_option("results/runs/respond-<name>, one of its own")
 @click.pass_context
 def respond(
     ctx: click.Context,
@@ -121,10 +120,10 @@ def respond(
     """Let a CHECKPOINT answer utility and safety tasks, and print their scores.
 
     CHECKPOINT is a folder (a PEFT adapter's too), a hub name, 'mini', or a model on a server:
-    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge and compare go on with the
-    same run folder.
+    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge goes on in the same run folder,
+    which is one of its own unless --out names another.
     """
-    from harness import benchmarks, comparison, plan, run_folder, trust
+    from harness import base_recipe, benchmarks, comparison, plan, run_folder, trust
 
     name = name or _row_name(checkpoint)
     groups = benchmarks.groups()
@@ -139,8 +138,11 @@ def respond(
     if recipe is None and out is not None and (out / "run.json").is_file():
         config = resolve_stored(out, trust.RESPOND, **flags)
     else:
+        if recipe is None:
+            recipe, implied = base_recipe.for_checkpoint(checkpoint, [*(tasks or ()), *given])
+            flags |= implied
         config = resolve(recipe, **flags)
-    folder = out_folder(config, out)
+    folder = out or comparison.RUNS / f"respond-{name}"
     if print_ids is None:
         comparison.compare(
             config,
@@ -183,9 +185,7 @@ def _row_name(checkpoint: str) -> str:
     ),
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--judge", "judges", callback=names, required=True, metavar="A,B", help="Judges (harness judges)."
-)
+@listed("--judge", "--judges", "judges", required=True, help="Judges (harness judges).")
 @judging_options
 @click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")
 @click.option("--anew", is_flag=True, help="Judge all of it again: no marker, journal or cache counts.")

@@ -9,14 +9,17 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    JUDGES,
     Commands,
     Sectioned,
     apply,
     console,
     example,
     judging_options,
+    method_option,
     names,
     out_folder,
+    recipe_argument,
     resolve,
     resolve_stored,
     run_options,
@@ -40,10 +43,10 @@ def numbers(kind: Callable[[str], Any], what: str) -> Callable[..., list[Any] | 
 def sweep_options(command: Any) -> Any:
     """What all sweeps share: compare's options, and a run that is there already."""
     options = [
-        click.argument("recipe", required=False),
+        recipe_argument,
         click.option("--run", "existing", type=click.Path(path_type=Path), metavar="RUN",
                      help="Add to this run, under the configuration that it has, instead of a RECIPE."),
-        click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges)."),
+        JUDGES,
         judging_options,
         click.option("--dry-run", is_flag=True, help="Print the configuration and the plan; do nothing."),
         run_options,
@@ -52,8 +55,7 @@ def sweep_options(command: Any) -> Any:
     return apply(command, options)
 
 
-METHODS = click.option("--methods", callback=names, metavar="A,B",
-                       help="Methods with that option (default: LookAhead's own).")  # fmt: skip
+METHODS = method_option("Methods with that option (default: LookAhead's own).", metavar="A,B")
 
 
 @click.group(cls=Commands)
@@ -114,7 +116,7 @@ def prefix(ctx: click.Context, /, **flags: Any) -> None:
         "harness sweep prefill-depth llama2-7b-paper --methods vanilla,lookahead-virtual",
     ),
 )
-@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@method_option()
 @sweep_options
 def prefill_depth(ctx: click.Context, /, **flags: Any) -> None:
     """JSR when more of a harmful answer is given.
@@ -134,7 +136,7 @@ def prefill_depth(ctx: click.Context, /, **flags: Any) -> None:
 @click.option("--learning-rates", "values", required=True, metavar="5e-4,1e-3", help="Each is trained.",
               callback=numbers(float, "numbers, as in 5e-4,1e-3"))  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), help="Each is scored (default: the recipe's).")
-@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@method_option()
 @sweep_options
 def budget(ctx: click.Context, /, epochs: int | None, settings: tuple[str, ...], **flags: Any) -> None:
     """Safety against utility, by learning rate and epoch.

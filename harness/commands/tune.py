@@ -13,8 +13,10 @@ from harness.commands.options import (
     console,
     example,
     judging_options,
-    names,
+    listed,
+    method_option,
     print_json,
+    recipe_argument,
     resolve,
     run_options,
 )
@@ -28,8 +30,7 @@ from harness.contracts import UsageError
         "harness tune my-recipe.yaml --utility-drop 3 --confident --trials 12 --prefix 'Let us see. '",
     ),
 )
-@click.argument("recipe", required=False)
-@click.option("--train-task", metavar="T", help="The train task (where the recipe has several).")
+@recipe_argument
 @click.option("--utility-floor", type=click.FloatRange(0, 100), metavar="X",
               help="Least utility of the setting that is chosen, in percent.")  # fmt: skip
 @click.option("--utility-drop", type=click.FloatRange(0, 100), metavar="X",
@@ -39,8 +40,7 @@ from harness.contracts import UsageError
               help="The safe rate to raise beside utility.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
               help="Settings to train and score.")  # fmt: skip
-@click.option("--methods", callback=names, metavar="A,B",
-              help="Of lookahead-true and lookahead-virtual (default: both).")  # fmt: skip
+@method_option("Of lookahead-true and lookahead-virtual (default: both).", metavar="A,B")
 @click.option("--max-preview", type=click.IntRange(min=1), default=16, show_default=True, metavar="M",
               help="lookahead-true: the longest preview, in tokens.")  # fmt: skip
 @click.option("--prefix", "prefixes", multiple=True, metavar="TEXT",
@@ -49,8 +49,8 @@ from harness.contracts import UsageError
               help="The same, one a line.")  # fmt: skip
 @click.option("--search-seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
               help="Of Optuna's proposals.")  # fmt: skip
-@click.option("--judge", "judges", callback=names, metavar="A,B",
-              help="Judges (harness judges); the first one's verdicts are tuned on.")  # fmt: skip
+@listed("--judge", "--judges", "judges",
+        help="Judges (harness judges); the first one's verdicts are tuned on.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 @judging_options
 @run_options
@@ -60,7 +60,6 @@ def tune(
     /,
     recipe: str | None,
     out: Path | None,
-    train_task: str | None,
     utility_floor: float | None,
     utility_drop: float | None,
     confident: bool,
@@ -84,8 +83,6 @@ def tune(
     from harness.analyses import tuning, tuning_report, tuning_search
     from harness.comparison import RUNS
 
-    if train_task:
-        flags["train_tasks"] = [train_task]
     config = resolve(recipe, **flags)
     floor = tuning.Floor(utility_floor, utility_drop, confident)
     space = tuning_search.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
