@@ -22,6 +22,7 @@ from harness import (
     forecast,
     judging,
     models,
+    needs,
     plan,
     registry,
     responding,
@@ -35,7 +36,7 @@ from harness import (
 )
 from harness import config as configuration
 from harness.config import RunConfig
-from harness.contracts import Budget, HarnessError, JudgePendingError, UsageError
+from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
 from harness.measure import TreeMemory
 from harness.plan import Cell
 from harness.progress import Display, Reporter
@@ -93,9 +94,9 @@ def compare(
     makes several comparisons.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
+    quiet()  # before a library is imported
     config = _with_stored_engine(config, out)
     shop = Workshop(config, out)
-    quiet()
     if until == "leaderboard":
         _check_judges(config, out)
     if dry_run:
@@ -106,7 +107,7 @@ def compare(
 
         config = cluster.settled(config)
         shop = Workshop(config, out)
-    _check(shop, kinds)
+    _check(shop, kinds, until)
     with run_folder.lock(out):
         config = run_folder.join(shop, _taken(until))
         shop = Workshop(config, out)
@@ -124,6 +125,7 @@ def compare(
         judged = judging.Judged()
         clock: dict[str, float] = defaultdict(float)
         unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+        needs.try_out(shop, unanswered)
         if until != "train":
             responding.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
         todo = _todo(bench, cells, unanswered, until)
@@ -247,31 +249,39 @@ def _unfinished(judged: judging.Judged) -> list[str]:
     return [*judged.failed.values(), *([elsewhere] if lines else [])]
 
 
+def fetch_nothing() -> None:
+    """Let nothing be fetched in this process. Before the libraries that fetch are imported."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the configuration and the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = (
-        "1"  # before their libraries are imported
-    )
+    fetch_nothing()
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     console.print(settings, highlight=False, markup=False)
     cells, bench = plan.cells(config), judging.Bench(shop)
-    if not models.is_here(config.model):
+    absent: list[str] = []  # what a run would fetch
+    if models.is_here(config.model):
+        _check(shop, kinds, until, absent)
+    else:
         models.check_hub_name(config.model)
+        _check_apart(shop, absent)
+        absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
+    missing = [f"Missing here: {line}" for line in needs.lines(config)]
+    if absent:
         estimate.show(bench, cells, cells, console, judged=until == "leaderboard")
-        console.print(
-            f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
+        for line in dict.fromkeys([*missing, *absent]):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
         return
-    _check(shop, kinds)
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
+    needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
         responding.check_functions(benchmarks.get(task, config.safety_sets))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
+    for line in missing:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
         jobs = workers.job_count(config, len(unanswered))
         expected = forecast.forecast(shop, unanswered, jobs)
@@ -359,21 +369,44 @@ def judge_again(
     _complete(judged)
 
 
-def _check(shop: Workshop, kinds: Collection[str]) -> None:
-    """Names, options, data, folders and what answers, before anything is spent."""
+def _check(shop: Workshop, kinds: Collection[str], until: Step, absent: list[str] | None = None) -> None:
+    """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
+    what a run would fetch, which raises without it."""
     cells = plan.cells(shop.config)
     if any(cell.kind == "trained" for cell in cells):
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
-    for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
-        responding.data_hash(path)
+    _check_apart(shop, absent)
     for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
         if responding.files(shop, benchmarks.get(task, shop.config.safety_sets)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
-        if cell.kind == "trained":
+        if cell.kind == "trained" and not absent:
             training.train_stage(shop, cell)
         responding.checkpoint_of(shop, cell)
     responding.check(shop, [cell for cell in cells if cell.kind in kinds])
+
+
+def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
+    """What can be known without the model: packages, plugins, options, training rows and data files."""
+    config = shop.config
+    if absent is None:
+        needs.check(config)
+    for path in (*config.data.values(), *config.safety_sets.values()):
+        responding.data_hash(path)
+    methods = [training.make_method(config, name) for name in plan.methods(config)]
+    for task in config.train_tasks if methods else ():
+        train_task = registry.load("train task", task)
+        try:
+            shop.examples(train_task)
+        except NotFetchedError:
+            if absent is None:
+                raise
+            own = f"--train-data {task}=FILE" if len(config.train_tasks) > 1 else "--train-data FILE"
+            absent.append(
+                f"The training rows of {task} are not here yet: a run fetches them; {own} takes a local copy."
+            )
+        if any(method.needs_safety_data for method in methods):
+            shop.safety_examples(train_task)
 
 
 def _check_judges(config: RunConfig, out: Path) -> None:

@@ -26,8 +26,8 @@ from pydantic import (
 
 from harness import base_recipe, registry
 from harness.contracts import JudgedScope, UsageError
-from harness.reading import check, yaml_value
 from harness.models import MINI
+from harness.reading import check, yaml_value
 from harness.text import WEIGHTS, is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
@@ -41,7 +41,9 @@ ELSEWHERE = {  # what other trainers and engines call a key, and we do not
     **dict.fromkeys(("per_device_train_batch_size", "per_device_batch_size", "mbs"), "micro_batch_size"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"), "schedule"),
     **dict.fromkeys(("warmup", "num_warmup_steps"), "warmup_steps"),
-    **dict.fromkeys(("max_seq_length", "max_seq_len", "seq_len", "model_max_length", "cutoff_len"), "max_length"),
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "seq_len", "model_max_length", "cutoff_len"), "max_length"
+    ),
     **dict.fromkeys(("max_samples", "max_train_samples", "n_examples"), "max_examples"),
     **dict.fromkeys(("adam_betas", "adam_beta1", "adam_beta2"), "betas"),
     **dict.fromkeys(("clip", "grad_clip", "max_norm", "gradient_clipping"), "max_grad_norm"),
@@ -660,15 +662,16 @@ def _meant(path: Sequence[str], known: Sequence[str]) -> str | None:
     """The key that an unknown one most likely stands for, in its own section or in another: one of the same name,
     one that other trainers call so or whose initials it has, or one that is spelled alike."""
     *sections, last = path
-    everywhere = {} if sections[:1] == ["variants"] else {key.rpartition(".")[2]: key for key, *_ in meanings()}
+    keys = [] if sections[:1] == ["variants"] else [key for key, *_ in meanings()]
+    everywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}  # the first of a name
     if last in everywhere:
         return everywhere[last]
     here = {name: ".".join([*sections, name]) for name in known}
     for find, cutoff in ((_called, 0.0), (_spelled, 0.5)):
-        for keys in (here, everywhere):
-            found = find(last, [*keys], cutoff if keys is here else 0.8)
+        for places, least in ((here, cutoff), (everywhere, 0.8)):
+            found = find(last, [*places], least)
             if found:
-                return keys[found]
+                return places[found]
     return None
 
 

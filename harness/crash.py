@@ -37,6 +37,7 @@ POINTS = (
     "batch.forgotten",
     "scores.unmarked",  # the table is to be made anew
     "report.removed",  # so is the report
+    "part.removed",  # a row, a task or weights that were to be taken out of a run
 )
 _passed: Counter[str] = Counter()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from harness import row_files
-from harness.contracts import Example, HarnessError, TrainTask, UsageError
+from harness.contracts import Example, HarnessError, NotFetchedError, TrainTask, UsageError
 from harness.mini import data as mini_data
 from harness.rows import FORMATS, MARKED, Layout, Row, Unused, chosen, recognised, to_example, under
 from harness.store import file_hash
@@ -196,7 +196,7 @@ def _hub(source: str) -> Iterator[tuple[int, Row]]:
     try:
         rows = datasets.load_dataset(named["name"], named["config"], split=named["split"] or "train")
     except Exception as error:
-        raise HarnessError(
+        raise NotFetchedError(
             f"data set '{source}' is no file here and cannot be had from the hub ({_line(error)}); "
             "check its name and the network, or give a JSONL, JSON, CSV or Parquet file"
         ) from error

@@ -19,7 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import benchmarks, estimate, http_client, judging, models, plan, registry, responding
+from harness import (
+    benchmarks,
+    data,
+    estimate,
+    http_client,
+    judging,
+    models,
+    needs,
+    plan,
+    registry,
+    responding,
+    training,
+)
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.workshop import OPENAI, Workshop
@@ -47,11 +59,13 @@ def examine(config: RunConfig, out: Path) -> list[Finding]:
         _packages,
         _names,
         _plan,
+        _needs,
         _device,
         _memory,
         _disk,
         _model,
         _data,
+        _rows,
         _engine,
         _judges,
     )
@@ -115,6 +129,19 @@ def _plan(shop: Workshop) -> Iterator[Finding]:
     cells = plan.cells(shop.config)
     plan.check_judges(shop.config.judges)
     yield Finding("pass", "recipe", f"{shop.config.name}: {len(cells)} checkpoints to score")
+
+
+def _needs(shop: Workshop) -> Iterator[Finding]:
+    """Packages of trackers, tunings and judges' engines; the options and the own code of each method."""
+    missing = needs.missing(shop.config)
+    for what, mend in missing:
+        yield Finding("fail", what.partition(":")[0].partition(" is ")[0], what, mend)
+    if not missing:
+        yield Finding("pass", "needed packages", "trackers, tunings and engines have theirs")
+    for name in plan.methods(shop.config):
+        training.make_method(shop.config, name)
+    if models.is_here(shop.config.model) and not any(map(_of_hub, _sources(shop.config))):
+        needs.try_out(shop, plan.cells(shop.config))
 
 
 def _device(shop: Workshop) -> Iterator[Finding]:
@@ -224,6 +251,35 @@ def _data(shop: Workshop) -> Iterator[Finding]:
     yield from asked.values()
     if not any(finding.status != "pass" for finding in asked.values()):
         yield Finding("pass", "evaluation data", f"{len(tasks)} tasks have theirs, or can fetch it")
+
+
+def _rows(shop: Workshop) -> Iterator[Finding]:
+    """What is trained on: files are read, by line and column; data sets of the hub are asked for."""
+    config = shop.config
+    methods = [training.make_method(config, name) for name in plan.methods(config)]
+    if not methods:
+        return
+    sources = _sources(config)
+    for source in filter(_of_hub, dict.fromkeys(filter(None, sources))):
+        named = data.HUB_NAME.fullmatch(source)
+        yield _on_hub(named["name"] if named else source, "dataset")
+    for task in config.train_tasks:
+        train_task = registry.load("train task", task)
+        source = config.train_source(task)
+        if (source and not _of_hub(source)) or config.columns_of(task):
+            yield Finding("pass", f"rows of {task}", f"{len(shop.examples(train_task)):,} from {source}")
+        if any(method.needs_safety_data for method in methods) and not _of_hub(config.safety_data):
+            shop.safety_examples(train_task)
+
+
+def _sources(config: RunConfig) -> list[str | None]:
+    """Where the rows of a run's trainings come from; None: a train task's own, which may be on the hub."""
+    given = [config.train_source(task) for task in config.train_tasks]
+    return [*given, *config.mix, *([config.safety_data] if config.safety_data else [])]
+
+
+def _of_hub(source: str | None) -> bool:
+    return source is not None and source != models.MINI and not data.is_local(source)
 
 
 def _on_hub(name: str, kind: Literal["model", "dataset"], local: str | None = None) -> Finding:

@@ -171,7 +171,9 @@ def _check_train_data(config: RunConfig) -> None:
                 )
 
 
-def heading(config: RunConfig, cells: Sequence[Cell], device: str, engines: Sequence[str], judged: bool) -> str:
+def heading(
+    config: RunConfig, cells: Sequence[Cell], device: str, engines: Sequence[str], judged: bool
+) -> str:
     """The plan's first line: model, device, engine, precision and judge."""
     own = [config.checkpoints[cell.method] for cell in cells if cell.kind == "checkpoint"]
     alone = own and not any(cell.kind in ("seed", "trained") for cell in cells)
@@ -188,7 +190,9 @@ def by_rule(config: RunConfig) -> list[str]:
     """What verdicts are worth where only phrases are looked for, and how to get better ones."""
     if not {judge.partition(":")[0] for judge in config.judges} <= PHRASES:
         return []
-    other = "" if len(config.judges) > 1 else "; --judge keyword,keyword-published:FILE adds the papers' own list"
+    other = (
+        "" if len(config.judges) > 1 else "; --judge keyword,keyword-published:FILE adds the papers' own list"
+    )
     return [
         f"{', '.join(config.judges)}: looks for refusal phrases, no more. An answer that refuses and then "
         "complies counts as safe, harmless rubbish as harmful: good for a first look, not for a decision. "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import benchmarks, chat, data, models, registry
 from harness.config import RunConfig
-from harness.contracts import Example, TrainTask
+from harness.contracts import Example, NotFetchedError, TrainTask
 from harness.models import Checkpoint
 from harness.progress import Reporter
 from harness.rows import Unused
@@ -114,16 +114,24 @@ class Workshop:
     def examples(self, train_task: TrainTask) -> list[Example]:
         if train_task.name not in self._examples:
             unused = Unused()
-            self._examples[train_task.name] = data.examples(
-                train_task,
-                self.config.train_source(train_task.name),
-                self.config.training.max_examples,
-                self.config.columns_of(train_task.name),
-                self.config.mix,
-                unused,
-            )
+            try:
+                self._examples[train_task.name] = data.examples(
+                    train_task,
+                    self.config.train_source(train_task.name),
+                    self.config.training.max_examples,
+                    self.config.columns_of(train_task.name),
+                    self.config.mix,
+                    unused,
+                )
+            except NotFetchedError as error:
+                raise NotFetchedError(self._by_task(str(error), train_task.name)) from error
             self._unused[train_task.name] = unused
         return self._examples[train_task.name]
+
+    def _by_task(self, line: str, train_task: str) -> str:
+        """Advice that says whose the rows are, where there are several train tasks."""
+        several = len(self.config.train_tasks) > 1
+        return line.replace("--train-data FILE", f"--train-data {train_task}=FILE") if several else line
 
     def unused(self, train_task: TrainTask) -> Unused:
         """What of the rows of ``examples`` is not trained."""

@@ -3,48 +3,100 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import console, example
+from harness.commands.options import console, example, listed
+from harness.contracts import UsageError
+
+if TYPE_CHECKING:
+    from harness.config import RunConfig
 
 
 @click.command(epilog=example("harness score results/runs/mini"))
 @click.argument("run", type=click.Path(path_type=Path))
 def score(run: Path) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
-    from harness import comparison, crash, run_folder
+    from harness import cleaning, comparison, run_folder
 
     with run_folder.opened(run) as config:
-        (run / "leaderboard.done.json").unlink(missing_ok=True)
-        crash.point("scores.unmarked", run / "leaderboard.done.json")
+        cleaning.unmark(run)
         comparison.table(config, run, console())
 
 
 @click.command(
-    epilog=example("harness clean results/runs/mini", "harness clean results/runs/mini --all --yes")
+    epilog=example(
+        "harness clean results/runs/mini",
+        "harness clean results/runs/mini --row sdft --dry-run",
+        "harness clean results/runs/mini --all --yes",
+    )
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Remove the whole run folder, scores included.")
+@listed("--row", "--rows", "rows",
+        help="Take rows out: methods, variants or checkpoints, with all that they trained and answered.")  # fmt: skip
+@listed("--task", "--tasks", "tasks",
+        help="Take tasks out: train tasks with their rows, or further columns. With --row: only what these rows "
+        "have for them, to be made anew.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(run: Path, everything: bool, yes: bool) -> None:
+def clean(
+    run: Path,
+    everything: bool,
+    rows: list[str] | None,
+    tasks: list[str] | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
     """Free a RUN's disk space: its checkpoints and unfinished trainings, or with --all everything.
 
-    Scores, responses and verdicts stay; the same compare would train anew.
+    Scores, responses and verdicts stay; the same compare would train anew. With --row or --task a row or a task
+    is taken out, and the leaderboard is made anew.
     """
     from harness import cleaning, run_folder
 
+    if everything and (rows or tasks):
+        raise UsageError("--all removes the whole run: leave out --row and --task")
     with run_folder.opened(run) as config:
-        targets = cleaning.whole(run, config) if everything else cleaning.weights(run, config)
-        if not targets:
+        after = config
+        if rows and tasks:
+            targets = cleaning.again(run, config, rows, tasks)
+        elif rows or tasks:
+            if cleaning.is_interrupted(run, config, rows or (), tasks or ()):
+                _table(run, config)
+                return
+            after = cleaning.without(config, rows or (), tasks or ())
+            targets = cleaning.part(run, config, after)
+        else:
+            targets = cleaning.whole(run, config) if everything else cleaning.weights(run, config)
+        if not targets and after == config:
             click.echo(f"{run}: nothing to remove.")
             return
         size = f"{cleaning.size(targets) / 2**20:,.0f} MiB"
         what = f"the whole run in {run}" if everything else f"{len(targets)} checkpoints of {run}"
+        if rows or tasks:
+            what = f"{' of '.join(', '.join(names) for names in (tasks, rows) if names)} from {run}"
+        if dry_run:
+            click.echo("".join(f"{target}\n" for target in targets) + f"Would remove {what} ({size}).")
+            return
         if not (yes or click.confirm(f"Remove {what} ({size})?")):
             click.echo("Nothing removed.")
             return
+        if rows or tasks:
+            scored = (run / "leaderboard.csv").exists()
+            cleaning.unmark(run)
         cleaning.remove(run, targets)
+        if rows or tasks:
+            cleaning.forget(run, config, after)
+            if scored:
+                _table(run, after)
     if everything:
         cleaning.remove_empty(run)
     click.echo(f"Removed {what} ({size}).")
+
+
+def _table(run: Path, config: RunConfig) -> None:
+    from harness import comparison
+
+    comparison.table(config, run, console())

@@ -204,9 +204,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     return pairs
 
 
-def columns(
-    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
-) -> dict[str, Any]:
+def columns(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
     """``A=B,C=D``, or by train task ``T.A=B,T.C=D``."""
     found = pairs(ctx, param, tuple(names(ctx, param, value) or ()))
     by_task: dict[str, Any] = {}

@@ -49,6 +49,8 @@ def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run
     """
     from harness import comparison
 
+    if dry_run:
+        comparison.fetch_nothing()
     config = resolve(recipe, **flags)
     comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
 
