@@ -1,6 +1,6 @@
 """Which recipe a command goes by that names none: the mini world's for the mini world's models, and for every
-other model the one of recipes/base. A model of one's own must not inherit tasks, judge and budget that were made for a
-generated language."""
+other model the one of recipes/base. A model of one's own must not inherit tasks, judge and budget that were
+made for a generated language."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def chosen(overrides: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if unknown or len({*bases.values()}) > 1:
         name = min(unknown or bases)
         raise UsageError(
-            f"--checkpoint {name}={own[name]}: from which model was it fine-tuned? Add --model BASE (a folder "
-            "or a hub name); harness respond scores a checkpoint alone"
+            f"--checkpoint {name}={own[name]}: from which model was it fine-tuned? Add --model BASE (a "
+            "folder or a hub name); harness respond scores a checkpoint alone"
         )
     return REAL, {"model": next(iter(bases.values()))}
 
 
 def for_checkpoint(checkpoint: str, tasks: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The same for a checkpoint that answers alone: it is its own model, an adapter's is its base. A model on a
-    server belongs to the mini world if all ``tasks`` do."""
+    """The same for a checkpoint that answers alone: it is its own model, an adapter's is its base. A model on
+    a server belongs to the mini world if all ``tasks`` do."""
     if checkpoint.startswith(models.SERVER):
         found = list(tasks)
         return MINI if found and all(map(_is_mini_task, found)) else REAL, {"model": models.MINI}
@@ -54,8 +54,8 @@ def for_checkpoint(checkpoint: str, tasks: Iterable[str] = ()) -> tuple[str, dic
 
 
 def is_own(place: str) -> bool:
-    """Whether a model is none of the mini world: a folder with another vocabulary, or a name on the hub. What
-    is no model at all is not, and is refused elsewhere."""
+    """Whether a model is none of the mini world: a folder with another vocabulary, or a name on the hub.
+    What is no model at all is not, and is refused elsewhere."""
     if place == models.MINI or place.startswith(models.SERVER):
         return False
     folder = Path(place).expanduser()
@@ -74,8 +74,8 @@ def _base(place: str) -> str | None:
 
 
 def _vocabulary(folder: Path) -> Any:
-    """A tokenizer's tokens and their ids, as far as they tell the mini world's from others; None where there is no
-    tokenizer. A large one is not read: the mini world's has few tokens."""
+    """A tokenizer's tokens and their ids, as far as they tell the mini world's from others; None where there
+    is no tokenizer. A large one is not read: the mini world's has few tokens."""
     file, largest = folder / _TOKENIZER, 4 * (models.locate(models.MINI) / _TOKENIZER).stat().st_size
     if not file.is_file():
         return "another format" if any(folder.glob("*.model")) else None

@@ -98,9 +98,8 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
         lists[key] = tuple(one for one in members if one not in gone) if touched else getattr(config, key)
     sets = {one: file for one, file in config.safety_sets.items() if one not in gone}
     config = config.model_copy(update={**lists, "safety_sets": sets})
-    return config.model_copy(
-        update={"data": {one: config.data[one] for one in config.data if one in _files(config)}}
-    )
+    read = _files(config)
+    return config.model_copy(update={"data": {one: config.data[one] for one in config.data if one in read}})
 
 
 def _files(config: RunConfig) -> set[str]:
@@ -110,7 +109,7 @@ def _files(config: RunConfig) -> set[str]:
 
 
 def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Sequence[str]) -> bool:
-    """Whether these rows or tasks have left the run's record already, and its leaderboard is still to be made."""
+    """Whether these rows or tasks have left the run's record, and its leaderboard is still to be made."""
     there = {*plan.methods(config), *config.checkpoints, *config.train_tasks, *plan.further(config)}
     unmarked = not (run / "leaderboard.done.json").exists() and (run / "leaderboard.csv").exists()
     return unmarked and not there.intersection([*rows, *tasks])
@@ -159,7 +158,7 @@ def forget(run: Path, before: RunConfig, after: RunConfig) -> None:
     record, folders = records.run(run), {str(cell.folder) for cell in plan.cells(after)}
     tasks = {task for cell in plan.cells(after) for task in cell.tasks}
     names = {"data": _files(after), "safety_sets": {*after.safety_sets}}
-    names |= dict.fromkeys(("train_data", "columns"), {*after.train_tasks})
+    names |= {key: {*after.train_tasks} for key in ("train_data", "columns")}
     fixed = {
         key: value
         for key, value in record.get("fixed", {}).items()

@@ -545,9 +545,9 @@ def _moved(config: RunConfig, places: Mapping[str, str]) -> RunConfig:
         return places.get(str(name), name)
 
     new: dict[str, Any] = {key: there(getattr(config, key)) for key in ("model", "safety_data")}
-    given = config.train_data
-    by_task = isinstance(given, dict)
-    new["train_data"] = {name: there(path) for name, path in given.items()} if by_task else there(given)
+    rows = config.train_data
+    by_task = {name: there(path) for name, path in rows.items()} if isinstance(rows, dict) else None
+    new["train_data"] = by_task or there(rows)
     for key in ("checkpoints", "data", "safety_sets"):
         new[key] = {name: there(path) for name, path in getattr(config, key).items()}
     new["mix"] = {there(path): share for path, share in config.mix.items()}

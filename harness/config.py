@@ -309,7 +309,7 @@ class RunConfig(Section):
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
     train_data: str | dict[str, str] | None = None
-    """a file (JSONL, JSON, CSV, Parquet) or hub data set for a train task's own rows; of several: {task: file}"""
+    """a file (JSONL, JSON, CSV, Parquet) or hub data set for a train task's own rows; several: {task: file}"""
     columns: dict[str, str | dict[str, str]] = {}
     """train_data's columns: {prompt: question, answer: response}; or {task: {prompt: …}}"""
     mix: dict[str, float] = {}
@@ -659,8 +659,8 @@ def _first_problem(error: ValidationError, section: Any = RunConfig, within: tup
 
 
 def _meant(path: Sequence[str], known: Sequence[str]) -> str | None:
-    """The key that an unknown one most likely stands for, in its own section or in another: one of the same name,
-    one that other trainers call so or whose initials it has, or one that is spelled alike."""
+    """The key that an unknown one most likely stands for, in its own section or in another: one of the same
+    name, one that other trainers call so or whose initials it has, or one that is spelled alike."""
     *sections, last = path
     keys = [] if sections[:1] == ["variants"] else [key for key, *_ in meanings()]
     everywhere = {key.rpartition(".")[2]: key for key in reversed(keys)}  # the first of a name

@@ -260,9 +260,10 @@ def _rows(shop: Workshop) -> Iterator[Finding]:
     if not methods:
         return
     sources = _sources(config)
-    for source in filter(_of_hub, dict.fromkeys(filter(None, sources))):
-        named = data.HUB_NAME.fullmatch(source)
-        yield _on_hub(named["name"] if named else source, "dataset")
+    for one in dict.fromkeys(filter(None, sources)):
+        named = data.HUB_NAME.fullmatch(one) if _of_hub(one) else None
+        if named:
+            yield _on_hub(named["name"], "dataset")
     for task in config.train_tasks:
         train_task = registry.load("train task", task)
         source = config.train_source(task)

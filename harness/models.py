@@ -180,7 +180,7 @@ def device(choice: str) -> str:
 
 
 def dtype(choice: str, device: str) -> str:
-    """``auto``: bfloat16 on a GPU, or on one that is not at hand, where the GPU computes in it; else float32."""
+    """``auto``: bfloat16 on a GPU that computes in it (one that is not at hand does), else float32."""
     if choice != "auto":
         return choice
     if device != "cuda":

@@ -1,5 +1,5 @@
-"""What would stop a run after its first training and can be found before it: packages that are missing, methods of
-others whose own code fails."""
+"""What would stop a run after its first training and can be found before it: packages that are missing,
+methods of others whose own code fails."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check(config: RunConfig) -> None:
 
 def try_out(shop: Workshop, cells: Sequence[Cell]) -> None:
     """Let each method that is not ours prepare a few rows, before anything is trained: an error of its own
-    would otherwise come after the trainings of the others. Raises HarnessError with the method and the line."""
+    would otherwise come after the others' trainings. Raises HarnessError with the method and the line."""
     tried: set[tuple[str, str]] = set()
     for cell in cells:
         if cell.kind != "trained" or cell.train_task is None or (cell.method, cell.train_task) in tried:

@@ -20,6 +20,7 @@ from harness.commands.options import (
     example,
     one,
     resolve,
+    spelled,
 )
 from harness.contracts import UsageError
 
@@ -34,16 +35,16 @@ def data() -> None:
 
 def data_options(command: Any) -> Any:
     options = [
-        click.option("--methods", "--method", "method", callback=one, multiple=True, required=True,
+        spelled("--method", "--methods", "method", callback=one, multiple=True, required=True,
                      metavar="NAME", help="Fine-tuning method."),
-        click.option("--train-tasks", "--train-task", "train_task", callback=one, multiple=True,
+        spelled("--train-task", "--train-tasks", "train_task", callback=one, multiple=True,
                      metavar="NAME", help="Train task (default: the recipe's first; mini: gsm8k-mini)."),
         TRAIN_DATA,
         click.option("--data", "rows", hidden=True),  # its former name
         COLUMNS,
         MIX,
         SAFETY_DATA,
-        click.option("--model", "--tokenizer", "model", metavar="MODEL",
+        spelled("--model", "--tokenizer", "model", metavar="MODEL",
                      help="Whose tokenizer counts the tokens (SDFT: the model that rewrites)."),
         RECIPE,
         SETTINGS,
@@ -70,9 +71,7 @@ def data_show(index: int, **flags: Any) -> None:
 
 @data.command(
     "export",
-    epilog=example(
-        "harness data export --method lookahead-true --train-task gsm8k --train-data in.jsonl --out out.jsonl"
-    ),
+    epilog=example("harness data export --method lookahead-true --train-data in.jsonl --out out.jsonl"),
 )
 @data_options
 @click.option(

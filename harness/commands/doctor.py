@@ -20,7 +20,8 @@ from harness.contracts import HarnessError
 def doctor(recipe: str | None, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Look whether this machine can run a RECIPE: packages, device, memory, disk, keys, data, servers.
 
-    It takes what harness compare takes. Nothing is trained, fetched or paid, and no key is shown. Exit code 1 where something fails.
+    It takes what harness compare takes. Nothing is trained, fetched or paid, and no key is shown. Exit code 1
+    where something fails.
     """
     import dataclasses
     import json

@@ -35,10 +35,10 @@ def score(run: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Remove the whole run folder, scores included.")
 @listed("--row", "--rows", "rows",
-        help="Take rows out: methods, variants or checkpoints, with all that they trained and answered.")  # fmt: skip
+        help="Take rows out: methods, variants or checkpoints, with what they trained and answered.")  # fmt: skip
 @listed("--task", "--tasks", "tasks",
-        help="Take tasks out: train tasks with their rows, or further columns. With --row: only what these rows "
-        "have for them, to be made anew.")  # fmt: skip
+        help="Take tasks out: train tasks with their rows, or further columns. With --row: only what these "
+        "rows have for them, to be made anew.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clean(
@@ -51,8 +51,8 @@ def clean(
 ) -> None:
     """Free a RUN's disk space: its checkpoints and unfinished trainings, or with --all everything.
 
-    Scores, responses and verdicts stay; the same compare would train anew. With --row or --task a row or a task
-    is taken out, and the leaderboard is made anew.
+    Scores, responses and verdicts stay; the same compare would train anew. With --row or --task a row or a
+    task is taken out, and the leaderboard is made anew.
     """
     from harness import cleaning, run_folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from harness.trust import Step
 
+Decorator = Callable[[Any], Any]
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 SECTIONS = {  # headings of a help text -> the options under them, by name
@@ -35,8 +36,8 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
         "anew",
     ),
 }
-# What an option is where neither it nor a named recipe says otherwise: of the recipe mini, and where they differ of
-# the one for real models. A test holds them against both.
+# What holds where neither an option nor a named recipe says otherwise: mini's, and where it differs that of
+# the recipe for real models. A test holds them against both.
 DEFAULTS = {
     "methods": "the recipe's; mini: all; other models: the paper's five",
     "model": "mini",
@@ -148,12 +149,30 @@ def one(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> s
     return found[0] if found else None
 
 
-def listed(*declarations: str, help: str, metavar: str = "A,B", **more: Any) -> Any:
+class Spelled(click.Option):
+    """An option that goes by several spellings, of which help and errors show the first."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        return f"'{self.opts[0]}'"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        spellings, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = spellings
+
+
+def spelled(*declarations: str, **more: Any) -> Decorator:
+    return click.option(*declarations, cls=Spelled, **more)
+
+
+def listed(*declarations: str, help: str, metavar: str = "A,B", **more: Any) -> Decorator:
     """An option that takes names: ``A,B``, and several times."""
-    return click.option(*declarations, callback=names, multiple=True, metavar=metavar, help=help, **more)
+    return spelled(*declarations, callback=names, multiple=True, metavar=metavar, help=help, **more)
 
 
-def method_option(help: str = "Methods to compare (harness methods).", metavar: str = "all|A,B") -> Any:
+def method_option(help: str = "Methods to compare (harness methods).", metavar: str = "all|A,B") -> Decorator:
     return listed("--methods", "--method", "methods", metavar=metavar, help=help)
 
 
@@ -162,7 +181,7 @@ RECIPE = click.option("--recipe", metavar="RECIPE", help="A packaged recipe or a
 
 
 def recipe_argument(command: Any) -> Any:
-    """RECIPE where a command's first argument is one: there, or as ``--recipe``, as in every other command."""
+    """RECIPE where a command's argument is one: there, or as ``--recipe``, as in every other command."""
 
     def named(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         ctx.meta["recipe"] = value
@@ -262,8 +281,8 @@ def apply(command: Any, options: Sequence[Any]) -> Any:
 
 TRAIN_DATA = click.option(
     "--train-data", callback=train_data, multiple=True, metavar="[TASK=]DATA",
-    help="Train on this instead of the train task's own rows: a JSONL, JSON, CSV or Parquet file, or a hub data "
-    "set (owner/name, owner/name:config@split). With TASK= for one of several train tasks; repeatable.",
+    help="Train on this instead of the train task's own rows: a JSONL, JSON, CSV or Parquet file, or a hub "
+    "data set (owner/name, owner/name:config@split). With TASK= for one of several train tasks; repeatable.",
 )  # fmt: skip
 COLUMNS = click.option("--columns", callback=columns, multiple=True, metavar="A=B,C=D",
                        help="The train data's columns: prompt=question,answer=response, or messages=chat, or "
@@ -338,7 +357,7 @@ def engine_options(command: Any) -> Any:
     return apply(command, options)
 
 
-def out_option(default: str = "results/runs/<recipe name>") -> Any:
+def out_option(default: str = "results/runs/<recipe name>") -> Decorator:
     kind = click.Path(path_type=Path)
     return click.option("--out", type=kind, metavar="DIR", help=f"Run folder (default: {default}).")
 
@@ -364,7 +383,7 @@ def training_options(command: Any) -> Any:
         listed("--report-to", help="Log trainings to tensorboard, wandb, mlflow or trackio."),
         click.option("--eval-every-epoch", is_flag=True,
                      help="Keep and score each epoch's checkpoint too."),
-        click.option("--seeds", "--seed", "seeds", callback=seeds, multiple=True, metavar="1,2,3",
+        spelled("--seeds", "--seed", "seeds", callback=seeds, multiple=True, metavar="1,2,3",
                      help="Training seeds."),
     ]  # fmt: skip
     return apply(command, options)
@@ -383,7 +402,8 @@ def compare_options(command: Any) -> Any:
         click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
                      help="A checkpoint of your own as a further row. Repeatable."),
         JUDGES,
-        click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too."),
+        click.option("--cross-tasks", is_flag=True,
+                     help="Score every checkpoint on the other utilities too."),
         judging_options,
         run_options,
     ]  # fmt: skip

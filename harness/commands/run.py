@@ -44,8 +44,8 @@ from harness.contracts import UsageError
 def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
     """Fine-tune with each method, score every checkpoint, print the leaderboard.
 
-    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world; with --model MODEL: real, the
-    paper's tasks and budget). A run that was interrupted goes on where it stopped; finished work is kept.
+    RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world; with --model MODEL: real,
+    the paper's tasks and budget). A run that was interrupted goes on where it stopped; finished work is kept.
     """
     from harness import comparison
 
@@ -122,8 +122,8 @@ def respond(
     """Let a CHECKPOINT answer utility and safety tasks, and print their scores.
 
     CHECKPOINT is a folder (a PEFT adapter's too), a hub name, 'mini', or a model on a server:
-    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge goes on in the same run folder,
-    which is one of its own unless --out names another.
+    openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge goes on in the same run
+    folder, which is one of its own unless --out names another.
     """
     from harness import base_recipe, benchmarks, comparison, plan, run_folder, trust
 
