@@ -69,7 +69,8 @@ def is_own(place: str) -> bool:
 
 def _base(place: str) -> str | None:
     """The model that an adapter names as its base; None for a whole model."""
-    folder = models.locate(place)
+    folder = Path(place).expanduser()
+    folder = folder if folder.is_dir() else models.locate(place)
     return checkpoint_limits.base_name(folder) if models.is_adapter(folder) else None
 
 

@@ -309,7 +309,7 @@ class RunConfig(Section):
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
     train_data: str | dict[str, str] | None = None
-    """a file (JSONL, JSON, CSV, Parquet) or hub data set for a train task's own rows; several: {task: file}"""
+    """a file (JSONL, JSON, CSV, Parquet) or hub data set for a train task's rows; several: {task: file}"""
     columns: dict[str, str | dict[str, str]] = {}
     """train_data's columns: {prompt: question, answer: response}; or {task: {prompt: …}}"""
     mix: dict[str, float] = {}

@@ -35,7 +35,7 @@ def score(run: Path) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Remove the whole run folder, scores included.")
 @listed("--row", "--rows", "rows",
-        help="Take rows out: methods, variants or checkpoints, with what they trained and answered.")  # fmt: skip
+        help="Take rows out (methods, variants, checkpoints), trainings and answers included.")  # fmt: skip
 @listed("--task", "--tasks", "tasks",
         help="Take tasks out: train tasks with their rows, or further columns. With --row: only what these "
         "rows have for them, to be made anew.")  # fmt: skip
