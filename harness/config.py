@@ -32,6 +32,7 @@ from harness.text import WEIGHTS, is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
+BY_TASK = ("train_data", "columns")  # keys that may hold something for each train task
 LARGEST_INTEGER = 2**63 - 1
 KEYS = "HARNESS_API_KEY, JUDGE_API_KEY"
 ELSEWHERE = {  # what other trainers and engines call a key, and we do not
@@ -638,6 +639,12 @@ def put(values: dict[str, Any], dotted: str, value: Any) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UsageError(f"'{dotted}': '{section}' is not a section")
+    there = values.get(last)
+    # One train task's rows on the command line leave those of the recipe's others.
+    if dotted in BY_TASK and isinstance(value, dict) and isinstance(there, dict):
+        both = {**there, **value}
+        by_task = dotted == "train_data" or all(isinstance(one, dict) for one in both.values())
+        value = both if by_task else value
     values[last] = value
 
 

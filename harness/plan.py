@@ -146,7 +146,7 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
         raise UsageError(f"--data {name}=…: task '{name}' {reads}")
 
 
-def _check_train_data(config: RunConfig) -> None:
+def check_train_data(config: RunConfig) -> None:
     """Raises UsageError where it is not clear whose the rows are, or nothing trains on them."""
     tasks, given = config.train_tasks, config.train_data
     if isinstance(given, str) and len(tasks) > 1:
@@ -214,7 +214,7 @@ def cells(config: RunConfig) -> list[Cell]:
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
-    _check_train_data(config)
+    check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
     sets = tuple(config.safety_sets)
 

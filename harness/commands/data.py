@@ -101,10 +101,14 @@ def _data_config(
     **flags: Any,
 ) -> RunConfig:
     """The recipe, for one method and one train task."""
+    from harness import plan
+
     if rows is not None and train_data is not None:
         raise UsageError("--train-data names the rows to train on; leave --data out")
     if train_task is None:
         train_task = resolve(recipe, settings, model=flags["model"]).train_tasks[0]
-    return resolve(
+    config = resolve(
         recipe, settings, methods=[method], train_tasks=[train_task], train_data=train_data or rows, **flags
     )
+    plan.check_train_data(config)
+    return config
