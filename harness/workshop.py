@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CLOCK = ("imports", "engine start", "tasks", "training", "generation")  # kinds of work, in seconds
 AUTO, OPENAI = "auto", "openai"
+RETRIES = "huggingface_hub.utils._http"  # what logs each try; the last one's error says the same in one line
 WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
 
@@ -223,7 +224,7 @@ def quiet() -> None:
     """No bars and notes of the libraries; ours say more. Before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in ("lm_eval", "lm-eval"):
+    for name in ("lm_eval", "lm-eval", RETRIES):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

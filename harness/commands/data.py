@@ -102,7 +102,9 @@ def _data_config(
 ) -> RunConfig:
     """The recipe, for one method and one train task."""
     from harness import plan
+    from harness.workshop import quiet
 
+    quiet()
     if rows is not None and train_data is not None:
         raise UsageError("--train-data names the rows to train on; leave --data out")
     if train_task is None:

@@ -417,6 +417,16 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
     return config.load(recipe, _overrides(settings, flags))
 
 
+def begun_with(out: Path | None) -> str | None:
+    """The recipe for a command without one that names a run which is there: the mini world's if that is the
+    run's. Then what differs is told against it."""
+    from harness import base_recipe, run_folder
+
+    there = out is not None and (out / "run.json").is_file()
+    mini = there and out is not None and run_folder.stored_config(out).model == base_recipe.MINI
+    return base_recipe.MINI if mini else None
+
+
 def resolve_stored(
     run: Path, steps: Collection[Step], settings: tuple[str, ...] = (), **flags: Any
 ) -> RunConfig:

@@ -13,6 +13,7 @@ from harness.commands.options import (
     SETTINGS,
     Sectioned,
     answering_options,
+    begun_with,
     compare_options,
     console,
     engine_options,
@@ -48,10 +49,12 @@ def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run
     the paper's tasks and budget). A run that was interrupted goes on where it stopped; finished work is kept.
     """
     from harness import comparison
+    from harness.workshop import quiet
 
+    quiet()
     if dry_run:
         comparison.fetch_nothing()
-    config = resolve(recipe, **flags)
+    config = resolve(recipe or begun_with(out), **flags)
     comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
 
 
@@ -71,7 +74,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
 
     if method == "seed":
         raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
-    config = resolve(recipe, methods=[method], **flags)
+    config = resolve(recipe or begun_with(out), methods=[method], **flags)
     own = {name: variant for name, variant in config.variants.items() if name == method}
     config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
@@ -126,7 +129,9 @@ def respond(
     folder, which is one of its own unless --out names another.
     """
     from harness import base_recipe, benchmarks, comparison, plan, run_folder, trust
+    from harness.workshop import Workshop, quiet
 
+    quiet()
     name = name or _row_name(checkpoint)
     groups = benchmarks.groups()
     given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
@@ -158,9 +163,6 @@ def respond(
         )
         config = run_folder.stored_config(folder)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
-    from harness.workshop import Workshop, quiet
-
-    quiet()
     from harness import answers
 
     if print_ids is None:

@@ -232,3 +232,16 @@ def test_a_model_of_ones_own_answers_alone(own: Path, command: Command, tmp_path
     assert f"model {own}; device cpu; engine hf; precision float32\n" in ended.out
     record = json.loads((out / "run.json").read_text())["config"]
     assert (record["model"], record["responses"]["dtype"], record["note"]) == (str(own), "float32", None)
+
+
+def test_the_hubs_retries_are_no_lines_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Five tries were ten lines before the one that says what is the matter."""
+    import logging
+
+    from huggingface_hub.utils import _http
+
+    workshop.quiet()
+    assert _http.logger.name == workshop.RETRIES
+    _http.logger.warning("Retrying in 8s [Retry 4/5].")
+    assert not caplog.records
+    assert _http.logger.isEnabledFor(logging.ERROR)
