@@ -4,6 +4,7 @@ made for a generated language."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from harness import benchmarks, checkpoint_limits, models
 from harness.contracts import UsageError
 from harness.reading import json_value
+from harness.text import is_name
 
 MINI, REAL = "mini", "real"
 MINI_DATA = "harness.mini.data"  # among the sources of every task of the mini world
@@ -51,6 +53,13 @@ def for_checkpoint(checkpoint: str, tasks: Iterable[str] = ()) -> tuple[str, dic
     if not is_own(checkpoint):
         return MINI, {}
     return REAL, {"model": _base(checkpoint) or checkpoint}
+
+
+def short_name(place: str) -> str:
+    """A row's or a run's name for a model: its folder's, or its own on the hub or a server."""
+    last = re.split(r"[/:]", place.partition("@http")[0].rstrip("/"))[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:60]
+    return name if is_name(name) else "model"
 
 
 def is_own(place: str) -> bool:

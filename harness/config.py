@@ -536,6 +536,8 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     if recipe is None:
         recipe, implied = base_recipe.chosen(given)
         given = {**implied, **given}
+        if recipe == base_recipe.REAL:  # runs of different models have folders of their own
+            given.setdefault("name", f"{recipe}-{base_recipe.short_name(str(given['model']))}")
     where, values, families = _read(recipe)
     for key, value in given.items():
         put(values, key, value)

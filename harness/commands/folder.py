@@ -94,6 +94,9 @@ def clean(
     if everything:
         cleaning.remove_empty(run)
     click.echo(f"Removed {what} ({size}).")
+    derived = [str(run / name) for name in ("figures", "analysis") if (run / name).exists()]
+    if (rows or tasks) and derived:
+        click.echo(f"Not made anew: {' and '.join(derived)} (harness figures {run}; harness analyze).")
 
 
 def _table(run: Path, config: RunConfig) -> None:

@@ -357,7 +357,7 @@ def engine_options(command: Any) -> Any:
     return apply(command, options)
 
 
-def out_option(default: str = "results/runs/<recipe name>") -> Decorator:
+def out_option(default: str = "results/runs/<name of the recipe, or real-MODEL>") -> Decorator:
     kind = click.Path(path_type=Path)
     return click.option("--out", type=kind, metavar="DIR", help=f"Run folder (default: {default}).")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def respond(
     from harness.workshop import Workshop, quiet
 
     quiet()
-    name = name or _row_name(checkpoint)
+    name = name or base_recipe.short_name(checkpoint)
     groups = benchmarks.groups()
     given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
     only = [*tasks, *given] if tasks else []
@@ -169,15 +168,6 @@ def respond(
         answers.show(folder, cells, console())
     else:
         answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
-
-
-def _row_name(checkpoint: str) -> str:
-    """A row's name for a checkpoint: its folder's, or its model's on the hub or a server."""
-    from harness.text import is_name
-
-    last = re.split(r"[/:]", checkpoint.partition("@http")[0].rstrip("/"))[-1]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:60]
-    return name if is_name(name) else "model"
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""Guards that a model of one's own takes over nothing of the mini world, and that the mini world's keep it."""
+"""Guards that a model of one's own takes nothing from the mini world, and that the mini world's keep it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ def test_the_vocabulary_tells_the_mini_world(own: Path, tmp_path: Path) -> None:
 def test_a_real_model_takes_the_papers_tasks_and_budget(own: Path) -> None:
     """RECIPE §2, §5."""
     found = config.load(None, {"model": str(own)})
-    assert (found.name, found.model, found.note, found.paper) == ("real", str(own), None, None)
+    assert (found.name, found.model, found.note, found.paper) == ("real-own", str(own), None, None)
+    assert config.load(None, {"model": "owner/Some Name", "name": "mine"}).name == "mine"
     assert found.train_tasks == ("gsm8k", "samsum")
     assert (found.safety.raw_task, found.safety.prefill_task) == ("hexphi_raw", "hexphi_prefill")
     assert (found.safety.prefill_tokens, found.judges, found.safety_data) == (3, ("keyword",), None)
@@ -178,7 +179,9 @@ def test_a_runs_record_holds_no_auto_precision(tmp_path: Path) -> None:
     settled = workshop.Workshop(asked, tmp_path).config
     assert {settled.row(name).training.dtype for name in ("vanilla", "a", "b")} == {"float32"}
     assert settled.variants["b"] == asked.variants["b"]
-    cuda = config.load("mini", {"training.dtype": "auto", "responses.dtype": "auto", "training.device": "cuda"})
+    cuda = config.load(
+        "mini", {"training.dtype": "auto", "responses.dtype": "auto", "training.device": "cuda"}
+    )
     shop = workshop.Workshop(cuda, tmp_path)
     assert {shop.config.training.dtype, shop.config.responses.dtype} <= {"float32", "bfloat16"}
     plain = config.load("mini")

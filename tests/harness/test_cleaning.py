@@ -1,5 +1,5 @@
-"""Guards what ``harness clean --row`` and ``--task`` take out of a run, and that a kill in the middle is mended by
-the same command."""
+"""Guards what ``harness clean --row`` and ``--task`` take out, and that the same command mends a kill in the
+middle."""
 
 from __future__ import annotations
 
@@ -109,7 +109,10 @@ def recipe(**overrides: Any) -> config.RunConfig:
 
 
 def test_a_train_task_goes_with_its_rows_data_and_columns() -> None:
-    given = {"train_data": {"gsm8k-mini": "a", "samsum-mini": "b"}, "columns": {"samsum-mini": {"prompt": "p"}}}
+    given = {
+        "train_data": {"gsm8k-mini": "a", "samsum-mini": "b"},
+        "columns": {"samsum-mini": {"prompt": "p"}},
+    }
     after = cleaning.without(recipe(**given), (), ["samsum-mini"])
     assert (after.train_tasks, after.train_data, after.columns) == (("gsm8k-mini",), {"gsm8k-mini": "a"}, {})
     assert {cell.folder.parts[0] for cell in plan.cells(after)} == {"seed", "gsm8k-mini"}

@@ -1,4 +1,4 @@
-"""Guards that what would stop a run after its first training is found before it, in the plan and by doctor."""
+"""Guards that what would stop a run after its first training is found before it: in the plan, by doctor."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     [
         ({"training.report_to": ["wandb"]}, (), "tracker wandb is not installed: pip install wandb, or --set "
          "training.report_to=[]"),
-        ({"training.report_to": ["wandb", "trackio"]}, ("trackio",), "tracker wandb is not installed: pip install "
-         "wandb, or --report-to trackio"),
-        ({"training.tuning": "qlora"}, (), "bitsandbytes is not installed: pip install bitsandbytes, or --tuning"),
+        ({"training.report_to": ["wandb", "trackio"]}, ("trackio",),
+         "tracker wandb is not installed: pip install wandb, or --report-to trackio"),
+        ({"training.tuning": "qlora"}, (),
+         "bitsandbytes is not installed: pip install bitsandbytes, or --tuning lora"),
         ({"training.optimizer": "adamw_8bit"}, (), "optimizer adamw_8bit: bitsandbytes is not installed"),
         ({"training.liger": True}, (), "pip install liger-kernel"),
         ({"training.num_processes": 2}, (), "DeepSpeed is not installed"),

@@ -1,4 +1,4 @@
-"""Guards that one thing is said in one way on the command line: names of options, RECIPE's place, defaults."""
+"""Guards that one thing is said in one way on the command line: options, RECIPE's place, defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from harness import cli, config
+from harness import base_recipe, cli, config
 from harness.commands import options
 from harness.contracts import UsageError
 
@@ -26,13 +26,19 @@ def leaves(group: click.Group = cli.cli, path: tuple[str, ...] = ()) -> Iterator
 
 LEAVES = dict(leaves())
 OF_RECIPES = {
-    name: command for name, command in LEAVES.items() if any(param.name == "settings" for param in command.params)
+    name: command
+    for name, command in LEAVES.items()
+    if any(param.name == "settings" for param in command.params)
 }
 
 
 def option(command: click.Command, name: str) -> click.Option | None:
     return next(
-        (one for one in command.params if isinstance(one, click.Option) and not one.hidden and name in one.opts),
+        (
+            one
+            for one in command.params
+            if isinstance(one, click.Option) and not one.hidden and name in one.opts
+        ),
         None,
     )
 
@@ -82,7 +88,7 @@ def test_the_defaults_are_those_of_the_recipes() -> None:
     assert both("scope") == (mini.safety.judged_scope, own.safety.judged_scope)
     assert both("safety_data") == (mini.safety_data, "none")
     assert own.safety_data is None
-    assert said["recipe"] == f"{mini.name}; other models: {own.name}"
+    assert said["recipe"] == f"{mini.name}; other models: {base_recipe.REAL}"
     for one in (mini, own):
         assert said["seeds"] == ",".join(map(str, one.seeds))
         assert (said["engine"], said["executor"]) == (one.engine, one.executor)
@@ -146,11 +152,9 @@ def test_recipe_has_one_place_and_one_option(command: Command) -> None:
     both = command("compare", "mini", "--recipe", "llama2-7b-paper", "--dry-run")
     assert both.code == 2
     assert "given twice: mini and --recipe llama2-7b-paper" in both.err
-    for arguments in (["compare", "--recipe", "nosuch"], ["tune", "--recipe", "nosuch", "--utility-floor", "1"],
-                      ["sweep", "prefill-depth", "--recipe", "nosuch"], ["doctor", "--recipe", "nosuch"],
-                      ["train", "vanilla", "--recipe", "nosuch"], ["respond", "mini", "--recipe", "nosuch"],
-                      ["data", "show", "--method", "vanilla", "--recipe", "nosuch"]):  # fmt: skip
-        ended = command(*arguments)
+    commands = ("compare", "tune --utility-floor 1", "sweep prefill-depth", "doctor", "train vanilla")
+    for line in (*commands, "respond mini", "data show --method vanilla"):
+        ended = command(*line.split(), "--recipe", "nosuch")
         assert (ended.code, ended.err.startswith("Error: no recipe 'nosuch'")) == (2, True), ended.err
 
 

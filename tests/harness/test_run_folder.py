@@ -67,9 +67,13 @@ def test_what_a_run_is_goes_by_content(files: tuple[str, str], tmp_path: Path) -
     for train_data in (str(moved), {GSM8K: str(moved)}):  # however it is said
         joined(out, train_tasks=[GSM8K], train_data=train_data, columns=columns(GSM8K))
     moved.write_text('{"q": "3+3?", "r": "#### 6"}\n')
-    with pytest.raises(HarnessError, match=r"What differs: train_data: [0-9a-f]{12}… there, [0-9a-f]{12}… here$"):
+    with pytest.raises(
+        HarnessError, match=r"What differs: train_data: [0-9a-f]{12}… there, [0-9a-f]{12}… here$"
+    ):
         joined(out, train_data=str(moved), **fixed)
-    with pytest.raises(HarnessError, match=r"What differs: columns: .* there, None here; train_data: .* None here$"):
+    with pytest.raises(
+        HarnessError, match=r"What differs: columns: .* there, None here; train_data: .* None here$"
+    ):
         joined(out, train_tasks=[GSM8K])
 
 
@@ -87,7 +91,9 @@ def test_a_run_grows_by_a_train_task_with_its_own_file(files: tuple[str, str], t
         f"train_data.{GSM8K}", f"train_data.{SAMSUM}", f"columns.{GSM8K}"
     }  # fmt: skip
     # Its own rows instead of the file, or the other way round, is another training.
-    with pytest.raises(HarnessError, match=rf"What differs: train_data\.{SAMSUM}: [0-9a-f]+… there, None here$"):
+    with pytest.raises(
+        HarnessError, match=rf"What differs: train_data\.{SAMSUM}: [0-9a-f]+… there, None here$"
+    ):
         joined(out, train_tasks=[SAMSUM])
     again = joined(out, train_tasks=[GSM8K], train_data=files[0], columns=columns(GSM8K))
     assert again.train_data == found.train_data
@@ -98,7 +104,9 @@ def test_a_task_that_was_trained_on_its_own_rows_takes_no_file_later(
 ) -> None:
     out = tmp_path / "run"
     joined(out)
-    with pytest.raises(HarnessError, match=rf"What differs: train_data\.{SAMSUM}: None there, [0-9a-f]+… here$"):
+    with pytest.raises(
+        HarnessError, match=rf"What differs: train_data\.{SAMSUM}: None there, [0-9a-f]+… here$"
+    ):
         joined(out, train_data={SAMSUM: files[1]})
 
 
@@ -151,7 +159,9 @@ def test_a_recipe_says_the_same(files: tuple[str, str], tmp_path: Path, command:
         config.load("mini", {"columns": {GSM8K: {"prompt": "q"}, "answer": "r"}})
 
 
-def test_the_data_command_takes_the_same_options(files: tuple[str, str], tmp_path: Path, command: Command) -> None:
+def test_the_data_command_takes_the_same_options(
+    files: tuple[str, str], tmp_path: Path, command: Command
+) -> None:
     out = tmp_path / "out.jsonl"
     flags = ["data", "export", "--method", "vanilla", "--train-task", GSM8K, "--out", out]
     named = [f"{GSM8K}.prompt=q,{GSM8K}.answer=r", "prompt=q,answer=r"]
