@@ -259,7 +259,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     config = shop.config
     fetch_nothing()
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    console.print(settings, highlight=False, markup=False)
+    console.print(settings, highlight=False, markup=False, soft_wrap=True)
     cells, bench = plan.cells(config), judging.Bench(shop)
     absent: list[str] = []  # what a run would fetch
     if models.is_here(config.model):
