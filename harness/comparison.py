@@ -23,6 +23,7 @@ from harness import (
     judging,
     models,
     plan,
+    plugin_files,
     registry,
     responding,
     run_folder,
@@ -34,7 +35,7 @@ from harness import (
     workers,
 )
 from harness import config as configuration
-from harness.config import RunConfig
+from harness.config import ClassRecord, RunConfig
 from harness.contracts import Budget, HarnessError, JudgePendingError, UsageError
 from harness.measure import TreeMemory
 from harness.plan import Cell
@@ -63,6 +64,7 @@ def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame
     from harness import tables
 
     out = overrides.pop("out", None)
+    plugin_files.forget()  # of an earlier call in this process
     resolved = (
         configuration.changed(config, overrides, "harness.compare")
         if isinstance(config, RunConfig)
@@ -119,6 +121,7 @@ def compare(
             for cell in plan.cells(config)
             if cell.kind in kinds and (not rows or cell.method in rows)
         ]
+        run_folder.check_named(out, config, cells)
         start = time.perf_counter()
         failures: dict[Path, str] = {}
         judged = judging.Judged()
@@ -269,7 +272,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     _check(shop, kinds)
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        responding.check_functions(benchmarks.get(task, config.safety_sets))
+        responding.check_functions(benchmarks.get(task, benchmarks.own(config)))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     if unanswered:
@@ -303,12 +306,12 @@ def judge_again(
         raise UsageError("--anew would forget a batch that is under way: add --judge-mode direct")
     trust.check(config, stored, out, given, trust.JUDGE)
     own = trust.owned(stored)
-    config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
+    config, judges = _with_judges(config, stored, judges)
     plan.check_judges(
         [name for name in config.judges if name not in stored.judges or registry.is_judge(name)]
     )
     if retry_unjudged or any(map(registry.combines, config.judges)):  # all others' verdicts are wanted
-        _check_installed(out, config.judges)
+        _check_installed(out, config)
     cells = plan.cells(config)
     # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
     at_hand = [
@@ -359,15 +362,26 @@ def judge_again(
     _complete(judged)
 
 
+def _with_judges(config: RunConfig, stored: RunConfig, judges: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration with further judges, and their names; of those named by file, what the run keeps."""
+    before = stored.code.model_dump()["judges"]
+    names, records = plugin_files.named("judge", judges, registry.installed_names("judge"), before)
+    code = stored.code.model_copy(
+        update={"judges": stored.code.judges | {n: ClassRecord(**record) for n, record in records.items()}}
+    )
+    both = tuple(dict.fromkeys([*stored.judges, *names]))
+    return config.model_copy(update={"judges": both, "code": code}), names
+
+
 def _check(shop: Workshop, kinds: Collection[str]) -> None:
     """Names, options, data, folders and what answers, before anything is spent."""
     cells = plan.cells(shop.config)
     if any(cell.kind == "trained" for cell in cells):
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
-    for path in (*shop.config.data.values(), *shop.config.safety_sets.values()):
+    for path in (*shop.config.data.values(), *shop.config.set_files.values()):
         responding.data_hash(path)
     for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
-        if responding.files(shop, benchmarks.get(task, shop.config.safety_sets)):
+        if responding.files(shop, benchmarks.get(task, benchmarks.own(shop.config))):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained":
@@ -379,18 +393,21 @@ def _check(shop: Workshop, kinds: Collection[str]) -> None:
 def _check_judges(config: RunConfig, out: Path) -> None:
     """Names and settings of the command's judges, and whether the run's are there."""
     if (out / "run.json").is_file():
-        _check_installed(out, run_folder.stored_config(out).judges)
+        _check_installed(out, run_folder.stored_config(out))
     plan.check_judges(config.judges)
     for name in config.judges:
         registry.make_judge(name, judging.settings(config))
 
 
-def _check_installed(out: Path, judges: Sequence[str]) -> None:
-    for name in judges:
+def _check_installed(out: Path, config: RunConfig) -> None:
+    for name in config.judges:
         if not registry.is_judge(name):
-            raise HarnessError(
-                f"{out} was judged by '{name}', which is not installed: install it, or choose another run"
-            )
+            record = config.code.judges.get(name.partition(":")[0])
+            mend = "which is not installed: install it"
+            if record:
+                again = plugin_files.option("judge", name.partition(":")[0], record.model_dump())
+                mend = f"a file with code that only the command line may name: add {again}"
+            raise HarnessError(f"{out} was judged by '{name}', {mend}, or choose another run")
 
 
 # --- the table -------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness import registry
+from harness import plugin_files, registry
 from harness.contracts import JudgedScope, UsageError
 from harness.reading import check, yaml_value
 from harness.text import WEIGHTS, is_name, printable, without_keys
@@ -256,6 +256,54 @@ class RayConfig(Section):
         return value
 
 
+class ClassRecord(Section):
+    """A class of a file that a command has named: where it was, and what was in it."""
+
+    file: str
+    class_name: str
+    sha256: str
+
+
+class TaskRecord(Section):
+    """A task of a folder that a command has named: what commands that read the run need to know of it."""
+
+    folder: str
+    version: str
+    kind: Literal["utility", "safety", "over-refusal"]
+    prefilled: bool = False
+    counted: bool = False
+    depth: int | None = None
+    decodings: tuple[dict[str, float], ...] = ()
+    foreign: bool = True
+    unscored: str = ""
+
+
+class CodeConfig(Section):
+    """Files with code (plugin_files.py). A run's record of them: no recipe may name any, and nothing is ever
+    loaded by what stands here."""
+
+    methods: dict[str, ClassRecord] = {}
+    """kept by the run: methods that the command line has named by their file"""
+    judges: dict[str, ClassRecord] = {}
+    """kept by the run: judges that the command line has named by their file"""
+    tasks: dict[str, TaskRecord] = {}
+    """kept by the run: tasks of folders that the command line has named"""
+    task_dirs: tuple[str, ...] = ()
+    """kept by the run: these folders"""
+
+
+class UtilitySet(Section):
+    """Questions with answers in a file of the user's own, and by what an answer is scored."""
+
+    file: Path
+    metric: Literal["exact", "contains", "regex", "rouge1"] = "exact"
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        return re.sub(r"[-_ ]", "", value).lower() if isinstance(value, str) else value
+
+
 class RunConfig(Section):
     name: str = "run"
     """of the run: its folder under results/runs"""
@@ -285,6 +333,9 @@ class RunConfig(Section):
     """further safety columns, over-refusal included"""
     safety_sets: dict[str, Path] = {}
     """the same from conversations of the user's own: name -> file"""
+    utility_sets: dict[str, UtilitySet] = {}
+    """utility columns from questions of the user's own: name -> {file: …, metric: exact | contains | regex |
+    rouge1}"""
     checkpoints: dict[str, str] = {}
     """further rows: the user's own checkpoints"""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
@@ -310,6 +361,7 @@ class RunConfig(Section):
     safety: SafetyConfig = SafetyConfig()
     judging: JudgingConfig = JudgingConfig()
     ray: RayConfig = RayConfig()
+    code: CodeConfig = CodeConfig()
     paper: str | None = None
     """whose published figures stand beside this setting's: lookahead-tuning"""
     note: str | None = None
@@ -366,7 +418,7 @@ class RunConfig(Section):
             raise ValueError(f"no figures of '{value}' are here; known: {', '.join(known)}")
         return value
 
-    @field_validator("checkpoints", "safety_sets", "variants")
+    @field_validator("checkpoints", "safety_sets", "utility_sets", "variants")
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
@@ -391,6 +443,18 @@ class RunConfig(Section):
                 where = ("variants", name, "training")
                 raise ValueError(_first_problem(error, TrainingConfig, where)) from None
         return self
+
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> RunConfig:
+        both = {*map(str.lower, self.safety_sets)} & {*map(str.lower, self.utility_sets)}
+        if both:
+            raise ValueError(f"utility_sets.{min(both)}: a safety set has that name; choose another")
+        return self
+
+    @property
+    def set_files(self) -> dict[str, Path]:
+        """The files of the user's own sets, by name."""
+        return {**self.safety_sets, **{name: one.file for name, one in self.utility_sets.items()}}
 
     def row(self, name: str) -> Row:
         """What stands behind the name of a trained row: a variant's or a method's."""
@@ -467,17 +531,64 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     Override keys may be dotted (``training.epochs``). Raises UsageError with one line.
     """
     where, values = _read(recipe or "mini")
-    for key, value in (overrides or {}).items():
-        put(values, key, value)
-    return validated(values, where)
+    plugin_files.refuse_in_recipe(values, where)
+    return validated(_laid_over(values, overrides or {}), where)
 
 
 def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:
     """A configuration with ``overrides`` (keys may be dotted) laid over it. Raises UsageError."""
     values = config.model_dump()  # not as JSON: what is written leaves keys out
-    for key, value in overrides.items():
+    return validated(_laid_over(values, overrides), where)
+
+
+def _laid_over(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe values with a command's own over them. What it names by file is read here, and its names and
+    record put in place: ``methods``, ``judges``, and folders of tasks under ``task_dirs``."""
+    given = dict(overrides)
+    folders = given.pop("task_dirs", None) or ()
+    for key, value in given.items():
+        if key.partition(".")[0] == "code":
+            raise UsageError(
+                f"'{key}' is a run's record; name files with code by --methods FILE.py:CLASS, "
+                "--judge FILE.py:CLASS, --task-dir DIR"
+            )
         put(values, key, value)
-    return validated(values, where)
+    code = values.setdefault("code", {})
+    own: dict[str, plugin_files.Kind] = {"methods": "method", "judges": "judge"}
+    for key, kind in own.items():
+        if key in given and isinstance(given[key], (str, list, tuple)):
+            wanted = [given[key]] if isinstance(given[key], str) else list(map(str, given[key]))
+            values[key], records = plugin_files.named(
+                kind, wanted, registry.installed_names(kind), code.get(key) or {}
+            )
+            code[key] = {**(code.get(key) or {}), **records}
+    for folder in [folders] if isinstance(folders, (str, Path)) else folders:
+        plugin_files.name_folder(folder)
+    code["task_dirs"] = [str(folder) for folder in plugin_files.folders()]
+    if code["task_dirs"]:
+        code["tasks"] = {**(code.get("tasks") or {}), **_own_tasks(values)}
+    return values
+
+
+def _own_tasks(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The records of the tasks that a run takes from folders that the command names. Raises UsageError where
+    it takes none."""
+    from harness import benchmarks
+
+    safety = values.get("safety") or {}
+    wanted = [safety.get("raw_task"), safety.get("prefill_task")] if isinstance(safety, dict) else []
+    for key in ("utility_tasks", "safety_tasks"):
+        names = values.get(key) or ()
+        wanted += [names] if isinstance(names, str) else names
+    members = benchmarks.groups()
+    single = [task for name in wanted if isinstance(name, str) for task in members.get(name, [name])]
+    there = benchmarks.of_folders()
+    found = {name: there[name].record() for name in single if name in there}
+    if not found:
+        raise UsageError(
+            f"--task-dir: which of its tasks? --utility-task or --safety-task, of {', '.join(sorted(there)[:8])}"
+        )
+    return found
 
 
 def validated(values: dict[str, Any], where: str) -> RunConfig:

@@ -40,6 +40,7 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "utility_tasks": RESPOND,  # lm-eval's tasks fetch their data
     "safety_tasks": RESPOND,
     "safety_sets": RESPOND,
+    "utility_sets": RESPOND,
     "checkpoints": RESPOND,  # reads folders, asks the hub or servers
     "judges": JUDGE,  # get exchanges and a key, or read files
     "threads": WORK,  # processes and threads without bound
@@ -92,6 +93,9 @@ INERT = frozenset(
         "ray.retries",
     }
 )
+# What a run remembers of files with code that a command has named (plugin_files.py). It is never taken from
+# there, not from one's own run either: code runs where the command line names its file, and nowhere else.
+COMMAND_LINE = frozenset({"code.methods", "code.judges", "code.tasks", "code.task_dirs"})
 STATE = "HARNESS_STATE"  # the environment variable that names the folder of this user's record
 
 
@@ -168,7 +172,9 @@ def _folder() -> Path:
 
 def _identity(config: RunConfig) -> str:
     values = _values(config)
-    return content_hash({key: values[key] for key in ACTING})
+    if not values["utility_sets"]:  # as in records from before there were any
+        del values["utility_sets"]
+    return content_hash({key: values[key] for key in ACTING if key in values})
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

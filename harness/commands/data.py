@@ -57,7 +57,8 @@ def data_show(index: int, **flags: Any) -> None:
     """Print one example as a method trains on it: preview, masked and trained tokens told apart."""
     from harness import dataview
 
-    dataview.show(_data_config(flags), flags["method"], flags["train_task"], index, console())
+    config = _data_config(flags)
+    dataview.show(config, config.methods[0], flags["train_task"], index, console())
 
 
 @data.command(
@@ -80,7 +81,7 @@ def data_export(out: Path, limit: int | None, **flags: Any) -> None:
     from harness import dataview
 
     config = _data_config(flags)
-    count = dataview.export(config, flags["method"], flags["train_task"], limit, out, click.echo)
+    count = dataview.export(config, config.methods[0], flags["train_task"], limit, out, click.echo)
     click.echo(f"{out}: {count:,} examples")
 
 

@@ -72,6 +72,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     if method == "seed":
         raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
     config = resolve(recipe, methods=[method], **flags)
+    method = config.methods[0]  # a file's class has a name
     own = {name: variant for name, variant in config.variants.items() if name == method}
     config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
@@ -128,11 +129,12 @@ def respond(
 
     name = name or _row_name(checkpoint)
     groups = benchmarks.groups()
-    given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
+    sets = {**flags["safety_sets"], **flags["utility_sets"]}
+    given = [*(flags["utility_tasks"] or ()), *(flags["safety_tasks"] or ()), *sets]
     only = [*tasks, *given] if tasks else []
     for task in tasks or ():
-        kinds = {benchmarks.get(one, flags["safety_sets"]).kind for one in groups.get(task, [task])}
-        if task not in flags["safety_sets"]:
+        if task not in sets:
+            kinds = {benchmarks.get(one).kind for one in groups.get(task, [task])}
             key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
             flags[key] = [*(flags[key] or ()), task]
     flags |= {"methods": ["seed"], "checkpoints": {name: checkpoint}}
