@@ -67,8 +67,8 @@ class Benchmark:
     @property
     def readable(self) -> bool:
         """Whether its texts are harmless: it measures a skill, and is none of lm-eval's own tasks, some of
-        which are about toxic language."""
-        return self.kind == "utility" and not self.foreign
+        which are about toxic language, and of no folder that a run names."""
+        return self.kind == "utility" and not self.foreign and self.folder is None
 
     def prefill_tokens(self, otherwise: int) -> int | None:
         """k, where the task counts its prefill in tokens; ``otherwise``: the run's."""
@@ -103,8 +103,8 @@ class Benchmark:
         for name in self.local_files:
             if not Path(name).is_file():
                 raise HarnessError(
-                    f"{self.path}: dataset_kwargs.data_files names '{name}', which is not there (lm-eval looks "
-                    "for it from the folder that the command is run in)"
+                    f"{self.path}: dataset_kwargs.data_files names '{name}', which is not there (lm-eval "
+                    "looks for it from the folder that the command is run in)"
                 )
             hashes.append(f"data:{file_hash(Path(name))}")
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -122,8 +122,8 @@ RECORDED = ("version", "kind", "prefilled", "counted", "depth", "decodings", "fo
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A task that a run has of its user's: a file's, behind which stands the task ``base``, or one of a folder
-    that was named (``recorded``)."""
+    """A task that a run has of its user: a file's, behind which stands the task ``base``, or one of a folder
+    that a command has named (``recorded``)."""
 
     name: str
     base: str = ""
@@ -235,8 +235,8 @@ def _included(path: Path) -> list[Path]:
 def _benchmark(
     path: Path, values: Mapping[str, Any], *, foreign: bool = False, folder: Path | None = None
 ) -> Benchmark:
-    """What a task's YAML says; lm-eval's own (``foreign``) may mean anything by our keys, but for version. One
-    of a ``folder`` of the user's own is written as those are, unless it says of what kind it is."""
+    """What a task's YAML says; lm-eval's own (``foreign``) may mean anything by our keys, but for version.
+    One of a ``folder`` of the user's own is written as those are, unless it says of what kind it is."""
     metadata = _section(values, "metadata")
     foreign = foreign or (folder is not None and "kind" not in metadata)
     given = _data_files(values) if folder is not None else ()
@@ -346,8 +346,8 @@ def metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def get(name: str, sets: Collection[OwnTask] = ()) -> Benchmark:
-    """The task of a name: one of the user's (``own``), one of ours, or one of lm-eval's. Raises UsageError with
-    the nearest name."""
+    """The task of a name: one of the user's (``own``), one of ours, or one of lm-eval's. Raises UsageError
+    with the nearest name."""
     mine = next((one for one in sets if one.name == name), None)
     if mine and mine.base:
         return replace(installed()[mine.base], name=name)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from harness import __version__, disk, plugin_files, registry
+from harness import __version__, disk, plugin_code, plugin_files, registry
 from harness.commands import (
     agreement,
     analyze,
@@ -99,7 +99,7 @@ def main() -> NoReturn:
         if refused:
             _tell(str(refused), debug)
             sys.exit(1)
-        message = plugin_files.told(error) or f"{type(error).__name__}: {shortened(error)}"
+        message = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error)}"
         _tell(f"{message} (--debug shows the traceback)", debug)
         sys.exit(1)
 

@@ -55,7 +55,7 @@ class Order:
     libraries: Mapping[str, str]
     seen: str  # the file in the run folder that a node must see; "" with a storage
     inputs: Mapping[str, str]  # local path -> its name in the storage
-    named: plugin_files.Shipment = plugin_files.Shipment()  # files with code, by their text
+    named: plugin_files.Shipment  # files with code, by their text
 
 
 # --- the cluster -------------------------------------------------------------------------------------
@@ -192,7 +192,9 @@ def run_cells(
     seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
     inputs = storage.take_in(config) if storage else {}
     versions = _versions(Workshop(config, out))
-    order = Order(config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped())
+    order = Order(
+        config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped()
+    )
     mailbox = open_mailbox(ray)
     task, shared = _task(ray, config, _work), ray.put(order)
     waiting, running, begun = deque(enumerate(todo)), dict[Any, Cell](), dict[int, str]()

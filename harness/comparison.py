@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -44,9 +44,6 @@ from harness.stages import Step
 from harness.store import Stage, files_below, write_json_atomic
 from harness.workshop import AUTO, CLOCK, Workshop, quiet
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 RUNS = Path("results/runs")
 TABLE_VERSION = 3
 FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
@@ -57,22 +54,6 @@ TITLE = "Safety and utility after fine-tuning"
 
 class CellsFailedError(HarnessError):
     """Some cells or judges failed; the others' results stand and the leaderboard is written."""
-
-
-def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
-    """The Python API behind ``harness.compare``. Quiet; raises CellsFailedError when a cell failed."""
-    from harness import tables
-
-    out = overrides.pop("out", None)
-    plugin_files.forget()  # of an earlier call in this process
-    resolved = (
-        configuration.changed(config, overrides, "harness.compare")
-        if isinstance(config, RunConfig)
-        else configuration.load(config, overrides)
-    )
-    folder = Path(out) if out else RUNS / resolved.name
-    compare(resolved, folder, Console(quiet=True))
-    return tables.read(folder)
 
 
 def compare(
@@ -443,7 +424,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         frame = leaderboard.build(results, papers.figures(config))
         long = leaderboard.long_scores(results)
         notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
-        notes += papers.notes(config)
+        notes += [*run_folder.code_notes(config), *papers.notes(config)]
         notes += filter(None, [splits.note(config.responses), config.note])
 
         def work(scratch: Path) -> None:

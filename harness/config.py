@@ -26,6 +26,7 @@ from pydantic import (
 
 from harness import plugin_files, registry
 from harness.contracts import JudgedScope, UsageError
+from harness.plugin_code import Kind
 from harness.reading import check, yaml_value
 from harness.text import WEIGHTS, is_name, printable, without_keys
 
@@ -554,7 +555,7 @@ def _laid_over(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
             )
         put(values, key, value)
     code = values.setdefault("code", {})
-    own: dict[str, plugin_files.Kind] = {"methods": "method", "judges": "judge"}
+    own: dict[str, Kind] = {"methods": "method", "judges": "judge"}
     for key, kind in own.items():
         if key in given and isinstance(given[key], (str, list, tuple)):
             wanted = [given[key]] if isinstance(given[key], str) else list(map(str, given[key]))
@@ -585,9 +586,8 @@ def _own_tasks(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     there = benchmarks.of_folders()
     found = {name: there[name].record() for name in single if name in there}
     if not found:
-        raise UsageError(
-            f"--task-dir: which of its tasks? --utility-task or --safety-task, of {', '.join(sorted(there)[:8])}"
-        )
+        shown = ", ".join(sorted(there)[:8]) or "none of its YAML files is one"
+        raise UsageError(f"--task-dir: which of its tasks? --utility-task or --safety-task ({shown})")
     return found
 
 

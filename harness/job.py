@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import model_limits, models, plugin_files, registry
+from harness import model_limits, models, plugin_code, plugin_files, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, Method
 from harness.measure import cost
@@ -235,7 +235,7 @@ def main() -> None:
             torch.distributed.barrier()
     except BaseException as error:
         print(shown_traceback(), file=sys.stderr)
-        said = plugin_files.told(error) or f"{type(error).__name__}: {shortened(error)}"
+        said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error)}"
         message = str(error) if isinstance(error, HarnessError) else said
         write_json_atomic(folder / f"error-{rank}.json", {"message": message})
         os._exit(1)  # the others may wait in a collective for ever; the launcher ends them

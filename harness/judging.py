@@ -18,7 +18,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, crash, disk, judge_models, models, plan, plugin_files, records, registry
+from harness import (
+    benchmarks,
+    crash,
+    disk,
+    judge_models,
+    models,
+    plan,
+    plugin_code,
+    plugin_files,
+    records,
+    registry,
+)
 from harness.config import RunConfig
 from harness.contracts import (
     REFUSED_TO_JUDGE,
@@ -295,7 +306,7 @@ def _kept_to_contract(
     except Exception as error:  # the type alone: its message may quote an answer
         if refused := disk.refusal(error):
             raise refused from error
-        place = plugin_files.line_of(error)
+        place = plugin_code.line_of(error)
         raise HarnessError(
             f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
             f"{f'in {place}, ' if place else ''}after {len(given)} of {len(todo)} verdicts "

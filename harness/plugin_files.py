@@ -1,36 +1,29 @@
-"""Plugins in the user's own files, for one command: ``--methods ./ema.py:Ema``, ``--judge ./mine.py:Judge`` and
-``--task-dir DIR``.
+"""Plugins in the user's own files, for one command: ``--methods ./ema.py:Ema``, ``--judge ./mine.py:Judge``
+and ``--task-dir DIR``.
 
-Such a file runs as code, so only the command at hand can name it: a recipe cannot, and what a run folder says
-of one is a record that nothing here reads. A file is read once, when it is named; what is loaded, in workers
-and on other machines too, is that text, and its SHA-256 is part of the identity of whatever it makes.
+Such a file runs as code, so only the command at hand can name it: a recipe cannot, and what a run folder
+says of one is a record that nothing is loaded by. A file is read once, when it is named; what is loaded (in
+workers and on other machines too) is that text, and its SHA-256 is part of the identity of what it makes.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
-import difflib
-import hashlib
-import inspect
 import os
 import re
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType, ModuleType, TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from harness.contracts import HarnessError, Judge, Method, UsageError
-from harness.text import is_name, printable, shortened
+from harness.contracts import UsageError
+from harness.plugin_code import CONTRACTS, ClassFile, Kind, classes, own_name
+from harness.text import is_name, printable
 
-Kind = Literal["method", "judge"]
-CONTRACTS: Mapping[str, type] = {"method": Method, "judge": Judge}
 OPTIONS: Mapping[str, str] = {"method": "--methods", "judge": "--judge"}
 LARGEST_BYTES = 10 * 2**20  # a source text; anything longer is something else
 _SPEC = re.compile(
-    r"(?:(?P<name>[^=:/\\]*)=)?(?P<file>[^:=]+\.py)(?::(?P<attribute>[^:]*))?(?::(?P<argument>.*))?", re.DOTALL
+    r"(?:(?P<name>[^=:/\\]*)=)?(?P<file>[^:=]+\.py)(?::(?P<attribute>[^:]*))?(?::(?P<argument>.*))?",
+    re.DOTALL,
 )
 
 
@@ -41,32 +34,6 @@ class Spec(NamedTuple):
     file: str
     attribute: str
     argument: str
-
-
-@dataclass(frozen=True)
-class ClassFile:
-    """A class of a file that the command has named, and the text that was in it then."""
-
-    kind: Kind
-    name: str  # under which the run has it
-    file: str  # as it was typed
-    attribute: str
-    source: bytes
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.source).hexdigest()
-
-    @property
-    def record(self) -> dict[str, str]:
-        """What a run's record keeps."""
-        return {"file": self.file, "class_name": self.attribute, "sha256": self.sha256}
-
-    def load(self) -> Any:
-        """The class. Raises HarnessError in one line, with the file's line where it has one."""
-        loaded = _attribute(self)
-        _check_contract(self, loaded)
-        return loaded
 
 
 class Shipment(NamedTuple):
@@ -118,7 +85,7 @@ def found(kind: str, name: str) -> ClassFile | None:
 
 def names(kind: str) -> dict[str, str]:
     """Names to what was typed, of a kind of plugin."""
-    return {one.name: f"{one.file}:{one.attribute}" for one in _files.values() if one.kind == kind}
+    return {one.name: one.shown for one in _files.values() if one.kind == kind}
 
 
 def sha256(kind: str, name: str) -> dict[str, str]:
@@ -166,8 +133,8 @@ def named(
     """The names for what a command line names, files read, and the records of these files by name.
 
     ``taken``: names that are somebody else's; ``before``: the records of the run that the command goes on
-    with. A class goes by the name that is typed, else by its ``name``, else by that of the class (of the file,
-    where the class is called just Method or Judge). Raises UsageError or HarnessError in one line.
+    with. A class goes by the name that is typed, else by its ``name``, else by that of the class, or of the
+    file where the class is called just Method or Judge. Raises UsageError or HarnessError in one line.
     """
     known, records = [], dict[str, dict[str, str]]()
     places: dict[str, tuple[str, str]] = {}
@@ -202,20 +169,12 @@ def _read(kind: Kind, spec: Spec) -> ClassFile:
     except OSError as error:
         raise UsageError(f"{shown}: cannot be read ({error.strerror or type(error).__name__})") from error
     if not spec.attribute.isidentifier():
-        there = _classes(source)
+        there = classes(source)
         example = f"{spec.file}:{there[0] if there else CONTRACTS[kind].__name__}"
         also = f" (it has {', '.join(there[:5])})" if there else ""
         what = f"'{printable(spec.attribute)}' is no class's name" if spec.attribute else "which class of it?"
         raise UsageError(f"{shown}: {what}{also}: {option} {example}")
     return ClassFile(kind, "", spec.file, spec.attribute, source)
-
-
-def _classes(source: bytes) -> list[str]:
-    """The classes of a file, which is not run for it."""
-    try:
-        return [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
 
 
 def _name(
@@ -226,16 +185,15 @@ def _name(
     taken: Collection[str],
 ) -> str:
     """Under which name a run has a class: two of one name are told apart by a number."""
-    wish = spec.name if spec.name is not None else _own_name(one)
+    wish = spec.name if spec.name is not None else own_name(one)
     again = f"{OPTIONS[one.kind]} NAME={spec.file}:{spec.attribute}"
     if not is_name(wish):
-        raise UsageError(f"no {one.kind} can be called '{printable(wish)[:60]}': choose a name, as in {again}")
+        shown = printable(wish)[:60]
+        raise UsageError(f"no {one.kind} can be called '{shown}': choose a name, as in {again}")
     if wish.lower() in {name.lower() for name in taken}:
-        raise UsageError(
-            f"{one.kind} '{spec.file}:{spec.attribute}': '{wish}' is the name of another; choose one: {again}"
-        )
+        raise UsageError(f"{one.kind} '{one.shown}': '{wish}' is the name of another; choose one: {again}")
     name, number = wish, 1
-    while name.lower() in {n.lower(): n for n in places} and _place_of(name, places) != place:
+    while _place_of(name, places) not in (None, place):
         if spec.name is not None:
             raise UsageError(f"two {one.kind}s are called '{wish}'; choose another name: {again}")
         number += 1
@@ -247,27 +205,13 @@ def _place_of(name: str, places: Mapping[str, tuple[str, str]]) -> tuple[str, st
     return next((place for other, place in places.items() if other.lower() == name.lower()), None)
 
 
-def _own_name(one: ClassFile) -> str:
-    """The class's ``name`` where its file gives it one, else one made from the class's or the file's."""
-    loaded = _attribute(one)
-    _check_contract(one, loaded)
-    for own in loaded.__mro__:
-        name = own.__dict__.get("name") if own.__module__ == loaded.__module__ else None
-        if isinstance(name, str):
-            return name
-    bare = one.attribute == CONTRACTS[one.kind].__name__
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", Path(one.file).stem if bare else one.attribute)
-    return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.").lower()
-
-
 def _check_same(one: ClassFile, before: Mapping[str, Any] | None) -> None:
     """Raises UsageError where a run has another file's class under that name: a changed file is the same
     plugin, trained or asked anew, but two files must not share one row."""
     if before is not None and differs(before, one.record):
         raise UsageError(
             f"'{one.name}' is {before['file']}:{before['class_name']} in that run, and other code than "
-            f"{one.file}:{one.attribute}; give it another name: "
-            f"{OPTIONS[one.kind]} NAME={one.file}:{one.attribute}"
+            f"{one.shown}; give it another name: {OPTIONS[one.kind]} NAME={one.shown}"
         )
 
 
@@ -326,133 +270,3 @@ def refuse_in_recipe(values: Mapping[str, Any], where: str) -> None:
             f"{where}: 'code' is a run's record of files with code; name them on the command line "
             "(--methods FILE.py:CLASS, --judge FILE.py:CLASS, --task-dir DIR)"
         )
-
-
-# --- loading -----------------------------------------------------------------------------------------
-
-
-def _attribute(one: ClassFile) -> Any:
-    module = _module(one)
-    loaded = getattr(module, one.attribute, None)
-    if loaded is None:
-        classes = [name for name, value in vars(module).items() if isinstance(value, type)]
-        own = [name for name in classes if getattr(module, name).__module__ == module.__name__]
-        near = difflib.get_close_matches(one.attribute, own, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(own[:5]) or 'no class'}"
-        raise UsageError(f"{one.kind} '{one.file}' has no class '{one.attribute}': {hint}")
-    return loaded
-
-
-def _module(one: ClassFile) -> ModuleType:
-    """The file's module, made once for each text. Raises HarnessError with the line that fails."""
-    content = hashlib.sha256(one.source + b"\0" + os.fsencode(one.file)).hexdigest()
-    name = f"harness_plugin_{content[:24]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    there = {*sys.modules}
-    module = sys.modules[name] = ModuleType(name)
-    module.__file__ = one.file
-    _texts.add(one.file)
-    try:
-        exec(compile(one.source, one.file, "exec", dont_inherit=True), module.__dict__)
-        _check_alone(one, there)
-    except HarnessError:
-        del sys.modules[name]
-        raise
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        place = line_of(error) or one.file
-        said = error.msg if isinstance(error, SyntaxError) else shortened(error, 200)
-        raise HarnessError(f"{one.kind} {place}: {type(error).__name__}: {printable(str(said))}") from error
-    return module
-
-
-_texts: set[str] = set()  # files whose code is at work, as tracebacks name them
-
-
-def _check_alone(one: ClassFile, before: Collection[str]) -> None:
-    """Raises HarnessError where a file imports one beside it: its text is in no identity, and stays here."""
-    beside = os.path.dirname(os.path.realpath(os.path.expanduser(one.file)))
-    for name in [name for name in sys.modules if name not in before]:
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if not file or file == one.file or name.startswith("harness_plugin_"):
-            continue
-        if os.path.dirname(os.path.realpath(file)) == beside:
-            del sys.modules[name]
-            raise HarnessError(
-                f"{one.kind} '{one.file}' imports {os.path.basename(file)} beside it: a plugin is one file "
-                "(its content says what is trained or judged anew); put both into it, or install a package"
-            )
-
-
-def _check_contract(one: ClassFile, loaded: Any) -> None:
-    """Raises HarnessError where a class is not what its kind promises."""
-    contract, place = CONTRACTS[one.kind], f"{one.kind} '{one.file}:{one.attribute}'"
-    if not (isinstance(loaded, type) and issubclass(loaded, contract)) or loaded is contract:
-        raise HarnessError(
-            f"{place} is no subclass of harness.contracts.{contract.__name__}: "
-            f"class {one.attribute}({contract.__name__}): …"
-        )
-    if one.kind == "method" and not is_dataclass(loaded):
-        raise HarnessError(f"{place} is no dataclass: put @dataclass above it")
-    if one.kind == "method" and "__dataclass_fields__" not in loaded.__dict__:
-        raise HarnessError(f"{place} is no dataclass of its own: put @dataclass above it")
-    if inspect.isabstract(loaded):
-        raise HarnessError(f"{place} lacks {', '.join(sorted(loaded.__abstractmethods__))}")
-    if one.kind == "judge" and loaded.judge is Judge.judge:
-        raise HarnessError(f"{place} lacks the method judge(self, exchanges, context)")
-    for name, promised, own in _overridden(contract, loaded):
-        if not callable(own):
-            raise HarnessError(f"{place}: '{name}' must be a method, and is {type(own).__name__}")
-        if isinstance(own, FunctionType) and not _takes(own, promised):
-            asked = ", ".join(inspect.signature(promised).parameters)
-            line = own.__code__.co_firstlineno
-            raise HarnessError(f"{one.kind} {one.file}, line {line}: {name} must take ({asked})")
-
-
-def _overridden(contract: type, loaded: type) -> Iterator[tuple[str, FunctionType, Any]]:
-    for name, promised in vars(contract).items():
-        if isinstance(promised, FunctionType) and not name.startswith("_"):
-            own = inspect.getattr_static(loaded, name)
-            if own is not promised:
-                yield name, promised, own
-
-
-def _takes(own: FunctionType, promised: FunctionType) -> bool:
-    """Whether a method can be called as the contract's is: with as many arguments in their order."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    count = sum(p.kind in kinds for p in inspect.signature(promised).parameters.values())
-    try:
-        inspect.signature(own).bind(*range(count))
-    except TypeError:
-        return False
-    return True
-
-
-# --- what goes wrong in them -------------------------------------------------------------------------
-
-
-def line_of(error: BaseException) -> str | None:
-    """``FILE, line N`` of the last line of a named file that an error went through; None where there is
-    none."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SyntaxError) and seen.filename in _texts and seen.lineno:
-            return f"{seen.filename}, line {seen.lineno}"
-        lines = [(file, line) for file, line in _frames(seen.__traceback__) if file in _texts]
-        if lines:
-            return f"{lines[-1][0]}, line {lines[-1][1]}"
-        seen = seen.__cause__
-    return None
-
-
-def told(error: BaseException) -> str | None:
-    """An error of a named file's code in one line, with its place; None where it is none of theirs."""
-    place = line_of(error)
-    return f"plugin {place}: {type(error).__name__}: {shortened(error, 200)}" if place else None
-
-
-def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:
-    while trace is not None:
-        yield trace.tb_frame.f_code.co_filename, trace.tb_lineno
-        trace = trace.tb_next

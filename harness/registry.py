@@ -23,7 +23,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from harness import plugin_files
+from harness import plugin_code, plugin_files
 from harness.contracts import HarnessError, Judge, JudgeSettings, Method, TrainTask, UsageError
 from harness.text import is_name, shortened
 
@@ -87,6 +87,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    if not near and kind in plugin_files.OPTIONS:
+        hint += "; a class in a file of yours is FILE.py:CLASS"
     return UsageError(f"unknown {kind} '{name}': {hint}")
 
 
@@ -148,8 +150,10 @@ def make_judge(spec: str, settings: JudgeSettings) -> Judge:
         own = plugin_files.found("judge", name)
         if own is None:
             raise
-        place = plugin_files.line_of(error) or f"'{own.file}:{own.attribute}'"
-        raise HarnessError(f"judge {place} cannot be made: {type(error).__name__}: {shortened(error)}") from error
+        place = plugin_code.line_of(error) or f"'{own.file}:{own.attribute}'"
+        raise HarnessError(
+            f"judge {place} cannot be made: {type(error).__name__}: {shortened(error)}"
+        ) from error
     judge.name = spec
     return judge
 

@@ -232,8 +232,22 @@ def _other_code(before: RunConfig, config: RunConfig) -> list[str]:
         for name in there.keys() & here.keys():
             if plugin_files.differs(there[name].model_dump(), here[name].model_dump()):
                 shown = [f"{one.file}:{one.class_name}" for one in (there[name], here[name])]
-                lines.append(f"{kind} {name}: {shown[0]} there, {shown[1]} here (another name? NAME={shown[1]})")
+                lines.append(
+                    f"{kind} {name}: {shown[0]} there, {shown[1]} here (another name? NAME={shown[1]})"
+                )
     return sorted(lines)
+
+
+def code_notes(config: RunConfig) -> list[str]:
+    """What a table says of files with code: which text is behind a row, a judge or a column."""
+    parts = [
+        f"{kind} {name} ({Path(one.file).name}:{one.class_name}, SHA-256 {one.sha256[:12]}…)"
+        for kind, records in (("method", config.code.methods), ("judge", config.code.judges))
+        for name, one in records.items()
+    ]
+    parts += [f"task {name} (folder {Path(one.folder).name})" for name, one in config.code.tasks.items()]
+    parts += [f"task {name} ({one.file.name}, {one.metric})" for name, one in config.utility_sets.items()]
+    return [f"From files: {', '.join(parts)}."] if parts else []
 
 
 def check_named(out: Path, config: RunConfig, cells: Sequence[Cell]) -> None:

@@ -24,7 +24,7 @@ from typing import cast
 
 from rich.console import Console
 
-from harness import disk, forecast, plugin_files
+from harness import disk, forecast, plugin_code, plugin_files
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.disk import DiskFullError
@@ -115,7 +115,9 @@ def _in_workers(
     def hire(announce: Sequence[Cell]) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, config, out, until, debug, announce, jobs, plugin_files.shipped()), daemon=True
+            target=_serve,
+            args=(theirs, config, out, until, debug, announce, jobs, plugin_files.shipped()),
+            daemon=True,
         )
         with _quiet_start():
             process.start()
@@ -239,7 +241,7 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         failure, full = str(refused or error), isinstance(refused, DiskFullError)
         if not (refused or isinstance(error, HarnessError)):
             fresh(log).write_text(shown_traceback(), encoding="utf-8")
-            said = plugin_files.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
+            said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
             failure = f"{said} (traceback: {place} in the run's folder)"
         with contextlib.suppress(Exception):  # it may be the engine's process that died
             shop.release()  # the next cell gets another

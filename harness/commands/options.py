@@ -222,14 +222,15 @@ def answering_options(command: Any) -> Any:
         click.option("--safety-set", "safety_sets", callback=pairs, multiple=True, metavar="NAME=FILE",
                      help="A safety column from conversations of your own (JSON lines). Repeatable."),
         click.option("--utility-set", "utility_sets", callback=pairs, multiple=True, metavar="NAME=FILE",
-                     help="A utility column from questions and answers of your own (JSON lines). Repeatable."),
+                     help="A utility column from questions with answers of your own (JSON lines). "
+                     "Repeatable."),
         click.option("--utility-metric", "utility_metrics", callback=metrics, multiple=True,
                      metavar="[NAME=]METRIC",
                      help="How utility sets are scored, or one of them: exact, contains, regex or rouge1 "
                      "(default: exact). Repeatable."),
         click.option("--task-dir", "task_dirs", callback=folders, multiple=True, is_eager=True, metavar="DIR",
-                     help="A folder of lm-eval tasks of your own (YAML, with their Python functions); name them "
-                     "with --utility-task or --safety-task. Repeatable."),
+                     help="A folder of lm-eval tasks of your own (YAML, with their Python functions); name "
+                     "them with --utility-task or --safety-task. Repeatable."),
         click.option("--engine", metavar="auto|hf|vllm|openai",
                      help="What generates the answers (auto: vllm if installed and it fits, else hf)."),
         click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),

@@ -1,5 +1,5 @@
-"""Data and metrics of the lm-eval tasks ``questions-exact``, ``-contains``, ``-regex`` and ``-rouge1``: questions
-and answers of the user's own."""
+"""Data and metrics of the lm-eval tasks ``questions-exact``, ``-contains``, ``-regex`` and ``-rouge1``:
+questions and answers of the user's own."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,9 +76,10 @@ def document(row: Placed, metric: str) -> dict[str, Any]:
 def references(values: Mapping[str, Any], place: str, metric: str) -> list[str]:
     """A row's right answers. Raises HarnessError where there are none, and for an expression that is none."""
     given = next((values[name] for name in REFERENCE if values.get(name) is not None), None)
-    many = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not many or not all(isinstance(one, str) and one.strip() for one in many):
-        number = [one for one in many if isinstance(one, (int, float))]
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    many = [one for one in found if isinstance(one, str) and one.strip()]
+    if not many or len(many) < len(found):
+        number = [one for one in found if isinstance(one, (int, float))]
         hint = ' (a number stands in quotes: "42")' if number else ""
         raise HarnessError(
             f"{place}: needs an answer, a text or a list of texts, under {_either(REFERENCE)}{hint}"
@@ -119,8 +120,8 @@ def regex(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
         found = any(compiled(one).search(results[0], timeout=LONGEST_S) for one in doc["references"])
     except TimeoutError as error:
         raise HarnessError(
-            f"document '{doc['id']}': its regular expression is still searching an answer after {LONGEST_S:g} "
-            "seconds; write it without repeats inside repeats"
+            f"document '{doc['id']}': its regular expression is still searching an answer after "
+            f"{LONGEST_S:g} seconds; write it without repeats inside repeats"
         ) from error
     return {"regex": float(found)}
 
