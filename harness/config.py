@@ -284,13 +284,10 @@ class CodeConfig(Section):
     loaded by what stands here."""
 
     methods: dict[str, ClassRecord] = {}
-    """kept by the run: methods that the command line has named by their file"""
     judges: dict[str, ClassRecord] = {}
-    """kept by the run: judges that the command line has named by their file"""
     tasks: dict[str, TaskRecord] = {}
-    """kept by the run: tasks of folders that the command line has named"""
     task_dirs: tuple[str, ...] = ()
-    """kept by the run: these folders"""
+    """that this command has named; the run's other folders are in ``tasks``"""
 
 
 class UtilitySet(Section):
@@ -509,6 +506,8 @@ def meanings(section: type[Section] | None = None, prefix: str = "") -> Iterator
     if section is None:
         yield "extends", None, "the recipe that this one is laid over: a packaged one, or a file"
     for name, field in (section or RunConfig).model_fields.items():
+        if isinstance(field.default, CodeConfig):
+            continue  # no recipe may hold it
         if isinstance(field.default, Section):
             yield from meanings(type(field.default), f"{prefix}{name}.")
             continue

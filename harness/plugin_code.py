@@ -144,10 +144,9 @@ def _check_contract(one: ClassFile, found: Any) -> None:
     undecorated = "__annotations__" in loaded.__dict__ and "__dataclass_fields__" not in loaded.__dict__
     if one.kind == "method" and (undecorated or not is_dataclass(loaded)):
         raise HarnessError(f"{place} is no dataclass: put @dataclass above it")
-    if inspect.isabstract(loaded):
-        raise HarnessError(f"{place} lacks the method {min(loaded.__abstractmethods__)}")
-    if one.kind == "judge" and loaded.judge is Judge.judge:
-        raise HarnessError(f"{place} lacks the method judge(self, exchanges, context)")
+    lacking = _lacking(loaded)
+    if lacking:
+        raise HarnessError(f"{place} lacks the method {lacking}")
     for name, promised, own in _overridden(contract, loaded):
         if not callable(own):
             raise HarnessError(f"{place}: '{name}' must be a method, and is {type(own).__name__}")
@@ -155,6 +154,17 @@ def _check_contract(one: ClassFile, found: Any) -> None:
             asked = ", ".join(inspect.signature(promised).parameters)
             line = own.__code__.co_firstlineno
             raise HarnessError(f"{one.kind} {one.file}, line {line}: {name} must take ({asked})")
+
+
+def _lacking(loaded: Any) -> str | None:
+    """The first method that a base class leaves to this one and that is not there, as it is to be written."""
+    for name in dir(loaded):
+        own = inspect.getattr_static(loaded, name, None)
+        promised = isinstance(own, FunctionType) and own.__code__.co_names == ("NotImplementedError",)
+        if promised or name in getattr(loaded, "__abstractmethods__", ()):
+            arguments = ", ".join(inspect.signature(own).parameters) if callable(own) else "…"
+            return f"{name}({arguments})"
+    return None
 
 
 def _overridden(contract: Any, loaded: Any) -> Iterator[tuple[str, FunctionType, Any]]:

@@ -93,9 +93,6 @@ INERT = frozenset(
         "ray.retries",
     }
 )
-# What a run remembers of files with code that a command has named (plugin_files.py). It is never taken from
-# there, not from one's own run either: code runs where the command line names its file, and nowhere else.
-COMMAND_LINE = frozenset({"code.methods", "code.judges", "code.tasks", "code.task_dirs"})
 STATE = "HARNESS_STATE"  # the environment variable that names the folder of this user's record
 
 
@@ -178,9 +175,10 @@ def _identity(config: RunConfig) -> str:
 
 
 def _values(config: RunConfig) -> dict[str, Any]:
-    """JSON values by dotted key, as a run's record holds them."""
+    """JSON values by dotted key, as a run's record holds them. Files with code are left out: what a record
+    says of them is taken by no command, from no run (plugin_files.py)."""
     flat: dict[str, Any] = {}
-    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
+    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json", exclude={"code"}))]
     keys = {key for key, _, _ in meanings()}
     while waiting:
         prefix, section = waiting.pop()

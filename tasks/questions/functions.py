@@ -3,21 +3,24 @@ questions and answers of the user's own."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import regex as expressions  # as the standard library's, and it can be given a limit of time
 
 from harness.contracts import HarnessError
-from harness.rows import SYSTEM, own_system
+from harness.rows import CONTEXT, SYSTEM, check_changing, own_system
 from harness.text import shortened
+from harness.turns import absent
 from tasks.documents import Placed, as_test_split, local_file, read_rows, texts
 from tasks.rouge import rouge1 as rouge
 
 log = logging.getLogger(__name__)
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-QUESTION = ("prompt", "question", "instruction", "input")
+QUESTION = ("prompt", "question", "instruction")
+INPUT = "input"  # the question, where there is none under another name
+UNASKED = (CONTEXT, "choices", "options")  # what belongs to a question, and is not shown
 REFERENCE = ("answer", "reference", "target", "completion", "output", "answers", "references")
 LONGEST_S = 5.0  # of one expression on one answer: some never end
 
@@ -48,10 +51,20 @@ def dataset(metric: str, **metadata: Any) -> dict[str, Any]:
     return as_test_split(documents, name)
 
 
-exact_dataset = partial(dataset, "exact")
-contains_dataset = partial(dataset, "contains")
-regex_dataset = partial(dataset, "regex")
-rouge1_dataset = partial(dataset, "rouge1")
+def exact_dataset(**metadata: Any) -> dict[str, Any]:
+    return dataset("exact", **metadata)
+
+
+def contains_dataset(**metadata: Any) -> dict[str, Any]:
+    return dataset("contains", **metadata)
+
+
+def regex_dataset(**metadata: Any) -> dict[str, Any]:
+    return dataset("regex", **metadata)
+
+
+def rouge1_dataset(**metadata: Any) -> dict[str, Any]:
+    return dataset("rouge1", **metadata)
 
 
 def document(row: Placed, metric: str) -> dict[str, Any]:
@@ -59,7 +72,10 @@ def document(row: Placed, metric: str) -> dict[str, Any]:
     place, values = row
     values = values if isinstance(values, Mapping) else {}
     bare = {name: value for name, value in values.items() if name not in SYSTEM}
-    question = texts((place, bare), input=QUESTION)["input"]
+    if all(absent(bare.get(name)) for name in QUESTION):
+        bare["question"] = bare.pop(INPUT, None)
+    check_changing(bare, place, UNASKED)
+    question = texts((place, bare), question=QUESTION)["question"]
     messages = [
         {"role": "system", "content": own_system(values, place) or SYSTEM_PROMPT},
         {"role": "user", "content": question},
@@ -77,10 +93,10 @@ def references(values: Mapping[str, Any], place: str, metric: str) -> list[str]:
     """A row's right answers. Raises HarnessError where there are none, and for an expression that is none."""
     given = next((values[name] for name in REFERENCE if values.get(name) is not None), None)
     found = list(given) if isinstance(given, (list, tuple)) else [given]
-    many = [one for one in found if isinstance(one, str) and one.strip()]
+    spelled = [str(one) if type(one) is int else one for one in found]
+    many = [one for one in spelled if isinstance(one, str) and one.strip()]
     if not many or len(many) < len(found):
-        number = [one for one in found if isinstance(one, (int, float))]
-        hint = ' (a number stands in quotes: "42")' if number else ""
+        hint = " (in quotes: is it 4 or 4.0?)" if any(isinstance(one, float) for one in found) else ""
         raise HarnessError(
             f"{place}: needs an answer, a text or a list of texts, under {_either(REFERENCE)}{hint}"
         )
