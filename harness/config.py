@@ -566,13 +566,13 @@ def _laid_over(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str
         plugin_files.name_folder(folder)
     code["task_dirs"] = [str(folder) for folder in plugin_files.folders()]
     if code["task_dirs"]:
-        code["tasks"] = {**(code.get("tasks") or {}), **_own_tasks(values)}
+        code["tasks"] = {**(code.get("tasks") or {}), **_own_tasks(values, needed=bool(folders))}
     return values
 
 
-def _own_tasks(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _own_tasks(values: Mapping[str, Any], *, needed: bool) -> dict[str, dict[str, Any]]:
     """The records of the tasks that a run takes from folders that the command names. Raises UsageError where
-    it takes none."""
+    one is ``needed`` and it takes none."""
     from harness import benchmarks
 
     safety = values.get("safety") or {}
@@ -584,7 +584,7 @@ def _own_tasks(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     single = [task for name in wanted if isinstance(name, str) for task in members.get(name, [name])]
     there = benchmarks.of_folders()
     found = {name: there[name].record() for name in single if name in there}
-    if not found:
+    if needed and not found:
         shown = ", ".join(sorted(there)[:8]) or "none of its YAML files is one"
         raise UsageError(f"--task-dir: which of its tasks? --utility-task or --safety-task ({shown})")
     return found

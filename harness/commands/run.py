@@ -34,10 +34,16 @@ from harness.contracts import UsageError
     ),
 )
 @click.argument("recipe", required=False)
-@click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
+@click.option(
+    "--methods",
+    callback=names,
+    metavar="all|A,B",
+    help="Methods to compare (harness methods), or a class in a file of yours: FILE.py:CLASS.",
+)
 @click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
               help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
-@click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
+@click.option("--judge", "judges", callback=names, metavar="A,B",
+              help="Judges (harness judges), or a class in a file of yours: FILE.py:CLASS.")  # fmt: skip
 @click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
 @judging_options
 @click.option(
@@ -186,7 +192,12 @@ def _row_name(checkpoint: str) -> str:
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--judge", "judges", callback=names, required=True, metavar="A,B", help="Judges (harness judges)."
+    "--judge",
+    "judges",
+    callback=names,
+    required=True,
+    metavar="A,B",
+    help="Judges (harness judges), or a class in a file of yours: FILE.py:CLASS.",
 )
 @judging_options
 @click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")

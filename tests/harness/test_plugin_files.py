@@ -540,7 +540,8 @@ def test_a_method_is_trained_again_when_its_text_changes_and_nothing_else_is(
     ended = compare()
     assert ended.code == 0, ended.err
     changed = {name for name, time in markers(copy).items() if first[name] != time}
-    assert changed == {name for name in first if name.startswith("gsm8k-mini/ema/")}
+    made_by_it = {name for name in first if name.startswith("gsm8k-mini/ema/")}
+    assert changed == {name for name in made_by_it if "judge-" not in name}  # the answers came out the same
     write(file, METHOD.replace("self.last = step", "self.last = step.nothing"))
     ended = compare()
     assert ended.code == 1

@@ -57,8 +57,8 @@ TAKEN = [
 ]
 # With these a run trains anew, or answers other tasks, and is refused for that.
 RETRAINING = ("train_data", "mix", "safety_data", "variants", "method_options", "train_tasks")
-JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "utility_sets", "data",
-          "method_options", "variants", "train_tasks")  # fmt: skip
+JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "utility_sets",
+          "data", "method_options", "variants", "train_tasks")  # fmt: skip
 
 
 @pytest.fixture
