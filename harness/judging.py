@@ -303,7 +303,7 @@ def _kept_to_contract(
             yield verdict
     except HarnessError:
         raise
-    except Exception as error:  # the type alone: its message may quote an answer
+    except (Exception, SystemExit) as error:  # the type alone: its message may quote an answer
         if refused := disk.refusal(error):
             raise refused from error
         place = plugin_code.line_of(error)

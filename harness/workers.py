@@ -234,7 +234,7 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         shop.import_libraries(training=cell.kind == "trained")
         run_cell(shop, cell, label, until)
         log.unlink(missing_ok=True)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends
         if debug:
             print(shown_traceback(), file=sys.stderr)
         refused = disk.refusal(error)

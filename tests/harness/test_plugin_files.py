@@ -517,6 +517,47 @@ def test_a_judge_that_fails_is_told_by_its_file_and_line(copy: Path, tmp_path: P
     assert "Traceback" not in ended.err
 
 
+def test_a_judge_that_leaves_does_not_end_the_command_as_if_all_were_well(
+    copy: Path, tmp_path: Path, command: Run
+) -> None:
+    text = "import sys\n" + JUDGE.replace("for exchange in exchanges", "if sys.exit(0)")
+    file = write(tmp_path / "leaves.py", text)
+    ended = command("judge", copy, "--judge", f"{file}:Judge")
+    assert ended.code == 1
+    assert f"it raised SystemExit in {file}, line 9, after 0 of 3 verdicts" in ended.err
+
+
+def test_other_questions_or_another_metric_under_a_set_s_name_are_another_run(
+    made: Path, copy: Path, tmp_path: Path, command: Run, small: Run
+) -> None:
+    other = write(tmp_path / "quiz.jsonl", '{"question": "6 * 7?", "answer": "42"}\n')
+    for file, metric in ((made / "quiz.jsonl", "exact"), (other, "contains")):
+        ended = command(
+            *(
+                "compare",
+                "--methods",
+                "vanilla",
+                "--judge",
+                f"mini-exact,{made}/mine.py:Judge",
+                "--out",
+                copy,
+            ),
+            *("--utility-set", f"quiz={file}", "--utility-metric", metric, *quick(small)),
+        )
+        assert ended.code == 1
+        assert "holds a run of another configuration" in ended.err
+        assert "utility_sets.quiz: " in ended.err
+
+
+@pytest.mark.slow
+def test_a_method_that_leaves_fails_its_cell(tmp_path: Path, small_settings: dict[str, Any]) -> None:
+    file = write(tmp_path / "ema.py", METHOD.replace("self.last = step", "raise SystemExit(0)"))
+    with pytest.raises(CellsFailedError):
+        harness.compare(out=tmp_path / "run", **{**small_settings, **QUICK, "methods": f"{file}:Ema"})
+    (line,) = run_folder.failed(tmp_path / "run").values()
+    assert line.startswith(f"plugin {file}, line 12: SystemExit: 0")
+
+
 @pytest.mark.slow
 def test_a_method_is_trained_again_when_its_text_changes_and_nothing_else_is(
     made: Path, copy: Path, tmp_path: Path, command: Run, small: Run
