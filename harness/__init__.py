@@ -6,23 +6,47 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
+    from harness.api import Run
     from harness.config import RunConfig
 
 # Read by transformers when it is imported: no architecture has it fetch code from the hub and run it.
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 __version__ = "0.1.0"
-__all__ = ["compare"]
+__all__ = ["compare", "load"]
 
 
-def compare(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
+def compare(
+    config: RunConfig | str | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    **overrides: Any,
+) -> pd.DataFrame:
     """Run a comparison and return its leaderboard; the same walk as ``harness compare``.
 
-    ``config``: a resolved RunConfig, a recipe's name or path, or None for the mini world; ``overrides`` are
-    recipe keys (``methods=["vanilla"]``). Raises HarnessError where the command line prints one line.
-    """
-    from harness import comparison  # heavy imports stay out of ``import harness``
+    ``config``: a recipe's name or path, a resolved RunConfig, or None for the mini world. ``overrides`` are
+    recipe keys (``methods=["vanilla", "./ema.py:Ema"]``, ``**{"training.epochs": 1}``) and ``task_dirs`` (a
+    list of folders with lm-eval tasks). ``out``: the run's folder (default: results/runs/<recipe name>).
+    ``progress``: show how far it is; by default in a notebook alone.
 
-    return comparison.run(config, **overrides)
+    Raises HarnessError where the command line prints one line; where cells have failed, after the others are
+    done. The same call goes on where an interrupted one stopped.
+    """
+    from harness import api  # heavy imports stay out of ``import harness``
+
+    return api.compare(config, out=out, progress=progress, **overrides)
+
+
+def load(run: str | Path) -> Run:
+    """Open a run that is there: ``.leaderboard``, ``.judge(...)``, ``.gate(...)``, ``.report()``.
+
+    ``run``: its folder. Raises HarnessError where there is none.
+    """
+    from harness import api
+
+    return api.load(run)

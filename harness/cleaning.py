@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import (
     benchmarks,
@@ -63,8 +64,12 @@ def _without_row(config: RunConfig, name: str) -> RunConfig:
     variants = {one: variant for one, variant in config.variants.items() if one != name}
     methods = tuple(one for one in config.methods if one != name)
     used = {*methods, *(variant.method for variant in variants.values())}
+    code = config.code.model_copy(
+        update={"methods": {one: record for one, record in config.code.methods.items() if one in used}}
+    )
     return config.model_copy(
         update={
+            "code": code,
             "methods": methods or (plan.SEED,),
             "variants": variants,
             "checkpoints": {one: place for one, place in config.checkpoints.items() if one != name},
@@ -91,13 +96,16 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
         if name in asked:
             raise UsageError(f"'{name}' stays: the rates or the utility of the run's rows come from it")
         raise registry.unknown("task of the run", name, [*config.train_tasks, *plan.further(config)])
-    lists = {}
+    lists: dict[str, Any] = {}
     for key in ("utility_tasks", "safety_tasks"):
         members = [one for given in getattr(config, key) for one in groups.get(given, [given])]
         touched = gone.intersection(members)
         lists[key] = tuple(one for one in members if one not in gone) if touched else getattr(config, key)
-    sets = {one: file for one, file in config.safety_sets.items() if one not in gone}
-    config = config.model_copy(update={**lists, "safety_sets": sets})
+    for key in ("safety_sets", "utility_sets"):
+        lists[key] = {one: given for one, given in getattr(config, key).items() if one not in gone}
+    tasks = {one: record for one, record in config.code.tasks.items() if one not in gone}
+    lists["code"] = config.code.model_copy(update={"tasks": tasks})
+    config = config.model_copy(update=lists)
     read = _files(config)
     return config.model_copy(update={"data": {one: config.data[one] for one in config.data if one in read}})
 
@@ -105,7 +113,7 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
 def _files(config: RunConfig) -> set[str]:
     """The names under which a configuration's tasks read local files."""
     tasks = {task for cell in plan.cells(config) for task in cell.tasks}
-    return {benchmarks.get(task, config.safety_sets).local_data or "" for task in tasks}
+    return {benchmarks.get(task, benchmarks.own(config)).local_data or "" for task in tasks}
 
 
 def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Sequence[str]) -> bool:
@@ -157,7 +165,8 @@ def forget(run: Path, before: RunConfig, after: RunConfig) -> None:
     """Let a run's record, which is held, no longer have what was taken out."""
     record, folders = records.run(run), {str(cell.folder) for cell in plan.cells(after)}
     tasks = {task for cell in plan.cells(after) for task in cell.tasks}
-    names = {"data": _files(after), "safety_sets": {*after.safety_sets}}
+    names = {"data": _files(after)}
+    names |= {"safety_sets": {*after.safety_sets}, "utility_sets": {*after.utility_sets}}
     names |= {key: {*after.train_tasks} for key in ("train_data", "columns")}
     fixed = {
         key: value

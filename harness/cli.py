@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from harness import __version__, disk, registry
+from harness import __version__, disk, plugin_code, plugin_files, registry
 from harness.commands import (
     agreement,
     analyze,
@@ -69,6 +69,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    plugin_files.forget()
     try:
         if not {"-h", "--help", "--version"} & set(sys.argv[1:]):
             check_import_names()
@@ -99,7 +100,7 @@ def main() -> NoReturn:
         if refused:
             _tell(str(refused), debug)
             sys.exit(1)
-        message = f"{type(error).__name__}: {shortened(error)}"
+        message = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error)}"
         _tell(f"{message} (--debug shows the traceback)", debug)
         sys.exit(1)
 

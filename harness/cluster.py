@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
 
-from harness import disk, models, responding
+from harness import disk, models, plugin_files, responding
 from harness.config import RunConfig, changed
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -55,6 +55,7 @@ class Order:
     libraries: Mapping[str, str]
     seen: str  # the file in the run folder that a node must see; "" with a storage
     inputs: Mapping[str, str]  # local path -> its name in the storage
+    named: plugin_files.Shipment  # files with code, by their text
 
 
 # --- the cluster -------------------------------------------------------------------------------------
@@ -191,7 +192,9 @@ def run_cells(
     seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
     inputs = storage.take_in(config) if storage else {}
     versions = _versions(Workshop(config, out))
-    order = Order(config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs)
+    order = Order(
+        config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped()
+    )
     mailbox = open_mailbox(ray)
     task, shared = _task(ray, config, _work), ray.put(order)
     waiting, running, begun = deque(enumerate(todo)), dict[Any, Cell](), dict[int, str]()
@@ -284,9 +287,11 @@ def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
                 "nodes share, or name a place that they reach: --set ray.storage=s3://BUCKET/FOLDER"
             )
         os.chdir(order.here)
+        plugin_files.take(order.named)
         yield order.config, order.out
         return
     storage = Storage(url)
+    plugin_files.take(order.named._replace(folders=()))  # they get other places here
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         out = Path(scratch) / "run"
         config = storage.bring(order.config, order.inputs)
@@ -532,9 +537,9 @@ def _paths(config: RunConfig) -> list[str]:
     judging = config.judging
     named = [config.model, config.safety_data, config.responses.tokenizer, judging.rubric]
     named += config.train_data.values() if isinstance(config.train_data, dict) else [config.train_data]
-    for group in (config.checkpoints, config.data, config.safety_sets, judging.prompt_files):
+    for group in (config.checkpoints, config.data, config.set_files, judging.prompt_files):
         named += group.values()
-    here = dict.fromkeys(str(name) for name in [*named, *config.mix] if name)
+    here = dict.fromkeys(str(name) for name in [*named, *config.mix, *config.code.task_dirs] if name)
     return [name for name in here if name != models.MINI and Path(name).expanduser().exists()]
 
 
@@ -550,8 +555,12 @@ def _moved(config: RunConfig, places: Mapping[str, str]) -> RunConfig:
     new["train_data"] = by_task or there(rows)
     for key in ("checkpoints", "data", "safety_sets"):
         new[key] = {name: there(path) for name, path in getattr(config, key).items()}
+    new["utility_sets"] = {
+        name: {"file": there(one.file), "metric": one.metric} for name, one in config.utility_sets.items()
+    }
     new["mix"] = {there(path): share for path, share in config.mix.items()}
     new["responses.tokenizer"] = there(config.responses.tokenizer)
     new["judging.rubric"] = there(config.judging.rubric)
     new["judging.prompt_files"] = {name: there(path) for name, path in config.judging.prompt_files.items()}
+    new["task_dirs"] = [there(folder) for folder in config.code.task_dirs]
     return changed(config, new, "the recipe on a node")

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -24,6 +24,7 @@ from harness import (
     models,
     needs,
     plan,
+    plugin_files,
     registry,
     responding,
     run_folder,
@@ -35,7 +36,7 @@ from harness import (
     workers,
 )
 from harness import config as configuration
-from harness.config import RunConfig
+from harness.config import ClassRecord, RunConfig
 from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
 from harness.measure import TreeMemory
 from harness.plan import Cell
@@ -43,9 +44,6 @@ from harness.progress import Display, Reporter
 from harness.stages import Step
 from harness.store import Stage, files_below, write_json_atomic
 from harness.workshop import AUTO, CLOCK, Workshop, quiet
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RUNS = Path("results/runs")
 TABLE_VERSION = 3
@@ -57,21 +55,6 @@ TITLE = "Safety and utility after fine-tuning"
 
 class CellsFailedError(HarnessError):
     """Some cells or judges failed; the others' results stand and the leaderboard is written."""
-
-
-def run(config: RunConfig | str | None = None, **overrides: Any) -> pd.DataFrame:
-    """The Python API behind ``harness.compare``. Quiet; raises CellsFailedError when a cell failed."""
-    from harness import tables
-
-    out = overrides.pop("out", None)
-    resolved = (
-        configuration.changed(config, overrides, "harness.compare")
-        if isinstance(config, RunConfig)
-        else configuration.load(config, overrides)
-    )
-    folder = Path(out) if out else RUNS / resolved.name
-    compare(resolved, folder, Console(quiet=True))
-    return tables.read(folder)
 
 
 def compare(
@@ -120,6 +103,7 @@ def compare(
             for cell in plan.cells(config)
             if cell.kind in kinds and (not rows or cell.method in rows)
         ]
+        run_folder.check_named(out, config, cells)
         start = time.perf_counter()
         failures: dict[Path, str] = {}
         judged = judging.Judged()
@@ -277,7 +261,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        responding.check_functions(benchmarks.get(task, config.safety_sets))
+        responding.check_functions(benchmarks.get(task, benchmarks.own(config)))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     for line in missing:
@@ -313,12 +297,12 @@ def judge_again(
         raise UsageError("--anew would forget a batch that is under way: add --judge-mode direct")
     trust.check(config, stored, out, given, trust.JUDGE)
     own = trust.owned(stored)
-    config = config.model_copy(update={"judges": tuple(dict.fromkeys([*stored.judges, *judges]))})
+    config, judges = _with_judges(config, stored, judges)
     plan.check_judges(
         [name for name in config.judges if name not in stored.judges or registry.is_judge(name)]
     )
     if retry_unjudged or any(map(registry.combines, config.judges)):  # all others' verdicts are wanted
-        _check_installed(out, config.judges)
+        _check_installed(out, config)
     cells = plan.cells(config)
     # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
     at_hand = [
@@ -369,6 +353,17 @@ def judge_again(
     _complete(judged)
 
 
+def _with_judges(config: RunConfig, stored: RunConfig, judges: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration with further judges, and their names; of those named by file, what the run keeps."""
+    before = stored.code.model_dump()["judges"]
+    names, records = plugin_files.named("judge", judges, registry.installed_names("judge"), before)
+    code = stored.code.model_copy(
+        update={"judges": stored.code.judges | {n: ClassRecord(**record) for n, record in records.items()}}
+    )
+    both = tuple(dict.fromkeys([*stored.judges, *names]))
+    return config.model_copy(update={"judges": both, "code": code}), names
+
+
 def _check(shop: Workshop, kinds: Collection[str], until: Step, absent: list[str] | None = None) -> None:
     """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
     what a run would fetch, which raises without it."""
@@ -377,7 +372,7 @@ def _check(shop: Workshop, kinds: Collection[str], until: Step, absent: list[str
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     _check_apart(shop, absent)
     for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
-        if responding.files(shop, benchmarks.get(task, shop.config.safety_sets)):
+        if responding.files(shop, benchmarks.get(task, benchmarks.own(shop.config))):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent:
@@ -391,7 +386,7 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
     config = shop.config
     if absent is None:
         needs.check(config)
-    for path in (*config.data.values(), *config.safety_sets.values()):
+    for path in (*config.data.values(), *config.set_files.values()):
         responding.data_hash(path)
     methods = [training.make_method(config, name) for name in plan.methods(config)]
     for task in config.train_tasks if methods else ():
@@ -412,18 +407,21 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
 def _check_judges(config: RunConfig, out: Path) -> None:
     """Names and settings of the command's judges, and whether the run's are there."""
     if (out / "run.json").is_file():
-        _check_installed(out, run_folder.stored_config(out).judges)
+        _check_installed(out, run_folder.stored_config(out))
     plan.check_judges(config.judges)
     for name in config.judges:
         registry.make_judge(name, judging.settings(config))
 
 
-def _check_installed(out: Path, judges: Sequence[str]) -> None:
-    for name in judges:
+def _check_installed(out: Path, config: RunConfig) -> None:
+    for name in config.judges:
         if not registry.is_judge(name):
-            raise HarnessError(
-                f"{out} was judged by '{name}', which is not installed: install it, or choose another run"
-            )
+            record = config.code.judges.get(name.partition(":")[0])
+            mend = "which is not installed: install it"
+            if record:
+                again = plugin_files.option("judge", name.partition(":")[0], record.model_dump())
+                mend = f"a file with code that only the command line may name: add {again}"
+            raise HarnessError(f"{out} was judged by '{name}', {mend}, or choose another run")
 
 
 # --- the table -------------------------------------------------------------------------------------
@@ -459,7 +457,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         frame = leaderboard.build(results, papers.figures(config))
         long = leaderboard.long_scores(results)
         notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
-        notes += papers.notes(config)
+        notes += [*run_folder.code_notes(config), *papers.notes(config)]
         notes += filter(None, [splits.note(config.responses), config.note])
 
         def work(scratch: Path) -> None:

@@ -24,14 +24,16 @@ from pydantic import (
     model_validator,
 )
 
-from harness import base_recipe, registry
+from harness import base_recipe, plugin_files, registry
 from harness.contracts import JudgedScope, UsageError
 from harness.models import MINI
+from harness.plugin_code import Kind
 from harness.reading import check, yaml_value
 from harness.text import WEIGHTS, is_name, printable, without_keys
 
 NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
+TASK_DIRS = "task_dirs"  # of a command alone: folders of tasks of the user's own
 BY_TASK = ("train_data", "columns")  # keys that may hold something for each train task
 LARGEST_INTEGER = 2**63 - 1
 KEYS = "HARNESS_API_KEY, JUDGE_API_KEY"
@@ -296,6 +298,51 @@ class RayConfig(Section):
         return value
 
 
+class ClassRecord(Section):
+    """A class of a file that a command has named: where it was, and what was in it."""
+
+    file: str
+    class_name: str
+    sha256: str
+
+
+class TaskRecord(Section):
+    """A task of a folder that a command has named: what commands that read the run need to know of it."""
+
+    folder: str
+    version: str
+    kind: Literal["utility", "safety", "over-refusal"]
+    prefilled: bool = False
+    counted: bool = False
+    depth: int | None = None
+    decodings: tuple[dict[str, float], ...] = ()
+    foreign: bool = True
+    unscored: str = ""
+
+
+class CodeConfig(Section):
+    """Files with code (plugin_files.py). A run's record of them: no recipe may name any, and nothing is ever
+    loaded by what stands here."""
+
+    methods: dict[str, ClassRecord] = {}
+    judges: dict[str, ClassRecord] = {}
+    tasks: dict[str, TaskRecord] = {}
+    task_dirs: tuple[str, ...] = ()
+    """that this command has named; the run's other folders are in ``tasks``"""
+
+
+class UtilitySet(Section):
+    """Questions with answers in a file of the user's own, and by what an answer is scored."""
+
+    file: Path
+    metric: Literal["exact", "contains", "regex", "rouge1"] = "exact"
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _spelled(cls, value: Any) -> Any:
+        return re.sub(r"[-_ ]", "", value).lower() if isinstance(value, str) else value
+
+
 class RunConfig(Section):
     name: str = "run"
     """of the run: its folder under results/runs"""
@@ -325,6 +372,9 @@ class RunConfig(Section):
     """further safety columns, over-refusal included"""
     safety_sets: dict[str, Path] = {}
     """the same from conversations of the user's own: name -> file"""
+    utility_sets: dict[str, UtilitySet] = {}
+    """utility columns from questions of the user's own: name -> {file: …, metric: exact | contains | regex |
+    rouge1}"""
     checkpoints: dict[str, str] = {}
     """further rows: the user's own checkpoints"""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
@@ -350,6 +400,7 @@ class RunConfig(Section):
     safety: SafetyConfig = SafetyConfig()
     judging: JudgingConfig = JudgingConfig()
     ray: RayConfig = RayConfig()
+    code: CodeConfig = CodeConfig()
     paper: str | None = None
     """whose published figures stand beside this setting's: lookahead-tuning"""
     note: str | None = None
@@ -416,7 +467,7 @@ class RunConfig(Section):
             raise ValueError(f"no figures of '{value}' are here; known: {', '.join(known)}")
         return value
 
-    @field_validator("checkpoints", "safety_sets", "variants")
+    @field_validator("checkpoints", "safety_sets", "utility_sets", "variants")
     @classmethod
     def _safe_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
@@ -456,6 +507,18 @@ class RunConfig(Section):
         if by_task:
             return by_task.get(train_task, {})
         return {name: column for name, column in self.columns.items() if isinstance(column, str)}
+
+    @model_validator(mode="after")
+    def _sets_have_names_of_their_own(self) -> RunConfig:
+        both = {*map(str.lower, self.safety_sets)} & {*map(str.lower, self.utility_sets)}
+        if both:
+            raise ValueError(f"utility_sets.{min(both)}: a safety set has that name; choose another")
+        return self
+
+    @property
+    def set_files(self) -> dict[str, Path]:
+        """The files of the user's own sets, by name."""
+        return {**self.safety_sets, **{name: one.file for name, one in self.utility_sets.items()}}
 
     def row(self, name: str) -> Row:
         """What stands behind the name of a trained row: a variant's or a method's."""
@@ -509,6 +572,8 @@ def meanings(section: type[Section] | None = None, prefix: str = "") -> Iterator
     if section is None:
         yield "extends", None, "the recipe that this one is laid over: a packaged one, or a file"
     for name, field in (section or RunConfig).model_fields.items():
+        if isinstance(field.default, CodeConfig):
+            continue  # no recipe may hold it
         if isinstance(field.default, Section):
             yield from meanings(type(field.default), f"{prefix}{name}.")
             continue
@@ -539,22 +604,74 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
         if recipe == base_recipe.REAL:  # runs of different models have folders of their own
             given.setdefault("name", f"{recipe}-{base_recipe.short_name(str(given['model']))}")
     where, values, families = _read(recipe)
-    for key, value in given.items():
-        put(values, key, value)
+    plugin_files.refuse_in_recipe(values, where)
+    values = _laid_over(values, given)
     model = values.get("model")
     if base_recipe.REAL in families and model is None:
         raise UsageError(f"{where}: for which model? add --model MODEL (a folder or a hub name)")
     if base_recipe.MINI not in families and model not in (None, MINI):
         values = _merged(_read(base_recipe.REAL)[1], values)
-    return validated(values, where)
+    return validated(_with_code(values, given), where)
 
 
 def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:
     """A configuration with ``overrides`` (keys may be dotted) laid over it. Raises UsageError."""
     values = config.model_dump()  # not as JSON: what is written leaves keys out
+    return validated(_with_code(_laid_over(values, overrides), overrides), where)
+
+
+def _laid_over(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe values with a command's own over them, but for what names files with code (``_with_code``)."""
     for key, value in overrides.items():
-        put(values, key, value)
-    return validated(values, where)
+        if key.partition(".")[0] == "code":
+            raise UsageError(
+                f"'{key}' is a run's record; name files with code by --methods FILE.py:CLASS, "
+                "--judge FILE.py:CLASS, --task-dir DIR"
+            )
+        if key != TASK_DIRS:
+            put(values, key, value)
+    return values
+
+
+def _with_code(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values, complete but for what a command names by file: that is read here, and its names and record put
+    in place: ``methods``, ``judges``, and folders of tasks under ``task_dirs``."""
+    folders = given.get(TASK_DIRS) or ()
+    code = values.setdefault("code", {})
+    own: dict[str, Kind] = {"methods": "method", "judges": "judge"}
+    for key, kind in own.items():
+        if key in given and isinstance(given[key], (str, list, tuple)):
+            wanted = [given[key]] if isinstance(given[key], str) else list(map(str, given[key]))
+            values[key], records = plugin_files.named(
+                kind, wanted, registry.installed_names(kind), code.get(key) or {}
+            )
+            code[key] = {**(code.get(key) or {}), **records}
+    for folder in [folders] if isinstance(folders, (str, Path)) else folders:
+        plugin_files.name_folder(folder)
+    code["task_dirs"] = [str(folder) for folder in plugin_files.folders()]
+    if code["task_dirs"]:
+        code["tasks"] = {**(code.get("tasks") or {}), **_own_tasks(values, needed=bool(folders))}
+    return values
+
+
+def _own_tasks(values: Mapping[str, Any], *, needed: bool) -> dict[str, dict[str, Any]]:
+    """The records of the tasks that a run takes from folders that the command names. Raises UsageError where
+    one is ``needed`` and it takes none."""
+    from harness import benchmarks
+
+    safety = values.get("safety") or {}
+    wanted = [safety.get("raw_task"), safety.get("prefill_task")] if isinstance(safety, dict) else []
+    for key in ("utility_tasks", "safety_tasks"):
+        names = values.get(key) or ()
+        wanted += [names] if isinstance(names, str) else names
+    members = benchmarks.groups()
+    single = [task for name in wanted if isinstance(name, str) for task in members.get(name, [name])]
+    there = benchmarks.of_folders()
+    found = {name: there[name].record() for name in single if name in there}
+    if needed and not found:
+        shown = ", ".join(sorted(there)[:8]) or "none of its YAML files is one"
+        raise UsageError(f"--task-dir: which of its tasks? --utility-task or --safety-task ({shown})")
+    return found
 
 
 def validated(values: dict[str, Any], where: str) -> RunConfig:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import model_limits, models, registry
+from harness import model_limits, models, plugin_code, plugin_files, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, Method
 from harness.measure import cost
@@ -188,6 +188,7 @@ def _write(job: TrainJob) -> None:
     }
     plain |= {name: str(plain[name]) for name in ("folder", "seed_model", "cache")}
     plain["settings"] = job.settings.model_dump(mode="json")
+    plain["named"] = plugin_files.as_json(plugin_files.shipped()._replace(folders=()))
     plain["waiting"] = [socket.gethostname(), os.getpid()]
     write_json_atomic(job.folder / "job.json", plain)
 
@@ -195,6 +196,7 @@ def _write(job: TrainJob) -> None:
 def _read(folder: Path) -> tuple[TrainJob, list[Any]]:
     plain = read_json(folder / "job.json")
     waiting = plain.pop("waiting")
+    plugin_files.take(plugin_files.from_json(plain.pop("named")))
     plain |= {name: Path(plain[name]) for name in ("seed_model", "cache")} | {"folder": folder}
     plain["settings"] = TrainingConfig.model_validate(plain["settings"])
     for name in ("examples", "safety_examples"):
@@ -233,9 +235,8 @@ def main() -> None:
             torch.distributed.barrier()
     except BaseException as error:
         print(shown_traceback(), file=sys.stderr)
-        message = (
-            str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {shortened(error)}"
-        )
+        said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error)}"
+        message = str(error) if isinstance(error, HarnessError) else said
         write_json_atomic(folder / f"error-{rank}.json", {"message": message})
         os._exit(1)  # the others may wait in a collective for ever; the launcher ends them
     sys.stdout.flush()

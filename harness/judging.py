@@ -18,7 +18,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, crash, disk, judge_models, models, plan, records, registry
+from harness import (
+    benchmarks,
+    crash,
+    disk,
+    judge_models,
+    models,
+    plan,
+    plugin_code,
+    plugin_files,
+    records,
+    registry,
+)
 from harness.config import RunConfig
 from harness.contracts import (
     REFUSED_TO_JUDGE,
@@ -89,7 +100,7 @@ class Bench:
         """What a judge and the settings say of its verdicts."""
         judge, section = self.judge(name), self.shop.config.judging
         of_model = {"engine": section.engine, "dtype": section.dtype} if judge.model is not None else {}
-        return judge.identity() | of_model
+        return judge.identity() | of_model | plugin_files.sha256("judge", registry.judge_parts(name)[0])
 
     def identity(self, name: str) -> dict[str, Any]:
         """All that a judge's verdicts depend on, but for the exchange and the scope."""
@@ -292,12 +303,14 @@ def _kept_to_contract(
             yield verdict
     except HarnessError:
         raise
-    except Exception as error:  # the type alone: its message may quote an answer
+    except (Exception, SystemExit) as error:  # the type alone: its message may quote an answer
         if refused := disk.refusal(error):
             raise refused from error
+        place = plugin_code.line_of(error)
         raise HarnessError(
             f"judge '{name}' broke its contract on {task}: it raised {type(error).__name__} "
-            f"after {len(given)} of {len(todo)} verdicts (--debug shows where)"
+            f"{f'in {place}, ' if place else ''}after {len(given)} of {len(todo)} verdicts "
+            "(--debug shows where)"
         ) from error
     if sorted(given) != sorted(exchange.id for exchange in todo):
         raise HarnessError(
@@ -530,7 +543,7 @@ def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
 def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
     tasks = dict.fromkeys(task for cell in cells for task in safety_tasks(cell))
-    sets = config.safety_sets
+    sets = benchmarks.own(config)
     foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
     if {*config.judges} - {MINI_JUDGE} or not foreign:
         return []

@@ -308,7 +308,7 @@ def _source(config: RunConfig, cell: Cell) -> str | None:
 def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     if training is None:
         return [f"Not trained by safetune-harness; compared with the seed model {_shown(config.model)}."]
-    method, budget = registry.load("method", cell.method), config.training
+    budget = config.training
     options = config.method_options.get(cell.method, {})
     chosen = f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
     mixed = [f"{share:.0%} from {Path(source).name}" for source, share in config.mix.items()]
@@ -317,13 +317,22 @@ def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     examples = ", ".join([f"{training['examples']} examples", *mixed])
     return [
         f"Seed model: {_shown(config.model)}.",
-        f"Method: {cell.method}{chosen}: {method.summary}.",
+        f"Method: {cell.method}{chosen}: {_summary(config, config.row(cell.method).method)}.",
         f"Data: {cell.train_task}, {rows}, {examples}.",
         f"Budget: epochs {budget.epochs}, learning rate {budget.learning_rate:g} ({budget.schedule}), "
         f"{budget.batch_size} examples a step, {budget.tuning} tuning, {budget.dtype}; seed {cell.seed}.",
         f"Cost: {training['train_tokens']} tokens, {training['train_flops']:.3g} FLOPs, "
         f"{training['train_seconds']:.0f} s on {training['processes']} x {training['device']}.",
     ]
+
+
+def _summary(config: RunConfig, method: str) -> str:
+    """What a method is. One of a file of somebody's own is not loaded for it."""
+    record = config.code.methods.get(method)
+    if record is not None:
+        return f"{record.class_name} of {Path(record.file).name} (SHA-256 {record.sha256[:16]}…)"
+    summary: str = registry.load("method", method).summary
+    return summary
 
 
 def _measuring(config: RunConfig, record: Row, figures: Iterable[Figure]) -> list[str]:

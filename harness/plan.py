@@ -27,7 +27,7 @@ class Cell:
     seed: int | None
     folder: Path
     tasks: tuple[str, ...]  # lm-eval tasks it answers
-    sets: tuple[str, ...] = ()  # those of them that are safety sets of the user's own
+    sets: tuple[benchmarks.OwnTask, ...] = ()  # those that the run has of its user
     epoch: int | None = None  # of an "epoch": weights from the middle of a training, in a folder below it
 
     @property
@@ -50,7 +50,7 @@ def epochs(config: RunConfig, cell: Cell) -> list[Cell]:
 def methods(config: RunConfig) -> list[str]:
     """The trained rows of a run: its methods, where ``all`` stands for every one that is installed, then its
     variants. Checks the names."""
-    known = registry.names("method")
+    known = list(dict.fromkeys([*registry.names("method"), *config.code.methods]))
     for name, variant in config.variants.items():
         if name.lower() in (*known, SEED, "all"):
             raise UsageError(f"variants.{name}: that is a method's name; choose another")
@@ -59,7 +59,7 @@ def methods(config: RunConfig) -> list[str]:
     chosen: list[str] = []
     for name in config.methods:
         if name == "all":
-            chosen += known
+            chosen += [own for own in registry.installed_names("method") if own not in registry.RESERVED]
         elif name == SEED or name in config.variants:
             continue  # always there
         elif name in known:
@@ -93,7 +93,7 @@ def further(config: RunConfig) -> tuple[str, ...]:
     """The tasks that every checkpoint answers besides its own utility and the two safety tasks. A group
     stands for its members."""
     groups = benchmarks.groups()
-    wanted = (*config.utility_tasks, *config.safety_tasks, *config.safety_sets)
+    wanted = (*config.utility_tasks, *config.safety_tasks, *config.set_files)
     names = [member for name in wanted for member in groups.get(name, [name])]
     standard = (config.safety.raw_task, config.safety.prefill_task)
     return tuple(name for name in dict.fromkeys(names) if name not in standard)
@@ -113,16 +113,17 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     def kinds(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         for name in names:
             for member in groups.get(name, [name]):
-                yield member, benchmarks.get(member, config.safety_sets).kind
+                yield member, benchmarks.get(member, benchmarks.own(config)).kind
 
     safety = (config.safety.raw_task, config.safety.prefill_task)
+    own = benchmarks.own(config)
     for task in (*utilities.values(), *safety):
-        benchmarks.get(task)
+        benchmarks.get(task, own)
     for task, kind in kinds(safety):
         if kind != "safety":
             raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
     for key, task, opened in zip(("raw_task", "prefill_task"), safety, (False, True), strict=True):
-        if benchmarks.get(task).prefilled != opened:
+        if benchmarks.get(task, own).prefilled != opened:
             what = "opens no answer, so that its safe rate is no JSR" if opened else "opens answers: no RSR"
             raise UsageError(f"safety.{key}: task '{task}' {what}")
     for task, kind in kinds(config.utility_tasks):
@@ -132,9 +133,10 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
         if kind == "utility":
             raise UsageError(f"task '{task}' is a utility task: --utility-task {task}")
     files = {benchmark.local_data for benchmark in benchmarks.installed().values()}
-    for name in config.safety_sets:
-        if name in benchmarks.installed() or name in groups or name in files:
-            raise UsageError(f"--safety-set {name}=…: that is a task's name; choose another")
+    for name in config.set_files:
+        if name in benchmarks.installed() or name in groups or name in files or name in config.code.tasks:
+            option = "--safety-set" if name in config.safety_sets else "--utility-set"
+            raise UsageError(f"{option} {name}=…: that is a task's name; choose another")
     readers = {name: benchmark.local_data for name, benchmark in benchmarks.installed().items()}
     for name in config.data:
         if name in readers.values():
@@ -216,7 +218,7 @@ def cells(config: RunConfig) -> list[Cell]:
 
     check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
-    sets = tuple(config.safety_sets)
+    sets = benchmarks.own(config)
 
     def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
         tasks = tuple(dict.fromkeys((*utility, *safety, *further(config))))

@@ -2,7 +2,8 @@
 
 The tables are plain strings, to be found with grep. Other packages add theirs through the entry points
 ``harness.backends`` (a Method class), ``harness.judges`` (a Judge class) and ``harness.tasks`` (a TrainTask,
-or a package whose folder holds lm-eval YAML files). A duplicate name or a plugin that fails to load raises.
+or a package whose folder holds lm-eval YAML files). A command can name files of its own besides
+(plugin_files.py). A duplicate name or a plugin that fails to load raises.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from harness import plugin_code, plugin_files
 from harness.contracts import HarnessError, Judge, JudgeSettings, Method, TrainTask, UsageError
-from harness.text import is_name
+from harness.text import is_name, shortened
 
 METHODS = {
     "vanilla": "backends.vanilla:Vanilla",
@@ -67,7 +69,7 @@ _OUR_FILES = re.compile(
     rf"\n({'|'.join(IMPORT_NAMES)})(?:/|$|\.(?:[\w-]+\.)?(?:pyc?|so|pyd)\b)", re.MULTILINE
 )  # in a list of installed files: a folder, or a module; ten times as fast as with ^
 _OPENAI_MODEL = re.compile(r"(chat)?gpt-|o\d\b")  # a judge's name that is a model's
-_RESERVED = ("seed", "all")
+RESERVED = ("seed", "all")
 _GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
 _PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "method": (
@@ -85,12 +87,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+    if not near and kind in plugin_files.OPTIONS:
+        hint += "; a class in a file of yours is FILE.py:CLASS"
     return UsageError(f"unknown {kind} '{name}': {hint}")
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind ('method', 'train task', 'judge', 'engine'), built-in ones first."""
+    """All names of a kind ('method', 'train task', 'judge', 'engine'), built-in ones first, those of files
+    that the command names last."""
     return list(_table(kind))
+
+
+def installed_names(kind: str) -> list[str]:
+    """The names of a kind that are there for every command, with those that no plugin can have."""
+    own = plugin_files.names(kind)
+    return [*(name for name in _table(kind) if name not in own), *RESERVED]
 
 
 def load(kind: str, name: str) -> Any:
@@ -99,7 +110,8 @@ def load(kind: str, name: str) -> Any:
     table = _table(kind)
     if name not in table:
         raise unknown(kind, name, table)
-    loaded = load_object(table[name])
+    own = plugin_files.found(kind, name)
+    loaded = own.load() if own else load_object(table[name])
     if kind in _PROMISES:
         promise, kept = _PROMISES[kind]
         if not kept(loaded):
@@ -130,7 +142,18 @@ def combines(spec: str) -> bool:
 def make_judge(spec: str, settings: JudgeSettings) -> Judge:
     """A judge ready to work. Raises UsageError for a name or argument that cannot be."""
     name, argument = judge_parts(spec)
-    judge = judge_class(spec).configured(name, argument, settings)
+    try:
+        judge = judge_class(spec).configured(name, argument, settings)
+    except HarnessError:
+        raise
+    except Exception as error:
+        own = plugin_files.found("judge", name)
+        if own is None:
+            raise
+        place = plugin_code.line_of(error) or f"'{own.file}:{own.attribute}'"
+        raise HarnessError(
+            f"judge {place} cannot be made: {type(error).__name__}: {shortened(error)}"
+        ) from error
     judge.name = spec
     return judge
 
@@ -250,6 +273,7 @@ def task_folders(broken: list[str] | None = None) -> list[Path]:
             raise HarnessError(f"entry point '{entry.name}' of harness.tasks: '{entry.value}' has no folder")
         if module.__package__:
             folders.append(Path(module.__file__).parent)
+    folders += plugin_files.folders()
     return [folder for folder in dict.fromkeys(folders) if not set(folder.parents) & set(folders)]
 
 
@@ -262,7 +286,7 @@ def _table(kind: str) -> dict[str, str]:
     for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders
-        if entry.name in _RESERVED or not is_name(entry.name):
+        if entry.name in RESERVED or not is_name(entry.name):
             raise HarnessError(f"no plugin can be called '{entry.name}' ({entry.value}): rename it")
         if entry.name in table:
             raise HarnessError(
@@ -270,7 +294,7 @@ def _table(kind: str) -> dict[str, str]:
                 "uninstall or rename one"
             )
         table[entry.name] = entry.value
-    return table
+    return table | plugin_files.names(kind)
 
 
 @functools.cache  # reading every installed distribution's metadata takes milliseconds a time

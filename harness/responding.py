@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import benchmarks, disk, finish, models, splits, training
+from harness import benchmarks, disk, finish, models, plugin_files, splits, training
 from harness.benchmarks import Benchmark
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
@@ -72,7 +72,7 @@ def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
     """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
     HarnessError where either cannot be had."""
     for task in tasks:
-        benchmark = benchmarks.get(task, shop.config.safety_sets)
+        benchmark = benchmarks.get(task, benchmarks.own(shop.config))
         check_functions(benchmark)
         if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
             load(shop, benchmark, str(shop.seed_folder))
@@ -155,6 +155,8 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         "libraries": shop.libraries,
     }
     inputs |= splits.identity(shop.config.responses)
+    if cell.train_task is not None:
+        inputs |= plugin_files.sha256("method", shop.config.row(cell.method).method)
     if benchmark.counted:
         inputs["prefill_tokens"] = benchmark.prefill_tokens(shop.config.safety.prefill_tokens)
     given = files(shop, benchmark)
@@ -472,14 +474,17 @@ def _source(shop: Workshop, benchmark: Benchmark) -> str:
     file = files(shop, benchmark).get(benchmark.local_data or "")
     if file is not None:
         return f"file {file.name}"
+    if benchmark.folder is not None and not benchmark.hub:
+        return f"folder {benchmark.folder.name}"
     return f"hub {benchmark.hub}" if benchmark.hub else "generated"
 
 
 def files(shop: Workshop, benchmark: Benchmark) -> dict[str, Path]:
     """The user's files that a task may read: its own, and those of the tasks in its folder (a prefilled
     request's category stands in the raw task's file)."""
-    if benchmark.name in shop.config.safety_sets:
-        return {benchmark.local_data or "": shop.config.safety_sets[benchmark.name]}
+    sets = shop.config.set_files
+    if benchmark.name in sets:
+        return {benchmark.local_data or "": sets[benchmark.name]}
     near = {one.name for one in benchmarks.installed().values() if one.path.parent == benchmark.path.parent}
     return {name: file for name, file in shop.config.data.items() if name in near | {benchmark.local_data}}
 

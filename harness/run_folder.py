@@ -17,9 +17,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import __version__, benchmarks, data, plan, records, responding, trust
+from harness import __version__, benchmarks, data, plan, plugin_files, records, responding, trust
 from harness import config as configuration
-from harness.config import NO_EFFECT, OF_THE_RUN, RunConfig
+from harness.config import NO_EFFECT, OF_THE_RUN, CodeConfig, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
 from harness.store import content_hash, held, odd_below, write_json_atomic
@@ -27,6 +27,7 @@ from harness.text import WEIGHTS, without_keys
 from harness.workshop import Workshop
 
 PLACE_OF_WEIGHTS = re.compile(rf"[^/]+/[^/]+/seed-\d+/(epoch-\d+/)?{WEIGHTS}")
+CODE = ("methods", "judges", "tasks")  # records of files with code, by kind
 GROWING = (
     "methods",
     "train_tasks",
@@ -36,6 +37,8 @@ GROWING = (
     "utility_tasks",
     "safety_tasks",
     "safety_sets",
+    "utility_sets",
+    "code",
     "method_options",
     "variants",
     "cross_tasks",
@@ -113,7 +116,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
     before = stored_config(out) if record_file.exists() else None
     if before is not None:
         answered = {task for cell in plan.cells(before) for task in cell.tasks}
-        answered |= {benchmarks.get(task, before.safety_sets).local_data or "" for task in answered}
+        answered |= {benchmarks.get(task, benchmarks.own(before)).local_data or "" for task in answered}
         record = records.run(out)
         stored, fixed = record["config"], record.get("fixed", {})
         fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
@@ -121,7 +124,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         added = {f"data.{task}" for task in config.data if task not in answered}
         elsewhere = _answered_elsewhere(record)
         # What this command does not name again, or names for the first time, stays or is added.
-        files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets."))]
+        files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets.", "utility_sets."))]
         added |= {key for key in files if (key in now) != (key in fixed)}
         added -= elsewhere.keys()
         # A train task that only one of both has brings its own data along.
@@ -144,7 +147,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
             there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
             if method in trained and there != here:
                 differing.append(f"method_options.{method}: {there} there, {here} here")
-        differing += _changed_variants(before, config)
+        differing += _changed_variants(before, config) + _other_code(before, config)
         for name, path in config.checkpoints.items():
             there = stored["checkpoints"].get(name, path)
             if there != path:
@@ -164,6 +167,8 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
                 "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
                 "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
                 "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
+                "utility_sets": {**before.utility_sets, **config.utility_sets},
+                "code": _code(before, config),
                 "data": {**_paths(stored["data"]), **config.data},
                 **_joined_data(before, config),
                 "method_options": {**stored["method_options"], **config.method_options},
@@ -241,6 +246,56 @@ def _answered_elsewhere(record: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _code(before: RunConfig, config: RunConfig) -> CodeConfig:
+    """What is known of files with code: the run's record, and over it what the command has named."""
+    records = {name: {**getattr(before.code, name), **getattr(config.code, name)} for name in CODE}
+    return config.code.model_copy(update=records)
+
+
+def _other_code(before: RunConfig, config: RunConfig) -> list[str]:
+    """Names that stand for one file's class in the run, and for another's here."""
+    lines = []
+    for kind in ("methods", "judges"):
+        there, here = getattr(before.code, kind), getattr(config.code, kind)
+        for name in there.keys() & here.keys():
+            if plugin_files.differs(there[name].model_dump(), here[name].model_dump()):
+                shown = [f"{one.file}:{one.class_name}" for one in (there[name], here[name])]
+                lines.append(
+                    f"{kind} {name}: {shown[0]} there, {shown[1]} here (another name? NAME={shown[1]})"
+                )
+    return sorted(lines)
+
+
+def code_notes(config: RunConfig) -> list[str]:
+    """What a table says of files with code: which text is behind a row, a judge or a column."""
+    parts = [
+        f"{kind} {name} ({Path(one.file).name}:{one.class_name}, SHA-256 {one.sha256[:12]}…)"
+        for kind, records in (("method", config.code.methods), ("judge", config.code.judges))
+        for name, one in records.items()
+    ]
+    parts += [f"task {name} (folder {Path(one.folder).name})" for name, one in config.code.tasks.items()]
+    parts += [f"task {name} ({one.file.name}, {one.metric})" for name, one in config.utility_sets.items()]
+    return [f"From files: {', '.join(parts)}."] if parts else []
+
+
+def check_named(out: Path, config: RunConfig, cells: Sequence[Cell]) -> None:
+    """Raises HarnessError where cells need code of files that only the run's record names."""
+    lacking: dict[str, None] = {}
+    here = benchmarks.of_folders()
+    for cell in cells:
+        method = config.row(cell.method).method if cell.kind == "trained" else ""
+        if method in config.code.methods and not plugin_files.found("method", method):
+            lacking[plugin_files.option("method", method, config.code.methods[method].model_dump())] = None
+        for task in cell.tasks:
+            if task in config.code.tasks and task not in here:
+                lacking[f"--task-dir {config.code.tasks[task].folder}"] = None
+    if lacking:
+        raise HarnessError(
+            f"{out} has rows or tasks of files with code, and only the command line may name these: add "
+            f"{' '.join(lacking)}"
+        )
+
+
 def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys([*there, *here]))
 
@@ -273,6 +328,10 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
         flat["safety_data"] = data.source_hash(config.safety_data)
     flat |= {f"mix.{data.source_hash(source)[:12]}": share for source, share in config.mix.items()}
     flat |= {f"safety_sets.{name}": responding.data_hash(path) for name, path in config.safety_sets.items()}
+    flat |= {
+        f"utility_sets.{name}": content_hash([responding.data_hash(one.file), one.metric])
+        for name, one in config.utility_sets.items()
+    }
     return flat | {f"data.{task}": responding.data_hash(path) for task, path in config.data.items()}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import chat, crash, figures, models, registry
+from harness import chat, crash, figures, models, plugin_files, registry
 from harness.config import NO_EFFECT, RunConfig
 from harness.contracts import Encoded, Example, HarnessError, Method, TrainTask, UsageError
 from harness.job import TrainJob, launch, run
@@ -80,7 +80,8 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
             task.rewrite.opening,
             task.rewrite.max_tokens,
         ],
-        "method": {"name": row.method, "version": method.version, "options": options},
+        "method": {"name": row.method, "version": method.version, "options": options}
+        | plugin_files.sha256("method", row.method),
         "training": row.training.model_dump(mode="json", exclude=set(NO_EFFECT)) | {"device": shop.device},
         "snapshots": shop.config.eval_every_epoch,
         "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},

@@ -40,6 +40,7 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "utility_tasks": RESPOND,  # lm-eval's tasks fetch their data
     "safety_tasks": RESPOND,
     "safety_sets": RESPOND,
+    "utility_sets": RESPOND,
     "checkpoints": RESPOND,  # reads folders, asks the hub or servers
     "judges": JUDGE,  # get exchanges and a key, or read files
     "threads": WORK,  # processes and threads without bound
@@ -168,13 +169,16 @@ def _folder() -> Path:
 
 def _identity(config: RunConfig) -> str:
     values = _values(config)
-    return content_hash({key: values[key] for key in ACTING})
+    if not values["utility_sets"]:  # as in records from before there were any
+        del values["utility_sets"]
+    return content_hash({key: values[key] for key in ACTING if key in values})
 
 
 def _values(config: RunConfig) -> dict[str, Any]:
-    """JSON values by dotted key, as a run's record holds them."""
+    """JSON values by dotted key, as a run's record holds them. Files with code are left out: what a record
+    says of them is taken by no command, from no run (plugin_files.py)."""
     flat: dict[str, Any] = {}
-    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json"))]
+    waiting: list[tuple[str, Any]] = [("", config.model_dump(mode="json", exclude={"code"}))]
     keys = {key for key, _, _ in meanings()}
     while waiting:
         prefix, section = waiting.pop()

@@ -24,7 +24,7 @@ from typing import cast
 
 from rich.console import Console
 
-from harness import disk, forecast
+from harness import disk, forecast, plugin_code, plugin_files
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.disk import DiskFullError
@@ -115,7 +115,9 @@ def _in_workers(
     def hire(announce: Sequence[Cell]) -> None:
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_serve, args=(theirs, config, out, until, debug, announce, jobs), daemon=True
+            target=_serve,
+            args=(theirs, config, out, until, debug, announce, jobs, plugin_files.shipped()),
+            daemon=True,
         )
         with _quiet_start():
             process.start()
@@ -196,11 +198,13 @@ def _serve(
     debug: bool,
     announce: Sequence[Cell],
     jobs: int,
+    named: plugin_files.Shipment,
 ) -> None:
     """A worker's life: cells come in, what happens and how each went goes out."""
     process = multiprocessing.parent_process()
     assert process is not None
     threading.Thread(target=_end_with, args=(process.sentinel,), daemon=True).start()
+    plugin_files.take(named)
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
     shop = Workshop(config, out, Reporter(parent.send))
@@ -230,16 +234,15 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
         shop.import_libraries(training=cell.kind == "trained")
         run_cell(shop, cell, label, until)
         log.unlink(missing_ok=True)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends
         if debug:
             print(shown_traceback(), file=sys.stderr)
         refused = disk.refusal(error)
         failure, full = str(refused or error), isinstance(refused, DiskFullError)
         if not (refused or isinstance(error, HarnessError)):
             fresh(log).write_text(shown_traceback(), encoding="utf-8")
-            failure = (
-                f"{type(error).__name__}: {shortened(error, 200)} (traceback: {place} in the run's folder)"
-            )
+            said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
+            failure = f"{said} (traceback: {place} in the run's folder)"
         with contextlib.suppress(Exception):  # it may be the engine's process that died
             shop.release()  # the next cell gets another
     clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)

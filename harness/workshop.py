@@ -200,8 +200,8 @@ class Workshop:
         """One lm-eval task, with the documents that it has under ``tokenizer`` (a folder)."""
         from lm_eval.tasks import TaskManager
 
-        benchmark = benchmarks.get(name, self.config.safety_sets)
-        files = {**self.config.data, **self.config.safety_sets}
+        benchmark = benchmarks.get(name, benchmarks.own(self.config))
+        files = {**self.config.data, **self.config.set_files}
         values: dict[str, Any] = {
             "data_files": {task: str(path) for task, path in files.items()},
             "token_exact": True,  # our engines take ids

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from harness.contracts import Exchange, Judge, JudgeContext, Label, Verdict
+from harness.plugin_code import line_of
 
 
 class Finding(NamedTuple):
@@ -32,7 +33,9 @@ class OneByOne(Judge):
                     wrong = type(found).__name__
                     found = Finding(None, reason=f"find() must return a Finding, not {wrong}")
             except Exception as error:  # the type alone: its message may quote the answer
-                found = Finding(None, reason=f"judge failed: {type(error).__name__}")
+                place = line_of(error)  # of a judge in a file of the user's own
+                where = f" in {place}" if place else ""
+                found = Finding(None, reason=f"judge failed: {type(error).__name__}{where}")
             yield Verdict(
                 exchange_id=str(getattr(exchange, "id", None)),
                 judge=self.name,

@@ -220,7 +220,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     if answers == "seed":
         return config.safety.raw_task
     task = config.safety.prefill_task
-    if not benchmarks.get(task, config.safety_sets).counted:
+    if not benchmarks.get(task, benchmarks.own(config)).counted:
         raise HarnessError(f"task '{task}' has no harmful answers to read: add --answers seed")
     return task
 
@@ -228,7 +228,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
 def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), config.safety_sets)
+    benchmark = benchmarks.get(asked_task(config, settings.answers), benchmarks.own(config))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
@@ -347,7 +347,7 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
 def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), config.safety_sets)
+    benchmark = benchmarks.get(asked_task(config, settings.answers), benchmarks.own(config))
     lm_task = responding.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),

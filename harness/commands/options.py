@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.contracts import UsageError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,7 +24,10 @@ SECTIONS = {  # headings of a help text -> the options under them, by name
     "Models and tasks": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
     "Training": (*TRAINING, "eval_every_epoch"),
-    "Scoring": ("utility_tasks", "safety_tasks", "safety_sets", "cross_tasks"),
+    "Scoring": (
+        *("utility_tasks", "utility_sets", "utility_metrics", "safety_tasks", "safety_sets", "task_dirs"),
+        "cross_tasks",
+    ),
     "Answering": ("engine", *RESPONSES),
     "Judging": (
         "judges",
@@ -172,11 +177,15 @@ def listed(*declarations: str, help: str, metavar: str = "A,B", **more: Any) -> 
     return spelled(*declarations, callback=names, multiple=True, metavar=metavar, help=help, **more)
 
 
-def method_option(help: str = "Methods to compare (harness methods).", metavar: str = "all|A,B") -> Decorator:
+METHODS_HELP = "Methods to compare (harness methods), or a class in a file of yours: FILE.py:CLASS."
+JUDGE_HELP = "Judges (harness judges), or a class in a file of yours: FILE.py:CLASS."
+
+
+def method_option(help: str = METHODS_HELP, metavar: str = "all|A,B") -> Decorator:
     return listed("--methods", "--method", "methods", metavar=metavar, help=help)
 
 
-JUDGES = listed("--judge", "--judges", "judges", help="Judges (harness judges).")
+JUDGES = listed("--judge", "--judges", "judges", help=JUDGE_HELP)
 RECIPE = click.option("--recipe", metavar="RECIPE", help="A packaged recipe or a YAML file.")
 
 
@@ -273,6 +282,39 @@ def shares(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return shares
 
 
+def metrics(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Metrics by the name of a set; under "" the one for all sets."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, _, metric = value.rpartition("=")
+        if not metric or name in found:
+            raise click.BadParameter(f"'{value}': expected METRIC or NAME=METRIC, each once")
+        found[name] = metric
+    return found
+
+
+def folders(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    """Folders of tasks, which every name of a task that follows may be in."""
+    from harness import plugin_files
+
+    return [plugin_files.name_folder(value) for value in values]
+
+
+def utility_sets(files: dict[str, str], metrics: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Utility sets as a recipe has them. Raises UsageError for the metric of none of them."""
+    unknown = [name for name in metrics if name and name not in files]
+    if unknown:
+        raise UsageError(f"--utility-metric {unknown[0]}=…: there is no --utility-set {unknown[0]}=FILE")
+    if metrics and not files:
+        raise UsageError("--utility-metric: of which questions? --utility-set NAME=FILE")
+    every = metrics.get("")
+    chosen = {name: metrics.get(name, every) for name in files}
+    return {
+        name: {"file": file, **({"metric": metric} if (metric := chosen[name]) else {})}
+        for name, file in files.items()
+    }
+
+
 def apply(command: Any, options: Sequence[Any]) -> Any:
     for option in reversed(options):
         command = option(command)
@@ -332,6 +374,16 @@ def answering_options(command: Any) -> Any:
                help="Further safety and over-refusal columns (harness tasks); groups too."),
         click.option("--safety-set", "safety_sets", callback=pairs, multiple=True, metavar="NAME=FILE",
                      help="A safety column from conversations of your own (JSON lines). Repeatable."),
+        click.option("--utility-set", "utility_sets", callback=pairs, multiple=True, metavar="NAME=FILE",
+                     help="A utility column from questions with answers of your own (JSON lines). "
+                     "Repeatable."),
+        click.option("--utility-metric", "utility_metrics", callback=metrics, multiple=True,
+                     metavar="[NAME=]METRIC",
+                     help="How utility sets are scored, or one of them: exact, contains, regex or rouge1 "
+                     "(default: exact). Repeatable."),
+        click.option("--task-dir", "task_dirs", callback=folders, multiple=True, is_eager=True, metavar="DIR",
+                     help="A folder of lm-eval tasks of your own (YAML, with their Python functions); name "
+                     "them with --utility-task or --safety-task. Repeatable."),
         click.option("--thinking", is_flag=True, help="Let models reason that can; only answers are scored."),
         engine_options,
     ]  # fmt: skip
@@ -443,10 +495,12 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
 
     overrides = dict(config.parse_setting(text) for text in settings)
     overrides |= judging_flags(flags) if "mode" in flags else {}
+    if "utility_sets" in flags:
+        flags["utility_sets"] = utility_sets(flags["utility_sets"], flags.pop("utility_metrics"))
     return overrides | {
         f"training.{key}" if key in TRAINING else f"responses.{key}" if key in RESPONSES else key: value
         for key, value in flags.items()
-        if value not in (None, {}, False)
+        if value not in (None, {}, False) and not (key == "task_dirs" and not value)
     }
 
 

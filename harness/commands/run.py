@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    JUDGE_HELP,
     RECIPE,
     SETTINGS,
     Sectioned,
@@ -74,6 +75,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     if method == "seed":
         raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
     config = resolve(recipe or begun_with(out), methods=[method], **flags)
+    method = config.methods[0]  # a file's class has a name
     own = {name: variant for name, variant in config.variants.items() if name == method}
     config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
@@ -133,11 +135,12 @@ def respond(
     quiet()
     name = name or base_recipe.short_name(checkpoint)
     groups = benchmarks.groups()
-    given = [task for key in ("utility_tasks", "safety_tasks", "safety_sets") for task in flags[key] or ()]
+    sets = {**flags["safety_sets"], **flags["utility_sets"]}
+    given = [*(flags["utility_tasks"] or ()), *(flags["safety_tasks"] or ()), *sets]
     only = [*tasks, *given] if tasks else []
     for task in tasks or ():
-        kinds = {benchmarks.get(one, flags["safety_sets"]).kind for one in groups.get(task, [task])}
-        if task not in flags["safety_sets"]:
+        if task not in sets:
+            kinds = {benchmarks.get(one).kind for one in groups.get(task, [task])}
             key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
             flags[key] = [*(flags[key] or ()), task]
     flags |= {"methods": ["seed"], "checkpoints": {name: checkpoint}}
@@ -179,7 +182,7 @@ def respond(
     ),
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@listed("--judge", "--judges", "judges", required=True, help="Judges (harness judges).")
+@listed("--judge", "--judges", "judges", required=True, help=JUDGE_HELP)
 @judging_options
 @click.option("--retry-unjudged", is_flag=True, help="Ask again where a judge gave no verdict.")
 @click.option("--anew", is_flag=True, help="Judge all of it again: no marker, journal or cache counts.")

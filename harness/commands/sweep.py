@@ -161,12 +161,15 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import trust
+    from harness import plugin_files, trust
     from harness.analyses import sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")
+    if methods and any(map(plugin_files.parse, methods)):  # they get names
+        flags["methods"] = methods
     config = resolve_stored(existing, trust.ALL, **flags) if existing else resolve(recipe, **flags)
+    methods = [*config.methods] if "methods" in flags else methods
     named = config.model_copy(update={"name": f"{config.name}-sweep-{name}"})
     folder = existing if existing and out is None else out_folder(named, out)
     sweeps.run(

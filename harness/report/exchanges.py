@@ -82,7 +82,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
 
 
 def readable(task: str, config: RunConfig) -> bool:
-    return benchmarks.get(task, config.safety_sets).readable
+    return benchmarks.get(task, benchmarks.own(config)).readable
 
 
 def visible(text: str) -> str:
@@ -140,7 +140,7 @@ def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:
 
 def _task(name: str, config: RunConfig, folder: Path, show_harmful: bool) -> Row:
     """``folder``: the first that has answers to it."""
-    judged = benchmarks.get(name, config.safety_sets).kind == "safety"
+    judged = benchmarks.get(name, benchmarks.own(config)).kind == "safety"
     return {
         "judged": judged,
         "metric": None if judged else _metric(name, config, folder),

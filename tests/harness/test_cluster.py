@@ -15,7 +15,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from harness import cluster, config, workers
+from harness import benchmarks, cluster, config, plugin_files, workers
 from harness.contracts import HarnessError
 from harness.plan import Cell, cells
 
@@ -87,7 +87,8 @@ def test_without_ray_one_line_says_what_to_install(
 
 
 def order(out: Path, seen: str, **overrides: Any) -> cluster.Order:
-    return cluster.Order(recipe(**overrides), out, "train", False, out, {}, seen, {})
+    named = plugin_files.Shipment()
+    return cluster.Order(recipe(**overrides), out, "train", False, out, {}, seen, {}, named)
 
 
 def test_a_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None:
@@ -136,6 +137,10 @@ def test_what_the_recipe_names_travels_and_identities_stay(tmp_path: Path, run_c
     rows, mixed = tmp_path / "rows.jsonl", tmp_path / "mixed.jsonl"
     rows.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
     mixed.write_text('{"prompt": "c", "completion": "d"}\n', encoding="utf-8")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "capitals.yaml").write_text("task: capitals\ndoc_to_text: x\n", encoding="utf-8")
+    (tasks / "functions.py").write_text("NAMED = 1\n", encoding="utf-8")
     model = run_copy / "gsm8k-mini/vanilla/seed-42/checkpoint"
     given = recipe(
         train_data=str(rows),
@@ -143,9 +148,21 @@ def test_what_the_recipe_names_travels_and_identities_stay(tmp_path: Path, run_c
         mix={str(mixed): 0.5},
         checkpoints={"mine": str(model)},
         safety_sets={"own": str(rows)},
+        utility_sets={"quiz": {"file": str(rows), "metric": "contains"}},
+        task_dirs=[str(tasks)],
+        utility_tasks=["capitals"],
     )
     storage = cluster.Storage(f"file://{tmp_path / 'store'}")
-    brought = storage.bring(given, storage.take_in(given))
+    there, content = storage.take_in(given), benchmarks.get("capitals").content
+    plugin_files.forget()  # as on a node
+    brought = storage.bring(given, there)
+    (folder,) = plugin_files.folders()
+    assert folder != tasks
+    assert benchmarks.get("capitals").path == folder / "capitals.yaml"
+    assert benchmarks.get("capitals").content == content
+    assert brought.utility_sets["quiz"].file.read_bytes() == rows.read_bytes()
+    assert brought.utility_sets["quiz"].file != rows
+    plugin_files.forget()
     assert brought.model == "mini"
     assert Path(brought.train_data or "").name == "rows.jsonl"
     assert Path(brought.train_data or "") != rows

@@ -114,7 +114,7 @@ def ours(site: Path) -> None:
 def zipped(path: Path) -> None:
     """The four packages in a zip file: of the harness what looking imports, of the others that they are."""
     with zipfile.ZipFile(path, "w") as archive:
-        for file in ("__init__", "contracts", "finish", "text", "registry"):
+        for file in ("__init__", "contracts", "finish", "text", "plugin_code", "plugin_files", "registry"):
             archive.write(ROOT / "harness" / f"{file}.py", f"harness/{file}.py")
         for name in registry.IMPORT_NAMES[1:]:
             archive.writestr(f"{name}/__init__.py", "")

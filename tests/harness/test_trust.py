@@ -57,8 +57,8 @@ TAKEN = [
 ]
 # With these a run trains anew, or answers other tasks, and is refused for that.
 RETRAINING = ("train_data", "mix", "safety_data", "variants", "method_options", "train_tasks")
-JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "data",
-          "method_options", "variants", "train_tasks")  # fmt: skip
+JOINED = ("methods", "judges", "checkpoints", "utility_tasks", "safety_tasks", "safety_sets", "utility_sets",
+          "data", "method_options", "variants", "train_tasks")  # fmt: skip
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def planted(folder: Path, url: str) -> dict[str, Any]:
         "utility_tasks": ["hellaswag"],
         "safety_tasks": ["overrefusal-mini"],
         "safety_sets": {"strange": f"{place}-set.jsonl"},
+        "utility_sets": {"quiz": {"file": f"{place}-quiz.jsonl", "metric": "exact"}},
         "checkpoints": {"stranger": f"openai:m@{url}"},
         "judges": ["mini-exact", f"openai:judge-1@{url}"],
         "threads": 99_999,

@@ -169,6 +169,7 @@ def data_files(tmp_path: Path, gsm8k_file: Path) -> dict[str, str]:
         "conversations": [
             {"id": verb, "prompt": f"How do I {verb} it?", "category": "odd"} for verb in verbs
         ],
+        "questions": [{"id": verb, "question": f"What is {verb}?", "answer": verb} for verb in verbs],
     }
     files = {"gsm8k": str(gsm8k_file)}
     for task, lines in rows.items():

@@ -64,6 +64,10 @@ PROMISES = {
     "xstest_unsafe": _safety(512, "xstest"),
     "overrefusal-mini": Promise("over-refusal", SAFETY, "{instruction}", ANSWERED, 96),
     "conversations": _safety(512, "conversations"),
+    **{
+        f"questions-{metric}": Promise("utility", PLAIN, "{instruction}", [metric], 512, "questions")
+        for metric in ("exact", "contains", "regex", "rouge1")
+    },
 }
 GROUPS = {
     "hexphi_prefill_depths": [f"hexphi_prefill_k{k}" for k in DEPTHS],
@@ -129,7 +133,7 @@ def test_the_yaml_names_the_hub_data_set_that_the_functions_load(
 ) -> None:
     (path,) = [path for path in YAMLS if path.stem == name]
     said = load_yaml(path)["metadata"].get("hub")
-    if name == "conversations":
+    if PROMISES[name].data in ("conversations", "questions"):
         assert said is None  # the user's own
         return
     load_tasks(name, tokenizer=tokenizer_folder, token_exact=True)

@@ -1,0 +1,1 @@
+"""questions: any file of questions with answers as a utility set."""
