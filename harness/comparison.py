@@ -78,10 +78,16 @@ def compare(
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     quiet()  # before a library is imported
+    if dry_run:
+        fetch_nothing()
     config = _with_stored_engine(config, out)
     shop = Workshop(config, out)
     if until == "leaderboard":
         _check_judges(config, out)
+    planned = [
+        cell for cell in plan.cells(config) if cell.kind in kinds and (not rows or cell.method in rows)
+    ]
+    run_folder.check_named(out, config, planned, answered=until != "train")
     if dry_run:
         _dry_run(shop, until, console, kinds)
         return
@@ -103,7 +109,7 @@ def compare(
             for cell in plan.cells(config)
             if cell.kind in kinds and (not rows or cell.method in rows)
         ]
-        run_folder.check_named(out, config, cells)
+        run_folder.check_named(out, config, cells, answered=until != "train")
         start = time.perf_counter()
         failures: dict[Path, str] = {}
         judged = judging.Judged()
@@ -241,7 +247,6 @@ def fetch_nothing() -> None:
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the configuration and the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    fetch_nothing()
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     console.print(settings, highlight=False, markup=False, soft_wrap=True)
     cells, bench = plan.cells(config), judging.Bench(shop)
@@ -375,7 +380,7 @@ def _check(shop: Workshop, kinds: Collection[str], until: Step, absent: list[str
         if responding.files(shop, benchmarks.get(task, benchmarks.own(shop.config))):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
-        if cell.kind == "trained" and not absent:
+        if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):
             training.train_stage(shop, cell)
         responding.checkpoint_of(shop, cell)
     responding.check(shop, [cell for cell in cells if cell.kind in kinds])
@@ -388,7 +393,8 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
         needs.check(config)
     for path in (*config.data.values(), *config.set_files.values()):
         responding.data_hash(path)
-    methods = [training.make_method(config, name) for name in plan.methods(config)]
+    rows = [name for name in plan.methods(config) if _is_here(config, name)]
+    methods = [training.make_method(config, name) for name in rows]
     for task in config.train_tasks if methods else ():
         train_task = registry.load("train task", task)
         try:
@@ -402,6 +408,11 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
             )
         if any(method.needs_safety_data for method in methods):
             shop.safety_examples(train_task)
+
+
+def _is_here(config: RunConfig, row: str) -> bool:
+    """Whether a row's method is at hand: not of a file that the run alone names, where nothing trains it."""
+    return config.row(row).method in registry.names("method")
 
 
 def _check_judges(config: RunConfig, out: Path) -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import judging, plan, preparation, registry, training
+from harness import judging, plan, plugin_code, preparation, registry, training
 from harness.config import RunConfig, TrainingConfig
 from harness.contracts import HarnessError, Method, TrainTask
 from harness.plan import Cell
@@ -74,17 +74,17 @@ def try_out(shop: Workshop, cells: Sequence[Cell]) -> None:
             method.prepare([*given], preparation.context(shop, task, method, cell, generate))
         except HarnessError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise HarnessError(
                 f"method '{cell.method}' cannot prepare rows of {task.name}: {type(error).__name__}: "
                 f"{shortened(error, 200)} ({_place(error)})"
             ) from error
 
 
-def _place(error: Exception) -> str:
-    """The file and line from which an error comes."""
+def _place(error: BaseException) -> str:
+    """The file and line from which an error comes: of a file that the command names, its own last line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}, line {last.lineno}"
+    return plugin_code.line_of(error) or f"{last.filename}, line {last.lineno}"
 
 
 def _trackers(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -116,7 +116,8 @@ def _packages(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _has_weights(config: RunConfig) -> bool:
     """Whether a judge of the run is a model that is loaded here."""
-    made = (registry.make_judge(name, judging.settings(config)) for name in config.judges)
+    there = filter(registry.is_judge, config.judges)  # not one of a file that the run alone names
+    made = (registry.make_judge(name, judging.settings(config)) for name in there)
     return any(judge.model is not None for judge in made)
 
 

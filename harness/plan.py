@@ -211,7 +211,7 @@ def cells(config: RunConfig) -> list[Cell]:
     engines = [*registry.names("engine"), "auto"]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
-    rows = {SEED, *registry.names("method"), *(name.lower() for name in config.variants)}
+    rows = {SEED, *registry.names("method"), *map(str.lower, [*config.code.methods, *config.variants])}
     taken = [name for name in config.checkpoints if name.lower() in rows]
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")

@@ -278,15 +278,16 @@ def code_notes(config: RunConfig) -> list[str]:
     return [f"From files: {', '.join(parts)}."] if parts else []
 
 
-def check_named(out: Path, config: RunConfig, cells: Sequence[Cell]) -> None:
-    """Raises HarnessError where cells need code of files that only the run's record names."""
+def check_named(out: Path, config: RunConfig, cells: Sequence[Cell], *, answered: bool = True) -> None:
+    """Raises HarnessError where cells need code of files that only the run's record names, that of their
+    tasks where these are to be ``answered``."""
     lacking: dict[str, None] = {}
     here = benchmarks.of_folders()
     for cell in cells:
         method = config.row(cell.method).method if cell.kind == "trained" else ""
         if method in config.code.methods and not plugin_files.found("method", method):
             lacking[plugin_files.option("method", method, config.code.methods[method].model_dump())] = None
-        for task in cell.tasks:
+        for task in cell.tasks if answered else ():
             if task in config.code.tasks and task not in here:
                 lacking[f"--task-dir {config.code.tasks[task].folder}"] = None
     if lacking:

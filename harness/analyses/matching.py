@@ -164,7 +164,7 @@ def trainings(
     """
     narrow = config.model_copy(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
-        | {"safety_sets": {}, "cross_tasks": False}
+        | {"safety_sets": {}, "utility_sets": {}, "cross_tasks": False}
     )
     failures = run_folder.failed(out)
     cells = plan.cells(config)

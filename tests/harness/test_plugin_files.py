@@ -254,6 +254,19 @@ def test_a_recipe_may_speak_of_a_method_that_the_command_names(tmp_path: Path) -
         training.make_method(found, "ema")
 
 
+def test_files_go_with_a_model_of_one_s_own(tmp_path: Path) -> None:
+    """What a command names by file is laid over the recipe for real models as over any other."""
+    file, tasks = write(tmp_path / "ema.py", METHOD), task_folder(tmp_path / "tasks")
+    given = {"methods": f"{file}:Ema", "task_dirs": [str(tasks)], "utility_tasks": ["rooms"]}
+    found = config.load(None, {"model": "owner/name", "training": {"epochs": 1}, **given})
+    base = config.load(None, {"model": "owner/name"})
+    assert found.methods == ("ema",)
+    assert found.code.methods["ema"].file == str(file)
+    assert set(found.code.tasks) == {"rooms"}
+    assert found.training == base.training.model_copy(update={"epochs": 1})
+    assert (found.safety, found.judges, found.name) == (base.safety, base.judges, "real-name")
+
+
 def test_all_methods_are_those_that_are_installed(tmp_path: Path) -> None:
     file = write(tmp_path / "ema.py", METHOD)
     both = config.load(None, {"methods": ["all", f"{file}:Ema"]})
@@ -547,6 +560,52 @@ def test_other_questions_or_another_metric_under_a_set_s_name_are_another_run(
         assert ended.code == 1
         assert "holds a run of another configuration" in ended.err
         assert "utility_sets.quiz: " in ended.err
+
+
+def test_clean_takes_their_rows_and_columns_out_with_what_is_known_of_them(copy: Path, command: Run) -> None:
+    for flags in (["--row", "ema"], ["--task", "rooms,quiz"]):
+        ended = command("clean", copy, *flags, "--yes")
+        assert ended.code == 0, ended.err
+    record = read_json(copy / "run.json")
+    code = record["config"]["code"]
+    assert (code["methods"], code["tasks"], record["config"]["utility_sets"]) == ({}, {}, {})
+    assert set(code["judges"]) == {"mine"}
+    assert not [key for key in record["fixed"] if key.startswith("utility_sets.")]
+    assert not [*copy.glob("**/ema"), *copy.glob("**/rooms"), *copy.glob("**/quiz")]
+    board = harness.load(copy).leaderboard
+    assert set(board["method"]) == {"seed", "vanilla"}
+    assert not {"rooms", "quiz"} & {*board.columns}
+    assert "ema" not in " ".join(board.attrs["notes"])
+
+
+def test_a_run_s_own_file_is_asked_for_before_anything_is_done(made: Path, copy: Path, command: Run) -> None:
+    """By a command that goes on with a run's whole configuration, on paper as well."""
+    files = {path: path.read_bytes() for path in copy.glob("run.json")}
+    judges = f"mini-exact,mine={made}/mine.py:Judge"
+    words = ("sweep", "prefill-depth", "--run", copy, "--judge", judges)
+    for flags in ((), ("--dry-run",)):
+        ended = command(*words, *flags)
+        assert ended.code == 1
+        assert f"--methods ema={made}/ema.py:Ema" in ended.err
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize("fault", ["raise ValueError(len(examples))", "raise SystemExit(0)"])
+def test_a_method_that_cannot_prepare_is_told_before_anything_is_trained(
+    fault: str, tmp_path: Path, command: Run, small: Run
+) -> None:
+    file = write(
+        tmp_path / "ema.py", f"{METHOD}\n    def prepare(self, examples, context):\n        {fault}\n"
+    )
+    words = ("compare", "--methods", f"{file}:Ema", "--out", tmp_path / "run", *quick(small))
+    for flags in ((), ("--dry-run",)):
+        ended = command(*words, *flags)
+        assert ended.code == 1
+        raised = fault.split()[1].partition("(")[0]
+        assert f"method 'ema' cannot prepare rows of gsm8k-mini: {raised}: " in ended.err
+        assert f"({file}, line 15)" in ended.err
+        assert "Traceback" not in ended.err
+    assert not [*(tmp_path / "run").glob("**/checkpoint")]
 
 
 @pytest.mark.slow
