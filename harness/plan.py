@@ -159,6 +159,11 @@ def cells(config: RunConfig) -> list[Cell]:
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
+    for name, task in config.trained_on.items():
+        if name not in config.checkpoints:
+            raise registry.unknown("checkpoint", name, [*config.checkpoints])
+        if task not in config.train_tasks:
+            raise registry.unknown("train task of this run", task, [*config.train_tasks])
     if config.train_data and len(config.train_tasks) > 1:
         raise UsageError(
             f"train_data is for one train task and there are {len(config.train_tasks)}: "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 SECTIONS = {  # headings of a help text -> the options under them, by name
-    "Compared": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
+    "Compared": ("methods", "model", "checkpoints", "trained_on", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
     "Training": TRAINING,
     "Scoring": ("utility_tasks", "safety_tasks", "safety_sets", "cross_tasks", "eval_every_epoch"),

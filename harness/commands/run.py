@@ -37,6 +37,8 @@ from harness.contracts import UsageError
 @click.option("--methods", callback=names, metavar="all|A,B", help="Methods to compare (harness methods).")
 @click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
               help="A checkpoint of your own as a further row. Repeatable.")  # fmt: skip
+@click.option("--trained-on", "trained_on", callback=pairs, multiple=True, metavar="NAME=TASK",
+              help="Checkpoint NAME was trained on TASK: compare it with vanilla. Repeatable.")  # fmt: skip
 @click.option("--judge", "judges", callback=names, metavar="A,B", help="Judges (harness judges).")
 @click.option("--cross-tasks", is_flag=True, help="Score every checkpoint on the other utilities too.")
 @judging_options
