@@ -41,7 +41,7 @@ POWER = 0.8  # with which the smallest detectable difference would have been sho
 DRAWS = 2**16
 SEED_DRAWS = 2**14  # over several seeds each draw costs more
 _BLOCK = 2**12  # draws at a time: bounds the memory, whatever the number of comparisons
-_SHARES = np.linspace(0.0, 1.0, 257)  # of the seeds in a variance; quantiles in between are interpolated
+_SHARES = np.linspace(0.0, 1.0, 129)  # of the seeds in a variance; quantiles in between are interpolated
 _SMALLEST = 1e-9  # level that is looked for
 MANY = 2_000  # pairs
 _REACH = 5.0  # standard deviations of a count that can happen
@@ -87,7 +87,7 @@ def together(family: Sequence[Comparison]) -> list[Simultaneous]:
     tested = [member for member in members if member is not None]
     if not tested:
         return [NOTHING] * len(family)
-    found = _level(tested)
+    found = joint_level(_influence(tested), [member.spread for member in tested])
     results = iter(
         [_at(member, found.alpha, margins) for member, margins in zip(tested, found.margins, strict=True)]
     )
@@ -158,7 +158,7 @@ def _single(values: Values, baseline: Values, alpha: float, *, rates: bool) -> S
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """``margins``: of each member over several seeds, what its difference must exceed in each draw to be
     shown, the draw's own deviation taken off."""
 
@@ -166,37 +166,42 @@ class _Level:
     margins: Sequence[NDArray[np.float64] | None]
 
 
-def _level(members: Sequence[_Member]) -> _Level:
-    rng = np.random.default_rng(SEED)
-    factor = _factor(members)
-    if all(member.spread is None for member in members):
-        blocks = [
-            np.abs(rng.standard_normal((_BLOCK, len(members))) @ factor) for _ in range(DRAWS // _BLOCK)
-        ]
-        largest = np.concatenate([block.max(axis=1) for block in blocks])
-        return _Level(min(ALPHA, 2 * float(norm.sf(np.quantile(largest, 1 - ALPHA)))), [None] * len(members))
-    documents = rng.standard_normal((SEED_DRAWS, len(members))) @ factor
-    draws = [_draw(member, column, rng) for member, column in zip(members, documents.T, strict=True)]
+def joint_level(
+    influence: NDArray[np.float64], spreads: Sequence[Spread | None], draws: int | None = None
+) -> Level:
+    """The level at which the intervals of all members hold together with 95 %; at most 5 %.
 
-    def too_often(log: float) -> float:
-        held = np.ones(SEED_DRAWS, dtype=bool)
-        for draw in draws:
-            held &= draw.deviation <= draw.margin(math.exp(log))
+    ``influence``: (documents, members), columns of length 1, or 0 of those in which all pairs differ alike;
+    ``spreads``: of each member over several seeds; None of one seed.
+    """
+    rng = np.random.default_rng(SEED)
+    factor = _factor(influence)
+    if all(spread is None for spread in spreads):
+        return Level(_one_seed_level(factor, rng, draws or DRAWS), [None] * len(spreads))
+    documents = rng.standard_normal((draws or SEED_DRAWS, len(spreads))) @ factor
+    drawn = [_draw(spread, column, rng) for spread, column in zip(spreads, documents.T, strict=True)]
+
+    def surplus(log: float) -> float:
+        held = np.ones(len(documents), dtype=bool)
+        for draw in drawn:
+            held &= np.abs(draw.deviation) <= draw.margin(math.exp(log))
         return float(held.mean()) - (1 - ALPHA)
 
     bounds = math.log(_SMALLEST), math.log(ALPHA)
-    alpha = ALPHA if too_often(bounds[1]) >= 0 else math.exp(brentq(too_often, *bounds, xtol=1e-4))
-    return _Level(alpha, [draw.margin(alpha) - draw.signed for draw in draws])
+    alpha = ALPHA if surplus(bounds[1]) >= 0 else math.exp(brentq(surplus, *bounds, xtol=1e-3))
+    return Level(alpha, [draw.margin(alpha) - draw.deviation for draw in drawn])
 
 
-def _factor(members: Sequence[_Member]) -> NDArray[np.float64]:
+def _one_seed_level(factor: NDArray[np.float64], rng: np.random.Generator, draws: int) -> float:
+    largest = [
+        np.abs(rng.standard_normal((min(_BLOCK, draws), len(factor))) @ factor).max(axis=1)
+        for _ in range(max(1, draws // _BLOCK))
+    ]
+    return min(ALPHA, 2 * float(norm.sf(np.quantile(np.concatenate(largest), 1 - ALPHA))))
+
+
+def _factor(influence: NDArray[np.float64]) -> NDArray[np.float64]:
     """(members, members): standard normal rows times this have the members' correlation."""
-    places = {
-        name: row for row, name in enumerate(dict.fromkeys(n for one in members for n in one.influence))
-    }
-    influence = np.zeros((len(places), len(members)))
-    for column, member in enumerate(members):
-        influence[[places[name] for name in member.influence], column] = list(member.influence.values())
     correlation = influence.T @ influence
     np.fill_diagonal(correlation, 1.0)  # one without influence is independent
     values, vectors = np.linalg.eigh(correlation)
@@ -204,29 +209,46 @@ def _factor(members: Sequence[_Member]) -> NDArray[np.float64]:
     return factor
 
 
+def _influence(members: Sequence[_Member]) -> NDArray[np.float64]:
+    places = {
+        name: row for row, name in enumerate(dict.fromkeys(n for one in members for n in one.influence))
+    }
+    influence = np.zeros((len(places), len(members)))
+    for column, member in enumerate(members):
+        influence[[places[name] for name in member.influence], column] = list(member.influence.values())
+    return influence
+
+
 @dataclass(frozen=True)
 class _Draw:
-    """A member's deviations from its true difference, with the variance that would have been found each
-    time."""
+    """A member's deviations from its true difference, and the margins that would have been found with
+    them."""
 
-    signed: NDArray[np.float64]
     deviation: NDArray[np.float64]
     margin: Callable[[float], NDArray[np.float64]]
 
 
-def _draw(member: _Member, documents: NDArray[np.float64], rng: np.random.Generator) -> _Draw:
-    spread = member.spread
+def _draw(spread: Spread | None, documents: NDArray[np.float64], rng: np.random.Generator) -> _Draw:
     if spread is None:
-        return _Draw(documents, np.abs(documents), lambda alpha: np.full(SEED_DRAWS, norm.isf(alpha / 2)))
-    seeds = rng.standard_normal(SEED_DRAWS)
-    found = spread.seeds * rng.chisquare(spread.df_seeds, SEED_DRAWS) / spread.df_seeds
-    signed = math.sqrt(spread.documents) * documents + math.sqrt(spread.seeds) * seeds
+        return _Draw(documents, lambda alpha: np.full(len(documents), norm.isf(alpha / 2)))
+    seeds = rng.standard_normal(len(documents))
+    found = spread.seeds * rng.chisquare(spread.df_seeds, len(documents)) / spread.df_seeds
     variance = spread.documents + found
     share, error = found / variance, np.sqrt(variance)
-    grid = Spread(1 - _SHARES, _SHARES, spread.df_documents, spread.df_seeds)
-    return _Draw(
-        signed, np.abs(signed), lambda alpha: np.interp(share, _SHARES, grid.quantile(alpha)) * error
-    )
+
+    def margin(alpha: float) -> NDArray[np.float64]:
+        quantiles = _quantiles(alpha, spread.df_documents, spread.df_seeds)
+        found: NDArray[np.float64] = np.interp(share, _SHARES, quantiles) * error
+        return found
+
+    return _Draw(math.sqrt(spread.documents) * documents + math.sqrt(spread.seeds) * seeds, margin)
+
+
+@lru_cache(64)
+def _quantiles(alpha: float, df_documents: float, df_seeds: float) -> NDArray[np.float64]:
+    """At _SHARES; members mostly have the same degrees of freedom."""
+    found: NDArray[np.float64] = Spread(1 - _SHARES, _SHARES, df_documents, df_seeds).quantile(alpha)
+    return found
 
 
 # --- what could have been shown ----------------------------------------------------------------------
