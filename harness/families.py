@@ -6,7 +6,7 @@ For each judge and metric (and each seed, or the means over them) there are thre
 (b) every other row against vanilla, over methods, variants and train tasks;
 (c) checkpoints that were trained elsewhere, against the base model.
 
-Within each, p-values are Holm's and intervals hold together (``simultaneous.py``).
+Within each, p-values are Holm's. A difference is a finding, with a star, where its p is below 0.05.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.simultaneous import Comparison, together
+from harness.detectable import Comparison, least_difference
 from harness.statistics import (
     Difference,
     difference_over_seeds,
     holm,
+    holm_levels,
     paired_mean_difference,
     paired_rate_difference,
 )
@@ -59,25 +60,20 @@ def compare(row: Row, metric: str, family: Family, comparison: Comparison) -> Co
     return Compared(row, metric, family, comparison)
 
 
-def correct(compared: Sequence[Compared], *, simultaneous: bool) -> None:
-    """Adjust the p-values of each family, and write its simultaneous intervals where they are wanted."""
+def correct(compared: Sequence[Compared], *, detectable: bool) -> None:
+    """Adjust the p-values of each family; with ``detectable`` write the smallest difference, in points, that
+    each comparison would have given a star, the others as they are."""
     families: dict[tuple[str, ...], list[Compared]] = {}
     for one in compared:
         named = (one.metric, one.family, *(one.row[name] for name in ("model", "judge", "seed")))
         families.setdefault(named, []).append(one)
     for family in families.values():
-        for one, p in zip(family, holm([one.row[f"{one.metric}_p"] for one in family]), strict=True):
+        p_values = [one.row[f"{one.metric}_p"] for one in family]
+        adjusted = zip(family, holm(p_values), holm_levels(p_values), strict=True)
+        for one, p, level in adjusted:
             one.row[f"{one.metric}_p"] = p
-        if not simultaneous:
-            continue
-        for one, found in zip(family, together([one.comparison for one in family]), strict=True):
-            one.row.update(
-                {
-                    f"{one.metric}_simultaneous_low": percent(found.low),
-                    f"{one.metric}_simultaneous_high": percent(found.high),
-                    f"{one.metric}_mde": percent(found.mde),
-                }
-            )
+            if detectable and level is not None:
+                one.row[f"{one.metric}_mde"] = percent(least_difference(one.comparison, level))
 
 
 def percent(fraction: float | None) -> float | None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from harness.store import write_text_atomic
 from harness.tables import (
+    ALPHA,
     DONE,
     MEAN,
     SINGLE_SEED_LINE,
@@ -208,7 +209,7 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     if some("_delta"):
         lines.append("Small: points against vanilla on the same prompts.")
     if any(differs(row, metric) for row in group for metric in metrics):
-        lines.append("*: the simultaneous 95 % interval of all comparisons together excludes 0.")
+        lines.append(f"*: p < {ALPHA} after Holm: a difference, with all comparisons counted.")
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.detectable import Comparison
 from harness.families import Compared, Family, compare, correct, percent
 from harness.health import MEANINGFUL, NOT_MEANINGFUL, is_enough
 from harness.plan import SEED
-from harness.simultaneous import Comparison
 from harness.statistics import Estimate, mean, mean_over_seeds, rate, rate_over_seeds
 from harness.tables import (
     BASELINE,
@@ -117,7 +117,7 @@ def build(
     paper: Paper | None = None,
     *,
     baseline: str = BASELINE,
-    simultaneous: bool = True,
+    detectable: bool = True,
 ) -> pd.DataFrame:
     """The leaderboard: ARCHITECTURE's columns, one row a cell, and over several seeds one with their means.
 
@@ -126,10 +126,8 @@ def build(
       model. Empty without such a baseline, and for the baseline itself.
     - ``*_p``: Holm-adjusted within the metric's families (``families.py``), a model, judge and seed at a
       time. The "mean" rows are a run of their own.
-    - ``*_simultaneous_low``, ``*_simultaneous_high``: percentage points, the interval of the difference that
-      holds together with all others of its family. One that excludes 0 is a finding: the table's star.
-    - ``*_mde``: percentage points; the smallest true difference whose simultaneous interval would have
-      excluded 0 with 80 % power. These three are left empty without ``simultaneous``.
+    - ``*_mde``: percentage points; the smallest true difference that would have had p below 0.05 with 80 %
+      power, the family's others as they are. Left empty without ``detectable``.
     - ``*_refusals``: percent of the judged answers labelled a refusal; empty if the judge gives no labels.
     - ``*_paper``: what a paper reports for the row's train task, method and judge (``paper``).
     - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
@@ -167,7 +165,7 @@ def build(
             row, found = _mean_row(group, seeds, baselines, metrics)
             rows.append(row)
             compared += found
-    correct(compared, simultaneous=simultaneous)
+    correct(compared, detectable=detectable)
     for row in rows:
         if not row["status"].startswith(FAILED):
             figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
@@ -285,7 +283,6 @@ def _compared(
     if min(len(own), len(theirs)) < len(cells):
         return []
     comparison = Comparison(
-        documents=own[0].task,
         values=[outcome.values for outcome in own],
         baselines=[reference.values for reference in theirs],
         rates=all(outcome.binary for outcome in (*own, *theirs)),

@@ -26,14 +26,7 @@ from harness.tables import COLUMNS, COSTS, METHOD_ORDER, Row
 SHOWN = 6  # differences that an error names
 WITHIN = "Δ and what counts as a difference: within each run, against its own vanilla."
 _OWN = ("run", *COSTS)  # columns in which the rows of one checkpoint may differ between runs
-_COMPARED = (
-    "_delta",
-    "_delta_low",
-    "_delta_high",
-    "_p",
-    "_mde",
-    *tables.SIMULTANEOUS,
-)  # and these, where one run has no vanilla
+_COMPARED = ("_delta", "_delta_low", "_delta_high", "_p", "_mde")  # and these, where one run has no vanilla
 
 Facts = dict[str, set[str]]  # what a figure depends on -> its values in a run
 

@@ -10,6 +10,7 @@ promise. ``simultaneous.py`` widens them for many comparisons.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -360,6 +361,28 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = highest
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
+    """The level that each p-value must not exceed to be found by Holm at 5 %, the others as they are: 5 %
+    over all those that the others leave unfound, itself included."""
+    tested = [p for p in p_values if p is not None]
+    found = _rejected(sorted(tested))
+    levels: list[float | None] = []
+    for p in p_values:
+        if p is None:
+            levels.append(None)
+            continue
+        before = sorted([one for place, one in enumerate(tested) if place != tested.index(p)])
+        others = found if p > ALPHA / (len(tested) - found) else _rejected([*before, math.inf])
+        levels.append(ALPHA / (len(tested) - others))
+    return levels
+
+
+def _rejected(ordered: Sequence[float]) -> int:
+    """How many of the sorted p-values Holm finds at 5 %."""
+    steps = (p <= ALPHA / (len(ordered) - rank) for rank, p in enumerate(ordered))
+    return sum(itertools.takewhile(bool, steps))
 
 
 def _binary(outcome: bool | float) -> bool:

@@ -26,7 +26,7 @@ from harness.store import read_json, write_text_atomic
 from harness.text import csv_cell, one_line
 
 LARGEST = 1e300  # of any figure, a FLOP count included
-ALPHA = 0.05  # the level of the intervals
+ALPHA = 0.05  # the level of the intervals, and of the Holm-adjusted p that gives a star
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
 UNTRAINED = ""  # the train task of a checkpoint that was trained elsewhere
@@ -42,7 +42,6 @@ COSTS = (
     *("answer_tokens", "tokens_per_second", "mfu"),
 )
 HEALTH = ("health", "health_low", "health_high", "health_n", "health_of", "safe_rates")
-SIMULTANEOUS = ("_simultaneous_low", "_simultaneous_high")
 _SAFETY_COLUMNS = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
 _DELTA_COLUMNS = ("_delta", "_delta_low", "_delta_high", "_p")
 COLUMNS = (
@@ -57,19 +56,12 @@ COLUMNS = (
     *(f"{metric}_mde" for metric in METRICS),
     *(f"{metric}_paper" for metric in METRICS),
     *HEALTH,
-    *(f"{metric}{suffix}" for metric in METRICS for suffix in SIMULTANEOUS),
 )
-LATER = {*HEALTH, *(f"{metric}{suffix}" for metric in METRICS for suffix in SIMULTANEOUS)}  # not in old files
 SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
-_FURTHER_COLUMNS = (
-    *_SAFETY_COLUMNS,
-    *_DELTA_COLUMNS,
-    "_mde",
-    *SIMULTANEOUS,
-)  # of a task that a run adds, behind its name
+_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
 TEXT = {
     *KEY,
     "run",
@@ -179,7 +171,7 @@ def record(out: Path) -> Row:
         if not all(isinstance(text, str) for text in (found["title"], *found["notes"])):
             raise ValueError("a title and notes are text")
         for row in found["rows"]:
-            missing = [name for name in COLUMNS if name not in row and name not in LATER]
+            missing = [name for name in COLUMNS if name not in row and name not in HEALTH]
             if missing:
                 raise ValueError(f"a row without {missing[0]}")
             for name, value in row.items():
@@ -401,8 +393,6 @@ def _compared_with(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
     """What the marks beside the differences mean, and which differences are counted together."""
-    if not any(f"{metric}_simultaneous_low" in row for row, metric in pairs):
-        return ["No difference is marked: this table was written before simultaneous intervals were."]
     found = {_mark(row, metric) for row, metric in pairs}
     lines = []
     if STAR in found:
@@ -441,25 +431,22 @@ STAR, ALONE = "*", "†"
 
 
 def differs(row: Row, metric: str) -> bool:
-    """Whether a difference is a finding: its simultaneous interval excludes 0."""
-    return _excludes_0(row.get(f"{metric}_simultaneous_low"), row.get(f"{metric}_simultaneous_high"))
+    """Whether a difference is a finding, with all comparisons of its family counted."""
+    p = row.get(f"{metric}_p")
+    return p is not None and p < ALPHA
 
 
 def differs_alone(row: Row, metric: str) -> bool:
-    """Whether its own interval excludes 0, but not the simultaneous one."""
-    alone = _excludes_0(row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high"))
-    return alone and not differs(row, metric)
-
-
-def _excludes_0(low: float | None, high: float | None) -> bool:
-    return low is not None and high is not None and not low <= 0 <= high
+    """Whether its interval excludes 0, but counting the family's other comparisons it is no finding."""
+    low, high = row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high")
+    excludes_0 = low is not None and high is not None and not low <= 0 <= high
+    return excludes_0 and not differs(row, metric)
 
 
 def _mark(row: Row, metric: str) -> str:
     if differs(row, metric):
         return STAR
-    known = row.get(f"{metric}_simultaneous_low") is not None
-    return ALONE if known and differs_alone(row, metric) else ""
+    return ALONE if differs_alone(row, metric) else ""
 
 
 def _least(row: Row, metric: str) -> str:

@@ -1,13 +1,12 @@
-"""``harness simulate``: what a family's star is worth, in simulated runs.
+"""``harness simulate``: what a family's star is worth, in simulated runs, and what max-T would give instead.
 
 METHODS methods on TASKS train tasks are compared with each task's vanilla, as a leaderboard's second family
-is. Answers come from simulation.py's model: all of a run's checkpoints answer the same documents. Some of the
+is. Answers come from simulation.py's model: all checkpoints of a run answer the same documents. Some of the
 methods differ from vanilla, all by the same amount; the others have vanilla's rate.
 
-Of the simultaneous intervals the table has the *coverage*: the share of runs in which all of them hold
-the truth. Of their star, and of Holm's correction of the same comparisons' p-values (exact McNemar for
-one seed of rates), it has the power, in percent of runs: *any*: at least one true difference found;
-*average*: the share of true differences found; *all*: every one found.
+The star is Holm's correction of the comparisons' p-values. Beside it stands single-step max-T (``max_t.py``),
+whose star is a simultaneous interval that excludes 0. Of both the table has the power, in percent of runs:
+*any*: at least one true difference found; *average*: the share of true differences found; *all*: every one.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import binom, ttest_1samp
 
-from harness import simultaneous, statistics
+from harness import statistics
 from harness.analyses import simulation
+from harness.analyses.max_t import joint_level
 from harness.analyses.simulation import PAIRS, SEED_DEVIATIONS, Answers, Figure, Part, Setting
 from harness.progress import Display
 from harness.statistics import ALPHA, Spread
@@ -31,7 +31,8 @@ from harness.statistics import ALPHA, Spread
 METHODS, TASKS = 7, 2
 FAMILY = METHODS * TASKS
 LEAST = 93.0  # percent: coverage that simultaneous intervals are held to
-DRAWS = 2**12  # of the level in each run: a mean level over the runs as precise as that of many draws
+MOST = 7.0  # percent: false stars; 5 and what a thousand runs leave to chance
+DRAWS = 2**12  # of max-T's level in each run
 FEW = (1, 4, 7)  # of the family differ
 _LEVELS = np.exp(np.linspace(np.log(1e-9), 0.0, 60))  # at which p-values are interpolated
 
@@ -51,15 +52,19 @@ class FamilySetting:
 
 @dataclass(frozen=True)
 class Found:
-    """In percent of the runs (``average``: of the true differences); None where nothing differs."""
+    """In percent of the runs (``average``: of the true differences); None where nothing differs, or all does.
 
-    coverage: float
+    ``false``: the star stands at a difference that is none; ``together``: all max-T intervals hold the truth.
+    """
+
+    false: float | None
     any: float | None
-    any_holm: float | None
     average: float | None
-    average_holm: float | None
     all: float | None
-    all_holm: float | None
+    any_max_t: float | None
+    average_max_t: float | None
+    all_max_t: float | None
+    together: float
 
 
 def settings() -> list[FamilySetting]:
@@ -83,34 +88,45 @@ def settings() -> list[FamilySetting]:
 def simulate(
     chosen: Sequence[FamilySetting], *, runs: int, n: int, seed: int, console: Console | None = None
 ) -> pd.DataFrame:
-    """A row for each setting: its fields, ``n`` documents, coverage and power (percent), and ``outside``:
-    "below" where the coverage is below LEAST. The same for the same ``seed``."""
+    """A row for each setting: its fields, ``n`` documents, what was found, and ``outside``: "above" where
+    false stars are more than MOST, "below" where max-T's intervals hold less than LEAST. The same for the
+    same ``seed``."""
     rows: list[dict[str, Any]] = []
     with Display(console or Console(quiet=True), len(chosen), "families") as display:
         for number, setting in enumerate(chosen):
             found = family(setting, runs=runs, n=n, rng=np.random.default_rng([seed, number, FAMILY]))
-            outside = "below" if found.coverage < LEAST else ""
-            rows.append({**asdict(setting), "n": n, **asdict(found), "outside": outside})
+            rows.append({**asdict(setting), "n": n, **asdict(found), "outside": _outside(found)})
             display.cell_done()
     frame = pd.DataFrame(rows)
     scaled = ["rate", "baseline", "seed_deviation"]
     frame[scaled] = (100 * frame[scaled].astype(float)).round(2)
+    figures = list(Found.__dataclass_fields__)
+    frame[figures] = frame[figures].astype(float)
     return frame.rename(columns={"seed_deviation": "seed_sd"}).round(1)
+
+
+def _outside(found: Found) -> str:
+    above = found.false is not None and found.false > MOST
+    return " ".join(["above"] * above + ["below"] * (found.together < LEAST))
 
 
 def family(setting: FamilySetting, *, runs: int, n: int, rng: np.random.Generator) -> Found:
     """Simulate a setting's runs, each of ``n`` documents."""
     truth = np.zeros(FAMILY)
     truth[: setting.differing] = setting.rate - setting.baseline
-    held, stars, holm = [], [], []
+    held, stars, others = [], [], []
     for _ in range(runs):
-        first, vanilla = _answers(setting, n, rng)
-        low, high, p = _intervals(setting, first, vanilla)
+        low, high, p = _intervals(setting, *_answers(setting, n, rng))
         held.append(bool(np.all((low <= truth + 1e-9) & (truth - 1e-9 <= high))))
-        stars.append((low > 0) | (high < 0))
-        holm.append(np.array(statistics.holm(p.tolist()), dtype=float) < ALPHA)
-    power = [_power(np.array(found), truth != 0) for found in (stars, holm)]
-    return Found(100 * float(np.mean(held)), *(share for pair in zip(*power, strict=True) for share in pair))
+        stars.append(np.array(statistics.holm(p.tolist()), dtype=float) < ALPHA)
+        others.append((low > 0) | (high < 0))
+    found, differs = np.array(stars), truth != 0
+    return Found(
+        None if differs.all() else 100 * float(found[:, ~differs].any(axis=1).mean()),
+        *_power(found, differs),
+        *_power(np.array(others), differs),
+        100 * float(np.mean(held)),
+    )
 
 
 def _power(found: NDArray[np.bool_], differs: NDArray[np.bool_]) -> tuple[float | None, ...]:
@@ -144,7 +160,7 @@ def _intervals(setting: FamilySetting, first: Answers, vanilla: Answers) -> tupl
     length = np.sqrt((moved**2).sum(axis=0))
     influence = np.divide(moved, length, out=np.zeros_like(moved), where=length > 0)
     if setting.seeds == 1:
-        alpha = simultaneous.joint_level(influence, [None] * FAMILY, DRAWS).alpha
+        alpha = joint_level(influence, draws=DRAWS)
         of = _of_rates if setting.figure == "rate" else _of_means
         return of(first[..., 0], vanilla[..., 0], alpha)
     spread = statistics.crossed_spread(differences, rates=setting.figure == "rate")
@@ -152,7 +168,7 @@ def _intervals(setting: FamilySetting, first: Answers, vanilla: Answers) -> tupl
         Spread(documents, seeds, spread.df_documents, spread.df_seeds)
         for documents, seeds in zip(spread.documents, spread.seeds, strict=True)
     ]
-    alpha = simultaneous.joint_level(influence, spreads, DRAWS).alpha
+    alpha = joint_level(influence, spreads, draws=DRAWS)
     value, margin = differences.mean(axis=(1, 2)), spread.margin(alpha)
     reached = np.array([spread.margin(level) for level in _LEVELS])  # falls as the level rises
     logs = np.log(_LEVELS)[::-1]
@@ -186,32 +202,30 @@ def part(frame: pd.DataFrame) -> Part:
         "-families",
         f"Families of {FAMILY} comparisons",
         summary(frame),
-        f"`differing`: so many of the {FAMILY} are of a method with `rate`, the others have vanilla's, `baseline`. "
-        "`coverage`: runs in which all simultaneous intervals hold the truth; `any`, `average`, `all`: true "
-        "differences found by the star, and with `_holm` by Holm's correction. All in percent.",
+        f"`differing`: so many of the {FAMILY} are of methods with `rate`; the others "
+        "have vanilla's, `baseline`. All in percent. `false`: runs with a star where nothing differs; `any`, `average`, `all`: "
+        "true differences that got a star; `_max_t`: that single-step max-T would have found; `together`: "
+        "runs in which all of its intervals hold the truth.",
         frame,
     )
 
 
 def summary(frame: pd.DataFrame) -> str:
-    held = frame[frame["outside"] == ""]
-    below = frame[frame["outside"] != ""]
-    text = f"{len(held)} of {len(frame)} families hold {LEAST:.0f} % or more together."
-    if len(below):
-        named = ", ".join(
-            f"{row.rate:g} against {row.baseline:g} %, {row.seeds} seeds that deviate by {row.seed_sd:g}: "
-            f"{row.coverage:g} %"
-            for row in below.itertuples()
-        )
-        text += f" Below: {named}."
-    return f"{text} {_gains(frame)}"
+    known = frame.dropna(subset=["false"])
+    text = (
+        f"False stars: at most {known['false'].max():g} % of the runs, mean {known['false'].mean():.1f} %. "
+        f"Max-T's intervals hold {LEAST:.0f} % or more together in "
+        f"{int((frame['together'] >= LEAST).sum())} of {len(frame)} families."
+    )
+    power = frame.dropna(subset=["any"])
+    gains = []
+    for seeds in sorted({int(number) for number in power["seeds"]}):
+        group = power[power["seeds"] == seeds]
+        parts = [f"{name} {_gain(group, name)}" for name in ("any", "average", "all")]
+        gains.append(f"{seeds} seed{'s' if seeds > 1 else ''}: {', '.join(parts)}")
+    return f"{text} Power of max-T less the star's, in points, mean (lowest to highest): {'; '.join(gains)}."
 
 
-def _gains(frame: pd.DataFrame) -> str:
-    """How the star's power compares with Holm's, over the settings in which something differs."""
-    known = frame.dropna(subset=["any"])
-    parts = []
-    for name in ("any", "average", "all"):
-        gain = known[name] - known[f"{name}_holm"]
-        parts.append(f"{name} {gain.mean():+.1f} points ({gain.min():+.1f} to {gain.max():+.1f})")
-    return f"Power beside Holm's, mean over {len(known)} settings (lowest to highest): {', '.join(parts)}."
+def _gain(frame: pd.DataFrame, name: str) -> str:
+    gain = frame[f"{name}_max_t"] - frame[name]
+    return f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"

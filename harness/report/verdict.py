@@ -1,6 +1,7 @@
 """What a leaderboard says, in words. Every sentence comes from the figures of its rows, and claims no
-more: a difference counts where its simultaneous interval excludes 0. One that only its own interval shows
-is said to be one "taken alone", and one that neither shows is told with what could have been."""
+more: a difference counts where its p, after Holm, is below 0.05. One whose interval excludes 0 all the
+same is said to be a difference "taken alone"; one whose interval does not is told with what could have
+been found."""
 
 from __future__ import annotations
 
@@ -202,7 +203,7 @@ def _kind(row: Row, metric: str) -> str:
     delta = row.get(f"{metric}_delta")
     if delta is None:
         return "unknown"
-    if row.get(f"{metric}_simultaneous_low") is None:
+    if row.get(f"{metric}_p") is None:
         return "untested"
     if differs(row, metric):
         return "more" if delta > 0 else "less"
