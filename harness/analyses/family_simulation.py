@@ -129,12 +129,15 @@ def family(setting: FamilySetting, *, runs: int, n: int, rng: np.random.Generato
     )
 
 
-def _power(found: NDArray[np.bool_], differs: NDArray[np.bool_]) -> tuple[float | None, ...]:
+def _power(
+    found: NDArray[np.bool_], differs: NDArray[np.bool_]
+) -> tuple[float | None, float | None, float | None]:
     """any, average, all"""
     if not differs.any():
         return None, None, None
     true = found[:, differs]
-    return tuple(100 * float(share.mean()) for share in (true.any(axis=1), true, true.all(axis=1)))
+    some, every = true.any(axis=1), true.all(axis=1)
+    return 100 * float(some.mean()), 100 * float(true.mean()), 100 * float(every.mean())
 
 
 def _answers(setting: FamilySetting, n: int, rng: np.random.Generator) -> tuple[Answers, Answers]:
@@ -203,8 +206,8 @@ def part(frame: pd.DataFrame) -> Part:
         f"Families of {FAMILY} comparisons",
         summary(frame),
         f"`differing`: so many of the {FAMILY} are of methods with `rate`; the others "
-        "have vanilla's, `baseline`. All in percent. `false`: runs with a star where nothing differs; `any`, `average`, `all`: "
-        "true differences that got a star; `_max_t`: that single-step max-T would have found; `together`: "
+        "have vanilla's, `baseline`. All in percent. `false`: runs with a star where nothing differs; "
+        "`any`, `average`, `all`: true differences that got a star; `_max_t`: that single-step max-T would have found; `together`: "
         "runs in which all of its intervals hold the truth.",
         frame,
     )
