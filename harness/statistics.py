@@ -374,7 +374,8 @@ def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
             levels.append(None)
             continue
         before = sorted([one for place, one in enumerate(tested) if place != tested.index(p)])
-        others = found if p > ALPHA / (len(tested) - found) else _rejected([*before, math.inf])
+        unfound = found < len(tested) and p > ALPHA / (len(tested) - found)
+        others = found if unfound else _rejected([*before, math.inf])
         levels.append(ALPHA / (len(tested) - others))
     return levels
 

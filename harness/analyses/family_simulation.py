@@ -207,8 +207,8 @@ def part(frame: pd.DataFrame) -> Part:
         summary(frame),
         f"`differing`: so many of the {FAMILY} are of methods with `rate`; the others "
         "have vanilla's, `baseline`. All in percent. `false`: runs with a star where nothing differs; "
-        "`any`, `average`, `all`: true differences that got a star; `_max_t`: that single-step max-T would have found; `together`: "
-        "runs in which all of its intervals hold the truth.",
+        "`any`, `average`, `all`: true differences that got a star; `_max_t`: that single-step max-T would "
+        "have found; `together`: runs in which all of its intervals hold the truth.",
         frame,
     )
 
