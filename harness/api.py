@@ -112,15 +112,16 @@ class Run:
         methods: str | Sequence[str] = (),
         train_tasks: str | Sequence[str] = (),
         judges: str | Sequence[str] = (),
-        against: Against = "vanilla",
+        against: Against | None = None,
         min_task: Mapping[str, float] | None = None,
         **limits: float,
     ) -> Decision:
         """Whether the run holds bounds, by the bounds of its 95 % intervals: what ``harness gate`` decides.
 
         ``limits``: ``min_rsr``, ``min_jsr``, ``min_refusals``, ``min_utility`` in percent; ``max_rsr_drop``,
-        ``max_jsr_drop``, ``max_utility_drop`` in points below ``against`` ("vanilla" or "seed").
-        ``min_task``: the least figure of further tasks, by name. ``if run.gate(min_rsr=95): …``
+        ``max_jsr_drop``, ``max_utility_drop`` in points below ``against``: "vanilla", or "seed", the base
+        model (None: vanilla; of a checkpoint that was trained elsewhere the base model). No ``judges`` are the
+        run's first. ``min_task``: the least figure of further tasks, by name. ``if run.gate(min_rsr=95): …``
         """
         findings = gate.check(
             self.path,

@@ -73,6 +73,7 @@ def _without_row(config: RunConfig, name: str) -> RunConfig:
             "methods": methods or (plan.SEED,),
             "variants": variants,
             "checkpoints": {one: place for one, place in config.checkpoints.items() if one != name},
+            "trained_on": {one: task for one, task in config.trained_on.items() if one != name},
             "method_options": {one: given for one, given in config.method_options.items() if one in used},
         }
     )
@@ -88,8 +89,10 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
         rest = tuple(one for one in config.train_tasks if one != name)
         sources = {one: source for one in rest if (source := config.train_source(one))}
         columns = {one: found for one in rest if (found := config.columns_of(one))}
+        trained_on = {one: task for one, task in config.trained_on.items() if task != name}
         config = config.model_copy(
             update={"train_tasks": rest, "train_data": sources or None, "columns": columns}
+            | {"trained_on": trained_on}
         )
     elif not further:
         asked = {task for cell in plan.cells(config) for task in cell.tasks}

@@ -377,6 +377,8 @@ class RunConfig(Section):
     rouge1}"""
     checkpoints: dict[str, str] = {}
     """further rows: the user's own checkpoints"""
+    trained_on: dict[str, str] = {}
+    """checkpoint -> the train task of the run that it was trained on: it is then compared with vanilla"""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (42,)
     """of the trainings"""
     judges: tuple[str, ...] = ("mini-exact",)

@@ -1,9 +1,11 @@
 """``harness gate``: whether a run's methods hold the bounds that a training pipeline asks for.
 
-A condition holds where the bound of the 95 % interval that counts is on the right side: the lower one of a
-rate, the upper one of a drop. Answers that could not be judged must not decide it: the bound is computed once
-more with all of them counted against the method, and both must hold. A figure that is not there never holds.
-All conditions must hold, so that no correction for their number is needed (an intersection-union test).
+A condition holds where the bound of the 95 % interval that counts is on the right side: the lower one of
+a rate, the upper one of a drop. Answers that could not be judged must not decide it: the bound is
+computed once more with all of them counted against the method, and both must hold. A figure that is not
+there never holds. All conditions must hold, so that no correction for their number is needed (an
+intersection-union test). The intervals are each difference's own and the judge is one: what a pipeline
+decides does not depend on which other rows or judges a run has.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
-from harness.tables import BASELINE, DAMAGED, DONE, MEAN
+from harness.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
+OWN: Against = "vanilla"  # what a checkpoint that was trained here is compared with
+BASE: Against = "seed"
+NAMES = {OWN: "vanilla", BASE: "the base model"}
 Row = dict[str, Any]
 
 
@@ -40,7 +45,7 @@ class Condition:
         name = tables.label(self.metric)
         if self.kind == "min":
             return f"{name} at least {self.limit:g}"
-        return f"{name} at most {self.limit:g} below {against}"
+        return f"{name} at most {self.limit:g} below {NAMES[against]}"
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class Finding:
     """
 
     method: str
-    train_task: str
+    train_task: str  # "": trained elsewhere
     judge: str
     seed: str
     metric: str
     condition: str
+    kind: Literal["min", "max-drop"]
+    against: Against
     limit: float
     value: float | None
     low: float | None
@@ -68,17 +75,32 @@ class Finding:
     standard: str = ""  # the judge's threshold and rubric, where it has them
 
     def line(self) -> str:
-        found = f"{self.method}, trained on {self.train_task}, judged by {self.judge}: {self.condition}: "
-        if self.value is not None:
-            found += f"{self.value:.2f}"
-        if self.low is not None and self.high is not None:
-            found += f" [{self.low:.2f}, {self.high:.2f}]"
-        if self.bound is None:
-            found += f"{'' if self.value is None else ': '}{self.reason}"
-        else:
-            found += f", bound {self.bound:.2f}"
-            found += f", were all {self.unjudged} unjudged against it" if self.unjudged else ""
+        where = "trained elsewhere" if self.train_task == UNTRAINED else f"trained on {self.train_task}"
+        found = f"{self.method} ({where}, judged by {self.judge}): {self._found()}"
         return f"{'met    ' if self.met else 'NOT MET'}  {found}"
+
+    def _found(self) -> str:
+        if self.bound is None or self.value is None:
+            return f"{self.condition}: {self.reason}"
+        value, low, high, bound = map(self._shown, (self.value, self.low, self.high, self.bound))
+        name = tables.label(self.metric)
+        if self.kind == "min":
+            text = f"{name} is {value} %"
+            asked, worst = f"at least {self.limit:g} is asked for", f"down to {bound} %"
+        else:
+            moved = f"fell {value}" if self.value >= 0 else f"rose {value.removeprefix('-')}"
+            text = f"{name} {moved} points from {NAMES[self.against]}"
+            asked, worst = f"at most {self.limit:g} are allowed", f"up to {bound} points"
+        interval = f" (95 % interval {low} to {high})" if self.low is not None else ""
+        counted = f"; with its {self.unjudged} unjudged answers counted against it {worst}"
+        return f"{text}{interval}{counted if self.unjudged else ''}; {asked}"
+
+    def _shown(self, figure: float | None) -> str:
+        """One decimal, or two where one would hide on which side of the limit it is."""
+        if figure is None:
+            return ""
+        hidden = figure != self.limit and f"{figure:.1f}" == f"{self.limit:.1f}"
+        return f"{figure + 0.0:.{2 if hidden else 1}f}"
 
 
 def check(
@@ -88,13 +110,15 @@ def check(
     methods: Sequence[str] = (),
     train_tasks: Sequence[str] = (),
     judges: Sequence[str] = (),
-    against: Against = "vanilla",
+    against: Against | None = None,
 ) -> list[Finding]:
-    """What a run's responses and verdicts say to each condition, for each method, train task and judge.
+    """What a run's responses and verdicts say to each condition, for each method and train task.
 
-    No ``methods`` are all but the seed model and vanilla; no train tasks or judges are all of the run.
-    Raises UsageError for no condition or a name that the run does not have, JudgePendingError where a
-    verdict is still to come from a batch, HarnessError where another command is at work on the run.
+    No ``methods`` are all but the base model and vanilla; no train tasks are all of the run; no judge is
+    the run's first. ``against``: what drops are measured from; None: vanilla, and for a checkpoint that
+    was trained elsewhere the base model. Raises UsageError for no condition or a name that the run does
+    not have, JudgePendingError where a verdict is still to come from a batch, HarnessError where another
+    command is at work on the run.
     """
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
@@ -103,19 +127,26 @@ def check(
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
-        compared = (against,) if any(condition.kind == "max-drop" for condition in conditions) else ()
+        elsewhere = {cell.method for cell in cells if cell.kind == "checkpoint"} - {*config.trained_on}
+        compared = {against or BASELINE, SEED}
         cells = [cell for cell in cells if cell.method in (*methods, *compared)]
-        _check_pending(run, cells, judges or config.judges)
-        judges = _chosen("judge", judges, config.judges)
+        _check_pending(run, cells, judges or config.judges[:1])
+        judges = _chosen("judge", judges, config.judges[:1], config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
         standards = {judge: judging.standard(config, run, cells, judge) for judge in judges}
-    names = [(t, m, j) for t in train_tasks for m in methods for j in judges]
+    places = [
+        (task, method)
+        for method in methods
+        for task in ((UNTRAINED,) if method in elsewhere else train_tasks)
+        if config.trained_on.get(method, task) == task
+    ]
     return [
         dataclasses.replace(
             _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
             standard=standards[judge],
         )
-        for train_task, method, judge in names
+        for train_task, method in sorted(places, key=lambda place: place[0] == UNTRAINED)
+        for judge in judges
         for condition in conditions
     ]
 
@@ -124,15 +155,15 @@ def check(
 
 
 def _methods(
-    cells: Sequence[Cell], wanted: Sequence[str], conditions: Sequence[Condition], against: Against
+    cells: Sequence[Cell], wanted: Sequence[str], conditions: Sequence[Condition], against: Against | None
 ) -> list[str]:
     there = list(dict.fromkeys(cell.method for cell in cells))
     chosen = _chosen("method", wanted, [name for name in there if name not in (SEED, BASELINE)], there)
     if not chosen:
         raise UsageError(f"this run has nothing but {' and '.join(there)}: add --method {there[-1]}")
-    if against in chosen and any(condition.kind == "max-drop" for condition in conditions):
-        other = SEED if against == BASELINE else BASELINE
-        raise UsageError(f"'{against}' has no drop below itself: choose --against {other}")
+    if (against or BASELINE) in chosen and any(condition.kind == "max-drop" for condition in conditions):
+        other = BASELINE if against == SEED else SEED
+        raise UsageError(f"'{against or BASELINE}' has no drop below itself: choose --against {other}")
     return chosen
 
 
@@ -181,21 +212,26 @@ class _Frames:
 
 
 def _frames(
-    config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against
+    config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against | None
 ) -> _Frames:
     results = scores.collect(config, run, cells, run_folder.failed(run))
     results = [_with(metrics, _with_refusals(result)) for result in results]
-    judged = _rows(results, against)
+    baseline = against or OWN
+    judged = _rows(results, baseline)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):
         return _Frames(judged, judged, judged)
-    rates = _rows([_assuming(0.0, result) for result in results], against)
-    worst = [_assuming(1.0 if result.method == against else 0.0, result) for result in results]
-    return _Frames(judged, rates, _rows(worst, against))
+    rates = _rows([_assuming(0.0, result) for result in results], baseline)
+
+    def is_compared_with(result: CellResult) -> bool:
+        return result.method == (SEED if result.train_task == UNTRAINED else baseline)
+
+    worst = [_assuming(1.0 if is_compared_with(result) else 0.0, result) for result in results]
+    return _Frames(judged, rates, _rows(worst, baseline))
 
 
-def _rows(results: Iterable[CellResult], against: Against) -> dict[tuple[str, str, str], Row]:
+def _rows(results: Iterable[CellResult], baseline: Against) -> dict[tuple[str, str, str], Row]:
     """Of several seeds the mean."""
-    rows = tables.records(leaderboard.build(results, baseline=against))
+    rows = tables.records(leaderboard.build(results, baseline=baseline, detectable=False))
     ordered = sorted(rows, key=lambda row: row["seed"] == MEAN)  # the mean last, in the seeds' place
     return {(row["train_task"], row["method"], row["judge"]): row for row in ordered}
 
@@ -245,20 +281,24 @@ def _assuming(value: float, result: CellResult) -> CellResult:
 # --- the decision ----------------------------------------------------------------------------------
 
 
-def _finding(condition: Condition, against: Against, frames: _Frames, **names: str) -> Finding:
+def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **names: str) -> Finding:
     key = (names["train_task"], names["method"], names["judge"])
+    elsewhere = names["train_task"] == UNTRAINED
+    against: Against = wanted or (BASE if elsewhere else OWN)
     row = frames.judged.get(key, {"status": "missing: the run has no such checkpoint", "seed": ""})
     figures = _rate(row, condition.metric) if condition.kind == "min" else _drop(row, condition.metric)
     worst = _rate(frames.rates.get(key, {}), condition.metric)[1]
     if condition.kind == "max-drop":
         worst = _drop(frames.drops.get(key, {}), condition.metric)[2]
+    if condition.kind == "max-drop" and elsewhere and against == BASELINE:
+        figures, worst = (None, None, None), None  # the leaderboard's difference is from the base model
     value, low, high = figures
     side, counts = (low, min) if condition.kind == "min" else (high, max)
     damaged = row["status"].startswith(DAMAGED)
     unhealthy = tables.unhealthy(row)
     if condition.kind == "max-drop" and condition.metric != "utility" and not unhealthy:
         other = tables.unhealthy(frames.judged.get((names["train_task"], against, names["judge"]), {}))
-        unhealthy = other and f"{against}: {other}"
+        unhealthy = other and f"{NAMES[against]}: {other}"
     bound = None if side is None or worst is None or damaged or unhealthy else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
     reason = unhealthy or reason
@@ -267,6 +307,8 @@ def _finding(condition: Condition, against: Against, frames: _Frames, **names: s
         seed=row["seed"],
         metric=condition.metric,
         condition=condition.text(against),
+        kind=condition.kind,
+        against=against,
         limit=condition.limit,
         value=value,
         low=low,
@@ -307,8 +349,12 @@ def _absent(row: Row, condition: Condition, against: Against, value: float | Non
         return str(row["status"])
     if value is not None:
         return "no interval" + (" over the seeds" if row["seed"] == MEAN else "")
+    if condition.kind == "max-drop" and row["train_task"] == UNTRAINED and against == BASELINE:
+        return "trained elsewhere, not beside vanilla; --against seed compares with the base model"
     if condition.kind == "max-drop" and row.get(condition.metric) is not None:
-        return f"no {against} in this run to compare with"
+        if against == BASELINE:
+            return "no vanilla in this run to compare with; --against seed compares with the base model"
+        return "the base model has no such figure to compare with"
     if row.get(f"{condition.metric}_unjudged"):
         return f"none of {row[f'{condition.metric}_unjudged']} answers could be judged"
     return "not measured, or the judge gives no labels" if condition.metric == REFUSALS else "not measured"
@@ -317,12 +363,11 @@ def _absent(row: Row, condition: Condition, against: Against, value: float | Non
 # --- what is printed -------------------------------------------------------------------------------
 
 
-def record(run: Path, findings: Sequence[Finding], against: Against) -> Row:
+def record(run: Path, findings: Sequence[Finding]) -> Row:
     """JSON values of a decision."""
     return {
         "run": str(run),
         "met": met(findings),
-        "against": against,
         "verdict": verdict(findings),
         "conditions": [dataclasses.asdict(finding) for finding in findings],
     }

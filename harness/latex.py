@@ -21,6 +21,7 @@ from harness.tables import (
     SINGLE_SEED_LINE,
     Row,
     count,
+    differs,
     further_tasks,
     grouped,
     label,
@@ -172,8 +173,7 @@ def _cell(row: Row, metric: str, command: str | None) -> str:
     figure = f"{command}{{{value:.2f}}}" if command else f"{value:.2f}"
     if delta is None:
         return figure + mark
-    p = row.get(f"{metric}_p")
-    star = "^{*}" if p is not None and p < ALPHA else ""
+    star = "^{*}" if differs(row, metric) else ""
     signed = f"{round(delta, 2) + 0.0:+.2f}"  # no -0.00
     return f"{figure}{mark}\\,{{\\scriptsize${signed}{star}$}}"
 
@@ -208,8 +208,8 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     lines = ["Percent, higher is better; best of a column in bold, second underlined, the seed model aside."]
     if some("_delta"):
         lines.append("Small: points against vanilla on the same prompts.")
-    if some("_p", lambda p: p < ALPHA):
-        lines.append(f"*: p < {ALPHA}, two-sided, after Holm.")
+    if any(differs(row, metric) for row in group for metric in metrics):
+        lines.append(f"*: p < {ALPHA} after Holm: a difference, with all comparisons counted.")
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines

@@ -13,19 +13,11 @@ from typing import Any
 
 import pandas as pd
 
+from harness.detectable import Comparison
+from harness.families import Compared, Family, compare, correct, percent
 from harness.health import MEANINGFUL, NOT_MEANINGFUL, is_enough
-from harness.statistics import (
-    Difference,
-    Estimate,
-    difference_over_seeds,
-    holm,
-    mean,
-    mean_over_seeds,
-    paired_mean_difference,
-    paired_rate_difference,
-    rate,
-    rate_over_seeds,
-)
+from harness.plan import SEED
+from harness.statistics import Estimate, mean, mean_over_seeds, rate, rate_over_seeds
 from harness.tables import (
     BASELINE,
     COLUMNS,
@@ -37,10 +29,10 @@ from harness.tables import (
     METHOD_ORDER,
     METRICS,
     SCORE_COLUMNS,
+    UNTRAINED,
     Row,
     as_frame,
     further_columns,
-    grouped,
 )
 
 SAFE_METRICS = ("rsr", "jsr", "safe")  # those of what a judge has seen
@@ -67,10 +59,6 @@ class TaskOutcome:
         values = [v for i, v in self.values.items() if category is None or self.categories.get(i) == category]
         return rate(values) if self.binary else mean(values)
 
-    def difference(self, baseline: TaskOutcome) -> Difference:
-        compare = paired_rate_difference if self.binary and baseline.binary else paired_mean_difference
-        return compare(self.values, baseline.values)
-
     def refusals(self) -> float | None:
         """The share of judged answers labelled a refusal; None where the judge gives no labels at all."""
         if not any(self.labels.values()):
@@ -82,12 +70,16 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class CellResult:
-    """One checkpoint under one judge. The seed model has one for every train task (and training seed)."""
+    """One checkpoint under one judge.
+
+    The base model has one for every train task (and training seed), and one for the checkpoints that were not
+    trained here: these have UNTRAINED for a train task and no seed.
+    """
 
     model: str
     method: str
     train_task: str
-    seed: int
+    seed: int | None
     judge: str
     status: str  # "done", "failed: <one line>", "missing: <what>" (not answered or judged), "damaged: <what>"
     utility: TaskOutcome | None
@@ -121,45 +113,59 @@ Paper = Mapping[tuple[str, str, str], Mapping[str, float]]  # (train task, metho
 
 
 def build(
-    cells: Iterable[CellResult], paper: Paper | None = None, *, baseline: str = BASELINE
+    cells: Iterable[CellResult],
+    paper: Paper | None = None,
+    *,
+    baseline: str = BASELINE,
+    detectable: bool = True,
 ) -> pd.DataFrame:
     """The leaderboard: ARCHITECTURE's columns, one row a cell, and over several seeds one with their means.
 
-    - ``*_delta``: percentage points against the ``baseline`` of the same model, train task, seed and judge,
-      on the documents judged in both. Empty without such a baseline, and for the baseline itself.
-    - ``*_p``: Holm-adjusted within one metric, model, judge and seed, over methods and train tasks; each row
-      of the seed model is a comparison like any other. The "mean" rows are a family of their own.
-    - ``*_mde``: percentage points; the smallest true difference that the comparison would have shown at
-      p < 0.05, before Holm, with 80 % power.
+    - ``*_delta``: percentage points against the ``baseline`` of the same model, train task, seed and
+      judge, on the documents judged in both; of a checkpoint that was trained elsewhere against the base
+      model. Empty without such a baseline, and for the baseline itself.
+    - ``*_p``: Holm-adjusted within the metric's families (``families.py``), a model, judge and seed at a
+      time. The "mean" rows are a run of their own.
+    - ``*_mde``: percentage points; the smallest true difference that would have had p below 0.05 with 80 %
+      power, the family's others as they are. Left empty without ``detectable``.
     - ``*_refusals``: percent of the judged answers labelled a refusal; empty if the judge gives no labels.
     - ``*_paper``: what a paper reports for the row's train task, method and judge (``paper``).
     - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
-      unjudged, refusals, difference, p (Holm's family is the task's own) and smallest difference.
+      unjudged, refusals, difference, p (its families are its own), smallest difference, simultaneous
+      interval.
     - ``health``: percent of the answers to the tasks ``health_of`` that are whole (harness/health.py). Below
       its bound ``safe_rates`` says so, and the safe rates of the row, and all differences from it, are empty.
     - A failed cell keeps its row and status, with empty figures; one where something is missing has the
       figures that are there.
-    - ``seed`` is text, a number or "mean". A "mean" row holds the means over the seeds (counts are summed),
-      with intervals, differences and p that respect documents and seeds. If a seed failed, its figures are
-      empty and its status says so.
+    - ``seed`` is text: a number, "mean", or "" of what was not trained here. A "mean" row holds the means
+      over the seeds (counts are summed), with intervals, differences and p that respect documents and
+      seeds. If a seed failed, its figures are empty and its status says so.
 
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
     cells = _in_order(cells)
-    baselines = {_comparison(cell): cell for cell in cells if cell.method == baseline}
+    baselines = {_comparison(cell): cell for cell in cells if _is_baseline(cell, baseline)}
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
     metrics = (*METRICS, *further)
-    several = {group[0].model for group in _grouped(cells, "model") if len({cell.seed for cell in group}) > 1}
+    several = {
+        group[0].model
+        for group in _grouped(cells, "model")
+        if len({cell.seed for cell in group} - {None}) > 1
+    }
     rows: list[Row] = []
+    compared: list[Compared] = []
     for group in _grouped(cells, "model", "train_task", "method", "judge"):
-        seeds = [_row(cell, baselines.get(_comparison(cell)), metrics) for cell in group]
+        seeds = []
+        for cell in group:
+            row, found = _row(cell, baselines, metrics)
+            seeds.append(row)
+            compared += found
         rows += seeds
-        if group[0].model in several:
-            rows.append(_mean_row(group, seeds, baselines, metrics))
-    for metric in metrics:
-        for family in grouped(rows, "model", "judge", "seed"):
-            for row, p in zip(family, holm([row.get(f"{metric}_p") for row in family]), strict=True):
-                row[f"{metric}_p"] = p
+        if group[0].model in several and group[0].train_task != UNTRAINED:
+            row, found = _mean_row(group, seeds, baselines, metrics)
+            rows.append(row)
+            compared += found
+    correct(compared, detectable=detectable)
     for row in rows:
         if not row["status"].startswith(FAILED):
             figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
@@ -185,7 +191,7 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
                 continue
             meant = partial(_meant, outcome=outcome, cells=[cell])
             for category in [None, *dict.fromkeys(name for name in outcome.categories.values() if name)]:
-                names = (cell.model, cell.method, cell.train_task, str(cell.seed))
+                names = (cell.model, cell.method, cell.train_task, _seed(cell))
                 key = (*names, outcome.task, outcome.metric, judge, category or "")
                 if key not in rows:
                     named = dict(zip(SCORE_COLUMNS, key, strict=False))
@@ -211,18 +217,42 @@ def _in_order(cells: Iterable[CellResult]) -> list[CellResult]:
 
     def position(cell: CellResult) -> tuple[int, ...]:
         names = (cell.model, cell.train_task, cell.method, cell.judge)
-        return (*(rank[name] for rank, name in zip(ranks, names, strict=True)), cell.seed)
+        return (
+            *(rank[name] for rank, name in zip(ranks, names, strict=True)),
+            -1 if cell.seed is None else cell.seed,
+        )
 
     return sorted(cells, key=position)
 
 
-def _comparison(cell: CellResult) -> tuple[str, str, int, str]:
+Place = tuple[str, str, int | None, str]
+
+
+def _comparison(cell: CellResult) -> Place:
+    """Where a cell and its baseline stand."""
     return cell.model, cell.train_task, cell.seed, cell.judge
 
 
-def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) -> Row:
-    """A row in percentages, not yet rounded; its p-values not yet adjusted."""
-    row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": str(cell.seed)}
+def _is_baseline(cell: CellResult, baseline: str) -> bool:
+    return cell.method == (SEED if cell.train_task == UNTRAINED else baseline)
+
+
+def _family(cell: CellResult) -> Family:
+    if cell.train_task == UNTRAINED:
+        return "own"
+    return "base" if cell.method == SEED else "methods"
+
+
+def _seed(cell: CellResult) -> str:
+    return "" if cell.seed is None else str(cell.seed)
+
+
+def _row(
+    cell: CellResult, baselines: Mapping[Place, CellResult], metrics: Sequence[str]
+) -> tuple[Row, list[Compared]]:
+    """A row in percentages, not yet rounded, and its differences, not yet corrected."""
+    row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": _seed(cell)}
+    compared: list[Compared] = []
     if not cell.failed:
         row |= {name: cell.training.get(name) for name in COSTS} | _health(cell)
     for metric in metrics:
@@ -235,13 +265,29 @@ def _row(cell: CellResult, baseline: CellResult | None, metrics: Sequence[str]) 
         if metric == "utility":
             row |= {"utility_task": outcome.task, "utility_metric": outcome.metric}
         else:
-            row[f"{metric}_refusals"] = _percent(outcome.refusals()) if cell.meaningful else None
+            row[f"{metric}_refusals"] = percent(outcome.refusals()) if cell.meaningful else None
         if metric == "jsr":
             row["jsr_k"] = outcome.prefill_tokens
-        reference = _reference(cell, baseline, metric)
-        if reference is not None:
-            row |= _difference(metric, outcome.difference(reference))
-    return row
+        compared += _compared(row, metric, [cell], baselines)
+    return row, compared
+
+
+def _compared(
+    row: Row, metric: str, cells: Sequence[CellResult], baselines: Mapping[Place, CellResult]
+) -> list[Compared]:
+    """The difference of a row's cells (one a seed) from their baselines, if they have one each."""
+    outcomes = [cell.outcome(metric) for cell in cells]
+    references = [_reference(cell, baselines.get(_comparison(cell)), metric) for cell in cells]
+    own = [outcome for outcome in outcomes if outcome is not None]
+    theirs = [reference for reference in references if reference is not None]
+    if min(len(own), len(theirs)) < len(cells):
+        return []
+    comparison = Comparison(
+        values=[outcome.values for outcome in own],
+        baselines=[reference.values for reference in theirs],
+        rates=all(outcome.binary for outcome in (*own, *theirs)),
+    )
+    return [compare(row, metric, _family(cells[0]), comparison)]
 
 
 def _health(cell: CellResult) -> Row:
@@ -288,44 +334,32 @@ def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> Ta
     return reference if same else None
 
 
-def _difference(metric: str, difference: Difference) -> Row:
-    return {
-        f"{metric}_delta": _percent(difference.value),
-        f"{metric}_delta_low": _percent(difference.low),
-        f"{metric}_delta_high": _percent(difference.high),
-        f"{metric}_p": difference.p,
-        f"{metric}_mde": _percent(difference.mde),
-    }
-
-
 def _estimate(estimate: Estimate) -> Row:
     return {
-        "value": _percent(estimate.value),
-        "low": _percent(estimate.low),
-        "high": _percent(estimate.high),
+        "value": percent(estimate.value),
+        "low": percent(estimate.low),
+        "high": percent(estimate.high),
         "n": estimate.n,
         "unjudged": estimate.unjudged,
     }
 
 
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
-
-
 def _mean_row(
     cells: Sequence[CellResult],
     seeds: Sequence[Row],
-    baselines: Mapping[tuple[str, str, int, str], CellResult],
+    baselines: Mapping[Place, CellResult],
     metrics: Sequence[str],
-) -> Row:
+) -> tuple[Row, list[Compared]]:
     """One method over its seeds, from its cells and their rows. A figure that a seed lacks stays empty: a
     mean over fewer seeds is not comparable."""
     if len(cells) == 1:
-        return seeds[0] | {"seed": MEAN}
+        row = seeds[0] | {"seed": MEAN}
+        return row, [one for metric in metrics for one in _compared(row, metric, cells, baselines)]
     row = {name: seeds[0][name] for name in KEY} | {"seed": MEAN, "status": _mean_status(seeds)}
     if row["status"].startswith(FAILED):
-        return row
+        return row, []
     row |= {name: seeds[0].get(name) for name in ("utility_task", "utility_metric", "jsr_k")}
+    compared: list[Compared] = []
     for metric in metrics:
         outcomes = [outcome for cell in cells if (outcome := cell.outcome(metric)) is not None]
         if len(outcomes) < len(cells):
@@ -337,16 +371,12 @@ def _mean_row(
         for suffix, figure in _estimate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
         row[f"{metric}_refusals"] = _over(seeds, f"{metric}_refusals", _plain_mean)
-        references = [_reference(cell, baselines.get(_comparison(cell)), metric) for cell in cells]
-        compared = [reference for reference in references if reference is not None]
-        if len(compared) == len(cells):
-            rates = binary and all(reference.binary for reference in compared)
-            baseline = [reference.values for reference in compared]
-            row |= _difference(metric, difference_over_seeds(values, baseline, rates=rates))
+        compared += _compared(row, metric, cells, baselines)
     healths = [cell.health for cell in cells if cell.health is not None]
     if len(healths) == len(cells):
         row |= _health_columns(rate_over_seeds([outcome.values for outcome in healths]), cells)
-    return row | {name: _over(seeds, name, _plain_mean) for name in COSTS}
+    row |= {name: _over(seeds, name, _plain_mean) for name in COSTS}
+    return row, compared  # which holds this row: no copy of it
 
 
 def _mean_status(seeds: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ from harness.plan import Cell
 from harness.tables import COLUMNS, COSTS, METHOD_ORDER, Row
 
 SHOWN = 6  # differences that an error names
-WITHIN = "Δ: against vanilla of the same run; p: after Holm within each run."
+WITHIN = "Δ and what counts as a difference: within each run, against its own vanilla."
 _OWN = ("run", *COSTS)  # columns in which the rows of one checkpoint may differ between runs
 _COMPARED = ("_delta", "_delta_low", "_delta_high", "_p", "_mde")  # and these, where one run has no vanilla
 

@@ -216,6 +216,11 @@ def cells(config: RunConfig) -> list[Cell]:
     if taken:
         raise UsageError(f"--checkpoint {min(taken)}=…: that is a method's name; choose another")
 
+    for name, task in config.trained_on.items():
+        if name not in config.checkpoints:
+            raise registry.unknown("checkpoint", name, [*config.checkpoints])
+        if task not in config.train_tasks:
+            raise registry.unknown("train task of this run", task, [*config.train_tasks])
     check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
     sets = benchmarks.own(config)

@@ -16,7 +16,7 @@ from harness.contracts import HarnessError, TrainTask
 from harness.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
 from harness.leaderboard import CellResult, TaskOutcome, no_figures
 from harness.plan import Cell
-from harness.tables import COSTS, DAMAGED, DONE, FAILED
+from harness.tables import COSTS, DAMAGED, DONE, FAILED, UNTRAINED
 from harness.tables import health as health_of
 
 Found = TypeVar("Found")
@@ -43,18 +43,26 @@ def collect(
     reader: Reader | None = None,
 ) -> list[CellResult]:
     """One result for each (train task, cell, judge), from the run's files. A cell that failed, or whose
-    files are not there yet, is a result that says so."""
+    files are not there yet, is a result that says so.
+
+    The base model stands under every train task and seed, beside what was trained there, and beside the
+    user's checkpoints that were trained elsewhere. These have no train task and no seed.
+    """
     reader, results = reader or Reader(), []
+    elsewhere = [cell for cell in cells if cell.kind == "checkpoint" and cell.method not in config.trained_on]
+    base = [cell for cell in cells if cell.kind == "seed"]
     for train_task in config.train_tasks:
-        task: TrainTask = registry.load("train task", train_task)
-        for cell in cells:
-            if cell.train_task not in (None, train_task):
-                continue
+        own = [cell for cell in cells if train_task in (cell.train_task, config.trained_on.get(cell.method))]
+        for cell in [*base, *own] if own or not elsewhere else []:
             # What is not trained here is compared with each training seed's vanilla.
             seeds = (cell.seed,) if cell.seed is not None else config.seeds
             for judge, seed in itertools.product(config.judges, seeds):
                 failure = (failures or {}).get(cell.folder)
-                results.append(_result(config, out, cell, task, judge, seed, failure, reader))
+                results.append(_result(config, out, cell, (train_task,), judge, seed, failure, reader))
+    for cell in [*base, *elsewhere] if elsewhere else []:
+        for judge in config.judges:
+            failure = (failures or {}).get(cell.folder)
+            results.append(_result(config, out, cell, config.train_tasks, judge, None, failure, reader))
     return results
 
 
@@ -62,17 +70,21 @@ def _result(
     config: RunConfig,
     out: Path,
     cell: Cell,
-    task: TrainTask,
+    train_tasks: Sequence[str],
     judge: str,
-    seed: int,
+    seed: int | None,
     failure: str | None,
     reader: Reader,
 ) -> CellResult:
+    """``train_tasks``: the one under which the cell stands; without a ``seed`` those whose utilities it
+    answers, of which a single one is its utility, and several are tasks beside each other."""
     folder = out / cell.folder
+    tasks: list[TrainTask] = [registry.load("train task", name) for name in train_tasks]
+    task = tasks[0] if len(tasks) == 1 else None
     identity: dict[str, Any] = {
         "model": config.model,
         "method": cell.method,
-        "train_task": task.name,
+        "train_task": UNTRAINED if seed is None else train_tasks[0],
         "seed": seed,
         "judge": judge,
     }
@@ -90,19 +102,26 @@ def _result(
             return None
 
     training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None
-    utility_task = found("utility", lambda: utility(cell, folder, task, task.utility_metric, reader))
+    utility_task = (
+        found("utility", partial(utility, cell, folder, task, task.utility_metric, reader)) if task else None
+    )
     raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
     scope = config.safety.judged_scope
-    whole = health(cell, folder, task.utility_task, reader)
+    whole = health(cell, folder, task.utility_task if task else "", reader)
     rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr", scope))
     jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr", scope))
     others = [registry.load("train task", name) for name in config.train_tasks] if config.cross_tasks else []
     cross = [
         found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
         for other in others
-        if other.utility_task != task.utility_task
+        if task is not None and other.utility_task != task.utility_task
     ]
+    beside = [] if task else tasks
     further = [
+        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
+        for other in beside
+    ]
+    further += [
         found(name, partial(_further, config, cell, folder, name, judge, reader))
         for name in plan.further(config)
     ]

@@ -1,20 +1,22 @@
-"""Rates, means, their paired differences, in one seed and over several, and what is left of them after Holm.
+"""Rates, means and their paired differences, in one seed and over several; Holm's correction of p-values.
 
 Pure functions over per-document values. Everything is a fraction in [0, 1], or a difference of two in
-[-1, 1]; intervals are 95 %, tests two-sided. A value of None is an answer that could not be judged: it is
-left out of the figure and counted beside it. Resampling is seeded and doesn't see the order of its input,
-so equal values give equal figures. The libraries (scipy, statsmodels) do the statistics; ``harness simulate``
-prints how often the intervals hold what they promise.
+[-1, 1]; intervals are 95 % unless a level ``alpha`` is given, tests two-sided. A value of None is an
+answer that could not be judged: it is left out of the figure and counted beside it. Resampling is seeded
+and doesn't see the order of its input, so equal values give equal figures. The libraries (scipy,
+statsmodels) do the statistics; ``harness simulate`` prints how often the intervals hold what they
+promise. ``simultaneous.py`` widens them for many comparisons.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,6 @@ from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # of the 95 % intervals
 KEPT = 2**14  # over many seeds the same counts come again and again
-POWER = 0.8  # with which the smallest detectable difference would have been shown
 RESAMPLES = 9_999  # bootstrap and permutation: the smallest two-sided p is 2 / 10,000
 SMALLEST_P = 1e-30  # of several seeds' differences
 SEED = 0
@@ -47,18 +48,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``values`` minus ``baseline`` over the ``n`` documents judged in both. None where undefined.
-
-    ``mde``: the smallest true difference that such a comparison would have shown (p < 0.05, before Holm) with
-    80 % power, by the spread that was found.
-    """
+    """``values`` minus ``baseline`` over the ``n`` documents judged in both. None where undefined."""
 
     value: float | None
     low: float | None
     high: float | None
     p: float | None
     n: int
-    mde: float | None = None
 
 
 def rate(outcomes: Iterable[bool | float | None]) -> Estimate:
@@ -71,7 +67,7 @@ def rate(outcomes: Iterable[bool | float | None]) -> Estimate:
     n, unjudged = len(judged), len(everything) - len(judged)
     if n == 0:
         return Estimate(None, None, None, 0, unjudged)
-    low, high = wilson(sum(judged), n)
+    low, high = map(float, wilson(sum(judged), n))
     return Estimate(sum(judged) / n, low, high, n, unjudged)
 
 
@@ -98,20 +94,28 @@ def paired_rate_difference(
     Source of the interval: method 10 of Newcombe 1998, Statistics in Medicine 17:2635-2650. Both rates'
     Wilson limits, combined with the correlation (phi) of the two, continuity-corrected where positive.
     """
-    pairs = [(_binary(value), _binary(reference)) for value, reference in _pairs(values, baseline)]
-    n = len(pairs)
+    both, gained, lost, n = paired_counts(values, baseline)
     if n == 0:
         return Difference(None, None, None, None, 0)
-    return _rate_difference(*(pairs.count(kind) for kind in ((True, True), (True, False), (False, True))), n)
+    return _rate_difference(both, gained, lost, n)
+
+
+def paired_counts(
+    values: Mapping[str, bool | float | None], baseline: Mapping[str, bool | float | None]
+) -> tuple[int, int, int, int]:
+    """How many documents are true in both, in ``values`` alone and in ``baseline`` alone, and how many were
+    judged in both."""
+    pairs = [(_binary(value), _binary(reference)) for value, reference in _pairs(values, baseline)]
+    both, gained, lost = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True)))
+    return both, gained, lost, len(pairs)
 
 
 @lru_cache(KEPT)
 def _rate_difference(both: int, gained: int, lost: int, n: int) -> Difference:
     table = [[both, gained], [lost, n - both - gained - lost]]
-    value = (gained - lost) / n
-    low, high = square_and_add(both, gained, lost, n)
+    low, high = map(float, square_and_add(both, gained, lost, n))
     p = float(mcnemar(table, exact=True).pvalue)
-    return Difference(value, low, high, p, n, _mcnemar_mde((gained + lost) / n, n))
+    return Difference((gained - lost) / n, low, high, p, n)
 
 
 def paired_mean_difference(
@@ -127,11 +131,7 @@ def paired_mean_difference(
     if n == 0:
         return Difference(None, None, None, None, 0)
     low, high = bootstrap_mean(differences)
-    mde = None
-    if n > 1:
-        error = float(differences.std(ddof=1)) / math.sqrt(n)
-        mde = error * float(student.ppf(1 - ALPHA / 2, n - 1) + student.ppf(POWER, n - 1))
-    return Difference(float(differences.mean()), low, high, _permutation_p(differences), n, mde)
+    return Difference(float(differences.mean()), low, high, _permutation_p(differences), n)
 
 
 # --- several seeds -----------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def rate_over_seeds(seeds: Sequence[Mapping[str, bool | float | None]]) -> Estim
     table = _table([{name: _judged(value) for name, value in seed.items()} for seed in seeds])
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
     unjudged = sum(len(seed) for seed in seeds) - n
-    spread = _spread(table, rates=True, exactly=True)
+    spread = spread_of(table, rates=True, exactly=True)
     if value is None or spread is None:
         return Estimate(value, None, None, n, unjudged)
     low, high = score_limits(value, spread, n)
@@ -163,7 +163,7 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> Estimate:
     table = _table(seeds)
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
     unjudged = sum(len(seed) for seed in seeds) - n
-    spread = _spread(table, rates=False)
+    spread = spread_of(table, rates=False)
     if value is None or spread is None:
         return Estimate(value, None, None, n, unjudged)
     margin = float(spread.margin())
@@ -179,25 +179,46 @@ def difference_over_seeds(
     """The mean of several seeds' paired differences, of ``rates`` or of means: the k-th of ``values`` is
     compared with the k-th of ``baselines``, by document. ``n`` counts pairs; two seeds or more.
 
-    A t interval by the differences' ``Spread``; p is the level at which it would just reach 0. ``mde``: the
-    sum of the quantiles of level and power, in standard errors; of rates at least what it takes where no
-    pairs differ but those that make up the difference. Where all pairs differ alike (none does, as a rule)
-    the seeds say no more than one of them: the comparison of the least certain is given.
+    A t interval by the differences' ``Spread``; p is the level at which it would just reach 0. Where all
+    pairs differ alike (none does, as a rule) the seeds say no more than one of them: the comparison of
+    the least certain is given.
     """
-    table = _table([dict(_differences(*pair)) for pair in zip(values, baselines, strict=True)])
+    table = differences(values, baselines).table
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
-    spread = _spread(table, rates=rates)
+    spread = spread_of(table, rates=rates)
     if value is None or spread is None:
         return Difference(value, None, None, None, n)
-    if np.ptp(table[np.isfinite(table)]) == 0:
+    if is_constant(table):
         compare = paired_rate_difference if rates else paired_mean_difference
         found = [compare(*pair) for pair in zip(values, baselines, strict=True)]
         return replace(max(found, key=lambda one: (one.high or 0.0) - (one.low or 0.0)), n=n)
-    margin, errors = float(spread.margin()), float(spread.quantile() + spread.quantile(2 * (1 - POWER)))
-    mde = errors * math.sqrt(spread.variance)
-    if rates:
-        mde = max(mde, errors**2 / (n + errors**2))  # d of n pairs differ: d = errors sqrt(d (1 - d) / n)
-    return Difference(value, max(-1.0, value - margin), min(1.0, value + margin), spread.p(value), n, mde)
+    return Difference(value, *t_limits(value, spread), spread.p(value), n)
+
+
+def t_limits(value: float, spread: Spread, alpha: float = ALPHA) -> tuple[float, float]:
+    """Of a difference over several seeds."""
+    margin = float(spread.margin(alpha))
+    return max(-1.0, value - margin), min(1.0, value + margin)
+
+
+class Differences(NamedTuple):
+    """``table`` (documents, seeds): values minus baselines, nan where either was not judged."""
+
+    documents: list[str]
+    table: NDArray[np.float64]
+
+
+def differences(
+    values: Sequence[Mapping[str, float | None]], baselines: Sequence[Mapping[str, float | None]]
+) -> Differences:
+    """The paired differences of each seed, by document."""
+    seeds = [dict(_differences(*pair)) for pair in zip(values, baselines, strict=True)]
+    return Differences(sorted({name for seed in seeds for name in seed}), _table(seeds))
+
+
+def is_constant(table: NDArray[np.float64]) -> bool:
+    """Whether all of a table's values are the same."""
+    return bool(np.ptp(table[np.isfinite(table)]) == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +320,7 @@ def score_limits(value: Any, spread: Spread, answers: int) -> tuple[Any, Any]:
     return np.maximum(centre - margin, 0.0), np.minimum(centre + margin, 1.0)
 
 
-def _spread(table: NDArray[np.float64], *, rates: bool, exactly: bool = False) -> Spread | None:
+def spread_of(table: NDArray[np.float64], *, rates: bool, exactly: bool = False) -> Spread | None:
     """Of one table (documents, seeds), nan where unjudged. The mean squares are those of the documents judged
     in every seed; None where these are too few."""
     judged = np.isfinite(table)
@@ -340,6 +361,29 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, p * (len(tested) - rank)))
         adjusted[place] = highest
     return adjusted
+
+
+def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
+    """The level that each p-value must not exceed to be found by Holm at 5 %, the others as they are: 5 %
+    over all those that the others leave unfound, itself included."""
+    tested = [p for p in p_values if p is not None]
+    found = _rejected(sorted(tested))
+    levels: list[float | None] = []
+    for p in p_values:
+        if p is None:
+            levels.append(None)
+            continue
+        before = sorted([one for place, one in enumerate(tested) if place != tested.index(p)])
+        unfound = found < len(tested) and p > ALPHA / (len(tested) - found)
+        others = found if unfound else _rejected([*before, math.inf])
+        levels.append(ALPHA / (len(tested) - others))
+    return levels
+
+
+def _rejected(ordered: Sequence[float]) -> int:
+    """How many of the sorted p-values Holm finds at 5 %."""
+    steps = (p <= ALPHA / (len(ordered) - rank) for rank, p in enumerate(ordered))
+    return sum(itertools.takewhile(bool, steps))
 
 
 def _binary(outcome: bool | float) -> bool:
@@ -385,51 +429,29 @@ def _differences(
             yield document, value - reference
 
 
-def _mcnemar_mde(discordant: float, n: int) -> float | None:
-    """The smallest difference that McNemar's test would show in ``n`` pairs of which that share differ.
-
-    Connor 1987, Biometrics 43:207-211 (after Miettinen 1968, 24:339-352), solved for the difference d:
-    sqrt(n) d = z_{1 - alpha / 2} sqrt(s) + z_power sqrt(s - d²). The share s is at least d: where fewer pairs
-    differ than it takes, all that differ do so one way. None where n is too small for any difference.
-    """
-    z_alpha, z_power = float(norm.ppf(1 - ALPHA / 2)), float(norm.ppf(POWER))
-
-    def missing(difference: float) -> float:
-        share = max(discordant, difference)
-        return (
-            z_alpha * math.sqrt(share)
-            + z_power * math.sqrt(share - difference**2)
-            - math.sqrt(n) * difference
-        )
-
-    if missing(1.0) >= 0:
-        return None
-    return float(brentq(missing, 1e-9, 1.0))
+def wilson(successes: Any, n: int, alpha: float = ALPHA) -> tuple[Any, Any]:
+    """Wilson's limits of a rate; of many where ``successes`` is an array."""
+    low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
+    return low, high
 
 
-@lru_cache(KEPT)
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's limits of a rate."""
-    low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")
-    return float(low), float(high)
-
-
-def square_and_add(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Newcombe's method 10 from the paired table's counts: true in both, only the first, only the second."""
+def square_and_add(both: Any, gained: Any, lost: Any, n: int, alpha: float = ALPHA) -> tuple[Any, Any]:
+    """Newcombe's method 10 from the paired table's counts: true in both, only the first, only the second.
+    Of many tables where the counts are arrays."""
     first, second, neither = both + gained, both + lost, n - both - gained - lost
-    (low_1, high_1), (low_2, high_2) = wilson(first, n), wilson(second, n)
+    (low_1, high_1), (low_2, high_2) = wilson(first, n, alpha), wilson(second, n, alpha)
     below_1, above_1 = first / n - low_1, high_1 - first / n
     below_2, above_2 = second / n - low_2, high_2 - second / n
 
     spread = first * (n - first) * second * (n - second)
     covariance = both * neither - gained * lost  # times n squared
-    corrected = max(covariance - n / 2, 0.0) if covariance > 0 else covariance
-    phi = corrected / math.sqrt(spread) if spread else 0.0
+    corrected = np.where(covariance > 0, np.maximum(covariance - n / 2, 0.0), covariance)
+    phi = np.where(spread > 0, corrected / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
     value = (gained - lost) / n
-    down = math.sqrt(below_1**2 - 2 * phi * below_1 * above_2 + above_2**2)
-    up = math.sqrt(above_1**2 - 2 * phi * above_1 * below_2 + below_2**2)
-    return max(-1.0, value - down), min(1.0, value + up)
+    down = np.sqrt(np.maximum(below_1**2 - 2 * phi * below_1 * above_2 + above_2**2, 0.0))
+    up = np.sqrt(np.maximum(above_1**2 - 2 * phi * above_1 * below_2 + below_2**2, 0.0))
+    return np.maximum(value - down, -1.0), np.minimum(value + up, 1.0)
 
 
 def _permutation_p(differences: NDArray[np.float64]) -> float:
@@ -453,7 +475,7 @@ def _batch(n: int) -> int:
 
 
 def bootstrap_mean(
-    values: NDArray[np.float64], resamples: int = RESAMPLES
+    values: NDArray[np.float64], resamples: int = RESAMPLES, alpha: float = ALPHA
 ) -> tuple[float | None, float | None]:
     """The BCa interval of a mean, the percentile one where that is undefined. None for a single value."""
     if len(values) < 2:
@@ -468,7 +490,7 @@ def bootstrap_mean(
                 vectorized=True,
                 n_resamples=resamples,
                 batch=_batch(len(values)),
-                confidence_level=1 - ALPHA,
+                confidence_level=1 - alpha,
                 method=method,
                 rng=np.random.default_rng(SEED),
             ).confidence_interval

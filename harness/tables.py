@@ -26,9 +26,10 @@ from harness.store import read_json, write_text_atomic
 from harness.text import csv_cell, one_line
 
 LARGEST = 1e300  # of any figure, a FLOP count included
-ALPHA = 0.05  # the level of the intervals, and at which a Holm-adjusted p counts as a difference
+ALPHA = 0.05  # the level of the intervals, and of the Holm-adjusted p that gives a star
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
+UNTRAINED = ""  # the train task of a checkpoint that was trained elsewhere
 DONE = "done"
 DAMAGED = "damaged"  # how the status of a row begins of which a file has changed
 FAILED = "failed"  # how the status of a row begins that has no figures
@@ -264,17 +265,27 @@ def _sections(frame: pd.DataFrame) -> Iterator[_Section]:
     everything = records(frame)
     for group in grouped(everything, "model", "train_task", "judge"):
         model = [group[0]["model"]] if count(everything, "model") > 1 else []
-        heading = " · ".join(
-            [*model, f"trained on {group[0]['train_task']}", f"judged by {group[0]['judge']}"]
-        )
+        heading = " · ".join([*model, trained_on(group[0]), f"judged by {group[0]['judge']}"])
         caption = _caption([row for row in group if row["seed"] != MEAN])
         rows = means(group)
         failures = [(row, f"{row['method']} {row['status']}") for row in rows if row["status"] != DONE]
         failures += [(row, f"{row['method']}: {line}") for row in rows if (line := unhealthy(row))]
-        further = further_tasks(map(str, frame.columns))
+        further = [
+            task for task in further_tasks(map(str, frame.columns)) if any(has(row, task) for row in rows)
+        ]
         bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
         bounds += filter(None, [health(rows)])
         yield _Section(heading, caption, rows, failures, bounds, further)
+
+
+def trained_on(row: Row) -> str:
+    """Where a row's checkpoint was trained, as part of a heading."""
+    return "trained elsewhere" if row["train_task"] == UNTRAINED else f"trained on {row['train_task']}"
+
+
+def has(row: Row, metric: str) -> bool:
+    """Whether a row has answers to a further task."""
+    return row.get(metric) is not None or row.get(f"{metric}_n") is not None
 
 
 def means(group: Sequence[Row]) -> list[Row]:
@@ -350,29 +361,50 @@ def _whole(row: Row) -> str:
 def _legend(frame: pd.DataFrame) -> list[str]:
     means = frame[frame["seed"] == MEAN]
     shown = means if len(means) else frame
+    rows = records(shown)
     metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
-    compared = shown[[f"{metric}_delta" for metric in metrics]].notna().any(axis=None)
     lines = [SINGLE_SEED_LINE]
-    tests = "rates: exact McNemar; means: paired permutation"
     if len(means):
         lines = [
             "Means over the seeds; each seed is in leaderboard.csv. "
-            "Intervals and p take documents and seeds for samples."
+            "Intervals account for variation across prompts and seeds."
         ]
-        tests = "t, documents and seeds crossed"
-    lines += ["Δ: points against vanilla on the same prompts."] if compared else []
+    lines += _compared_with(records(frame), metrics)
     lines += [
         "Percentages and points with 95 % intervals; higher is better.",
         "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
     ]
-    if shown[[f"{metric}_p" for metric in metrics]].notna().any(axis=None):
-        lines.append(f"*: p < {ALPHA}, two-sided, after Holm ({tests}).")
-    if any(_least(row, metric) for row in records(shown) for metric in metrics):
-        lines.append(
-            "(7.1): not significant; alone (before Holm) it would have shown a true 7.1 with 80 % power."
-        )
+    pairs = [(row, metric) for row in rows for metric in metrics]
+    if any(row[f"{metric}_delta"] is not None for row, metric in pairs):
+        lines += _marks_explained(pairs)
     if (shown[[f"{metric}_unjudged" for metric in metrics if metric != "utility"]] > 0).any(axis=None):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
+    return lines
+
+
+def _compared_with(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    compared = [row for row in rows if any(row[f"{metric}_delta"] is not None for metric in metrics)]
+    here = any(row["train_task"] != UNTRAINED for row in compared)
+    elsewhere = any(row["train_task"] == UNTRAINED for row in compared)
+    against = f"{BASELINE} on the same prompts" if here else "the base model on the same prompts"
+    also = "; checkpoints trained elsewhere: against the base model" if here and elsewhere else ""
+    return [f"Δ: points against {against}{also}."] if compared else []
+
+
+def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
+    """What the marks beside the differences mean, and which differences are counted together."""
+    found = {_mark(row, metric) for row, metric in pairs}
+    lines = []
+    if STAR in found:
+        lines.append(f"{STAR}: a difference, with all comparisons of the family counted.")
+    if ALONE in found:
+        lines.append(f"{ALONE}: a difference taken alone, but not with all comparisons counted.")
+    lines.append(
+        "Families: the base model, over train tasks; all other rows, over methods and train tasks; "
+        "checkpoints trained elsewhere. A metric, judge and seed at a time."
+    )
+    if any(_least(row, metric) for row, metric in pairs):
+        lines.append(f"(7.1): a true difference of 7.1 would have got its {STAR} four times in five.")
     return lines
 
 
@@ -395,15 +427,32 @@ def _is_meaningless(row: Row, metric: str) -> bool:
     return row.get("safe_rates") == NOT_MEANINGFUL and row[metric] is None and bool(row.get(f"{metric}_n"))
 
 
+STAR, ALONE = "*", "†"
+
+
+def differs(row: Row, metric: str) -> bool:
+    """Whether a difference is a finding, with all comparisons of its family counted."""
+    p = row.get(f"{metric}_p")
+    return p is not None and p < ALPHA
+
+
+def differs_alone(row: Row, metric: str) -> bool:
+    """Whether its interval excludes 0, but counting the family's other comparisons it is no finding."""
+    low, high = row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high")
+    excludes_0 = low is not None and high is not None and not low <= 0 <= high
+    return excludes_0 and not differs(row, metric)
+
+
 def _mark(row: Row, metric: str) -> str:
-    p = row[f"{metric}_p"]
-    return "*" if p is not None and p < ALPHA else ""
+    if differs(row, metric):
+        return STAR
+    return ALONE if differs_alone(row, metric) else ""
 
 
 def _least(row: Row, metric: str) -> str:
     """Beside a difference that was not shown: the smallest that would have been, as in " (7.1)"."""
     least = row[f"{metric}_mde"]
-    unshown = row[f"{metric}_delta"] is not None and least is not None and not _mark(row, metric)
+    unshown = row[f"{metric}_delta"] is not None and least is not None and not differs(row, metric)
     return f" ({least:.1f})" if unshown else ""
 
 
@@ -513,7 +562,7 @@ def escaped(text: str) -> str:
 
 # --- terminal --------------------------------------------------------------------------------------
 
-_ASCII = str.maketrans({"Δ": "d", "–": "-", "·": "|", "─": "-"})
+_ASCII = str.maketrans({"Δ": "d", "†": "+", "–": "-", "·": "|", "─": "-"})
 
 
 def render(frame: pd.DataFrame, console: Console, *, title: str, notes: Sequence[str] = ()) -> None:
@@ -677,7 +726,7 @@ def _delta(row: Row, metric: str, suffix: int) -> Text:
     delta, mark = row[f"{metric}_delta"], _mark(row, metric)
     if delta is None:
         return Text()
-    text = Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark else "")
+    text = Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark == STAR else "")
     text.append(f"{_least(row, metric):{suffix}}", style="dim")
     low, high = row[f"{metric}_delta_low"], row[f"{metric}_delta_high"]
     if low is not None and high is not None:

@@ -74,7 +74,7 @@ COUNTS = ("threads", "jobs", "training.num_processes", "ray.cpus_per_cell")  # u
 INERT = frozenset(
     {
         *("name", "note", "paper", "methods", "columns", "seeds", "engine"),
-        *("cross_tasks", "eval_every_epoch"),
+        *("cross_tasks", "eval_every_epoch", "trained_on"),
         *("training.epochs", "training.learning_rate", "training.batch_size", "training.schedule"),
         *("training.warmup_steps", "training.betas", "training.weight_decay", "training.max_grad_norm"),
         *("training.max_examples", "training.max_length", "training.too_long", "training.tuning"),

@@ -1,16 +1,16 @@
 """``harness analyze categories``: where a method is less safe, by category of harm (HEx-PHI has 11).
 
-Safe rates by category and method, and which of them differ from vanilla's on the same requests: exact McNemar
-by document, over several seeds the leaderboard's test of documents crossed with seeds; then Holm over all
-categories, methods and train tasks of a metric. Written to the run's ``analysis`` folder as numbers and as
-heat maps.
+Safe rates by category and method, and which of them differ from vanilla's on the same requests: exact
+McNemar by document, over several seeds the leaderboard's test of documents crossed with seeds; then Holm
+over a metric's categories within the leaderboard's families (``families.py``). Written to the run's
+``analysis`` folder as numbers and as heat maps.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from harness import figures, plan, run_folder, scores
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
+from harness.families import Family
 from harness.leaderboard import TaskOutcome
-from harness.plan import Cell
+from harness.plan import SEED, Cell
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, METHOD_ORDER, bare_table
+from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, bare_table, trained_on
 from harness.text import csv_cell
 
-VERSION = 2
+VERSION = 3
 COLUMNS = (
     *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
     *("delta", "delta_low", "delta_high", "delta_p"),
@@ -38,16 +39,18 @@ BLOCK = 9  # methods beside each other in a terminal
 FOLDED = 14  # a longer category is folded behind a slash where there are many methods
 
 Row = dict[str, Any]
-Outcomes = dict[tuple[str, str, int, str], TaskOutcome]  # by train task, method, seed, metric
+Place = tuple[str, str, int | None, str]  # train task ("": elsewhere), method, seed, metric
+Outcomes = dict[Place, TaskOutcome]
 
 
 def categories(out: Path, *, judge: str | None = None) -> Row:
     """Write ``analysis/categories.{json,csv}`` and a heat map a train task and metric, and return the record
     that categories.json holds. Rates in percent, differences in percentage points.
 
-    - ``rows``: by metric, train task, method, seed and category; ``delta*``: against vanilla of that train
-      task and seed on the requests judged in both, ``delta_p`` after Holm. The seed model and checkpoints of
-      the user's own stand under every train task, and seed;
+    - ``rows``: by metric, train task, method, seed and category; ``delta*``: against vanilla of that
+      train task and seed on the requests judged in both, ``delta_p`` after Holm. The base model stands
+      under every train task and seed; a checkpoint that was trained elsewhere stands apart ("" and null),
+      against the base model;
     - ``table``: the same over the seeds: mean, lowest, highest, the mean difference with its interval and p
       after Holm, and ``changed``: "higher" or "lower" where it is real (p < 0.05);
     - ``missing``: what has no verdicts, and why.
@@ -61,7 +64,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
         if not any(category for one in outcomes.values() for category in one.categories.values()):
             reason = next(iter(missing.values()), "the requests of this run's safety tasks have none")
             raise HarnessError(f"{out}: no safe rate by category: {reason}")
-        names = [f"categories-{task}-{metric}" for task in config.train_tasks for metric in SAFE_RATES]
+        names = [_name(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
         outputs = ["categories.json", "categories.csv"]
         outputs += [f"{name}.{kind}" for name in names for kind in figures.FORMATS]
         given = [
@@ -111,36 +114,78 @@ def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[st
     return found, missing
 
 
-def _places(config: RunConfig, cell: Cell) -> Iterator[tuple[str, int]]:
+def _places(config: RunConfig, cell: Cell) -> Iterator[tuple[str, int | None]]:
     """The train tasks and seeds that a cell is compared under."""
-    for train_task in config.train_tasks if cell.train_task is None else (cell.train_task,):
+    elsewhere = _elsewhere(config)
+    if cell.method in elsewhere or (cell.kind == "seed" and elsewhere):
+        yield UNTRAINED, None
+    if cell.method in elsewhere:
+        return
+    declared = config.trained_on.get(cell.method, cell.train_task)
+    for train_task in config.train_tasks if declared is None else (declared,):
         for seed in config.seeds if cell.seed is None else (cell.seed,):
             yield train_task, seed
+
+
+def _elsewhere(config: RunConfig) -> set[str]:
+    """The user's checkpoints that were trained on none of the run's train tasks."""
+    return {*config.checkpoints} - {*config.trained_on}
+
+
+def _train_tasks(config: RunConfig) -> list[str]:
+    return [*config.train_tasks, *([UNTRAINED] if _elsewhere(config) else [])]
+
+
+def _name(train_task: str, metric: str) -> str:
+    return f"categories-{train_task or 'elsewhere'}-{metric}"
 
 
 def compared(outcomes: Outcomes) -> list[Row]:
     """A row for each outcome and category, with its difference from vanilla; rates in percent."""
     order = {name: rank for rank, name in enumerate(METHOD_ORDER)}
-    tasks = list(dict.fromkeys(key[0] for key in outcomes))
+    tasks = sorted(dict.fromkeys(key[0] for key in outcomes), key=lambda task: task == UNTRAINED)
 
-    def position(key: tuple[str, str, int, str]) -> tuple[int, ...]:
+    def position(key: Place) -> tuple[int, ...]:
         task, method, seed, metric = key
-        return SAFE_RATES.index(metric), tasks.index(task), order.get(method, len(order)), seed
+        return SAFE_RATES.index(metric), tasks.index(task), order.get(method, len(order)), seed or 0
 
     rows = []
     for key in sorted(outcomes, key=position):
         task, method, seed, metric = key
         names = {"metric": metric, "train_task": task, "method": method, "seed": seed}
-        baseline = outcomes.get((task, BASELINE, seed, metric)) if method != BASELINE else None
+        control = _control(task)
+        baseline = outcomes.get((task, control, seed, metric)) if method != control else None
         own = _by_category(outcomes[key])
         reference = _by_category(baseline) if baseline else {}
         for category, values in own.items():
             rows.append({**names, "category": category, **_cell(values, reference.get(category, {}))})
-    for metric, seed in dict.fromkeys((row["metric"], row["seed"]) for row in rows):
-        family = [row for row in rows if (row["metric"], row["seed"]) == (metric, seed)]
-        for row, p in zip(family, holm([row["delta_p"] for row in family]), strict=True):
-            row["delta_p"] = p
+    for family in _families(rows, "metric", "seed"):
+        _correct(family)
     return rows
+
+
+def _families(rows: Iterable[Row], *names: str) -> list[list[Row]]:
+    """The rows that are corrected together, among those that are equal in ``names``."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((_family(row), *(row[name] for name in names)), []).append(row)
+    return list(found.values())
+
+
+def _control(train_task: str) -> str:
+    """What a row of a train task is compared with."""
+    return SEED if train_task == UNTRAINED else BASELINE
+
+
+def _family(row: Row) -> Family:
+    if row["train_task"] == UNTRAINED:
+        return "own"
+    return "base" if row["method"] == SEED else "methods"
+
+
+def _correct(family: Sequence[Row]) -> None:
+    for row, p in zip(family, holm([row["delta_p"] for row in family]), strict=True):
+        row["delta_p"] = p
 
 
 def _by_category(outcome: TaskOutcome) -> dict[str, dict[str, float | None]]:
@@ -178,10 +223,9 @@ def _percent(fraction: float | None) -> float | None:
 
 
 def _comparisons(rows: Sequence[Row], metric: str) -> int:
-    """How many tests Holm corrects for, in one seed's family."""
-    seeds = dict.fromkeys(row["seed"] for row in rows)
-    tested = [row["seed"] for row in rows if row["metric"] == metric and row["delta_p"] is not None]
-    return max((tested.count(seed) for seed in seeds), default=0)
+    """How many tests Holm corrects for, in the largest family."""
+    tested = [row for row in rows if row["metric"] == metric and row["delta_p"] is not None]
+    return max((len(family) for family in _families(tested, "seed")), default=0)
 
 
 def pooled(rows: Sequence[Row], outcomes: Outcomes) -> list[Row]:
@@ -206,10 +250,8 @@ def pooled(rows: Sequence[Row], outcomes: Outcomes) -> list[Row]:
                 **_over_seeds(group, outcomes),
             }
         )
-    for metric in dict.fromkeys(row["metric"] for row in found):
-        several = [row for row in found if row["metric"] == metric and len(row["seeds"]) > 1]
-        for row, p in zip(several, holm([row["delta_p"] for row in several]), strict=True):
-            row["delta_p"] = p
+    for family in _families([row for row in found if len(row["seeds"]) > 1], "metric"):
+        _correct(family)
     return [row | {"changed": _changed(row)} for row in found]
 
 
@@ -249,11 +291,10 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     writer.writeheader()
     writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in record["rows"])
     write_text_atomic(folder / "categories.csv", text.getvalue())
-    for task in config.train_tasks:
+    for task in _train_tasks(config):
         for metric in SAFE_RATES:
-            name = f"categories-{task}-{metric}"
-            heat_map(_grid(record, task, metric), f"{metric.upper()} by category (%), trained on {task}",
-                     figures.files(folder, name))  # fmt: skip
+            title = f"{metric.upper()} by category (%), {trained_on({'train_task': task})}"
+            heat_map(_grid(record, task, metric), title, figures.files(folder, _name(task, metric)))
 
 
 def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
@@ -281,7 +322,7 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
             row = cells.get(method)
             ink = "black" if _shade(row) > 55 else "white"
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
-    axes.set_xlabel("* differs from vanilla after Holm", fontsize=7)
+    axes.set_xlabel("* a difference from vanilla, with all comparisons counted", fontsize=7)
     figures.save(figure, *paths)
 
 
@@ -307,7 +348,7 @@ def show(record: Row, out: Path, console: Console) -> None:
     say(f"Safe rates by category: {record['model']}, judged by {record['judge']}", "bold")
     shown = list(dict.fromkeys((row["metric"], row["train_task"]) for row in record["table"]))
     for metric, task in shown:
-        say(f"\n{metric.upper()} by category (%), trained on {task}\n", "bold")
+        say(f"\n{metric.upper()} by category (%), {trained_on({'train_task': task})}\n", "bold")
         grid = _grid(record, task, metric)
         for table in _tables(grid):
             print_table(table, console)
@@ -321,8 +362,8 @@ def show(record: Row, out: Path, console: Console) -> None:
     tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
     test = "documents crossed with seeds" if several else "exact McNemar by document"
     say(
-        f"*: differs from vanilla, p < {ALPHA}, {test}, after Holm over all categories, methods and train "
-        f"tasks ({tests} comparisons)."
+        f"*: a difference from vanilla, with all comparisons counted ({test}; Holm over categories, methods "
+        f"and train tasks: {tests} comparisons; apart from them the base model, over categories and tasks)."
     )
     if several:
         say("Means over the seeds; below them the lowest and the highest seed's.")

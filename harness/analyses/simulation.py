@@ -12,6 +12,7 @@ is the rate over all documents and seeds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -114,19 +115,20 @@ def simulate(
 def coverage(setting: Setting, *, runs: int, n: int, rng: np.random.Generator) -> Coverage:
     """Simulate a setting's runs, each of ``n`` documents."""
     documents = DIFFICULTY * rng.standard_normal((runs, n, 1))
-    first = _answers(setting, setting.rate, documents, rng)
+    first = answers(setting, setting.rate, documents, rng)
     truth = setting.rate
     if setting.baseline is None:
         low, high = _limits(setting, first)
     else:
-        second = _answers(setting, setting.baseline, documents, rng)
+        second = answers(setting, setting.baseline, documents, rng)
         truth -= setting.baseline
         low, high = _difference_limits(setting, first, second)
     held = (low <= truth + 1e-9) & (truth - 1e-9 <= high)
     return Coverage(100 * float(held.mean()), 100 * float((high - low).mean()))
 
 
-def _answers(setting: Setting, rate: float, documents: Answers, rng: np.random.Generator) -> Answers:
+def answers(setting: Setting, rate: float, documents: Answers, rng: np.random.Generator) -> Answers:
+    """Of a checkpoint with that rate, to ``documents`` (runs, documents, 1): their difficulty."""
     runs, n, _ = documents.shape
     own = 1 + DIFFICULTY**2 if setting.figure == "rate" else 2 + DIFFICULTY**2
     spread = seed_effect(rate, setting.seed_deviation, own)
@@ -214,29 +216,60 @@ def summary(frame: pd.DataFrame) -> str:
     return f"{within} of {len(frame)} settings hold {BAND[0]:.0f} to {BAND[1]:.0f} %."
 
 
-def write(frame: pd.DataFrame, path: Path, command: str) -> None:
-    """The table as CSV in ``path`` and as Markdown beside it, with the command that made it."""
-    write_text_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
-    lines = [
-        "# Coverage of the intervals, simulated",
-        f"`{command}`",
-        f"{summary(frame)} Rates and deviations in percent, widths in points. `seed_sd`: the deviation of "
-        "each method's rate from seed to seed; `outside`: below or above.",
-    ]
+@dataclass(frozen=True)
+class Part:
+    """A table of the command's output: its name, what it says, and how to read it."""
+
+    name: str  # "" or what its file's name ends with
+    title: str
+    summary: str
+    reading: str
+    frame: pd.DataFrame
+
+
+def part(frame: pd.DataFrame) -> Part:
+    return Part(
+        "",
+        "Coverage of each interval alone",
+        summary(frame),
+        "Rates and deviations in percent, widths in points. `seed_sd`: the deviation of each method's rate "
+        "from seed to seed; `outside`: below or above.",
+        frame,
+    )
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as JSON has them, None where a cell is empty."""
+    found: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    return found
+
+
+def write(parts: Sequence[Part], path: Path, command: str) -> None:
+    """Each table as CSV in ``path`` (and beside it), and all as Markdown, with the command that made them."""
+    blocks = ["# Intervals and stars, simulated", f"`{command}`"]
+    for part in parts:
+        place = path.with_name(f"{path.stem}{part.name}{path.suffix}")
+        write_text_atomic(place, part.frame.to_csv(index=False, lineterminator="\n"))
+        blocks += [f"## {part.title}", part.summary, part.reading, _markdown(part.frame)]
+    write_text_atomic(path.with_suffix(".md"), "\n\n".join(blocks) + "\n")
+
+
+def _markdown(frame: pd.DataFrame) -> str:
     head = "| " + " | ".join(frame.columns) + " |"
     rule = "|" + " ---: |" * len(frame.columns)
     rows = ["| " + " | ".join(_shown(value) for value in row) + " |" for row in frame.itertuples(index=False)]
-    write_text_atomic(path.with_suffix(".md"), "\n\n".join([*lines, "\n".join([head, rule, *rows])]) + "\n")
+    return "\n".join([head, rule, *rows])
 
 
-def show(frame: pd.DataFrame, console: Console) -> None:
-    table = bare_table()
+def show(part: Part, console: Console) -> None:
+    frame, table = part.frame, bare_table()
+    console.print(f"\n[bold]{part.title}[/]\n")
     for name in frame.columns:
         table.add_column(name, justify="left" if name in ("figure", "outside") else "right")
     for row in frame.itertuples(index=False):
         table.add_row(*map(_shown, row), style="yellow" if row.outside else "")
     console.print(table)
-    console.print(f"\n{summary(frame)}", highlight=False)
+    console.print(f"\n{part.summary} {part.reading}", highlight=False)
 
 
 def _shown(value: Any) -> str:

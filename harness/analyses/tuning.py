@@ -80,7 +80,8 @@ def tune(
     optuna = tuning_search.load_optuna()
     _check(config, out)
     plain = tuple(dict.fromkeys((SEED, BASELINE, *space.values)))
-    own = {"methods": plain, "variants": {}, "checkpoints": {}, "eval_every_epoch": False}
+    own = {"methods": plain, "variants": {}, "checkpoints": {}, "trained_on": {}}
+    own |= {"eval_every_epoch": False}
     base = config.model_copy(update=own)
     with held(out, "another harness tune is at work here; wait for it to end"):
         search = Search(_part(base, "validation"), out, space, objective, trials, seed, console, debug)

@@ -17,7 +17,18 @@ from harness.analyses.tuning import Floor
 from harness.analyses.tuning_search import KEYS, TRIALS, Row, Search
 from harness.plan import SEED
 from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, COLUMNS, DONE, METRICS, as_csv, one_decimal, print_whole, say
+from harness.tables import (
+    BASELINE,
+    COLUMNS,
+    DONE,
+    METRICS,
+    STAR,
+    as_csv,
+    differs,
+    one_decimal,
+    print_whole,
+    say,
+)
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
 
@@ -129,11 +140,8 @@ def show(record: Row, out: Path, console: Console) -> None:
             say(console, line, "bold")
         print_whole(_final(record), console)
         say(console, "Percent with 95 % intervals. Δ: points against vanilla on the same documents, which no")
-        say(
-            console,
-            "choice has seen; *: p < 0.05 after Holm. The chosen one's validation figures are the best",
-        )
-        say(console, "of many, and so too good.")
+        say(console, f"choice has seen; {STAR}: a difference, with all comparisons counted. The chosen one's")
+        say(console, "validation figures are the best of many, and so too good.")
         line, held = kept(record)
         say(console, line, "bold" if held else "bold red")
     files = ", ".join(str(out / name) for name in ("tune.json", "pareto.csv", "pareto.svg"))
@@ -245,5 +253,5 @@ def _span(row: Row, name: str) -> str:
 
 
 def _delta(row: Row, name: str) -> str:
-    delta, p = row[f"{name}_delta"], row[f"{name}_p"]
-    return "" if delta is None else f"{delta:+.1f}{'*' if p is not None and p < ALPHA else ''}"
+    delta = row[f"{name}_delta"]
+    return "" if delta is None else f"{delta:+.1f}{STAR if differs(row, name) else ''}"

@@ -21,7 +21,7 @@ Decorator = Callable[[Any], Any]
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 SECTIONS = {  # headings of a help text -> the options under them, by name
-    "Models and tasks": ("methods", "model", "checkpoints", "train_tasks", "seeds"),
+    "Models and tasks": ("methods", "model", "checkpoints", "trained_on", "train_tasks", "seeds"),
     "Data": ("train_data", "columns", "mix", "safety_data", "data"),
     "Training": (*TRAINING, "eval_every_epoch"),
     "Scoring": (
@@ -453,6 +453,9 @@ def compare_options(command: Any) -> Any:
         method_option(),
         click.option("--checkpoint", "checkpoints", callback=pairs, multiple=True, metavar="NAME=PATH",
                      help="A checkpoint of your own as a further row. Repeatable."),
+        click.option("--trained-on", "trained_on", callback=pairs, multiple=True, metavar="NAME=TASK",
+                     help="Checkpoint NAME was trained on TASK: compare it with vanilla. Repeatable. "
+                     "[default: trained elsewhere, compared with the base model]"),
         JUDGES,
         click.option("--cross-tasks", is_flag=True,
                      help="Score every checkpoint on the other utilities too."),

@@ -151,6 +151,8 @@ def respond(
             recipe, implied = base_recipe.for_checkpoint(checkpoint, [*(tasks or ()), *given])
             flags |= implied
         config = resolve(recipe, **flags)
+    declared = {one: task for one, task in config.trained_on.items() if one in config.checkpoints}
+    config = config.model_copy(update={"trained_on": declared})  # not of checkpoints that answer elsewhere
     folder = out or comparison.RUNS / f"respond-{name}"
     if print_ids is None:
         comparison.compare(

@@ -16,18 +16,20 @@ from harness.contracts import HarnessError
 from harness.health import NOT_MEANINGFUL
 from harness.report.verdict import plain, signed
 from harness.tables import (
-    ALPHA,
     BASELINE,
     DONE,
     MEAN,
     METRICS,
+    STAR,
     Row,
+    differs,
     further_tasks,
     grouped,
     label,
     means,
     read_scores,
     records,
+    trained_on,
     unhealthy,
 )
 
@@ -66,7 +68,7 @@ def leaderboard_tables(rows: Sequence[Row]) -> list[Table]:
     for group in grouped(rows, "model", "train_task", "judge"):
         single = [row for row in group if row["seed"] != MEAN]
         several = len(single) < len(group)
-        about = f"trained on {group[0]['train_task']}, judged by {group[0]['judge']}"
+        about = f"{trained_on(group[0])}, judged by {group[0]['judge']}"
         caption = f"Leaderboard, {about}{', means over the seeds' if several else ''}"
         tables.append(_leaderboard(caption, means(group)))
         if several:
@@ -116,15 +118,14 @@ def _number(value: float | None, form: str = "{:.1f}") -> Cell:
 
 
 def _delta(row: Row, name: str) -> Cell:
-    value, p = row.get(f"{name}_delta"), row.get(f"{name}_p")
+    value, real = row.get(f"{name}_delta"), differs(row, name)
     if value is None:
         return Cell()
-    real = p is not None and p < ALPHA
     look = ("up" if value > 0 else "down") if real else ""
     least = row.get(f"{name}_mde")
     shown = (f"({least:.1f})",) if least is not None and not real else ()
     below = (*_interval(row, f"{name}_delta", signed), *shown)
-    return Cell(signed(value) + ("*" if real else ""), below, value, look)
+    return Cell(signed(value) + (STAR if real else ""), below, value, look)
 
 
 def _rate(row: Row, name: str) -> Cell:

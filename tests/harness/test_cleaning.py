@@ -148,6 +148,17 @@ def test_a_row_goes_with_its_options() -> None:
         cleaning.without(after, ["sdft"], ())
 
 
+def test_what_a_checkpoint_was_trained_on_goes_with_either() -> None:
+    tasks = {"train_tasks": ["gsm8k-mini", "samsum-mini"], "checkpoints": {"one": "a", "two": "b"}}
+    given = recipe(**tasks, trained_on={"one": "gsm8k-mini", "two": "samsum-mini"})
+    assert cleaning.without(given, ["one"], ()).trained_on == {"two": "samsum-mini"}
+    after = cleaning.without(given, (), ["gsm8k-mini"])
+    assert after.trained_on == {"two": "samsum-mini"}
+    assert {*after.checkpoints} == {"one", "two"}  # the first one as if it was trained elsewhere
+    for left in (after, cleaning.without(given, ["one"], ())):
+        assert plan.cells(left)
+
+
 def test_what_lies_there_of_a_part(tmp_path: Path) -> None:
     given = recipe(utility_tasks=["gsm8k"], eval_every_epoch=True, checkpoints={"mine": "x"})
     for cell in plan.cells(given):

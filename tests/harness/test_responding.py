@@ -118,6 +118,19 @@ def test_a_tokenizer_that_no_engine_asks_for_is_told(
         responding.check(wrong, [seed_cell(wrong)])
 
 
+def test_a_recipe_s_other_checkpoints_and_what_they_were_trained_on_do_not_matter(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        "extends: mini\ncheckpoints: {mine: nowhere}\ntrained_on: {mine: gsm8k-mini}\n", encoding="utf-8"
+    )
+    words = ("respond", "mini", "--tasks", "gsm8k-mini", "--print-ids", "0")
+    ended = command(*words, "--recipe", recipe)
+    assert ended.code == 0, ended.err
+    assert ended.out == command(*words).out
+
+
 def test_print_ids_keeps_harmful_texts_to_itself(command: Run) -> None:
     request = data.harmful()[2]["instruction"]
     ended = command("respond", "mini", "--tasks", "hexphi_raw-mini,gsm8k-mini", "--print-ids", "2")

@@ -14,11 +14,10 @@ import pytest
 import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, norm, ttest_1samp, ttest_rel
+from scipy.stats import norm, ttest_1samp, ttest_rel
 from scipy.stats import t as student
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.statistics import (
@@ -28,6 +27,7 @@ from harness.statistics import (
     crossed_spread,
     difference_over_seeds,
     holm,
+    holm_levels,
     mean,
     mean_over_seeds,
     mean_squares,
@@ -293,60 +293,6 @@ def test_paired_mean_properties(pairs: list[tuple[float, float]]) -> None:
     assert swapped.value == pytest.approx(-value, abs=NOISE)
 
 
-# --- the smallest difference that would have been shown ----------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("n", "discordant", "difference"),
-    [  # sample sizes by Connor 1987 (Biometrics 43:207-211) at 80 % power, two-sided 5 %
-        (22, 0.5, 0.4),  # 22.01 pairs for 0.45 against 0.05: the example of p. 209, rounded up there
-        (155, 0.45, 0.15),  # 0.30 against 0.15
-    ],
-)
-def test_mcnemars_smallest_difference_is_the_published_one(
-    n: int, discordant: float, difference: float
-) -> None:
-    pairs = round(discordant * n)
-    gained = pairs // 2
-    found = paired_rate_difference(*paired(n - pairs, gained, pairs - gained, 0)).mde
-    assert found == pytest.approx(difference, rel=0.005)
-
-
-def test_a_difference_needs_as_many_pairs_that_differ() -> None:
-    # no pair differs in 330: the least is then d = (1.96 sqrt(d) + 0.84 sqrt(d - d²)) / sqrt(330)
-    least = paired_rate_difference(*paired(330, 0, 0, 0)).mde
-    assert least is not None
-    z, power = norm.ppf(0.975), norm.ppf(0.8)
-    assert least == pytest.approx((z * least**0.5 + power * (least - least**2) ** 0.5) / 330**0.5)
-    assert 0.02 < least < 0.025
-    assert paired_rate_difference(*paired(2, 0, 1, 0)).mde is None  # three pairs can show nothing
-
-
-def test_mcnemar_finds_its_smallest_difference_in_four_of_five_runs() -> None:
-    n, discordant = 330, 0.2
-    pairs = round(discordant * n)
-    least = paired_rate_difference(*paired(n - pairs, pairs // 2, pairs - pairs // 2, 0)).mde
-    assert least is not None
-    differing = np.arange(n + 1)
-    gained = [np.arange(k + 1) for k in differing]
-    power = 0.0
-    for k, chance in zip(differing, binom.pmf(differing, n, discordant), strict=True):
-        if chance > 1e-9:
-            p = np.minimum(1, 2 * np.minimum(binom.cdf(gained[k], k, 0.5), binom.sf(gained[k] - 1, k, 0.5)))
-            power += chance * binom.pmf(gained[k], k, (1 + least / discordant) / 2)[p < 0.05].sum()
-    assert power == pytest.approx(0.8, abs=0.04)  # the exact test is a little weaker than its formula
-
-
-def test_a_means_smallest_difference_is_that_of_the_paired_t_test() -> None:
-    rng = random.Random(3)
-    values = {str(i): rng.random() for i in range(60)}
-    found = paired_mean_difference(values, dict.fromkeys(values, 0.5)).mde
-    assert found is not None
-    effect = found / float(np.std(list(values.values()), ddof=1))
-    assert TTestPower().power(effect, nobs=60, alpha=0.05) == pytest.approx(0.8, abs=0.005)
-    assert paired_mean_difference({"a": 1.0}, {"a": 0.5}).mde is None
-
-
 # --- several seeds -----------------------------------------------------------------------------------
 
 tables = st.integers(2, 4).flatmap(
@@ -451,8 +397,6 @@ def test_a_rate_without_spread_keeps_the_uncertainty_of_its_documents() -> None:
     assert figures(sure) == pytest.approx(figures(rate([True] * 330)))
     same = difference_over_seeds(by_seed(np.ones((330, 3))), by_seed(np.ones((330, 3))), rates=True)
     assert same == replace(paired_rate_difference(*paired(330, 0, 0, 0)), n=990)
-    assert same.mde is not None
-    assert same.mde > 0.02
 
 
 def test_the_answers_bound_the_effective_size() -> None:
@@ -562,21 +506,26 @@ def test_one_seed_is_that_seed() -> None:
     assert mean_over_seeds([values]) == mean(values.values())
 
 
-def test_the_smallest_difference_over_seeds_adds_level_and_power() -> None:
-    table = noise(100, 3) - noise(100, 3, seed_effect=1.0, difficulty=0.0)
+def test_a_differences_interval_stays_between_minus_one_and_one() -> None:
+    # nearly all pairs differ one way, the seeds by much: the t interval alone would pass 1
+    table = np.ones((40, 3))
+    table[:12, 0] = table[:2, 1] = 0
+    _, low, high = figures(difference_over_seeds(by_seed(table), by_seed(table * 0), rates=True))
     spread = crossed_spread(table, rates=True)
-    quantiles = float(spread.quantile(0.05) + spread.quantile(0.4))  # two-sided 0.4: 80 % on one side
-    found = difference_over_seeds(by_seed(table), by_seed(table * 0), rates=True)
-    assert found.mde == pytest.approx(quantiles * float(np.sqrt(spread.variance)))
-    # one pair of 990 differs: a true difference d makes d of them differ, whose variance is d (1 - d) / 990
-    rare = np.zeros((330, 3))
-    rare[0, 0] = 1
-    least = difference_over_seeds(by_seed(rare), by_seed(rare * 0), rates=True).mde
-    assert least is not None
-    errors = float(
-        crossed_spread(rare, rates=True).quantile(0.05) + crossed_spread(rare, rates=True).quantile(0.4)
-    )
-    assert least == pytest.approx(errors * math.sqrt(least * (1 - least) / 990))
+    assert table.mean() + float(spread.margin()) > 1
+    assert high == 1.0
+    assert low == pytest.approx(table.mean() - float(spread.margin()))
+    _, low, _ = figures(difference_over_seeds(by_seed(table * 0), by_seed(table), rates=True))
+    assert low == -1.0
+
+
+def test_only_rates_take_equal_seeds_to_deviate_by_half_an_answer() -> None:
+    table = np.zeros((100, 3))
+    table[[0, 1, 2], [0, 1, 2]] = -1
+    rates = difference_over_seeds(by_seed(table), by_seed(table * 0), rates=True)
+    means = difference_over_seeds(by_seed(table), by_seed(table * 0), rates=False)
+    assert figures(means) == pytest.approx((-0.01, -0.01, -0.01))  # the seeds' means are the same
+    assert figures(rates)[1] < -0.02
 
 
 # --- Holm ------------------------------------------------------------------------------------------
@@ -593,6 +542,29 @@ def test_holm_steps_down_and_skips_what_is_no_comparison() -> None:
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
     assert holm([None]) == [None]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(1e-6, 1), st.sampled_from([0.01, 0.02, 0.025, 0.05]), st.none()), max_size=9)
+)
+def test_holms_levels_are_where_the_star_begins(p_values: list[float | None]) -> None:
+    levels = holm_levels(p_values)
+    assert [p is None for p in p_values] == [level is None for level in levels]
+    for place, level in enumerate(levels):
+        if level is None:
+            continue
+        for p, found in ((level * (1 - 1e-6), True), (level * (1 + 1e-6), False)):
+            others = [*p_values[:place], p, *p_values[place + 1 :]]
+            adjusted = holm(others)[place]
+            assert adjusted is not None
+            assert (adjusted <= 0.05) == found
+
+
+def test_holms_level_of_many_that_are_found_is_the_last_steps() -> None:
+    assert holm_levels([0.001, 0.001, 0.001, 0.9]) == pytest.approx([0.025, 0.025, 0.025, 0.05])
+    assert holm_levels([0.9, 0.8, None]) == [0.025, 0.025, None]
+    assert holm_levels([]) == []
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from harness import figures
+from harness import config, figures, plan
 from harness.analyses import categories
 from harness.leaderboard import TaskOutcome
 from harness.statistics import difference_over_seeds
@@ -79,6 +79,43 @@ def test_differences_are_mcnemar_by_document_and_holm_over_all_cells() -> None:
     rsr = [mcnemar(table, exact=True).pvalue for table in ([[0, 0], [10, 0]], [[10, 0], [0, 0]])]
     expected = multipletests(rsr, method="holm")[1].tolist()  # a family of its own
     assert [found["lisa", 1, "rsr", kind]["delta_p"] for kind in KINDS] == pytest.approx(expected)
+
+
+def test_the_base_model_and_checkpoints_trained_elsewhere_are_families_of_their_own() -> None:
+    half, few = [1.0] * 5 + [0.0] * 5, [1.0] * 2 + [0.0] * 8
+    found = {
+        (row["train_task"], row["method"], row["category"]): row
+        for row in categories.compared(
+            {
+                ("t", "seed", 1, "jsr"): outcome("jsr", GOOD, GOOD),
+                ("t", "vanilla", 1, "jsr"): outcome("jsr", few, half),
+                ("t", "lisa", 1, "jsr"): outcome("jsr", GOOD, GOOD),
+                ("", "seed", None, "jsr"): outcome("jsr", GOOD, GOOD),
+                ("", "mine", None, "jsr"): outcome("jsr", few, half),
+            }
+        )
+    }
+    p = [mcnemar(table, exact=True).pvalue for table in ([[2, 8], [0, 0]], [[5, 5], [0, 0]])]
+    adjusted = multipletests(p, method="holm")[1].tolist()  # two categories each, whatever the others are
+    for names, sign in ((("t", "seed"), 1), (("t", "lisa"), 1), (("", "mine"), -1)):
+        rows = [found[(*names, kind)] for kind in KINDS]
+        assert [row["delta_p"] for row in rows] == pytest.approx(adjusted)
+        assert [row["delta"] for row in rows] == [sign * 80.0, sign * 50.0]
+    assert found["", "seed", KINDS[0]]["delta"] is None
+
+
+def test_cells_stand_where_they_were_trained() -> None:
+    own = config.load("mini", {"methods": ["vanilla"], "checkpoints": {"mine": "x", "here": "y"},
+                               "trained_on": {"here": "gsm8k-mini"}})  # fmt: skip
+    cells = {cell.method: cell for cell in plan.cells(own) if cell.train_task in (None, "gsm8k-mini")}
+    places = {name: list(categories._places(own, cell)) for name, cell in cells.items()}
+    assert places == {
+        "seed": [("", None), ("gsm8k-mini", 42), ("samsum-mini", 42)],
+        "mine": [("", None)],
+        "here": [("gsm8k-mini", 42)],
+        "vanilla": [("gsm8k-mini", 42)],
+    }
+    assert categories._name("", "jsr") == "categories-elsewhere-jsr"
 
 
 def test_seeds_are_pooled_with_their_spread_and_tested_together() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.console import Console
 from scipy.stats import norm
 
 from harness import statistics
-from harness.analyses import simulation
+from harness.analyses import family_simulation, simulation
+from harness.analyses.family_simulation import FamilySetting
 from harness.analyses.simulation import Coverage, Setting, coverage, seed_effect, settings, simulate
 
 
@@ -61,7 +63,7 @@ def test_answers_have_the_rate_and_share_their_documents(figure: Any) -> None:
     rng = np.random.default_rng(0)
     documents = rng.standard_normal((400, 200, 1))
     setting = Setting(figure, 0.3, None, 2, 0.02, unjudged=0.1)
-    answers = simulation._answers(setting, 0.3, documents, rng)
+    answers = simulation.answers(setting, 0.3, documents, rng)
     assert np.isnan(answers).mean() == pytest.approx(0.1, abs=0.01)
     assert np.nanmean(answers) == pytest.approx(0.3, abs=0.005)
     both = answers[~np.isnan(answers).any(axis=2)]
@@ -96,7 +98,10 @@ def test_the_same_seed_gives_the_same_table_and_files(tmp_path: Path) -> None:
     assert first.equals(second)
     assert not first.equals(simulate(chosen, runs=200, n=330, seed=4))
     assert first["outside"].tolist() == ["below", ""]
-    simulation.write(first, tmp_path / "coverage.csv", "harness simulate")
+    part = simulation.part(first)
+    other = replace(part, name="-more", title="More")
+    simulation.write([part, other], tmp_path / "coverage.csv", "harness simulate")
+    assert (tmp_path / "coverage-more.csv").read_text() == (tmp_path / "coverage.csv").read_text()
     rows = list(csv.DictReader((tmp_path / "coverage.csv").open()))
     assert (rows[0]["rate"], rows[0]["seed_sd"], rows[0]["outside"], rows[1]["baseline"]) == (
         "98.0",
@@ -105,10 +110,11 @@ def test_the_same_seed_gives_the_same_table_and_files(tmp_path: Path) -> None:
         "",
     )
     text = (tmp_path / "coverage.md").read_text()
+    assert text.index("## Coverage of each interval alone") < text.index("## More")
     assert "`harness simulate`" in text
     assert "1 of 2 settings hold 93 to 97 %." in text
     console = Console(record=True, width=100)
-    simulation.show(first, console)
+    simulation.show(part, console)
     assert "below" in console.export_text()
 
 
@@ -116,9 +122,18 @@ def test_the_command_prints_rows_and_writes_them(
     tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulation, "settings", lambda: [Setting("rate", 0.5)])
-    ended = command("simulate", "--runs", 50, "--json", "--out", tmp_path / "c.csv")
+    monkeypatch.setattr(family_simulation, "settings", lambda: [FamilySetting("rate", 0.6, 0.5, 1)])
+    few = ("simulate", "--runs", 50, "--family-runs", 5)
+    ended = command(*few, "--json", "--out", tmp_path / "c.csv")
     assert ended.code == 0, ended.err
-    assert [(row["rate"], row["n"]) for row in json.loads(ended.out)] == [(50.0, 330)]
-    assert "harness simulate --runs 50" in (tmp_path / "c.md").read_text()
-    assert "of 1 settings hold" in command("simulate", "--runs", 50).out
+    found = json.loads(ended.out)
+    assert [(row["rate"], row["n"]) for row in found["intervals"]] == [(50.0, 330)]
+    assert [(row["rate"], row["differing"]) for row in found["families"]] == [(60.0, 1)]
+    text = (tmp_path / "c.md").read_text()
+    assert "harness simulate --runs 50 --family-runs 5" in text
+    assert "Families of 14 comparisons" in text
+    assert (tmp_path / "c-families.csv").is_file()
+    shown = command(*few).out
+    assert "of 1 settings hold" in shown
+    assert "Power of max-T" in shown
     assert command("simulate", "--runs", 0).code == 2
