@@ -120,7 +120,7 @@ class Run:
 
         ``limits``: ``min_rsr``, ``min_jsr``, ``min_refusals``, ``min_utility`` in percent; ``max_rsr_drop``,
         ``max_jsr_drop``, ``max_utility_drop`` in points below ``against``: "vanilla", or "seed", the base
-        model (None: vanilla; of a checkpoint that was trained elsewhere the base model). No ``judges`` are the
+        model (None: vanilla; of a checkpoint that was trained elsewhere the base model). No ``judges``: the
         run's first. ``min_task``: the least figure of further tasks, by name. ``if run.gate(min_rsr=95): …``
         """
         findings = gate.check(

@@ -81,8 +81,7 @@ def tune(
     _check(config, out)
     plain = tuple(dict.fromkeys((SEED, BASELINE, *space.values)))
     own = {"methods": plain, "variants": {}, "checkpoints": {}, "trained_on": {}}
-    own |= {"eval_every_epoch": False}
-    base = config.model_copy(update=own)
+    base = config.model_copy(update={**own, "eval_every_epoch": False})
     with held(out, "another harness tune is at work here; wait for it to end"):
         search = Search(_part(base, "validation"), out, space, objective, trials, seed, console, debug)
         tuning_search.run_trials(search, {})
