@@ -18,6 +18,7 @@ from harness.tables import (
     DONE,
     MEAN,
     SINGLE_SEED_LINE,
+    UNTRAINED,
     Row,
     count,
     differs,
@@ -31,6 +32,7 @@ from harness.text import one_line
 
 STANDARD = ("rsr", "jsr", "utility")  # the order of the paper's table
 AVERAGE = "Average"
+ELSEWHERE = "trained elsewhere"  # the heading of the block of such checkpoints
 UNRANKED = "seed"  # is where the others start, not one of them
 _ESCAPES = {
     **{character: f"\\{character}" for character in "{}$&#_%"},
@@ -127,16 +129,18 @@ def _table(
 
 
 def _blocks(group: Sequence[Row], metrics: Sequence[str]) -> dict[str, dict[str, Row]]:
-    """Each train task's rows by method, and their average where there are several train tasks."""
+    """Each train task's rows by method, their average where there are several train tasks, and the
+    checkpoints that were trained elsewhere."""
     blocks = {
         rows[0]["train_task"]: {row["method"]: row for row in means(rows)}
         for rows in grouped(group, "train_task")
     }
+    elsewhere = blocks.pop(UNTRAINED, None)
     if len(blocks) > 1:
         methods = dict.fromkeys(method for block in blocks.values() for method in block)
         everywhere = {method: [block.get(method, {}) for block in blocks.values()] for method in methods}
         blocks[AVERAGE] = {method: _average(rows, metrics) for method, rows in everywhere.items()}
-    return blocks
+    return blocks if elsewhere is None else blocks | {ELSEWHERE: elsewhere}
 
 
 def _average(rows: Sequence[Row], metrics: Sequence[str]) -> Row:
@@ -193,7 +197,9 @@ def _measured(group: Sequence[Row], metrics: Iterable[str]) -> list[str]:
     """What each train task's utility is, and k."""
     if "utility" not in metrics:
         return []
-    skills = {row["train_task"]: row["utility_metric"] for row in group if row["utility_metric"]}
+    skills = {
+        row["train_task"] or ELSEWHERE: row["utility_metric"] for row in group if row["utility_metric"]
+    }
     depths = sorted({row["jsr_k"] for row in group if row["jsr_k"] is not None})
     lines = [f"Utility: {', '.join(f'{metric} ({task})' for task, metric in skills.items())}."]
     return lines + ([f"JSR: k = {', '.join(map(str, depths))}."] if depths else [])
@@ -206,7 +212,9 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
     lines = ["Percent, higher is better; best of a column in bold, second underlined, the seed model aside."]
     if some("_delta"):
-        lines.append("Small: points against vanilla on the same prompts.")
+        elsewhere = any(row["train_task"] == UNTRAINED for row in group)
+        also = f" (of those {ELSEWHERE}: against the base model)" if elsewhere else ""
+        lines.append(f"Small: points against vanilla on the same prompts{also}.")
     if any(differs(row, metric) for row in group for metric in metrics):
         lines.append("*: the simultaneous 95 % interval of all comparisons together excludes 0.")
     if some("_unjudged", lambda number: number > 0):
@@ -217,4 +225,4 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 def _failures(group: Sequence[Row]) -> list[str]:
     rows = [row for part in grouped(group, "train_task") for row in means(part)]
     failed = [row for row in rows if row["status"] != DONE]
-    return [f"{row['method']} on {row['train_task']} {row['status']}." for row in failed]
+    return [f"{row['method']}{f' on {task}' if (task := row['train_task']) else ''} {row['status']}." for row in failed]

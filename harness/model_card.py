@@ -148,8 +148,8 @@ def _cell(config: RunConfig, method: str, train_task: str | None, seed: int | No
 
 def _is(row: Row, cell: Cell, config: RunConfig) -> bool:
     """Whether a row is the cell's. One that is not trained here has one for every train task and seed."""
-    seed = str(config.seeds[0] if cell.seed is None else cell.seed)
-    same = row["method"] == cell.method and row["seed"] == seed
+    seeds = (str(config.seeds[0]), "") if cell.seed is None else (str(cell.seed),)  # "": trained elsewhere
+    same = row["method"] == cell.method and row["seed"] in seeds
     return same and cell.train_task in (None, row["train_task"])
 
 

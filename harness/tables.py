@@ -101,7 +101,8 @@ def further_columns(tasks: Iterable[str]) -> list[str]:
 def further_tasks(columns: Iterable[str]) -> list[str]:
     """The further tasks among a leaderboard's columns."""
     names = [name for name in columns if name not in COLUMNS]
-    return [name for name in names if {*further_columns([name])} <= {*names}]
+    suffixes = [suffix for suffix in _FURTHER_COLUMNS if suffix not in SIMULTANEOUS]  # not in old files
+    return [name for name in names if {name + suffix for suffix in suffixes} <= {*names}]
 
 
 def _is_whole(name: str) -> bool:
@@ -451,6 +452,12 @@ def differs_alone(row: Row, metric: str) -> bool:
     return alone and not differs(row, metric)
 
 
+def is_unshown(row: Row, metric: str) -> bool:
+    """Whether there is a difference whose simultaneous interval is known and holds 0."""
+    known = row.get(f"{metric}_simultaneous_low") is not None
+    return row.get(f"{metric}_delta") is not None and known and not differs(row, metric)
+
+
 def _excludes_0(low: float | None, high: float | None) -> bool:
     return low is not None and high is not None and not low <= 0 <= high
 
@@ -458,15 +465,13 @@ def _excludes_0(low: float | None, high: float | None) -> bool:
 def _mark(row: Row, metric: str) -> str:
     if differs(row, metric):
         return STAR
-    known = row.get(f"{metric}_simultaneous_low") is not None
-    return ALONE if known and differs_alone(row, metric) else ""
+    return ALONE if is_unshown(row, metric) and differs_alone(row, metric) else ""
 
 
 def _least(row: Row, metric: str) -> str:
     """Beside a difference that was not shown: the smallest that would have been, as in " (7.1)"."""
     least = row[f"{metric}_mde"]
-    unshown = row[f"{metric}_delta"] is not None and least is not None and not differs(row, metric)
-    return f" ({least:.1f})" if unshown else ""
+    return f" ({least:.1f})" if least is not None and is_unshown(row, metric) else ""
 
 
 def _beside_paper(rows: Iterable[Row]) -> list[tuple[str, dict[str, tuple[float, float]]]]:
