@@ -197,9 +197,7 @@ def _measured(group: Sequence[Row], metrics: Iterable[str]) -> list[str]:
     """What each train task's utility is, and k."""
     if "utility" not in metrics:
         return []
-    skills = {
-        row["train_task"] or ELSEWHERE: row["utility_metric"] for row in group if row["utility_metric"]
-    }
+    skills = {row["train_task"] or ELSEWHERE: row["utility_metric"] for row in group if row["utility_metric"]}
     depths = sorted({row["jsr_k"] for row in group if row["jsr_k"] is not None})
     lines = [f"Utility: {', '.join(f'{metric} ({task})' for task, metric in skills.items())}."]
     return lines + ([f"JSR: k = {', '.join(map(str, depths))}."] if depths else [])
@@ -225,4 +223,7 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 def _failures(group: Sequence[Row]) -> list[str]:
     rows = [row for part in grouped(group, "train_task") for row in means(part)]
     failed = [row for row in rows if row["status"] != DONE]
-    return [f"{row['method']}{f' on {task}' if (task := row['train_task']) else ''} {row['status']}." for row in failed]
+    return [
+        f"{row['method']}{f' on {task}' if (task := row['train_task']) else ''} {row['status']}."
+        for row in failed
+    ]

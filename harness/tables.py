@@ -410,10 +410,11 @@ def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
         lines.append(f"{STAR}: a difference, with all comparisons of the family counted.")
     if ALONE in found:
         lines.append(f"{ALONE}: a difference taken alone, but not with all comparisons counted.")
-    lines.append(
-        "Families: the base model, over train tasks; all other rows, over methods and train tasks; "
-        "checkpoints trained elsewhere. A metric, judge and seed at a time."
-    )
+    lines += [
+        "Families: the base model, on all train tasks; all other rows, on all train tasks; "
+        "checkpoints trained elsewhere.",
+        "Each metric, judge and seed has families of its own.",
+    ]
     if any(_least(row, metric) for row, metric in pairs):
         lines.append(f"(7.1): a true difference of 7.1 would have got its {STAR} four times in five.")
     return lines

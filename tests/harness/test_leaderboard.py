@@ -266,7 +266,11 @@ def elsewhere(method: str, **more: Any) -> CellResult:
 
 
 def test_checkpoints_trained_elsewhere_are_a_family_against_the_base_model() -> None:
-    trained = [cell("seed", rsr=against(8, 0)), cell("vanilla", rsr=reference()), cell("sdft", rsr=against(6, 0))]
+    trained = [
+        cell("seed", rsr=against(8, 0)),
+        cell("vanilla", rsr=reference()),
+        cell("sdft", rsr=against(6, 0)),
+    ]
     own = [
         elsewhere("seed", rsr=reference()),
         elsewhere("mine", rsr=against(7, 0)),
@@ -752,7 +756,9 @@ def test_the_base_models_star_does_not_depend_on_the_methods() -> None:
 
 
 @given(*(st.one_of(st.none(), st.floats(-100, 100)) for _ in range(4)))
-def test_the_marks_follow_the_intervals(a: float | None, b: float | None, c: float | None, d: float | None) -> None:
+def test_the_marks_follow_the_intervals(
+    a: float | None, b: float | None, c: float | None, d: float | None
+) -> None:
     names = ("x_simultaneous_low", "x_simultaneous_high", "x_delta_low", "x_delta_high")
     figures = dict(zip(names, (a, b, c, d), strict=True))
 
@@ -770,7 +776,8 @@ def test_the_legend_explains_what_is_shown() -> None:
     assert SINGLE_SEED_LINE in plain.splitlines()
     assert set(notes) <= set(plain.splitlines())
     assert "Δ: points against vanilla on the same prompts." in plain.splitlines()
-    assert "Families: the base model, over train tasks; all other rows" in plain
+    assert "Families: the base model, on all train tasks; all other rows, on all train tasks;" in plain
+    assert "Each metric, judge and seed has families of its own." in plain.splitlines()
     assert "*: a difference" not in plain  # no mark is explained that is not there
     assert "†:" not in plain
     assert "†: a difference taken alone" in printed(build(five_comparisons()))
@@ -786,7 +793,8 @@ def test_the_legend_says_what_is_compared_with_what() -> None:
     assert "Δ: points against the base model on the same prompts." in printed(build(own)).splitlines()
     both = printed(build([cell("vanilla"), cell("sdft"), *own]), 140)
     assert (
-        "Δ: points against vanilla on the same prompts; checkpoints trained elsewhere: against the base model."
+        "Δ: points against vanilla on the same prompts; "
+        "checkpoints trained elsewhere: against the base model."
     ) in both.splitlines()
     assert "trained elsewhere · judged by exact" in both
 
@@ -826,8 +834,9 @@ def test_a_failed_cell_says_so() -> None:
 
 
 def test_a_task_that_was_not_scored_is_no_zero() -> None:
-    text = printed(build([cell("vanilla"), cell("sdft", rsr=None, utility=None)]))
-    jsr = ["+0.0", "25.0"]  # of four pairs no difference would show four times in five
+    frame = build([cell("vanilla"), cell("sdft", rsr=None, utility=None)])
+    text, found = printed(frame), row(frame, "sdft")
+    jsr = ["+0.0", f"({found['jsr_mde']:.1f})", "25.0"]
     assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
 
 
@@ -897,7 +906,8 @@ def test_an_empty_leaderboard_is_shown_and_written(tmp_path: Path) -> None:
 
 def test_markdown_reads_as_a_table() -> None:
     cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
-    text = markdown(build(cells), title="A title", notes=["A note."])
+    frame = build(cells)
+    text, utility = markdown(frame, title="A title", notes=["A note."]), row(frame, "sdft")["utility_mde"]
     assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
     assert (
         "| method | Δ utility | utility | Δ RSR | RSR | refusals | Δ JSR | JSR | refusals | train s |" in text
@@ -905,9 +915,9 @@ def test_markdown_reads_as_a_table() -> None:
     # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35
     # RSR: from 10 of 20 to 18 of 20
     assert (
-        "| sdft | +0.00 [-35.0, +35.0] | 50.00 [15.0, 85.0] | +40.00\\* [+14.1, +60.2] | 90.00 ["
-        in text
-    )
+        f"| sdft | +0.00 [-35.0, +35.0] ({utility:.1f}) | 50.00 [15.0, 85.0] | "
+        "+40.00\\* [+14.1, +60.2] | 90.00 ["
+    ) in text
     assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text
@@ -1001,7 +1011,7 @@ def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
 
 
 def test_a_leaderboard_of_before_has_no_marks_and_says_so(tmp_path: Path) -> None:
-    """Written before there were simultaneous intervals: read with its further tasks, and nothing is marked."""
+    """Written before there were simultaneous intervals: read with its further tasks, nothing is marked."""
     cells = [
         cell("vanilla", rsr=reference(), further=(outcome("1000", task="xstest"),)),
         cell("sdft", rsr=against(9, 0), further=(outcome("1110", task="xstest"),)),
@@ -1020,4 +1030,6 @@ def test_a_leaderboard_of_before_has_no_marks_and_says_so(tmp_path: Path) -> Non
         assert "this table was written before simultaneous intervals were" in " ".join(text.split())
         assert not re.search(r"\d\\?[*†]", text)
         assert "four times in five" not in text
-        assert not re.search(r"[+-]\d+\.\d+[^|\n]* \(\d+\.\d\)", text)  # no smallest difference of another test
+        assert not re.search(
+            r"[+-]\d+\.\d+[^|\n]* \(\d+\.\d\)", text
+        )  # no smallest difference of another test

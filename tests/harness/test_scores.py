@@ -238,10 +238,17 @@ def test_a_checkpoint_that_is_declared_stands_under_its_task_and_another_once(
 def test_what_was_trained_elsewhere_has_one_row_whatever_the_seeds_and_tasks(
     small_run: Path, tmp_path: Path
 ) -> None:
-    more = {"seeds": (1, 2), "judges": ("mini-exact", "keyword"), "train_tasks": ("gsm8k-mini", "samsum-mini")}
+    more = {
+        "seeds": (1, 2),
+        "judges": ("mini-exact", "keyword"),
+        "train_tasks": ("gsm8k-mini", "samsum-mini"),
+    }
     results = own_checkpoints(small_run, tmp_path, **more)
     mine = [r for r in results if r.method == "mine"]
-    assert [(r.train_task, r.seed, r.judge) for r in mine] == [("", None, "mini-exact"), ("", None, "keyword")]
+    assert [(r.train_task, r.seed, r.judge) for r in mine] == [
+        ("", None, "mini-exact"),
+        ("", None, "keyword"),
+    ]
     assert all(r.utility is None for r in mine)  # several utilities: tasks beside each other
     assert [(r.train_task, r.seed) for r in results if r.method == "theirs" and r.judge == "keyword"] == [
         ("gsm8k-mini", 1),

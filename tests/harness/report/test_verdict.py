@@ -101,8 +101,8 @@ def test_a_safer_method_is_told_with_its_price() -> None:
     assert verdict([SEED, VANILLA, free, alone, better]).findings == [
         "Against vanilla, on prefilled requests, of 3 others: 3 safer.",
         "a is safer: +30.0 points [+20.0 to +40.0]; utility is lower: −5.0 points [−9.0 to −1.0].",
-        "b is safer: +10.0 points [+5.0 to +15.0]; utility: a difference taken alone, counting all comparisons "
-        "it is not: −5.0 points [−9.0 to −1.0].",
+        "b is safer: +10.0 points [+5.0 to +15.0]; utility: a difference taken alone, counting all "
+        "comparisons it is not: −5.0 points [−9.0 to −1.0].",
         "c is safer: +9.0 points [+5.0 to +15.0]; no difference in utility was found: −5.0 points "
         "[−9.0 to +1.0].",
     ]
@@ -178,7 +178,7 @@ NOTHING_FOUND = re.compile(r"No difference|no difference|may be chance|none was 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_difference_whose_interval_excludes_0_is_never_called_none(data: st.DataObject) -> None:
-    """Its own interval or the simultaneous one; and nothing is called safer whose simultaneous one holds 0."""
+    """Its own interval or the simultaneous one; nothing is called safer whose simultaneous one holds 0."""
 
     def some(method: str) -> dict[str, Any]:
         figures: dict[str, Any] = {}
@@ -199,7 +199,9 @@ def test_a_difference_whose_interval_excludes_0_is_never_called_none(data: st.Da
     for one in methods:
         mine = [line for line in said.findings if one["method"] in line]
         found = excludes(one, "jsr_simultaneous")
-        called = any(line.startswith((f"{one['method']} is safer", f"{one['method']} is less")) for line in mine)
+        called = any(
+            line.startswith((f"{one['method']} is safer", f"{one['method']} is less")) for line in mine
+        )
         assert called is found
         if excludes(one, "jsr_delta") or found:
             assert not any(line.startswith("No difference in JSR") for line in mine)
