@@ -51,6 +51,18 @@ def test_a_difference_that_counts_has_a_star_and_a_look(run: Path) -> None:
     ]
 
 
+def test_checkpoints_trained_elsewhere_have_a_table_of_their_own(run: Path) -> None:
+    own = [
+        {**row, "train_task": "", "seed": ""}
+        for row in gallery.leaderboard_rows(run)
+        if (row["method"], row["seed"]) in (("seed", "1"), ("sdft", "1"))
+    ]
+    captions = [table.caption for table in tables.leaderboard_tables(own)]
+    judges = dict.fromkeys(row["judge"] for row in own)
+    assert len(judges) == 2
+    assert captions == [f"Leaderboard, trained elsewhere, judged by {judge}" for judge in judges]
+
+
 def test_a_failed_method_keeps_its_row_with_the_reason(run: Path) -> None:
     base = gallery.leaderboard_rows(run)[0]
     cell = tables._method({**base, "status": "failed: no memory"})
