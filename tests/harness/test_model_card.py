@@ -106,7 +106,13 @@ def test_a_checkpoint_that_was_trained_elsewhere_has_a_card(small_run: Path, tmp
     record["config"]["checkpoints"] = {"mine": str(tmp_path / "weights")}
     write_json_atomic(tmp_path / "run/run.json", record)
     text = model_card.card(tmp_path / "run", "mine")
-    assert text.count("(JSR), k = 3") == model_card.card(tmp_path / "run", "seed").count("(JSR), k = 3") == 1
+    base = model_card.card(tmp_path / "run", "seed")
+    for card in (text, base):  # the base model stands in the run twice, and on its card once
+        assert card.count("| safe rate, answers opened (JSR), k = 3 |") == 1
+    assert "| Δ the base model |" in text
+    assert "Δ: points against the base model, paired." in text
+    assert "| Δ vanilla |" in base
+    assert "Δ: points against vanilla fine-tuning, paired." in base
 
 
 def test_paths_and_servers_stay_private() -> None:
