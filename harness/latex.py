@@ -219,9 +219,9 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         lines.append(f"Small: points against vanilla on the same prompts{also}.")
     marks = {mark(row, metric) for row in group for metric in metrics}
     if STAR in marks:
-        lines.append(f"*: a difference, counting all of its family (p < {ALPHA} after Holm).")
+        lines.append(f"*: a difference, counting all comparisons of its family (p < {ALPHA} after Holm).")
     if ALONE in marks:
-        lines.append("†: a difference taken alone (its interval excludes 0), not counting its family.")
+        lines.append("†: a difference taken alone (its interval excludes 0), but not counting its family.")
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines
