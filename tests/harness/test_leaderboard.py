@@ -62,8 +62,6 @@ COLUMNS = [
     *["answer_tokens", "tokens_per_second", "mfu", "status"],
     *["utility_mde", "rsr_mde", "jsr_mde", "utility_paper", "rsr_paper", "jsr_paper"],
     *["health", "health_low", "health_high", "health_n", "health_of", "safe_rates"],
-    *["utility_simultaneous_low", "utility_simultaneous_high"],
-    *["rsr_simultaneous_low", "rsr_simultaneous_high", "jsr_simultaneous_low", "jsr_simultaneous_high"],
 ]
 FIGURES = [name for name in COLUMNS[7:] if name not in ("status", "health_of", "safe_rates")]
 
@@ -102,8 +100,7 @@ def empty(series: Any, *names: str) -> bool:
 
 
 def deltas(metric: str) -> list[str]:
-    ends = ("delta", "delta_low", "delta_high", "p", "mde", "simultaneous_low", "simultaneous_high")
-    return [f"{metric}_{end}" for end in ends]
+    return [f"{metric}_{end}" for end in ("delta", "delta_low", "delta_high", "p", "mde")]
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -215,39 +212,45 @@ def test_p_is_holm_adjusted_within_the_base_models_family_and_the_methods() -> N
     )
 
 
-def level(*differences: Sequence[float]) -> float:
-    """The two-sided level at which intervals of these paired differences (of one set of documents) hold
-    together in 95 %, from the multivariate normal distribution function."""
-    correlation = np.corrcoef(np.array(differences))
-    normal = multivariate_normal(np.zeros(len(differences)), correlation, allow_singular=True)
-
-    def held(z: float) -> float:
-        return float(normal.cdf(np.full(len(differences), z), lower_limit=np.full(len(differences), -z)))
-
-    return 2 * float(norm.sf(brentq(lambda z: held(z) - 0.95, 1.5, 4.0)))
-
-
-def bounds(series: Any, name: str = "rsr_simultaneous") -> tuple[float, float]:
-    return float(series[f"{name}_low"]), float(series[f"{name}_high"])
+def power(true: float, *, differing: int, n: int, alpha: float) -> float:
+    """How often exact McNemar at level ``alpha`` finds a true difference in ``n`` pairs of which ``differing``
+    differ, by the sum over all that could be gained and lost."""
+    share = max(differing / n, true)
+    gained, lost = (part.ravel() for part in np.indices((n + 1, n + 1)))
+    possible = gained + lost <= n
+    gained, lost = gained[possible], lost[possible]
+    chances = [(share + true) / 2, max(0.0, (share - true) / 2), 1 - share]
+    weight = multinomial.pmf(np.stack([gained, lost, n - gained - lost], axis=1), n, chances)
+    found = (gained > lost) & (2 * binom.cdf(lost, gained + lost, 0.5) <= alpha)
+    return float(weight[found].sum())
 
 
-def test_simultaneous_intervals_are_square_and_add_at_the_familys_level() -> None:
+def test_a_differences_interval_is_its_own_and_no_familys() -> None:
+    counts = {"sdft": (6, 1), "ptst": (2, 3), "lisa": (0, 4)}
     frame = build(
-        [
-            cell("vanilla", rsr=reference()),
-            cell("sdft", rsr=against(6, 1)),
-            cell("ptst", rsr=against(2, 3)),
-        ]
+        [cell("vanilla", rsr=reference()), *(cell(name, rsr=against(*two)) for name, two in counts.items())]
     )
-    one = [*[1] * 6, *[0] * 4, -1, *[0] * 9]
-    two = [*[1] * 2, *[0] * 8, *[-1] * 3, *[0] * 7]
-    alpha = level(one, two)
-    assert 0.025 < alpha < 0.03  # two comparisons that hang together: less strict than half of 5 %
-    for method, counts in (("sdft", (9, 6, 1, 20)), ("ptst", (7, 2, 3, 20))):
-        expected = [100 * float(x) for x in statistics.square_and_add(*counts, alpha)]
-        assert bounds(row(frame, method)) == pytest.approx(expected, abs=0.2)
-        alone = [100 * float(x) for x in statistics.square_and_add(*counts)]
-        assert bounds(row(frame, method), "rsr_delta") == pytest.approx(alone, abs=0.01)
+    for name, (gained, lost) in counts.items():
+        expected = [100 * float(x) for x in statistics.square_and_add(10 - lost, gained, lost, 20)]
+        found = row(frame, name)
+        assert [found["rsr_delta_low"], found["rsr_delta_high"]] == pytest.approx(expected, abs=0.006)
+
+
+def test_the_smallest_difference_is_at_holms_level_for_the_comparison() -> None:
+    """Two of four are found: the others' level is half of 5 %, as is that of the found ones."""
+    counts = {"sdft": (10, 0), "ptst": (9, 0), "lisa": (4, 1), "m1": (5, 3)}
+    levels = dict.fromkeys(counts, 0.05 / 2)
+    levels |= {"sdft": 0.05 / 3, "ptst": 0.05 / 3}  # without itself one other is found
+    frame = build(
+        [cell("vanilla", rsr=reference()), *(cell(name, rsr=against(*two)) for name, two in counts.items())]
+    )
+    p = [2 / 2**10, 2 / 2**9, 12 / 2**5, float(2 * binom.cdf(3, 8, 0.5))]
+    assert [row(frame, name)["rsr_p"] for name in counts] == pytest.approx(adjusted(*p))
+    assert [row(frame, name)["rsr_p"] < 0.05 for name in counts] == [True, True, False, False]
+    for name, (gained, lost) in counts.items():
+        least = float(row(frame, name)["rsr_mde"])
+        found = [power(x / 100, differing=gained + lost, n=20, alpha=levels[name]) for x in (least, 45.0)]
+        assert found[0] == pytest.approx(0.8, abs=0.001)
 
 
 def test_the_base_model_and_the_methods_do_not_count_for_each_other() -> None:
@@ -258,7 +261,9 @@ def test_the_base_model_and_the_methods_do_not_count_for_each_other() -> None:
     assert row(with_base, "sdft")[names].equals(alone)
     more = build([*methods, cell("seed", rsr=against(5, 2)), cell("ptst", rsr=against(3, 3))])
     assert row(more, "seed")[names].equals(row(with_base, "seed")[names])
-    assert bounds(row(more, "sdft"))[0] < bounds(row(with_base, "sdft"))[0]
+    assert row(with_base, "sdft")["rsr_p"] == 2 / 64
+    assert row(more, "sdft")["rsr_p"] == 2 * 2 / 64
+    assert row(more, "sdft")["rsr_mde"] > row(with_base, "sdft")["rsr_mde"]
 
 
 def elsewhere(method: str, **more: Any) -> CellResult:
