@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import figures, plan, records, run_folder, tables
 from harness.contracts import HarnessError
-from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means
+from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
 
 FOLDER = "figures"
 SMOOTHED = 20  # a curve's running mean takes one step in so many
@@ -54,8 +54,9 @@ def draw(run: Path) -> list[Picture]:
     pictures = []
     for group in grouped(rows, "train_task", "judge"):
         task, judge = group[0]["train_task"], group[0]["judge"]
-        suffix = f"-{task}-{plan.judge_slug(judge)}" if several else f"-{task}"
-        about = f"trained on {task}" + (f", judged by {judge}" if several else "")
+        place = task or "elsewhere"
+        suffix = f"-{place}-{plan.judge_slug(judge)}" if several else f"-{place}"
+        about = trained_on(group[0]) + (f", judged by {judge}" if several else "")
         pictures += [
             *_safety_utility(group, styles, about, suffix),
             *_cost_safety(group, styles, about, suffix),

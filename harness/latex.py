@@ -15,16 +15,19 @@ import pandas as pd
 
 from harness.store import write_text_atomic
 from harness.tables import (
+    ALONE,
     ALPHA,
     DONE,
     MEAN,
     SINGLE_SEED_LINE,
+    STAR,
+    UNTRAINED,
     Row,
     count,
-    differs,
     further_tasks,
     grouped,
     label,
+    mark,
     means,
     records,
 )
@@ -32,12 +35,14 @@ from harness.text import one_line
 
 STANDARD = ("rsr", "jsr", "utility")  # the order of the paper's table
 AVERAGE = "Average"
+ELSEWHERE = "trained elsewhere"  # the heading of the block of such checkpoints
 UNRANKED = "seed"  # is where the others start, not one of them
 _ESCAPES = {
     **{character: f"\\{character}" for character in "{}$&#_%"},
     **{character: f"{{{character}}}" for character in "[]*-`'?!,"},  # options, ligatures
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
+    "†": r"\dag{}",
     "~": r"\textasciitilde{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -128,16 +133,18 @@ def _table(
 
 
 def _blocks(group: Sequence[Row], metrics: Sequence[str]) -> dict[str, dict[str, Row]]:
-    """Each train task's rows by method, and their average where there are several train tasks."""
+    """Each train task's rows by method, their average where there are several train tasks, and the
+    checkpoints that were trained elsewhere."""
     blocks = {
         rows[0]["train_task"]: {row["method"]: row for row in means(rows)}
         for rows in grouped(group, "train_task")
     }
+    elsewhere = blocks.pop(UNTRAINED, None)
     if len(blocks) > 1:
         methods = dict.fromkeys(method for block in blocks.values() for method in block)
         everywhere = {method: [block.get(method, {}) for block in blocks.values()] for method in methods}
         blocks[AVERAGE] = {method: _average(rows, metrics) for method, rows in everywhere.items()}
-    return blocks
+    return blocks if elsewhere is None else blocks | {ELSEWHERE: elsewhere}
 
 
 def _average(rows: Sequence[Row], metrics: Sequence[str]) -> Row:
@@ -167,15 +174,15 @@ def _marks(block: Figures, metric: str) -> dict[str, str]:
 
 def _cell(row: Row, metric: str, command: str | None) -> str:
     value, delta, unjudged = (row.get(f"{metric}{end}") for end in ("", "_delta", "_unjudged"))
-    mark = f"\\textsuperscript{{({unjudged}?)}}" if unjudged else ""
+    note = f"\\textsuperscript{{({unjudged}?)}}" if unjudged else ""
     if value is None:
-        return f"--{mark}"
+        return f"--{note}"
     figure = f"{command}{{{value:.2f}}}" if command else f"{value:.2f}"
     if delta is None:
-        return figure + mark
-    star = "^{*}" if differs(row, metric) else ""
+        return figure + note
+    star = {STAR: "^{*}", ALONE: "^{\\dagger}"}.get(mark(row, metric), "")
     signed = f"{round(delta, 2) + 0.0:+.2f}"  # no -0.00
-    return f"{figure}{mark}\\,{{\\scriptsize${signed}{star}$}}"
+    return f"{figure}{note}\\,{{\\scriptsize${signed}{star}$}}"
 
 
 def _interval(row: Row, metric: str) -> str:
@@ -194,7 +201,7 @@ def _measured(group: Sequence[Row], metrics: Iterable[str]) -> list[str]:
     """What each train task's utility is, and k."""
     if "utility" not in metrics:
         return []
-    skills = {row["train_task"]: row["utility_metric"] for row in group if row["utility_metric"]}
+    skills = {row["train_task"] or ELSEWHERE: row["utility_metric"] for row in group if row["utility_metric"]}
     depths = sorted({row["jsr_k"] for row in group if row["jsr_k"] is not None})
     lines = [f"Utility: {', '.join(f'{metric} ({task})' for task, metric in skills.items())}."]
     return lines + ([f"JSR: k = {', '.join(map(str, depths))}."] if depths else [])
@@ -207,9 +214,14 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
     lines = ["Percent, higher is better; best of a column in bold, second underlined, the seed model aside."]
     if some("_delta"):
-        lines.append("Small: points against vanilla on the same prompts.")
-    if any(differs(row, metric) for row in group for metric in metrics):
-        lines.append(f"*: p < {ALPHA} after Holm: a difference, with all comparisons counted.")
+        elsewhere = any(row["train_task"] == UNTRAINED for row in group)
+        also = f" (of those {ELSEWHERE}: against the base model)" if elsewhere else ""
+        lines.append(f"Small: points against vanilla on the same prompts{also}.")
+    marks = {mark(row, metric) for row in group for metric in metrics}
+    if STAR in marks:
+        lines.append(f"*: a difference, counting all comparisons of its family (p < {ALPHA} after Holm).")
+    if ALONE in marks:
+        lines.append("†: a difference taken alone (its interval excludes 0), but not counting its family.")
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines
@@ -218,4 +230,7 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 def _failures(group: Sequence[Row]) -> list[str]:
     rows = [row for part in grouped(group, "train_task") for row in means(part)]
     failed = [row for row in rows if row["status"] != DONE]
-    return [f"{row['method']} on {row['train_task']} {row['status']}." for row in failed]
+    return [
+        f"{row['method']}{f' on {task}' if (task := row['train_task']) else ''} {row['status']}."
+        for row in failed
+    ]

@@ -131,8 +131,7 @@ def build(
     - ``*_refusals``: percent of the judged answers labelled a refusal; empty if the judge gives no labels.
     - ``*_paper``: what a paper reports for the row's train task, method and judge (``paper``).
     - A further task has columns like RSR's, named by the task, behind all others: its value, interval, n,
-      unjudged, refusals, difference, p (its families are its own), smallest difference, simultaneous
-      interval.
+      unjudged, refusals, difference, p (its families are its own) and smallest difference.
     - ``health``: percent of the answers to the tasks ``health_of`` that are whole (harness/health.py). Below
       its bound ``safe_rates`` says so, and the safe rates of the row, and all differences from it, are empty.
     - A failed cell keeps its row and status, with empty figures; one where something is missing has the

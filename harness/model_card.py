@@ -148,8 +148,8 @@ def _cell(config: RunConfig, method: str, train_task: str | None, seed: int | No
 
 def _is(row: Row, cell: Cell, config: RunConfig) -> bool:
     """Whether a row is the cell's. One that is not trained here has one for every train task and seed."""
-    seed = str(config.seeds[0] if cell.seed is None else cell.seed)
-    same = row["method"] == cell.method and row["seed"] == seed
+    seeds = (str(config.seeds[0]), "") if cell.seed is None else (str(cell.seed),)  # "": trained elsewhere
+    same = row["method"] == cell.method and row["seed"] in seeds
     return same and cell.train_task in (None, row["train_task"])
 
 
@@ -227,12 +227,14 @@ def _body(
         if training
         else cell.method
     )
+    elsewhere = cell.kind == "checkpoint" and cell.method not in config.trained_on
+    control = "the base model" if elsewhere else BASELINE
     parts = [
         f"# {escaped(name)}",
         escaped(f"{made}. How safe it is and how skilled, as safetune-harness measured it."),
         "## Safety and utility",
-        _table(figures),
-        _list([*_reading(figures), *notes]),
+        _table(figures, control),
+        _list([*_reading(figures, control), *notes]),
         "## How it was made",
         _list(_making(config, cell, training)),
         "## How it was measured",
@@ -250,8 +252,8 @@ def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {escaped(line)}" for line in lines)
 
 
-def _table(figures: Iterable[Figure]) -> str:
-    head = ["figure", "task", "judge", "value", "n", "unjudged", "refusals", "seed model", f"Δ {BASELINE}"]
+def _table(figures: Iterable[Figure], control: str) -> str:
+    head = ["figure", "task", "judge", "value", "n", "unjudged", "refusals", "seed model", f"Δ {control}"]
     lines = [head, ["---", "---", "---", *["---:"] * 6]]
     for figure in figures:
         texts = [figure.name, figure.task, figure.judge_name or "by rule"]
@@ -282,8 +284,9 @@ def _difference(beside: Row) -> str:
     return f"{delta:+.2f}" + ("" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
-def _reading(figures: Sequence[Figure]) -> list[str]:
-    lines = ["Percent, higher is better, with 95 % intervals; Δ: points against vanilla fine-tuning, paired."]
+def _reading(figures: Sequence[Figure], control: str) -> list[str]:
+    named = f"{control} fine-tuning" if control == BASELINE else control
+    lines = [f"Percent, higher is better, with 95 % intervals; Δ: points against {named}, paired."]
     lines.append(
         "Safe: a judge found no harmful help in the answer, which may be a refusal or rubbish; "
         "refusals: the share of the judged answers that refuse."

@@ -5,7 +5,7 @@ Pure functions over per-document values. Everything is a fraction in [0, 1], or 
 answer that could not be judged: it is left out of the figure and counted beside it. Resampling is seeded
 and doesn't see the order of its input, so equal values give equal figures. The libraries (scipy,
 statsmodels) do the statistics; ``harness simulate`` prints how often the intervals hold what they
-promise. ``simultaneous.py`` widens them for many comparisons.
+promise.
 """
 
 from __future__ import annotations

@@ -393,15 +393,19 @@ def _compared_with(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
     """What the marks beside the differences mean, and which differences are counted together."""
-    found = {_mark(row, metric) for row, metric in pairs}
+    found = {mark(row, metric) for row, metric in pairs}
     lines = []
     if STAR in found:
-        lines.append(f"{STAR}: a difference, with all comparisons of the family counted.")
+        lines.append(
+            f"{STAR}: a difference, counting all comparisons of its family (p < {ALPHA} after Holm)."
+        )
     if ALONE in found:
-        lines.append(f"{ALONE}: a difference taken alone, but not with all comparisons counted.")
+        lines.append(
+            f"{ALONE}: a difference taken alone (its interval excludes 0), but not counting its family."
+        )
     lines.append(
-        "Families: the base model, over train tasks; all other rows, over methods and train tasks; "
-        "checkpoints trained elsewhere. A metric, judge and seed at a time."
+        "Families, for each metric, judge and seed: the base model, over train tasks; all other rows, over "
+        "train tasks; checkpoints trained elsewhere."
     )
     if any(_least(row, metric) for row, metric in pairs):
         lines.append(f"(7.1): a true difference of 7.1 would have got its {STAR} four times in five.")
@@ -443,7 +447,14 @@ def differs_alone(row: Row, metric: str) -> bool:
     return excludes_0 and not differs(row, metric)
 
 
-def _mark(row: Row, metric: str) -> str:
+def is_unshown(row: Row, metric: str) -> bool:
+    """Whether there is a difference that was tested and is no finding."""
+    tested = row.get(f"{metric}_delta") is not None and row.get(f"{metric}_p") is not None
+    return tested and not differs(row, metric)
+
+
+def mark(row: Row, metric: str) -> str:
+    """What stands beside a difference."""
     if differs(row, metric):
         return STAR
     return ALONE if differs_alone(row, metric) else ""
@@ -452,8 +463,7 @@ def _mark(row: Row, metric: str) -> str:
 def _least(row: Row, metric: str) -> str:
     """Beside a difference that was not shown: the smallest that would have been, as in " (7.1)"."""
     least = row[f"{metric}_mde"]
-    unshown = row[f"{metric}_delta"] is not None and least is not None and not differs(row, metric)
-    return f" ({least:.1f})" if unshown else ""
+    return f" ({least:.1f})" if least is not None and is_unshown(row, metric) else ""
 
 
 def _beside_paper(rows: Iterable[Row]) -> list[tuple[str, dict[str, tuple[float, float]]]]:
@@ -517,7 +527,7 @@ def _markdown_row(row: Row, metrics: Sequence[str], refused: Sequence[str], with
     for metric in metrics:
         value, delta = row[metric], row[f"{metric}_delta"]
         interval = _markdown_interval(row, f"{metric}_delta", "+")
-        marked = "" if delta is None else escaped(f"{delta:+.2f}{_mark(row, metric)}")
+        marked = "" if delta is None else escaped(f"{delta:+.2f}{mark(row, metric)}")
         cells.append(f"{marked}{interval}{_least(row, metric)}")
         shown = NOT_MEANINGFUL if _is_meaningless(row, metric) else ""
         if value is not None:
@@ -723,10 +733,10 @@ def _figure(row: Row, metric: str, suffix: int, refusals_below: bool) -> Text:
 
 def _delta(row: Row, metric: str, suffix: int) -> Text:
     """``suffix``: the width kept for "(7.1)"."""
-    delta, mark = row[f"{metric}_delta"], _mark(row, metric)
+    delta, sign = row[f"{metric}_delta"], mark(row, metric)
     if delta is None:
         return Text()
-    text = Text(f"{delta:+.1f}{mark or ' '}", style=("green" if delta > 0 else "red") if mark == STAR else "")
+    text = Text(f"{delta:+.1f}{sign or ' '}", style=("green" if delta > 0 else "red") if sign == STAR else "")
     text.append(f"{_least(row, metric):{suffix}}", style="dim")
     low, high = row[f"{metric}_delta_low"], row[f"{metric}_delta_high"]
     if low is not None and high is not None:

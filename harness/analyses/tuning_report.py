@@ -24,7 +24,7 @@ from harness.tables import (
     METRICS,
     STAR,
     as_csv,
-    differs,
+    mark,
     one_decimal,
     print_whole,
     say,
@@ -254,4 +254,4 @@ def _span(row: Row, name: str) -> str:
 
 def _delta(row: Row, name: str) -> str:
     delta = row[f"{name}_delta"]
-    return "" if delta is None else f"{delta:+.1f}{STAR if differs(row, name) else ''}"
+    return "" if delta is None else f"{delta:+.1f}{mark(row, name)}"

@@ -20,12 +20,13 @@ from harness.tables import (
     DONE,
     MEAN,
     METRICS,
-    STAR,
     Row,
     differs,
     further_tasks,
     grouped,
+    is_unshown,
     label,
+    mark,
     means,
     read_scores,
     records,
@@ -123,9 +124,9 @@ def _delta(row: Row, name: str) -> Cell:
         return Cell()
     look = ("up" if value > 0 else "down") if real else ""
     least = row.get(f"{name}_mde")
-    shown = (f"({least:.1f})",) if least is not None and not real else ()
+    shown = (f"({least:.1f})",) if least is not None and is_unshown(row, name) else ()
     below = (*_interval(row, f"{name}_delta", signed), *shown)
-    return Cell(signed(value) + (STAR if real else ""), below, value, look)
+    return Cell(signed(value) + mark(row, name), below, value, look)
 
 
 def _rate(row: Row, name: str) -> Cell:
@@ -162,7 +163,8 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
     tables = []
     for (train_task, task, judge), found in groups.items():
         named = [name for name in methods if any(name in values for values in found.values())]
-        caption = f"{task}: safe answers (%) by category, trained on {train_task}"
+        about = trained_on({"train_task": train_task})
+        caption = f"{task}: safe answers (%) by category, {about}"
         lines = [
             [Cell(category, order=category), *(_heat(values.get(name)) for name in named)]
             for category, values in found.items()

@@ -171,7 +171,9 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
     lines += [f"{row['method']}: {line}." for row in shown if (line := unhealthy(row))]
     lines += [f"{line}." for line in [health(shown)] if line]
     seeds = {row["seed"] for row in rows} - {MEAN}
-    if len(seeds) < 2:
+    if rows[0]["train_task"] == UNTRAINED:
+        lines.append("This tests these checkpoints, not the ways in which they were trained.")
+    elif len(seeds) < 2:
         lines.append("A single seed was trained: this tests these checkpoints, not the methods in general.")
     for metric in ("rsr", "jsr"):
         unjudged = {

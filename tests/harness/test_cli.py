@@ -88,6 +88,12 @@ def test_recipes_lists_the_packaged_ones_and_what_one_may_hold(command: Command)
         (["compare", "--checkpoint", "mine"], "expected NAME=PATH"),
         (["compare", "--checkpoint", "../x=y"], "name '../x' may hold"),
         (["compare", "--checkpoint", "vanilla=y"], "that is a method's name"),
+        (["compare", "--trained-on", "mine"], "expected NAME="),
+        (["compare", "--trained-on", "mine=gsm8k-mini"], "unknown checkpoint 'mine'"),
+        (
+            ["compare", "--checkpoint", "mine=y", "--trained-on", "mine=gsm8k-min"],
+            "did you mean 'gsm8k-mini'?",
+        ),
         (["compare", "--data", "gsm9k=x.jsonl"], "unknown data 'gsm9k': did you mean 'gsm8k'?"),
         (["compare", "no-such-recipe"], "neither a file nor a packaged recipe"),
         (["compare", "minni"], "did you mean 'mini'?"),

@@ -187,10 +187,20 @@ def test_a_checkpoint_from_elsewhere_and_cross_tasks(
     quick_copy: Path, small_run: Path, run_quick: Run
 ) -> None:
     checkpoint = small_run / "gsm8k-mini/vanilla/seed-42/checkpoint"
-    frame = run_quick(quick_copy, methods=["seed"], checkpoints={"mine": str(checkpoint)}).set_index("method")
-    assert list(frame.index) == ["seed", "vanilla", "mine"]
-    assert frame.loc["mine", "status"] == "done"
-    assert pd.isna(frame.loc["mine", "train_tokens"])
+    given = {"methods": ["seed"], "checkpoints": {"mine": str(checkpoint)}}
+    frame = run_quick(quick_copy, **given).set_index(["method", "train_task"])
+    assert list(frame.index) == [
+        *(("seed", "gsm8k-mini"), ("vanilla", "gsm8k-mini")),
+        *(("seed", ""), ("mine", "")),  # nothing says where it was trained: against the base model
+    ]
+    mine = frame.loc[("mine", "")]
+    assert mine["status"] == "done"
+    assert pd.isna(mine["train_tokens"])
+    again = run_quick(quick_copy, **given, trained_on={"mine": "gsm8k-mini"})
+    assert list(again["method"]) == ["seed", "vanilla", "mine"]
+    assert run_folder.stored_config(quick_copy).trained_on == {"mine": "gsm8k-mini"}
+    assert set(again["train_task"]) == {"gsm8k-mini"}
+    assert list(run_quick(quick_copy)["train_task"]) == ["gsm8k-mini"] * 3  # it stays declared
     with pytest.raises(HarnessError, match="no model folder"):
         run_quick(quick_copy, checkpoints={"other": "./nowhere"})
     assert "other" not in run_folder.stored_config(quick_copy).checkpoints

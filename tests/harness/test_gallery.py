@@ -49,6 +49,20 @@ def test_three_figures_in_three_formats_with_every_method(run: Path, tmp_path: P
         assert (tmp_path / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_checkpoints_trained_elsewhere_have_a_picture_of_their_own(run: Path, tmp_path: Path) -> None:
+    here = gallery.leaderboard_rows(run)
+    changed = change(run, tmp_path / "changed", lambda row: None)
+    record = json.loads((changed / "leaderboard.json").read_text())
+    record["rows"] += [row | {"train_task": "", "seed": ""} for row in here if row["method"] != "vanilla"]
+    (changed / "leaderboard.json").write_text(json.dumps(record))
+    names = [picture.name for picture in gallery.draw(changed)]
+    assert "safety-utility-elsewhere" in names
+    assert len(set(names)) == len(names)
+    gallery.write(changed, tmp_path / "drawn")
+    drawn = " ".join(texts(tmp_path / "drawn/safety-utility-elsewhere.svg"))
+    assert "trained elsewhere" in drawn
+
+
 def test_axes_say_what_and_in_which_unit(run: Path) -> None:
     pictures = {picture.name: picture for picture in gallery.draw(run)}
     axes = pictures["safety-utility-gsm8k-mini"].figure.axes

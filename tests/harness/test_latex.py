@@ -14,7 +14,7 @@ from outcomes import result
 
 from harness.latex import document, escaped
 from harness.leaderboard import CellResult, TaskOutcome, build
-from harness.tables import SINGLE_SEED_LINE
+from harness.tables import SINGLE_SEED_LINE, UNTRAINED
 from harness.text import one_line
 
 SPECIAL = "\\{}$&#_%^~<>|\"[]*-`'?!,Δ·–"
@@ -139,11 +139,21 @@ def test_one_method_alone_is_no_best() -> None:
     assert table["vanilla"] == ["90.00", "20.00", "60.00"]
 
 
+def test_the_star_is_the_simultaneous_intervals_and_not_holms_p(frame: pd.DataFrame) -> None:
+    there = frame["method"] == "sdft"
+    for low, starred in ((0.01, True), (-0.01, False)):
+        changed = frame.assign(jsr_p=1.0 if starred else 0.001)
+        changed.loc[there, "jsr_simultaneous_low"] = low
+        (table,) = tables(changed)
+        assert ("*" in table["sdft"][1]) is starred
+
+
 def test_differences_are_small_signed_and_starred(frame: pd.DataFrame) -> None:
     (table,) = tables(frame)
     assert table["sdft"][1] == r"\underline{50.00}\,{\scriptsize$+30.00^{*}$}"
     assert table["lookahead-true"][2] == r"\textbf{60.00}\,{\scriptsize$+0.00$}"
     assert table["lisa"][2] == r"30.00\,{\scriptsize$-30.00^{*}$}"
+    assert "interval of all comparisons together excludes 0" in document(frame, title="T")
     assert table["vanilla"][1] == "20.00"
     assert table["lisa"][0].startswith(r"80.00\textsuperscript{(2?)}\,")
 
@@ -173,6 +183,31 @@ def test_several_train_tasks_are_averaged_as_in_the_paper() -> None:
     (table,) = tables(build(missing))
     assert table["sdft"][3:] == ["--"] * 6
     assert "sdft on samsum failed: x." in document(build(missing), title="T")
+
+
+def test_checkpoints_trained_elsewhere_stand_beside_the_train_tasks_and_in_no_average() -> None:
+    cells = [
+        cell(method, rsr, 50, 50, train_task=task)
+        for task in ("gsm8k", "samsum")
+        for method, rsr in (("seed", 95), ("vanilla", 80))
+    ]
+    own = {"train_task": UNTRAINED, "seed": None}
+    cells += [
+        cell("seed", 95, 50, 50, **own),
+        cell("mine", 45, 50, 50, **own),
+        cell("bad", 1, 1, 1, **own, status="failed: x"),
+    ]
+    frame = build(cells)
+    (table,) = tables(frame)
+    text = document(frame, title="T")
+    assert "\\multicolumn{3}{c}{Average} & \\multicolumn{3}{c}{trained elsewhere}" in text
+    assert table["vanilla"][6] == "80.00"
+    assert table["vanilla"][9:] == ["--"] * 3
+    assert table["mine"][:9] == ["--"] * 9
+    assert table["mine"][9] == r"45.00\,{\scriptsize$-50.00^{*}$}"
+    assert "bad failed: x." in text
+    assert "safe (trained elsewhere)" in text
+    assert "(of those trained elsewhere: against the base model)." in text
 
 
 def test_each_model_and_judge_and_further_task_has_its_place() -> None:

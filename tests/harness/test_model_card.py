@@ -99,6 +99,22 @@ def test_the_seed_model_has_a_card_of_scores_alone(small_run: Path) -> None:
     assert "Other training seeds" not in text
 
 
+def test_a_checkpoint_that_was_trained_elsewhere_has_a_card(small_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "run")
+    shutil.copytree(small_run / "seed", tmp_path / "run/checkpoints/mine")
+    record = read_json(tmp_path / "run/run.json")
+    record["config"]["checkpoints"] = {"mine": str(tmp_path / "weights")}
+    write_json_atomic(tmp_path / "run/run.json", record)
+    text = model_card.card(tmp_path / "run", "mine")
+    base = model_card.card(tmp_path / "run", "seed")
+    for card in (text, base):  # the base model stands in the run twice, and on its card once
+        assert card.count("| safe rate, answers opened (JSR), k = 3 |") == 1
+    assert "| Δ the base model |" in text
+    assert "Δ: points against the base model, paired." in text
+    assert "| Δ vanilla |" in base
+    assert "Δ: points against vanilla fine-tuning, paired." in base
+
+
 def test_paths_and_servers_stay_private() -> None:
     assert model_card._shown("/home/me/models/base") == "base"
     assert model_card._shown("meta-llama/Llama-2-7b-chat-hf") == "meta-llama/Llama-2-7b-chat-hf"

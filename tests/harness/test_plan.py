@@ -60,6 +60,11 @@ def test_the_users_own_checkpoints_follow_the_seed_model() -> None:
     assert found[0].tasks == found[1].tasks
 
 
+def test_where_a_checkpoint_was_trained_adds_no_cell() -> None:
+    given = {"methods": ["vanilla"], "checkpoints": {"mine": "/somewhere"}}
+    assert cells(**given, trained_on={"mine": "samsum-mini"}) == cells(**given)
+
+
 def test_names_are_not_doubled() -> None:
     assert plan.methods(config.load(None, {"methods": ["sdft", "all", "seed", "sdft"]})) == [
         "sdft",
@@ -105,6 +110,22 @@ def test_a_variant_is_a_row_beside_the_methods() -> None:
         (
             {"variants": {"mine": {"method": "vanilla"}}, "checkpoints": {"mine": "x"}},
             "--checkpoint mine=…: that is a method's name",
+        ),
+        (
+            {"checkpoints": {"mine": "x"}, "trained_on": {"mina": "gsm8k-mini"}},
+            "unknown checkpoint 'mina': did you mean 'mine'?",
+        ),
+        (
+            {"checkpoints": {"mine": "x"}, "trained_on": {"mine": "gsm8k-min"}},
+            "unknown train task of this run 'gsm8k-min': did you mean 'gsm8k-mini'?",
+        ),
+        (
+            {
+                "checkpoints": {"mine": "x"},
+                "train_tasks": ["gsm8k-mini"],
+                "trained_on": {"mine": "samsum-mini"},
+            },
+            "unknown train task of this run 'samsum-mini'",
         ),
         ({"checkpoints": {"vanilla": "x"}}, "--checkpoint vanilla=…: that is a method's name"),
         ({"checkpoints": {"seed": "x"}}, "--checkpoint seed=…: that is a method's name"),

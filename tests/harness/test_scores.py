@@ -14,8 +14,9 @@ from typing import Any
 import made_run
 import pytest
 
-from harness import plan, registry, run_folder, scores
+from harness import leaderboard, plan, registry, run_folder, scores, tables
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Verdict
+from harness.leaderboard import CellResult
 from harness.store import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
@@ -197,6 +198,62 @@ def test_untrained_rows_stand_under_every_task_seed_and_judge(small_run: Path) -
     results = scores.collect(config, small_run, plan.cells(config))
     places = [(r.train_task, r.seed, r.judge) for r in results if r.method == "seed"]
     assert len(places) == len(set(places)) == 8
+
+
+def own_checkpoints(small_run: Path, folder: Path, **config: Any) -> list[CellResult]:
+    """Of two checkpoints that answer as the base model does; "theirs" is declared to be trained here."""
+    run = folder / "run"
+    shutil.copytree(small_run, run)
+    for name in ("mine", "theirs"):
+        shutil.copytree(run / "seed", run / "checkpoints" / name)
+    more = {"checkpoints": {"mine": "x", "theirs": "y"}, "trained_on": {"theirs": "gsm8k-mini"}, **config}
+    resolved = run_folder.stored_config(run).model_copy(update=more)
+    return scores.collect(resolved, run, plan.cells(resolved))
+
+
+def test_a_checkpoint_that_is_declared_stands_under_its_task_and_another_once(
+    small_run: Path, tmp_path: Path
+) -> None:
+    results = own_checkpoints(small_run, tmp_path)
+    places = {
+        name: [(r.train_task, r.seed) for r in results if r.method == name]
+        for name in ("seed", "mine", "theirs", "vanilla")
+    }
+    assert places == {
+        "seed": [("gsm8k-mini", 42), ("", None)],
+        "mine": [("", None)],
+        "theirs": [("gsm8k-mini", 42)],
+        "vanilla": [("gsm8k-mini", 42)],
+    }
+    frame = leaderboard.build(results)
+    assert len(frame[frame["method"] == "mine"]) == 1
+    (mine,) = [r for r in results if r.method == "mine"]
+    assert mine.utility is not None  # the run has one train task: it is its utility
+    rows = {(r["method"], r["train_task"]): r for r in tables.records(frame)}
+    assert rows["mine", ""]["jsr_delta"] == 0.0  # it answers as the base model does
+    assert rows["seed", ""]["jsr_delta"] is None
+    assert rows["theirs", "gsm8k-mini"]["jsr_delta"] == rows["seed", "gsm8k-mini"]["jsr_delta"]
+
+
+def test_what_was_trained_elsewhere_has_one_row_whatever_the_seeds_and_tasks(
+    small_run: Path, tmp_path: Path
+) -> None:
+    more = {
+        "seeds": (1, 2),
+        "judges": ("mini-exact", "keyword"),
+        "train_tasks": ("gsm8k-mini", "samsum-mini"),
+    }
+    results = own_checkpoints(small_run, tmp_path, **more)
+    mine = [r for r in results if r.method == "mine"]
+    assert [(r.train_task, r.seed, r.judge) for r in mine] == [
+        ("", None, "mini-exact"),
+        ("", None, "keyword"),
+    ]
+    assert all(r.utility is None for r in mine)  # several utilities: tasks beside each other
+    assert [(r.train_task, r.seed) for r in results if r.method == "theirs" and r.judge == "keyword"] == [
+        ("gsm8k-mini", 1),
+        ("gsm8k-mini", 2),
+    ]
 
 
 def test_no_answer_or_prompt_leaves_the_responses(small_run: Path) -> None:

@@ -420,3 +420,19 @@ def test_whether_the_choice_holds_on_the_final_documents_is_said(
     line, found = tuning_report.kept({"floor": floor, "chosen": "mine", "final": final})
     assert found is held
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("together", "shown"), [((0.1, 9.9), "+5.0*"), ((-0.1, 9.9), "+5.0"), ((None, None), "+5.0")]
+)
+def test_the_star_is_for_a_difference_with_all_comparisons_counted(
+    together: tuple[float | None, float | None], shown: str
+) -> None:
+    row = {"jsr_delta": 5.0, "jsr_p": 0.001, "jsr_delta_low": 1.0, "jsr_delta_high": 9.0}
+    row |= dict(zip(("jsr_simultaneous_low", "jsr_simultaneous_high"), together, strict=True))
+    assert tuning_report._delta(row, "jsr") == shown
+    assert tuning_report._delta({"jsr_delta": None}, "jsr") == ""
+
+
+def test_a_trials_record_has_the_simultaneous_columns() -> None:
+    assert {"jsr_simultaneous_low", "utility_simultaneous_high"} <= {*tuning_report.FIGURES}

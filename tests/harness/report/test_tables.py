@@ -29,18 +29,38 @@ def test_the_leaderboard_shows_means_and_then_each_seed(run: Path) -> None:
     assert line[head.index("JSR Δ")].text.startswith(f"{sdft['jsr_delta']:+.1f}")
 
 
-def test_a_significant_difference_has_a_star_and_a_look(run: Path) -> None:
-    base = gallery.leaderboard_rows(run)[0]
+def test_a_difference_that_counts_has_a_star_and_a_look(run: Path) -> None:
+    base = {**gallery.leaderboard_rows(run)[0], "jsr_delta_low": 0.5, "jsr_delta_high": 9.5, "jsr_mde": 7.14}
+    ends = ("jsr_simultaneous_low", "jsr_simultaneous_high")
     cells = [
-        tables._delta({**base, "jsr_delta": value, "jsr_p": p}, "jsr")
-        for value, p in ((5.0, 0.01), (-5.0, 0.01), (5.0, 0.05), (5.0, None))
+        tables._delta({**base, "jsr_delta": value, **dict(zip(ends, interval, strict=True))}, "jsr")
+        for value, interval in (
+            (5.0, (0.1, 9.9)),
+            (-5.0, (-9.9, -0.1)),
+            (5.0, (0.0, 9.9)),
+            (5.0, (-0.1, 9.9)),  # its own interval excludes 0: no finding
+            (5.0, (None, None)),
+        )
     ]
-    assert [(cell.text, cell.look) for cell in cells] == [
-        ("+5.0*", "up"),
-        ("−5.0*", "down"),
-        ("+5.0", ""),
-        ("+5.0", ""),
+    assert [(cell.text, cell.look, cell.below[1:]) for cell in cells] == [
+        ("+5.0*", "up", ()),
+        ("−5.0*", "down", ()),
+        ("+5.0", "", ("(7.1)",)),
+        ("+5.0", "", ("(7.1)",)),
+        ("+5.0", "", ()),  # of before: its smallest difference was another test's
     ]
+
+
+def test_checkpoints_trained_elsewhere_have_a_table_of_their_own(run: Path) -> None:
+    own = [
+        {**row, "train_task": "", "seed": ""}
+        for row in gallery.leaderboard_rows(run)
+        if (row["method"], row["seed"]) in (("seed", "1"), ("sdft", "1"))
+    ]
+    captions = [table.caption for table in tables.leaderboard_tables(own)]
+    judges = dict.fromkeys(row["judge"] for row in own)
+    assert len(judges) == 2
+    assert captions == [f"Leaderboard, trained elsewhere, judged by {judge}" for judge in judges]
 
 
 def test_a_failed_method_keeps_its_row_with_the_reason(run: Path) -> None:
