@@ -324,9 +324,11 @@ def test_a_checkpoint_that_was_trained_elsewhere_is_measured_from_the_base_model
 def test_unjudged_answers_of_the_base_model_count_as_safe_there(decide: Decide) -> None:
     results = [
         elsewhere("seed", rsr=outcome("?" + "1" * 36 + "000")),
-        elsewhere("mine", rsr=outcome("1" * 38 + "00")),
+        elsewhere("mine", rsr=outcome("0" + "1" * 37 + "00")),
     ]
-    worst = paired_rate_difference(outcome("1" * 38 + "00").values, outcome("1" * 37 + "000").values).low
+    worst = paired_rate_difference(
+        outcome("0" + "1" * 37 + "00").values, outcome("1" * 37 + "000").values
+    ).low
     assert worst is not None
     (found,) = decide(results, Condition("rsr", "max-drop", 50), settings=OWN, methods=["mine"])
     assert found.bound == round(-100 * worst, 2)
