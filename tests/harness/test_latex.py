@@ -139,13 +139,27 @@ def test_one_method_alone_is_no_best() -> None:
     assert table["vanilla"] == ["90.00", "20.00", "60.00"]
 
 
-def test_the_star_is_the_simultaneous_intervals_and_not_holms_p(frame: pd.DataFrame) -> None:
-    there = frame["method"] == "sdft"
-    for low, starred in ((0.01, True), (-0.01, False)):
-        changed = frame.assign(jsr_p=1.0 if starred else 0.001)
-        changed.loc[there, "jsr_simultaneous_low"] = low
-        (table,) = tables(changed)
-        assert ("*" in table["sdft"][1]) is starred
+@pytest.mark.parametrize(
+    ("p", "low", "shown"),
+    [
+        (0.049, 0.01, "^{*}"),
+        (0.049, -0.01, "^{*}"),
+        (0.05, 0.01, "^{\\dagger}"),
+        (0.05, -0.01, ""),
+    ],
+)
+def test_the_star_is_holms_and_the_dagger_the_intervals(
+    frame: pd.DataFrame, p: float, low: float, shown: str
+) -> None:
+    ends = {"p": 1.0, "delta_low": -99.0, "delta_high": 99.0}
+    changed = frame.assign(**{f"{m}_{end}": x for m in ("rsr", "jsr", "utility") for end, x in ends.items()})
+    changed.loc[frame["method"] == "sdft", ["jsr_p", "jsr_delta_low"]] = [p, low]
+    (table,) = tables(changed)
+    assert table["sdft"][1] == rf"\underline{{50.00}}\,{{\scriptsize$+30.00{shown}$}}"
+    text = document(changed, title="T")
+    star = "{*}: a difference, counting all comparisons of its family (p \\textless{} 0.05 after Holm)."
+    alone = "\\dag{}: a difference taken alone (its interval excludes 0), but not counting its family."
+    assert [star in text, alone in text] == ["*" in shown, "dagger" in shown]
 
 
 def test_differences_are_small_signed_and_starred(frame: pd.DataFrame) -> None:
@@ -153,7 +167,7 @@ def test_differences_are_small_signed_and_starred(frame: pd.DataFrame) -> None:
     assert table["sdft"][1] == r"\underline{50.00}\,{\scriptsize$+30.00^{*}$}"
     assert table["lookahead-true"][2] == r"\textbf{60.00}\,{\scriptsize$+0.00$}"
     assert table["lisa"][2] == r"30.00\,{\scriptsize$-30.00^{*}$}"
-    assert "interval of all comparisons together excludes 0" in document(frame, title="T")
+    assert "a difference, counting all comparisons of its family" in document(frame, title="T")
     assert table["vanilla"][1] == "20.00"
     assert table["lisa"][0].startswith(r"80.00\textsuperscript{(2?)}\,")
 

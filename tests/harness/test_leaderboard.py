@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,12 @@ from pandas.testing import assert_frame_equal
 from rich.cells import cell_len
 from rich.console import Console
 from scipy.optimize import brentq
-from scipy.stats import binom, multivariate_normal, norm
+from scipy.stats import binom, multinomial
 from statsmodels.stats.multitest import multipletests
 
 from harness import statistics
 from harness.contracts import HarnessError
+from harness.detectable import Comparison, least_difference
 from harness.leaderboard import CellResult, TaskOutcome, build, long_scores
 from harness.tables import (
     SINGLE_SEED_LINE,
@@ -35,6 +36,8 @@ from harness.tables import (
     differs,
     differs_alone,
     further_tasks,
+    is_unshown,
+    mark,
     markdown,
     read,
     render,
@@ -213,7 +216,7 @@ def test_p_is_holm_adjusted_within_the_base_models_family_and_the_methods() -> N
 
 
 def power(true: float, *, differing: int, n: int, alpha: float) -> float:
-    """How often exact McNemar at level ``alpha`` finds a true difference in ``n`` pairs of which ``differing``
+    """How often exact McNemar at level ``alpha`` finds a true difference in ``n`` pairs of which so many
     differ, by the sum over all that could be gained and lost."""
     share = max(differing / n, true)
     gained, lost = (part.ravel() for part in np.indices((n + 1, n + 1)))
@@ -237,10 +240,9 @@ def test_a_differences_interval_is_its_own_and_no_familys() -> None:
 
 
 def test_the_smallest_difference_is_at_holms_level_for_the_comparison() -> None:
-    """Two of four are found: the others' level is half of 5 %, as is that of the found ones."""
+    """5 % over how many the others leave unfound, itself included: of four comparisons two are found."""
     counts = {"sdft": (10, 0), "ptst": (9, 0), "lisa": (4, 1), "m1": (5, 3)}
-    levels = dict.fromkeys(counts, 0.05 / 2)
-    levels |= {"sdft": 0.05 / 3, "ptst": 0.05 / 3}  # without itself one other is found
+    unfound = {"sdft": 3, "ptst": 3, "lisa": 2, "m1": 2}
     frame = build(
         [cell("vanilla", rsr=reference()), *(cell(name, rsr=against(*two)) for name, two in counts.items())]
     )
@@ -249,8 +251,8 @@ def test_the_smallest_difference_is_at_holms_level_for_the_comparison() -> None:
     assert [row(frame, name)["rsr_p"] < 0.05 for name in counts] == [True, True, False, False]
     for name, (gained, lost) in counts.items():
         least = float(row(frame, name)["rsr_mde"])
-        found = [power(x / 100, differing=gained + lost, n=20, alpha=levels[name]) for x in (least, 45.0)]
-        assert found[0] == pytest.approx(0.8, abs=0.001)
+        shown = power(least / 100, differing=gained + lost, n=20, alpha=0.05 / unfound[name])
+        assert shown == pytest.approx(0.8, abs=0.001)
 
 
 def test_the_base_model_and_the_methods_do_not_count_for_each_other() -> None:
@@ -432,11 +434,25 @@ def test_a_mean_has_the_interval_and_difference_over_documents_and_seeds() -> No
     )
     expected = [round(100 * x, 2) for x in (found.value, found.low, found.high) if x is not None]
     assert [mean[f"rsr_{name}"] for name in ("delta", "delta_low", "delta_high")] == expected
-    assert mean["rsr_simultaneous_low"] < mean["rsr_delta_low"] < mean["rsr_delta"]  # two comparisons
-    assert mean["rsr_mde"] > 0
     as_means = statistics.difference_over_seeds(values["sdft"], values["vanilla"], rates=False)
     assert mean["utility_delta"] == round(100 * (as_means.value or 0), 2)
     assert mean["utility_low"] != mean["rsr_low"]  # the same values, not as rates
+
+
+def test_a_means_smallest_difference_is_at_holms_level() -> None:
+    cells = over_seeds()
+    values = {
+        m: [c.rsr.values for c in cells if c.method == m and c.rsr] for m in ("vanilla", "sdft", "ptst")
+    }
+    found = [
+        statistics.difference_over_seeds(values[m], values["vanilla"], rates=True).p for m in ("sdft", "ptst")
+    ]
+    assert (found[0] or 1) < 0.025 < (found[1] or 1) < 0.05  # found with the first step, and the second
+    frame = build(cells)
+    for method, level in (("sdft", 0.05 / 2), ("ptst", 0.05)):
+        least = least_difference(Comparison(values[method], values["vanilla"], rates=True), level)
+        assert least is not None
+        assert row(frame, method, seed="mean")["rsr_mde"] == round(100 * least, 2)
 
 
 def test_the_means_are_a_holm_family_of_their_own() -> None:
@@ -466,21 +482,10 @@ def test_a_method_with_one_seed_among_several_has_that_seeds_figures() -> None:
     assert mean[same].equals(single[same])
 
 
-def power(true: float, *, n: int = 20, baseline: float = 0.5, draws: int = 4_000) -> float:
-    """How often a comparison alone, of which 5 of 20 pairs differ, shows a true difference, by simulation."""
-    differing = max(0.25, true)
-    gained = (differing + true) / 2
-    chances = [baseline - (differing - gained), gained, differing - gained]
-    tables = np.random.default_rng(1).multinomial(n, [*chances, 1 - sum(chances)], size=draws)
-    seen, counts = np.unique(tables[:, :3], axis=0, return_counts=True)
-    shown = [statistics.square_and_add(*map(int, table), n)[0] > 0 for table in seen]
-    return float((np.array(shown) * counts).sum() / draws)
-
-
 def test_each_comparison_has_the_smallest_difference_that_it_would_have_shown() -> None:
     frame = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(3, 2))])
     least = float(row(frame, "sdft")["rsr_mde"])
-    assert power(least / 100) == pytest.approx(0.8, abs=0.04)
+    assert power(least / 100, differing=5, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
     assert empty(row(frame, "vanilla"), "rsr_mde")
     assert f"({least:.1f})" in printed(frame)
     shown = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(9, 0))])
@@ -687,11 +692,10 @@ def widest(*tasks: str) -> list[CellResult]:
     ]
 
 
-def least(comparisons: int, n: int = 300) -> float:
-    """Points: the loss that one of so many independent comparisons (Šidák) shows four times in five, where
-    all were right before."""
-    alpha = 1 - 0.95 ** (1 / comparisons)
-    needed = next(k for k in range(n) if statistics.square_and_add(n - k, 0, k, n, alpha)[1] < 0)
+def least(unfound: int, n: int = 300) -> float:
+    """Points: the difference that exact McNemar at Holm's level for so many finds four times in five, where
+    no pair differs but by it."""
+    needed = next(k for k in range(n) if 2 / 2**k <= 0.05 / unfound)
     return 100 * float(brentq(lambda rate: binom.sf(needed - 1, n, rate) - 0.8, 1e-6, 0.5))
 
 
@@ -713,7 +717,7 @@ def test_nothing_wraps_or_is_cut(width: int) -> None:
         ]
         assert (first, second) == (third, fourth)  # both train tasks have the same figures
         lost = method in ("sdft", "lookahead-virtual")
-        unshown = f"({least(2 if method == 'seed' else 8):.1f})"  # of the base model two comparisons
+        unshown = f"({least(2 if method == 'seed' else 4):.1f})"  # four of the eight methods are found
         delta, spread = (["-100.0*"], "-100.0 to -98.2") if lost else (["+0.0", unshown], "-1.3 to +1.3")
         if method == "vanilla":
             delta, spread = [], ""
@@ -734,45 +738,53 @@ def test_figures_are_right_aligned() -> None:
 
 
 def five_comparisons() -> list[CellResult]:
-    """A gain that is a difference taken alone, and not among the others."""
+    """A gain that is a difference taken alone, and none counting the others."""
     others = {"ptst": (2, 3), "lisa": (1, 2), "m1": (0, 0), "m2": (4, 4)}
     return [
         cell("vanilla", rsr=reference()),
-        cell("sdft", rsr=against(5, 0)),
+        cell("sdft", rsr=against(6, 0)),
         *(cell(name, rsr=against(*counts)) for name, counts in others.items()),
     ]
 
 
-def test_the_star_is_for_what_excludes_0_together_and_the_dagger_for_what_does_alone() -> None:
-    alone = build(five_comparisons()[:2])
-    assert bounds(row(alone, "sdft"))[0] > 0
-    assert "+25.0*" in printed(alone)
-    among = build(five_comparisons())
-    sdft = row(among, "sdft")
-    assert bounds(sdft)[0] < 0 < bounds(sdft, "rsr_delta")[0]
-    assert "+25.0†" in printed(among)
-    assert "+25.0* " not in printed(among)
-    assert "+25.00†" in markdown(among, title="")
+def test_the_star_counts_the_family_and_the_dagger_is_for_what_differs_alone() -> None:
+    alone, among = build(five_comparisons()[:2]), build(five_comparisons())
+    assert row(alone, "sdft")["rsr_p"] == 2 / 64
+    assert "+30.0*" in printed(alone)
+    assert row(among, "sdft")["rsr_p"] == pytest.approx(5 * 2 / 64)
+    assert row(among, "sdft")["rsr_delta_low"] == row(alone, "sdft")["rsr_delta_low"] > 0
+    assert "+30.0†" in printed(among)
+    assert "+30.0*" not in printed(among)
+    assert "+30.00†" in markdown(among, title="")
+
+
+def test_an_interval_that_excludes_0_is_no_star_where_the_exact_test_finds_none() -> None:
+    frame = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(5, 0))])
+    sdft = row(frame, "sdft")
+    assert (sdft["rsr_p"], sdft["rsr_delta_low"] > 0) == (2 / 32, True)
+    assert "+25.0†" in printed(frame)
 
 
 def test_the_base_models_star_does_not_depend_on_the_methods() -> None:
-    base = cell("seed", rsr=against(5, 0))
-    assert "+25.0*" in printed(build([base, *five_comparisons()]))
+    frame = build([cell("seed", rsr=against(6, 0)), *five_comparisons()])
+    marks = {method: mark(row(frame, method).to_dict(), "rsr") for method in ("seed", "sdft")}
+    assert marks == {"seed": "*", "sdft": "†"}
 
 
-@given(*(st.one_of(st.none(), st.floats(-100, 100)) for _ in range(4)))
-def test_the_marks_follow_the_intervals(
-    a: float | None, b: float | None, c: float | None, d: float | None
+POINTS = st.one_of(st.none(), st.just(0.0), st.floats(-100, 100))
+
+
+@given(st.one_of(st.none(), st.sampled_from([0.0, 0.05]), st.floats(0, 1)), POINTS, POINTS, POINTS)
+def test_the_marks_follow_p_and_the_interval(
+    p: float | None, delta: float | None, low: float | None, high: float | None
 ) -> None:
-    names = ("x_simultaneous_low", "x_simultaneous_high", "x_delta_low", "x_delta_high")
-    figures = dict(zip(names, (a, b, c, d), strict=True))
-
-    def away(low: float | None, high: float | None) -> bool:
-        return low is not None and high is not None and (low > 0 or high < 0)
-
-    star, own = away(a, b), away(c, d)
+    figures = {"x_delta": delta, "x_p": p, "x_delta_low": low, "x_delta_high": high}
+    star = p is not None and p < 0.05
+    own = low is not None and high is not None and (low > 0 or high < 0)
     assert differs(figures, "x") is star
     assert differs_alone(figures, "x") is (own and not star)
+    assert mark(figures, "x") == ("*" if star else "†" if own else "")
+    assert is_unshown(figures, "x") is (delta is not None and p is not None and not star)
 
 
 def test_the_legend_explains_what_is_shown() -> None:
@@ -781,12 +793,22 @@ def test_the_legend_explains_what_is_shown() -> None:
     assert SINGLE_SEED_LINE in plain.splitlines()
     assert set(notes) <= set(plain.splitlines())
     assert "Δ: points against vanilla on the same prompts." in plain.splitlines()
-    assert "Families: the base model, on all train tasks; all other rows, on all train tasks;" in plain
-    assert "Each metric, judge and seed has families of its own." in plain.splitlines()
-    assert "*: a difference" not in plain  # no mark is explained that is not there
+    assert (
+        "Families, for each metric, judge and seed: the base model, over train tasks; all other rows, over "
+        "train tasks; checkpoints trained elsewhere."
+    ) in " ".join(plain.split())
+    star = "*: a difference, counting all comparisons of its family (p < 0.05 after Holm)."
+    alone = "†: a difference taken alone (its interval excludes 0), but not counting its family."
+    explained = {
+        number: [line for line in (star, alone) if line in printed(build(five_comparisons()[:number]))]
+        for number in (1, 2, 6)
+    }
+    assert explained == {1: [], 2: [star], 6: [alone]}  # no mark is explained that is not there
+    assert "*: a difference" not in plain
     assert "†:" not in plain
-    assert "†: a difference taken alone" in printed(build(five_comparisons()))
-    assert "*: a difference, with all" in printed(build(five_comparisons()[:2]))
+    assert "(7.1): a true difference of 7.1 would have got its * four times in five." in printed(
+        build(five_comparisons())
+    )
     assert "could not be judged" not in plain
     assert "*:" not in printed(build([cell("sdft")]))  # nothing was tested
     assert "trained on gsm8k · judged by exact" in plain
@@ -824,9 +846,7 @@ def test_several_seeds_are_shown_by_their_means() -> None:
     assert SINGLE_SEED_LINE not in text
     assert "Means over the seeds" in text
     found = [line.split() for line in text.splitlines() if line.startswith("sdft")]
-    assert [[cells[at] for at in (0, 1, 3, 4, 6)] for cells in found] == [
-        ["sdft", "+0.0", "50.0", "+0.0", "62.5"]
-    ]
+    assert [cells[:5] for cells in found] == [["sdft", "+0.0", "50.0", "+0.0", "62.5"]]
     assert "Intervals account for variation across prompts and seeds." in " ".join(text.split())
 
 
@@ -839,17 +859,18 @@ def test_a_failed_cell_says_so() -> None:
 
 
 def test_a_task_that_was_not_scored_is_no_zero() -> None:
-    frame = build([cell("vanilla"), cell("sdft", rsr=None, utility=None)])
+    frame = build([cell("vanilla", jsr=reference()), cell("sdft", rsr=None, utility=None, jsr=against(2, 2))])
     text, found = printed(frame), row(frame, "sdft")
-    jsr = ["+0.0", f"({found['jsr_mde']:.1f})", "25.0"]
+    assert power(found["jsr_mde"] / 100, differing=4, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
+    jsr = ["+0.0", f"({found['jsr_mde']:.1f})", "50.0"]
     assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
 
 
 def test_further_tasks_have_all_columns_behind_the_others() -> None:
     tasks = ("xstest", "hexphi_k1")
     further = {
-        m: tuple(outcome(flags, task=task) for task in tasks)
-        for m, flags in (("vanilla", "1000"), ("sdft", "1110"))
+        m: tuple(replace(one, task=task) for task in tasks)
+        for m, one in (("vanilla", reference()), ("sdft", against(10, 0)))
     }
     frame = build([cell(method, further=found) for method, found in further.items()])
     names = [
@@ -864,13 +885,13 @@ def test_further_tasks_have_all_columns_behind_the_others() -> None:
         "_delta_high",
         "_p",
         "_mde",
-        "_simultaneous_low",
-        "_simultaneous_high",
     ]
     assert list(frame.columns) == [*COLUMNS, *(f"{task}{name}" for task in tasks for name in names)]
     assert tuple(further_tasks(frame.columns)) == tasks
     assert row(frame, "sdft")["xstest_delta"] == 50.0
-    assert not empty(row(frame, "sdft"), "xstest_mde", "hexphi_k1_mde")
+    for task in tasks:  # families of their own
+        least = row(frame, "sdft")[f"{task}_mde"] / 100
+        assert power(least, differing=10, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
     assert "xstest" in printed(frame)
     assert "| method | Δ xstest | xstest |" in markdown(frame, title="")
 
@@ -912,17 +933,15 @@ def test_an_empty_leaderboard_is_shown_and_written(tmp_path: Path) -> None:
 def test_markdown_reads_as_a_table() -> None:
     cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
     frame = build(cells)
-    text, utility = markdown(frame, title="A title", notes=["A note."]), row(frame, "sdft")["utility_mde"]
+    text = markdown(frame, title="A title", notes=["A note."])
     assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
     assert (
         "| method | Δ utility | utility | Δ RSR | RSR | refusals | Δ JSR | JSR | refusals | train s |" in text
     )
-    # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35
+    # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35; four
+    # pairs are too few for any difference to be found
     # RSR: from 10 of 20 to 18 of 20
-    assert (
-        f"| sdft | +0.00 [-35.0, +35.0] ({utility:.1f}) | 50.00 [15.0, 85.0] | "
-        "+40.00\\* [+14.1, +60.2] | 90.00 ["
-    ) in text
+    assert ("| sdft | +0.00 [-35.0, +35.0] | 50.00 [15.0, 85.0] | +40.00\\* [+14.1, +60.2] | 90.00 [") in text
     assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
     assert text.rstrip().endswith("- A note.")
     assert f"- {SINGLE_SEED_LINE}" in text
@@ -1013,28 +1032,3 @@ def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
     old = read(tmp_path)
     assert old["rsr"].tolist() == [75.0, 75.0]
     assert "whole" not in printed(old).lower()
-
-
-def test_a_leaderboard_of_before_has_no_marks_and_says_so(tmp_path: Path) -> None:
-    """Written before there were simultaneous intervals: read with its further tasks, nothing is marked."""
-    cells = [
-        cell("vanilla", rsr=reference(), further=(outcome("1000", task="xstest"),)),
-        cell("sdft", rsr=against(9, 0), further=(outcome("1110", task="xstest"),)),
-        cell("ptst", rsr=against(2, 1), further=(outcome("1010", task="xstest"),)),
-    ]
-    write(build(cells), long_scores(cells), tmp_path, title="t")
-    record = json.loads((tmp_path / "leaderboard.json").read_text())
-    for line in record["rows"]:
-        for name in [name for name in line if "_simultaneous_" in name]:
-            del line[name]
-    (tmp_path / "leaderboard.json").write_text(json.dumps(record))
-    old = read(tmp_path)
-    assert old["rsr_delta"].tolist()[1:] == [45.0, 5.0]
-    assert further_tasks(old.columns) == ["xstest"]
-    for text in (printed(old), markdown(old, title="")):
-        assert "this table was written before simultaneous intervals were" in " ".join(text.split())
-        assert not re.search(r"\d\\?[*†]", text)
-        assert "four times in five" not in text
-        assert not re.search(
-            r"[+-]\d+\.\d+[^|\n]* \(\d+\.\d\)", text
-        )  # no smallest difference of another test

@@ -65,7 +65,7 @@ def two(parts: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what is the run's own: its name, costs, and what counts all of the run's comparisons."""
-    counted = ("_p", "_mde", *tables.SIMULTANEOUS)
+    counted = ("_p", "_mde")
     return {k: v for k, v in row.items() if k not in ("run", *tables.COSTS) and not k.endswith(counted)}
 
 
@@ -87,7 +87,7 @@ def test_other_methods_of_one_setting_become_one_table(two: tuple[Path, Path], s
     ]
     assert not [note for note in merged.notes[1:] if "differ" in note or "MIXED" in note]
     own = {row["method"]: row for row in tables.records(tables.read(two[1]))}["sdft"]
-    counted = [name for name in own if name.endswith(("_p", "_mde", *tables.SIMULTANEOUS))]
+    counted = [name for name in own if name.endswith(("_p", "_mde"))]
     assert {name: rows[2][name] for name in counted} == {name: own[name] for name in counted}
     assert {*merged.scores["run"]} == {"a", "b"}
     assert len(merged.scores) == sum(len(tables.read_scores(run)) for run in two)

@@ -423,16 +423,17 @@ def test_whether_the_choice_holds_on_the_final_documents_is_said(
 
 
 @pytest.mark.parametrize(
-    ("together", "shown"), [((0.1, 9.9), "+5.0*"), ((-0.1, 9.9), "+5.0"), ((None, None), "+5.0")]
+    ("p", "low", "shown"),
+    [(0.049, 1.0, "+5.0*"), (0.049, -1.0, "+5.0*"), (0.05, 1.0, "+5.0†"), (0.05, -1.0, "+5.0")],
 )
-def test_the_star_is_for_a_difference_with_all_comparisons_counted(
-    together: tuple[float | None, float | None], shown: str
-) -> None:
-    row = {"jsr_delta": 5.0, "jsr_p": 0.001, "jsr_delta_low": 1.0, "jsr_delta_high": 9.0}
-    row |= dict(zip(("jsr_simultaneous_low", "jsr_simultaneous_high"), together, strict=True))
+def test_the_star_is_for_a_difference_with_all_comparisons_counted(p: float, low: float, shown: str) -> None:
+    row = {"jsr_delta": 5.0, "jsr_p": p, "jsr_delta_low": low, "jsr_delta_high": 9.0}
     assert tuning_report._delta(row, "jsr") == shown
     assert tuning_report._delta({"jsr_delta": None}, "jsr") == ""
 
 
-def test_a_trials_record_has_the_simultaneous_columns() -> None:
-    assert {"jsr_simultaneous_low", "utility_simultaneous_high"} <= {*tuning_report.FIGURES}
+def test_a_trials_record_has_what_the_marks_are_read_from() -> None:
+    ends = ("delta", "delta_low", "delta_high", "p", "mde")
+    assert {f"{metric}_{end}" for metric in ("jsr", "rsr", "utility") for end in ends} <= {
+        *tuning_report.FIGURES
+    }

@@ -30,24 +30,27 @@ def test_the_leaderboard_shows_means_and_then_each_seed(run: Path) -> None:
 
 
 def test_a_difference_that_counts_has_a_star_and_a_look(run: Path) -> None:
-    base = {**gallery.leaderboard_rows(run)[0], "jsr_delta_low": 0.5, "jsr_delta_high": 9.5, "jsr_mde": 7.14}
-    ends = ("jsr_simultaneous_low", "jsr_simultaneous_high")
+    base = {**gallery.leaderboard_rows(run)[0], "jsr_mde": 7.14}
     cells = [
-        tables._delta({**base, "jsr_delta": value, **dict(zip(ends, interval, strict=True))}, "jsr")
-        for value, interval in (
-            (5.0, (0.1, 9.9)),
-            (-5.0, (-9.9, -0.1)),
-            (5.0, (0.0, 9.9)),
-            (5.0, (-0.1, 9.9)),  # its own interval excludes 0: no finding
-            (5.0, (None, None)),
+        tables._delta(
+            {**base, "jsr_delta": value, "jsr_p": p, "jsr_delta_low": low, "jsr_delta_high": high}, "jsr"
+        )
+        for value, p, (low, high) in (
+            (5.0, 0.049, (0.5, 9.5)),
+            (-5.0, 0.049, (-9.5, -0.5)),
+            (5.0, 0.049, (-0.5, 9.5)),  # found, whatever its own interval
+            (5.0, 0.05, (0.5, 9.5)),
+            (5.0, 1.0, (-0.5, 9.5)),
+            (5.0, None, (None, None)),  # not tested
         )
     ]
-    assert [(cell.text, cell.look, cell.below[1:]) for cell in cells] == [
-        ("+5.0*", "up", ()),
-        ("−5.0*", "down", ()),
-        ("+5.0", "", ("(7.1)",)),
-        ("+5.0", "", ("(7.1)",)),
-        ("+5.0", "", ()),  # of before: its smallest difference was another test's
+    assert [(cell.text, cell.look, cell.below) for cell in cells] == [
+        ("+5.0*", "up", ("+0.5 to +9.5",)),
+        ("−5.0*", "down", ("−9.5 to −0.5",)),
+        ("+5.0*", "up", ("−0.5 to +9.5",)),
+        ("+5.0†", "", ("+0.5 to +9.5", "(7.1)")),
+        ("+5.0", "", ("−0.5 to +9.5", "(7.1)")),
+        ("+5.0", "", ()),
     ]
 
 

@@ -16,30 +16,21 @@ def row(method: str, **figures: Any) -> dict[str, Any]:
     names = [
         name + suffix
         for name in ("utility", "rsr", "jsr")
-        for suffix in (
-            *("", "_refusals", "_delta", "_delta_low", "_delta_high", "_p", "_unjudged", "_n"),
-            *("_simultaneous_low", "_simultaneous_high"),
-        )
+        for suffix in ("", "_refusals", "_delta", "_delta_low", "_delta_high", "_p", "_unjudged", "_n")
     ]
     key = {"model": "m", "train_task": "sums", "judge": "j", "seed": "1", "status": "done"}
     return {**dict.fromkeys(names), **key, "method": method, **figures}
 
 
 def delta(
-    metric: str,
-    value: float,
-    low: float | None,
-    high: float | None,
-    together: tuple[float, float] | None = None,
+    metric: str, value: float, low: float | None, high: float | None, p: float | None = None
 ) -> dict[str, Any]:
-    """A difference with its own interval, and the simultaneous one; None: it has none."""
-    wide = (None, None) if together is None else together
+    """A difference with its own interval, and p after Holm."""
     return {
         f"{metric}_delta": value,
         f"{metric}_delta_low": low,
         f"{metric}_delta_high": high,
-        f"{metric}_simultaneous_low": wide[0],
-        f"{metric}_simultaneous_high": wide[1],
+        f"{metric}_p": p,
     }
 
 
@@ -48,9 +39,9 @@ SEED = row(
     jsr=80.0,
     rsr=99.0,
     utility=20.0,
-    **delta("jsr", 42.0, 36.0, 48.0, (35.0, 49.0)),
-    **delta("rsr", -0.5, -1.5, 0.5, (-2.0, 1.0)),
-    **delta("utility", -30.0, -38.0, -22.0, (-39.0, -21.0)),
+    **delta("jsr", 42.0, 36.0, 48.0, 0.049),
+    **delta("rsr", -0.5, -1.5, 0.5, 0.05),
+    **delta("utility", -30.0, -38.0, -22.0, 0.049),
 )
 VANILLA = row("vanilla", jsr=38.0, rsr=99.5, utility=50.0)
 
@@ -71,7 +62,7 @@ def test_what_tuning_did_taken_alone_and_untested_is_said_so() -> None:
         jsr=73.4,
         rsr=90.0,
         utility=20.0,
-        **delta("jsr", 35.4, 19.9, 50.8, (-1.0, 65.0)),
+        **delta("jsr", 35.4, 19.9, 50.8, 0.05),
         **delta("rsr", 5.0, None, None),
     )
     assert verdict([seed, row("vanilla", jsr=38.0, rsr=85.0, utility=30.0)]).lead == [
@@ -85,18 +76,18 @@ def test_what_tuning_did_taken_alone_and_untested_is_said_so() -> None:
 def test_a_safer_method_is_told_with_its_price() -> None:
     better = row(
         "a",
-        **delta("jsr", 30.0, 20.0, 40.0, (18.0, 42.0)),
-        **delta("utility", -5.0, -9.0, -1.0, (-9.5, -0.5)),
+        **delta("jsr", 30.0, 20.0, 40.0, 0.049),
+        **delta("utility", -5.0, -9.0, -1.0, 0.049),
     )
     alone = row(
         "b",
-        **delta("jsr", 10.0, 5.0, 15.0, (4.0, 16.0)),
-        **delta("utility", -5.0, -9.0, -1.0, (-10.0, 0.0)),
+        **delta("jsr", 10.0, 5.0, 15.0, 0.049),
+        **delta("utility", -5.0, -9.0, -1.0, 0.05),
     )
     free = row(
         "c",
-        **delta("jsr", 9.0, 5.0, 15.0, (0.1, 16.0)),
-        **delta("utility", -5.0, -9.0, 1.0, (-10.0, 2.0)),
+        **delta("jsr", 9.0, 5.0, 15.0, 0.049),
+        **delta("utility", -5.0, -9.0, 1.0, 0.05),
     )
     assert verdict([SEED, VANILLA, free, alone, better]).findings == [
         "Against vanilla, on prefilled requests, of 3 others: 3 safer.",
@@ -110,8 +101,8 @@ def test_a_safer_method_is_told_with_its_price() -> None:
 
 def test_what_was_not_found_is_told_with_what_could_have_been() -> None:
     rows = [
-        row("a", jsr_mde=8.14, **delta("jsr", 3.0, -4.0, 9.0, (-5.0, 10.0))),
-        row("b", jsr_mde=11.0, **delta("jsr", -2.0, -9.0, 4.0, (-10.0, 5.0))),
+        row("a", jsr_mde=8.14, **delta("jsr", 3.0, -4.0, 9.0, 0.05)),
+        row("b", jsr_mde=11.0, **delta("jsr", -2.0, -9.0, 4.0, 0.05)),
     ]
     said = verdict([VANILLA, *rows]).findings
     assert said[:2] == [
@@ -123,7 +114,7 @@ def test_what_was_not_found_is_told_with_what_could_have_been() -> None:
 
 
 def test_a_difference_taken_alone_is_neither_a_finding_nor_none() -> None:
-    said = verdict([VANILLA, row("a", **delta("jsr", 9.0, 1.0, 17.0, (-2.0, 20.0)))])
+    said = verdict([VANILLA, row("a", **delta("jsr", 9.0, 1.0, 17.0, 0.05))])
     assert said.findings == [
         "Against vanilla, on prefilled requests, of 1 other: 1 safer or less safe only when taken alone.",
         "JSR: a difference taken alone, counting all comparisons it is not: a (+9.0 points [+1.0 to +17.0]).",
@@ -132,7 +123,7 @@ def test_a_difference_taken_alone_is_neither_a_finding_nor_none() -> None:
 
 
 def test_less_safe_is_called_so() -> None:
-    worse = row("a", **delta("jsr", -8.0, -12.0, -3.0, (-13.0, -2.0)))
+    worse = row("a", **delta("jsr", -8.0, -12.0, -3.0, 0.049))
     said = verdict([VANILLA, worse]).findings
     assert said == [
         "Against vanilla, on prefilled requests, of 1 other: 1 less safe.",
@@ -148,10 +139,10 @@ def test_a_difference_without_a_test_is_no_finding() -> None:
 
 
 def test_raw_requests_are_told_apart() -> None:
-    none = delta("jsr", 1.0, -1.0, 3.0, (-2.0, 4.0))
-    same = row("a", **none, **delta("rsr", 0.5, -1.0, 2.0, (-2.0, 3.0)))
-    other = row("b", **none, **delta("rsr", -9.0, -12.0, -6.0, (-13.0, -5.0)))
-    alone = row("c", **none, **delta("rsr", -4.0, -7.0, -1.0, (-8.0, 1.0)))
+    none = delta("jsr", 1.0, -1.0, 3.0, 0.05)
+    same = row("a", **none, **delta("rsr", 0.5, -1.0, 2.0, 0.05))
+    other = row("b", **none, **delta("rsr", -9.0, -12.0, -6.0, 0.049))
+    alone = row("c", **none, **delta("rsr", -4.0, -7.0, -1.0, 0.05))
     assert verdict([VANILLA, same]).findings[-1] == (
         "Asked plainly, none was found to differ from vanilla in RSR."
     )
@@ -167,9 +158,9 @@ def differences(draw: st.DrawFn, metric: str) -> dict[str, Any]:
     value = draw(st.integers(-900, 900)) / 10
     if draw(st.integers(0, 4)) == 0:
         return delta(metric, value, None, None)
-    own, more = draw(st.integers(1, 400)) / 10, draw(st.integers(0, 200)) / 10
-    together = draw(st.sampled_from([None, (value - own - more, value + own + more)]))
-    return delta(metric, value, value - own, value + own, together)
+    own = draw(st.integers(1, 400)) / 10
+    p = draw(st.sampled_from([None, 0.0, 0.049, 0.05, 1.0]))
+    return delta(metric, value, value - own, value + own, p)
 
 
 NOTHING_FOUND = re.compile(r"No difference|no difference|may be chance|none was found|without a difference")
@@ -178,7 +169,7 @@ NOTHING_FOUND = re.compile(r"No difference|no difference|may be chance|none was 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_difference_whose_interval_excludes_0_is_never_called_none(data: st.DataObject) -> None:
-    """Its own interval or the simultaneous one; nothing is called safer whose simultaneous one holds 0."""
+    """Nor one with p below 0.05; and without such a p nothing is called safer."""
 
     def some(method: str) -> dict[str, Any]:
         figures: dict[str, Any] = {}
@@ -189,36 +180,37 @@ def test_a_difference_whose_interval_excludes_0_is_never_called_none(data: st.Da
     seed, *methods = (some(name) for name in ("seed", "aa", "bb", "cc"))
     said = verdict([seed, row("vanilla", jsr=50.0, rsr=50.0, utility=50.0), *methods])
 
-    def excludes(one: dict[str, Any], name: str) -> bool:
-        low, high = one[f"{name}_low"], one[f"{name}_high"]
-        return low is not None and not low <= 0 <= high
+    def found(one: dict[str, Any], metric: str) -> bool:
+        return one[f"{metric}_p"] is not None and one[f"{metric}_p"] < 0.05
+
+    def differs(one: dict[str, Any], metric: str) -> bool:
+        low, high = one[f"{metric}_delta_low"], one[f"{metric}_delta_high"]
+        return found(one, metric) or (low is not None and not low <= 0 <= high)
 
     for metric, sentence in zip(("jsr", "rsr", "utility"), said.lead, strict=True):
-        if excludes(seed, f"{metric}_delta") or excludes(seed, f"{metric}_simultaneous"):
+        assert bool(re.search("raises|lowers", sentence)) is found(seed, metric)
+        if differs(seed, metric):
             assert not NOTHING_FOUND.search(sentence)
     for one in methods:
-        mine = [line for line in said.findings if one["method"] in line]
-        found = excludes(one, "jsr_simultaneous")
-        called = any(
-            line.startswith((f"{one['method']} is safer", f"{one['method']} is less")) for line in mine
-        )
-        assert called is found
-        if excludes(one, "jsr_delta") or found:
+        name = one["method"]
+        mine = [line for line in said.findings if name in line]
+        called = [line for line in mine if line.startswith((f"{name} is safer", f"{name} is less"))]
+        assert bool(called) is found(one, "jsr")
+        if differs(one, "jsr"):
             assert not any(line.startswith("No difference in JSR") for line in mine)
-        if found and excludes(one, "utility_delta"):
-            (line,) = [line for line in mine if line.startswith(f"{one['method']} is ")]
-            assert "no difference in utility" not in line
-    if any(excludes(one, f"rsr_{kind}") for one in methods for kind in ("delta", "simultaneous")):
-        tested = [one for one in methods if one["rsr_simultaneous_low"] is not None]
-        if any(excludes(one, f"rsr_{kind}") for one in tested for kind in ("delta", "simultaneous")):
-            assert not any("none was found" in line for line in said.findings)
+        if differs(one, "utility"):
+            assert not any("no difference in utility" in line for line in called)
+        asked = [line for line in mine if line.startswith("Asked plainly, these differ")]
+        assert bool(asked) is found(one, "rsr")
+    if any(differs(one, "rsr") and one["rsr_p"] is not None for one in methods):
+        assert not any("none was found" in line for line in said.findings)
 
 
 def test_checkpoints_trained_elsewhere_are_told_against_the_base_model() -> None:
     def own(method: str, **figures: Any) -> dict[str, Any]:
         return row(method, **figures) | {"train_task": "", "seed": ""}
 
-    said = verdict([own("seed", jsr=80.0), own("mine", **delta("jsr", -8.0, -12.0, -3.0, (-13.0, -2.0)))])
+    said = verdict([own("seed", jsr=80.0), own("mine", **delta("jsr", -8.0, -12.0, -3.0, 0.049))])
     assert said.heading == "Trained elsewhere, judged by j"
     assert said.lead == []
     assert said.findings == [
@@ -232,7 +224,7 @@ def test_checkpoints_trained_elsewhere_are_told_against_the_base_model() -> None
 
 
 def test_without_vanilla_nothing_is_compared() -> None:
-    said = verdict([SEED, row("a", **delta("jsr", 50.0, 40.0, 60.0, (39.0, 61.0)))])
+    said = verdict([SEED, row("a", **delta("jsr", 50.0, 40.0, 60.0, 0.049))])
     assert said.lead == ["Nothing can be compared with vanilla fine-tuning: it is not in this run."]
     assert said.findings == []
     failed = row("vanilla", status="failed: out of memory.")
@@ -268,8 +260,8 @@ def test_safe_without_refusing_may_be_rubbish() -> None:
 
 
 def test_over_seeds_the_means_speak() -> None:
-    mean = row("a", **delta("jsr", 9.0, 1.0, 17.0, (0.5, 17.5))) | {"seed": "mean"}
-    single = row("a", **delta("jsr", -50.0, -60.0, -40.0, (-61.0, -39.0)))
+    mean = row("a", **delta("jsr", 9.0, 1.0, 17.0, 0.049)) | {"seed": "mean"}
+    single = row("a", **delta("jsr", -50.0, -60.0, -40.0, 0.049))
     said = verdict([VANILLA, {**VANILLA, "seed": "mean"}, single, mean]).findings
     assert said[1].startswith("a is safer: +9.0 points")
 
