@@ -404,8 +404,7 @@ def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
             f"{ALONE}: a difference taken alone (its interval excludes 0), but not counting its family."
         )
     lines.append(
-        "Families, for each metric, judge and seed: the base model, over train tasks; all other rows, over "
-        "train tasks; checkpoints trained elsewhere."
+        "Families, each over all train tasks: the base model; all other rows; checkpoints trained elsewhere."
     )
     if any(_least(row, metric) for row, metric in pairs):
         lines.append(f"(7.1): a true difference of 7.1 would have got its {STAR} four times in five.")
