@@ -16,13 +16,11 @@ from filelock import FileLock
 
 from harness import comparison, judging, models, plan, run_folder, trust
 from harness.contracts import (
-    Example,
     Exchange,
     HarnessError,
     Judge,
     JudgeContext,
     Method,
-    PrepareContext,
     Verdict,
 )
 from harness.store import read_json, write_json_atomic
@@ -480,7 +478,7 @@ def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
         name = "broken"
         summary = ""
 
-        def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
+        def after_training(self, model: Any) -> None:
             raise ValueError("no such luck")
 
     @dataclass
