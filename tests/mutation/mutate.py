@@ -31,12 +31,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".mutation"
+FAST = Path("/dev/shm")  # a file system in memory, which waits for no disk
 WANTED = 0.95
 TIMEOUT_S = 300.0  # of the tests of one change, which may have to share the machine
 CPU_S = 40  # of the same: a loop without end is noticed, a busy machine is not
@@ -87,7 +89,9 @@ def main() -> None:
         sys.exit(f"{unknown[0]}: not in the list of modules: {', '.join(MODULES)}")
     copied()
     warm_up()
-    shares = [share(module) for module in chosen]
+    with TemporaryDirectory(dir=FAST if FAST.is_dir() else None) as folder:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # where tests put their files
+        shares = [share(module) for module in chosen]
     sys.exit(min(shares) < WANTED)
 
 
