@@ -41,7 +41,7 @@ WORK = ROOT / ".mutation"
 FAST = Path("/dev/shm")  # a file system in memory, which waits for no disk
 WANTED = 0.95
 TIMEOUT_S = 300.0  # of the tests of one change, which may have to share the machine
-CPU_S = 40  # of the same: a loop without end is noticed, a busy machine is not
+CPU_S = 10  # of the same: a loop without end is noticed, a busy machine is not
 MEMORY_BYTES = 8 << 30
 WARM = (
     *("torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "accelerate"),
@@ -74,6 +74,36 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
         "core/ReplaceComparisonOperator_Eq_Is 1",
     ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
+    (
+        "backends/logprobs.py",
+        "return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)",
+        "core/NumberReplacer 11",
+    ): "the only dimension of flat values is 0 and is -1",
+    (
+        "backends/logprobs.py",
+        "if logits.shape[:2] != (1, len(micro.targets)):  # N is less than T: nothing foretells a first token",
+        "core/ReplaceComparisonOperator_NotEq_Gt 0",
+    ): "a shape that differs is greater: more rows than one, or one with T above N",
+    (
+        "backends/logprobs.py",
+        'packed = settings.batching == "padding-free"',
+        "core/ReplaceComparisonOperator_Eq_GtE 0",
+    ): "of the three batchings, 'padding-free' is the last in the alphabet",
+    (
+        "backends/logprobs.py",
+        "if len(examples_here) == 1:",
+        "core/ReplaceComparisonOperator_Eq_LtE 1",
+    ): "no micro-batch is empty: deal() cuts none for one device, and of two rows or more each half has one",
+    (
+        "backends/logprobs.py",
+        'with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):',
+        "core/ReplaceComparisonOperator_Eq_LtE 2",
+    ): "a configuration's dtype is 'bfloat16' or 'float32', which is the greater",
+    (
+        "backends/logprobs.py",
+        'return -cross_entropy(logits[0].float(), micro.targets, reduction="none")',
+        "core/NumberReplacer 23",
+    ): "the logits that count stand in one row, which is the first and the last",
     (
         "backends/safety_mixing.py",
         "if len(added) < wanted:",
