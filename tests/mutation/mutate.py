@@ -81,7 +81,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "the only dimension of flat values is 0 and is -1",
     (
         "backends/logprobs.py",
-        "if logits.shape[:2] != (1, len(micro.targets)):  # N is less than T: nothing foretells a first token",
+        "if logits.shape[:2] != (1, len(micro.targets)):"
+        "  # N is less than T: nothing foretells a first token",
         "core/ReplaceComparisonOperator_NotEq_Gt 0",
     ): "a shape that differs is greater: more rows than one, or one with T above N",
     (
