@@ -75,6 +75,21 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceComparisonOperator_Eq_Is 1",
     ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
     (
+        "backends/lisa.py",
+        "while len(stream) < size:",
+        "core/ReplaceComparisonOperator_Lt_LtE 1",
+    ): "rows are drawn a batch earlier, in the same order; nothing else draws from a method's random numbers",
+    (
+        "backends/lisa.py",
+        "if self.on_safety_data(step) != self.on_safety_data(step - 1):  # the next step begins a phase",
+        "core/ReplaceComparisonOperator_NotEq_IsNot 0",
+    ): "both are what a comparison gives, True or False, and there is one of each",
+    (
+        "backends/lisa.py",
+        'self.anchor = {name.removeprefix("anchor."): w for name, w in tensors.items() if name != "done"}',
+        "core/ReplaceComparisonOperator_NotEq_Lt 1",
+    ): "every other name begins with 'anchor.', which is less than 'done'",
+    (
         "backends/logprobs.py",
         "return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)",
         "core/NumberReplacer 11",
