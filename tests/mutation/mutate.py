@@ -75,6 +75,24 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceComparisonOperator_Eq_Is 1",
     ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
     (
+        "backends/constrained_sft.py",
+        "betas[position <= 1] = beta * first_factor",
+        "core/ReplaceComparisonOperator_LtE_Eq 1",
+    ): "at position 0 stand tokens before the answer, whose b_t the mask takes out of the loss",
+    **{
+        (
+            "backends/constrained_sft.py",
+            "[values + [0.0] * (width - len(values)) for values in stored], dtype=inputs.logp.dtype",
+            f"core/NumberReplacer {number}",
+        ): "behind a row's last answer token the mask takes whatever stands there out of the loss"
+        for number in (18, 19)
+    },
+    (
+        "backends/constrained_sft.py",
+        "ref_logp = padded.view(rows, width).to(inputs.logp.device, non_blocking=True)",
+        "core/ReplaceTrueWithFalse 1",
+    ): "a copy that is waited for holds the same values",
+    (
         "backends/lisa.py",
         "while len(stream) < size:",
         "core/ReplaceComparisonOperator_Lt_LtE 1",
