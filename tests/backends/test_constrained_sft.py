@@ -286,8 +286,7 @@ def test_the_objective_is_called_by_names() -> None:
 
 def test_planning_a_run_waits_for_no_torch() -> None:
     """Which methods there are is known from their modules, and torch takes seconds."""
-    code = "import sys; from backends import constrained_sft
-from backends.constrained_sft import ConstrainedSFT; print('torch' in sys.modules)"
+    code = "import sys; from backends.constrained_sft import ConstrainedSFT; print('torch' in sys.modules)"
     root = Path(constrained_sft.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

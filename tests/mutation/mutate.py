@@ -75,6 +75,31 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceComparisonOperator_Eq_Is 1",
     ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
     (
+        "backends/attention.py",
+        'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
+        "core/ReplaceComparisonOperator_Is_Eq 0",
+    ): "what a layer says of itself is True, False or None",
+    (
+        "backends/attention.py",
+        "gqa = query.shape[1] != key.shape[1]",
+        "core/ReplaceComparisonOperator_NotEq_Gt 0",
+    ): "there is no attention whose queries have fewer heads than its keys",
+    (
+        "backends/attention.py",
+        "gqa = query.shape[1] != key.shape[1]",
+        "core/ReplaceComparisonOperator_NotEq_IsNot 0",
+    ): "one number is two objects only above 256, and there groups of one head each change nothing",
+    (
+        "backends/attention.py",
+        "examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)",
+        "core/ReplaceTrueWithFalse 0",
+    ): "all three are split by the same lengths",
+    (
+        "backends/attention.py",
+        "mask = (distance >= 0) & (distance < window)",
+        "core/ReplaceBinaryOperator_BitAnd_Mul 0",
+    ): "the product of two truth values is true where both are",
+    (
         "backends/constrained_sft.py",
         "betas[position <= 1] = beta * first_factor",
         "core/ReplaceComparisonOperator_LtE_Eq 1",
