@@ -100,6 +100,26 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceBinaryOperator_BitAnd_Mul 0",
     ): "the product of two truth values is true where both are",
     (
+        "backends/batching.py",
+        "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
+        "core/ReplaceComparisonOperator_Gt_NotEq 1",
+    ): "none is empty before the empty ones are added",
+    (
+        "backends/batching.py",
+        "if devices > 1:",
+        "core/ReplaceComparisonOperator_Gt_NotEq 2",
+    ): "with less than one device the lines before it fail",
+    (
+        "backends/batching.py",
+        "cut.sort(key=lambda micro: -_computed(micro, batching))",
+        "core/ReplaceUnaryOperator_USub_Invert 4",
+    ): "~x is -x - 1, which sorts alike",
+    (
+        "backends/batching.py",
+        "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
+        "core/ReplaceTrueWithFalse 2",
+    ): "a copy that is waited for holds the same values",
+    (
         "backends/constrained_sft.py",
         "betas[position <= 1] = beta * first_factor",
         "core/ReplaceComparisonOperator_LtE_Eq 1",
