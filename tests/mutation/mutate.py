@@ -106,6 +106,35 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "none is empty before the empty ones are added",
     (
         "backends/batching.py",
+        'ordered = batch if batching == "in-order" else sorted(batch, key=lambda e: -len(e.input_ids))',
+        "core/ReplaceUnaryOperator_USub_Invert 0",
+    ): "~x is -x - 1, which sorts alike",
+    (
+        "backends/batching.py",
+        "while len(cut) % devices and any(len(micro) > 1 for micro in cut):"
+        "  # no device idle: halve the largest",
+        "core/ReplaceComparisonOperator_Gt_NotEq 0",
+    ): "none is empty before the empty ones are added",
+    (
+        "backends/batching.py",
+        'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
+        "core/NumberReplacer 33",
+    ): "whichever row's tokens stand in, they carry no loss",
+    **{
+        (
+            "backends/batching.py",
+            "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
+            f"core/NumberReplacer {number}",
+        ): "two rows or more, of which there are some here, have at least two tokens"
+        for number in (14, 15)
+    },
+    (
+        "backends/batching.py",
+        'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
+    ): "of the three batchings, 'padding-free' is the last in the alphabet",
+    (
+        "backends/batching.py",
         "if devices > 1:",
         "core/ReplaceComparisonOperator_Gt_NotEq 2",
     ): "with less than one device the lines before it fail",
