@@ -123,6 +123,14 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     **{
         (
             "backends/batching.py",
+            'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
+            f"core/NumberReplacer {number}",
+        ): "what stands for the longest of no rows is taken times 0"
+        for number in (22, 23)
+    },
+    **{
+        (
+            "backends/batching.py",
             "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
             f"core/NumberReplacer {number}",
         ): "two rows or more, of which there are some here, have at least two tokens"
