@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def test_a_row_for_each_checkpoint_task_judge_and_seed(tmp_path: Path) -> None:
             assert outcome.prefill_tokens == k
             assert outcome.metric == ("rsr" if task == RAW else "jsr")
         assert (one.training["train_tokens"] is None) == (one.method == "seed")
+
+
+def test_cells_of_another_process_have_the_same_results(run: Path) -> None:
+    """What comes out of a pickle is equal and not the same, words included."""
+    config = run_folder.stored_config(run)
+    sent = pickle.loads(pickle.dumps(plan.cells(config)))
+    assert sent[1].kind is not plan.cells(config)[1].kind
+    without(run / TRAINED.format("sdft", 42) / "training.json")
+    found = scores.collect(config, run, sent)
+    assert found == collected(run)
+    assert {one.method: one.status for one in found} == {
+        "seed": "done",
+        "vanilla": "done",
+        "sdft": "missing: not trained",
+    }
+    assert all(bool(one.training.get("train_tokens")) == (one.method == "vanilla") for one in found)
 
 
 def test_the_other_tasks_skill_stands_beside_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -71,9 +71,9 @@ MODULES = {
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "harness/scores.py",
-        'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
-        "core/ReplaceComparisonOperator_Eq_Is 1",
-    ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
+        "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
+        "core/ReplaceBinaryOperator_Mul_Div 2",
+    ): "its two callers, which are here, give the first two by place and the third by name",
     (
         "backends/attention.py",
         'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
