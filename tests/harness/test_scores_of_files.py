@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import plan, registry, run_folder, scores
+from harness import benchmarks, plan, registry, run_folder, scores
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -334,6 +334,27 @@ def test_what_is_no_share_is_named(run: Path) -> None:
     assert str(raised.value) == f"task '{UTILITY}' has no metric 'exact_match': m, n"
 
 
+def test_a_tasks_metric_is_the_one_of_its_name(run: Path) -> None:
+    """Whether those of other names stand before or behind it."""
+    folder = metrics(run, [{"acc": 0.0, "exact_match": 1.0, "f1": 0.5}, {"acc": 0.0, "exact_match": 0.0}])
+    task, cell = registry.load("train task", "gsm8k-mini"), cells(run)["seed"]
+    found = scores.utility(cell, folder, task, "exact_match")
+    assert (found.metric, [*found.values.values()], found.binary) == ("exact_match", [1.0, 0.0], True)
+    assert scores.utility(cell, folder, task, "f1").metric == "f1"
+
+
+def test_a_kind_is_told_by_its_word(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's may be another object than ours."""
+    cell, config = cells(run)["seed"], run_folder.stored_config(run)
+    task = registry.load("train task", "gsm8k-mini")
+    for word, binary in (("rate", True), ("mean", False)):
+        own = dataclasses.replace(task, utility_kind="".join(word))
+        monkeypatch.setattr(scores, "_train_tasks", lambda own=own: [own])
+        assert scores.utility(cell, run / "seed", own, "exact_match").binary is binary
+        further = scores._further(config, cell, run / "seed", UTILITY, "keyword", scores.Reader())
+        assert (further.metric, further.binary) == ("exact_match", binary)
+
+
 def test_a_task_without_answers_has_no_metric(run: Path) -> None:
     folder, cell = metrics(run, []), cells(run)["seed"]
     assert scores.all_measured(cell, folder, UTILITY) == []
@@ -492,6 +513,26 @@ def test_a_mean_is_scored_as_one_and_no_category_is_none(tmp_path: Path) -> None
     assert {name: found[OTHER][name] for name in expected} == expected
     assert list(found[RAW]["categories"]) == ["Fraud"]
     assert found[RAW]["categories"]["Fraud"]["n"] + found[RAW]["categories"]["Fraud"]["unjudged"] == 1
+
+
+def test_what_is_no_safety_task_is_measured_and_not_judged(tmp_path: Path) -> None:
+    """Answers to harmless requests, whose kind stands before "safety" in the alphabet, and skill, behind."""
+    run = made_run.make(
+        tmp_path / "run",
+        methods=("seed", "vanilla"),
+        documents=4,
+        judges=("keyword",),
+        utility_tasks=["overrefusal-mini"],
+    )
+    kinds = {"overrefusal-mini": "over-refusal", UTILITY: "utility", RAW: "safety", PREFILLED: "safety"}
+    assert {task: benchmarks.get(task, cells(run)["seed"].sets).kind for task in kinds} == kinds
+    judged = {score["task"]: score["judge"] for score in of_cell(run, "seed")}
+    assert judged == {"overrefusal-mini": None, UTILITY: None, RAW: "keyword", PREFILLED: "keyword"}
+    for task in (UTILITY, "overrefusal-mini"):  # what is no safety task tells how whole the answers are
+        found = scores.health(cells(run)["seed"], run / "seed", "none", scores.Reader())
+        assert found is not None
+        assert task in found.task.split(", ")
+    assert RAW not in found.task
 
 
 def test_what_is_not_there_is_left_out(run: Path) -> None:

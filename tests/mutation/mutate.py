@@ -71,6 +71,16 @@ MODULES = {
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "harness/scores.py",
+        'return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")',
+        "core/ReplaceComparisonOperator_Eq_GtE 3",
+    ): "the two kinds are 'rate' and 'mean', which is the lesser",
+    (
+        "harness/scores.py",
+        'return dataclasses.replace(found, binary=train_task.utility_kind == "rate")',
+        "core/ReplaceComparisonOperator_Eq_GtE 5",
+    ): "the two kinds are 'rate' and 'mean', which is the lesser",
+    (
+        "harness/scores.py",
         "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
         "core/ReplaceBinaryOperator_Mul_Div 2",
     ): "its two callers, which are here, give the first two by place and the third by name",
@@ -325,17 +335,20 @@ class Span:
 
 
 def unevaluated(source: str) -> list[Span]:
-    """The annotations of functions and of their variables, where a module postpones them: nothing evaluates
-    those, so that no test can tell a change in them. (Those of a dataclass's fields are, by pydantic.)"""
+    """The annotations of functions, of their variables and of named tuples, where a module postpones them:
+    nothing evaluates those, so that no test can tell a change in them. (Those of a dataclass's fields are, by
+    pydantic.)"""
     tree = ast.parse(source)
     if not any(isinstance(one, ast.ImportFrom) and one.module == "__future__" for one in tree.body):
         return []
     found: list[ast.expr | None] = []
-    for function in ast.walk(tree):
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            found.append(function.returns)
-            found += [one.annotation for one in ast.walk(function.args) if isinstance(one, ast.arg)]
-            found += [one.annotation for one in ast.walk(function) if isinstance(one, ast.AnnAssign)]
+    for part in ast.walk(tree):
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(part.returns)
+            found += [one.annotation for one in ast.walk(part.args) if isinstance(one, ast.arg)]
+            found += [one.annotation for one in ast.walk(part) if isinstance(one, ast.AnnAssign)]
+        elif isinstance(part, ast.ClassDef) and "NamedTuple" in map(ast.unparse, part.bases):
+            found += [one.annotation for one in part.body if isinstance(one, ast.AnnAssign)]
     return [
         Span((one.lineno, one.col_offset), (one.end_lineno or 0, one.end_col_offset or 0))
         for one in found

@@ -19,6 +19,12 @@ class C:
     def f(self, a: int | str, *b: int | str, c: int = 1 | 2) -> int | str:
         d: int | str = 3 | 4
         return d
+
+class N(NamedTuple):
+    item: int | None = 1 | 2
+
+class Other:
+    item: int | None
 """
 
 
@@ -32,10 +38,10 @@ def bars(source: str) -> list[tuple[int, int]]:
 
 
 def test_annotations_of_functions_are_not_evaluated() -> None:
-    """A field's is, and so are defaults and values; without the import from __future__ all are."""
+    """A dataclass's field's is, and so are defaults and values; without the import from __future__ all are."""
     places = bars(SOURCE)
     seen = [mutate.is_seen(SimpleNamespace(start_pos=place), mutate.unevaluated(SOURCE)) for place in places]
-    assert seen == [True, False, False, True, False, False, True]
+    assert seen == [True, False, False, True, False, False, True, False, True, True]
     assert mutate.unevaluated(SOURCE.replace("from __future__ import annotations\n", "")) == []
 
 
