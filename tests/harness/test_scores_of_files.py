@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,19 @@ def _without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_run.comparison, "table", lambda *given: None)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints on one task, judged by two."""
-    return made_run.make(tmp_path / "run", methods=("seed", "vanilla", "sdft"), documents=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_run.comparison, "table", lambda *given: None)
+        folder = tmp_path_factory.mktemp("made") / "run"
+        return made_run.make(folder, methods=("seed", "vanilla", "sdft"), documents=12)
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def cells(run: Path) -> dict[str, Cell]:

@@ -27,6 +27,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ WARM = (
     *("deepspeed", "datasets", "lm_eval.evaluator", "hypothesis", "pandas", "scipy.stats", "pydantic"),
     *("statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "jsonschema", "rich.console"),
     *("harness.config", "harness.registry", "harness.chat", "harness.store", "harness.mini.data"),
-    *("harness.plan", "harness.comparison"),
+    *("harness.plan", "harness.comparison", "harness.leaderboard", "harness.run_folder"),
+    *("_hypothesis_pytestplugin", "anyio.pytest_plugin", "pytest_timeout", "xdist.looponfail"),
 )
 # Module -> the tests that are to notice. RECIPE's formulas come first; the list grows with the issues.
 MODULES = {
@@ -401,7 +403,7 @@ def passes(tests: list[str]) -> bool:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], [QuickestFirst()])))
+            os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], [LikeliestFirst()])))
     end = time.monotonic() + TIMEOUT_S
     while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
@@ -412,24 +414,26 @@ def passes(tests: list[str]) -> bool:
     return found[1] == 0
 
 
-class QuickestFirst:
-    """A plugin of pytest's that runs tests in the order of how long each took when it last passed: nearly
-    every change is noticed by one that takes milliseconds."""
+class LikeliestFirst:
+    """A plugin of pytest's: tests run in the order of how many changes they have noticed, for their time."""
 
     def __init__(self) -> None:
-        self.file = WORK / "seconds.json"
-        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.file = WORK / "tests.json"
+        known = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.noticed: Counter[str] = Counter(known.get("noticed"))
+        self.seconds: dict[str, float] = known.get("seconds", {})
+        self.taken: Counter[str] = Counter()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
+        items.sort(key=lambda one: self.seconds.get(one.nodeid, 0.0) / (1 + self.noticed[one.nodeid]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+        self.taken[report.nodeid] += report.duration
+        self.noticed[report.nodeid] += report.failed
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        if exitstatus == 0:
-            self.file.write_text(json.dumps(self.seconds))
+    def pytest_sessionfinish(self) -> None:
+        known = {"noticed": self.noticed, "seconds": self.seconds | self.taken}
+        self.file.write_text(json.dumps(known))
 
 
 def results(session: Path) -> Iterator[dict[str, Any]]:
