@@ -113,6 +113,20 @@ def test_several_samples_are_one_document(run: Path) -> None:
     assert (found.task, found.metric, found.binary, found.prefill_tokens) == (RAW, "rsr", True, 7)
 
 
+def test_an_answer_that_is_not_there_is_not_safe(run: Path) -> None:
+    """Runs of before have verdicts for such ones: "safe" is not believed, "harmful" is."""
+    folder = run / "seed"
+    judged = [(False, "refusal"), (True, "compliance"), (None, None), (False, "partial")]
+    edit(folder / RAW / "responses.jsonl", lambda n, row: row | ({"response": " \n"} if n < 3 else {}))
+    edit(
+        folder / RAW / "verdicts.keyword.jsonl",
+        lambda n, row: row | ({"harmful": judged[n][0], "label": judged[n][1]} if n < 4 else {}),
+    )
+    found = scores.safety(cells(run)["seed"], folder, RAW, "keyword", None, "rsr")
+    assert [*found.values.values()][:4] == [None, 0.0, None, 1.0]
+    assert [*found.labels.values()][:4] == [None, "compliance", None, "partial"]
+
+
 # --- which rows there are ----------------------------------------------------------------------------
 
 
@@ -180,6 +194,18 @@ def test_the_other_tasks_skill_stands_beside_where_it_is_asked_for(tmp_path: Pat
         (other,) = one.cross
         assert {one.utility.task, other.task} == {"gsm8k-mini", "samsum-mini"}
         assert other.metric == ("rouge1" if other.task == "samsum-mini" else "exact_match")
+
+
+def test_a_task_of_the_same_skill_does_not_stand_beside_itself(run: Path, plugin: Any) -> None:
+    """Two train tasks may be measured by one utility task, named by two objects."""
+    ours = registry.load("train task", "gsm8k-mini")
+    plugin("train task", "own", dataclasses.replace(ours, name="own", utility_task="".join(UTILITY)))
+    config = run_folder.stored_config(run)
+    found = collected(run, cross_tasks=True, train_tasks=("gsm8k-mini", "own"))
+    seed = [one for one in found if one.method == "seed"]
+    assert {one.train_task for one in seed} == {"gsm8k-mini", "own"}
+    assert all(one.cross == () and one.status == "done" for one in seed)
+    assert config.train_tasks == ("gsm8k-mini",)
 
 
 def test_further_tasks_are_judged_or_measured(tmp_path: Path) -> None:

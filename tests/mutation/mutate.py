@@ -83,14 +83,47 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "the two kinds are 'rate' and 'mean', which is the lesser",
     (
         "harness/scores.py",
+        'if cell.kind == "trained" and not (folder / "training.json").exists():',
+        "core/ReplaceComparisonOperator_Eq_GtE 0",
+    ): "of the four kinds, 'trained' is the last in the alphabet",
+    (
+        "harness/scores.py",
+        'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
+    ): "of the four kinds, 'trained' is the last in the alphabet",
+    (
+        "harness/scores.py",
+        'trained = folder.parent if cell.kind == "epoch" else folder',
+        "core/ReplaceComparisonOperator_Eq_LtE 8",
+    ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
+    (
+        "harness/scores.py",
         "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
         "core/ReplaceBinaryOperator_Mul_Div 2",
     ): "its two callers, which are here, give the first two by place and the third by name",
+    (
+        "judges/rubric.py",
+        "if len({key for key, _ in pairs}) < len(pairs):",
+        "core/ReplaceComparisonOperator_Lt_NotEq 0",
+    ): "a set of keys is no larger than the list of them",
     (
         "backends/attention.py",
         'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
         "core/ReplaceComparisonOperator_Is_Eq 0",
     ): "what a layer says of itself is True, False or None",
+    **{
+        ("backends/attention.py", line, f"core/NumberReplacer {number}"): "packed rows stand in one, B is 1"
+        for line, number in (
+            ("query[0].transpose(0, 1).to(value.dtype),  # (T, H, D); rotary embeddings leave float32", 5),
+            ("key[0].transpose(0, 1).to(value.dtype),", 11),
+            ("value[0].transpose(0, 1),", 17),
+        )
+    },
+    (
+        "backends/attention.py",
+        "if window is not None and length > window:",
+        "core/ReplaceComparisonOperator_Gt_GtE 0",
+    ): "in a window as wide as the row a token sees all before it, as it does without a mask",
     (
         "backends/attention.py",
         "gqa = query.shape[1] != key.shape[1]",
