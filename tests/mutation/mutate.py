@@ -93,6 +93,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "of the four kinds, 'trained' is the last in the alphabet",
     (
         "harness/scores.py",
+        'place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"',
+        "core/ReplaceComparisonOperator_Eq_LtE 7",
+    ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
+    (
+        "harness/scores.py",
         'trained = folder.parent if cell.kind == "epoch" else folder',
         "core/ReplaceComparisonOperator_Eq_LtE 8",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
@@ -119,11 +124,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
             ("value[0].transpose(0, 1),", 17),
         )
     },
-    (
-        "backends/attention.py",
-        "if window is not None and length > window:",
-        "core/ReplaceComparisonOperator_Gt_GtE 0",
-    ): "in a window as wide as the row a token sees all before it, as it does without a mask",
+    **{
+        ("backends/attention.py", "if window is not None and length > window:", f"core/{operator}"): (
+            "in a window as wide as the row, or wider, a token sees all before it, as it does without a mask"
+        )
+        for operator in ("ReplaceComparisonOperator_Gt_GtE 0", "ReplaceComparisonOperator_Gt_NotEq 0")
+    },
     (
         "backends/attention.py",
         "gqa = query.shape[1] != key.shape[1]",
@@ -160,6 +166,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "  # no device idle: halve the largest",
         "core/ReplaceComparisonOperator_Gt_NotEq 0",
     ): "none is empty before the empty ones are added",
+    (
+        "backends/batching.py",
+        'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
+        "core/ReplaceFalseWithTrue 2",
+    ): "a first token is never predicted, whatever is said of it",
     (
         "backends/batching.py",
         'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
