@@ -1,0 +1,299 @@
+"""How fast this machine trains and answers with a model, from small pieces of the work, within a time budget.
+
+A step of a large model takes longer than a forecast may. So pieces of it are timed, the smallest first, each
+next one only if it will fit: a few tokens, a row, some rows, a whole micro-batch. Two sizes give the fixed cost
+of a pass and its cost for each unit of work, and with them any other size. Should a piece take longer than its
+predecessors let expect, it is broken off between two layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# A forecast may take the larger of 5 s and 5 % of what it foretells, and never more than 30 s. These limits are
+# lower, because what has begun is finished: a layer, a file, one batch of documents.
+LEAST_S, SHARE, MOST_S = 4.0, 0.04, 24.0
+GROWTH_MARGIN = 1.5  # a larger piece may take so many times what a smaller one lets expect
+GROWTH = 8.0  # and is at most so many times as large
+REPEATS = 4  # timed pieces of one size, at most
+DECODED = 2  # tokens of a decoding piece, behind one that warms up
+
+Point = tuple[float, float]  # amount of work, seconds
+
+
+class OutOfTimeError(Exception):
+    """The probe's time is over."""
+
+
+class Budget:
+    """The seconds that a probe may take, from now on. ``clock`` gives the time in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock, self._start, self.allowed_s = clock, clock(), LEAST_S
+        self._until = [float("inf")]
+
+    def grant(self, forecast_s: float) -> None:
+        """Allow what work of ``forecast_s`` seconds justifies."""
+        self.allowed_s = max(LEAST_S, min(MOST_S, SHARE * forecast_s))
+
+    def spent(self) -> float:
+        return self.clock() - self._start
+
+    def left(self) -> float:
+        """Seconds of the part that is being measured; below 0 when they are over."""
+        return min(self._start + self.allowed_s, self._until[-1]) - self.clock()
+
+    def check(self) -> None:
+        """Raises OutOfTimeError when the time is over."""
+        if self.left() <= 0:
+            raise OutOfTimeError
+
+    @contextlib.contextmanager
+    def part(self, share: float) -> Iterator[None]:
+        """The block may take ``share`` of what is left."""
+        self._until.append(self.clock() + share * max(0.0, self.left()))
+        try:
+            yield
+        finally:
+            self._until.pop()
+
+    @contextlib.contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """While the block runs, each layer of ``model`` looks at the clock, forwards and backwards."""
+
+        def before(module: Any, arguments: Any) -> None:
+            self.check()
+
+        def after(module: Any, arguments: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if getattr(first, "requires_grad", False):
+                first.register_hook(lambda gradient: self.check())
+
+        layers = list(_layers(model))
+        hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+        hooks += [layer.register_forward_hook(after) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """The members of the model's lists of modules, which its blocks are."""
+    for module in model.modules():
+        if type(module).__name__ == "ModuleList":
+            yield from module
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a piece of work by its amount: ``fixed`` + ``slope`` * amount."""
+
+    fixed: float
+    slope: float
+
+    def __call__(self, amount: float) -> float:
+        return self.fixed + self.slope * amount
+
+    @classmethod
+    def through(cls, points: Sequence[Point]) -> Line:
+        """From (amount, seconds) of a smallest and a largest size, each the mean of its points. Where the
+        larger took less, or so much more that a pass would begin below zero, seconds go with the amount."""
+        sizes = sorted({amount for amount, _ in points})
+        small, large = sizes[0], sizes[-1]
+        took_small, took_large = (
+            statistics.fmean(seconds for amount, seconds in points if amount == size)
+            for size in (small, large)
+        )
+        slope = (took_large - took_small) / (large - small) if large > small else 0.0
+        fixed = took_small - slope * small
+        return cls(fixed, slope) if slope > 0 and fixed >= 0 else cls(0.0, took_large / large)
+
+
+Piece = Callable[[], float]  # does some work and returns what of its seconds counts
+
+
+def timed(budget: Budget, work: Callable[[], object]) -> float:
+    """The seconds of a piece of work, on the device included."""
+    _wait_for_device()
+    start = budget.clock()
+    work()
+    _wait_for_device()
+    return budget.clock() - start
+
+
+def _wait_for_device() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int = REPEATS) -> list[Point]:
+    """(amount, seconds) of the smallest of ``pieces``, and of the largest that fits into the budget, each up
+    to ``repeats`` times. A piece is begun if it fits into half of what is left, going by the piece before.
+    Raises OutOfTimeError where not even the smallest fits."""
+    sizes = sorted(pieces, key=lambda piece: piece[0])
+    costs: dict[float, float] = {}  # seconds by amount, with what does not count
+
+    def take(amount: float, piece: Piece) -> Point:
+        budget.check()
+        start = budget.clock()
+        seconds = piece()
+        costs[amount] = budget.clock() - start
+        return amount, seconds
+
+    take(*sizes[0])  # it warms up
+    smallest, largest = take(*sizes[0]), None
+    points, place = [smallest], 0
+    with contextlib.suppress(OutOfTimeError):
+        while (place := _next(budget, sizes, place, costs)) is not None:
+            largest = take(*sizes[place])
+        points += [largest] if largest else []
+        again = [sizes[0], *(one for one in sizes if largest and one[0] == largest[0])]
+        for _ in range(repeats - 1):
+            for amount, piece in again:
+                if GROWTH_MARGIN * costs[amount] > budget.left():
+                    return points
+                points.append(take(amount, piece))
+        return points
+    return [smallest, largest] if largest else [smallest]
+
+
+def _next(
+    budget: Budget, sizes: Sequence[tuple[float, Piece]], place: int, costs: Mapping[float, float]
+) -> int | None:
+    """The place of the largest piece that can be risked after the one at ``place``."""
+    amount = sizes[place][0]
+    for later in range(len(sizes) - 1, place, -1):
+        ratio = sizes[later][0] / amount
+        if 1 < ratio <= GROWTH and GROWTH_MARGIN * ratio * costs[amount] <= budget.left() / 2:
+            return later
+    return None
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class Training:
+    """The speed of optimizer steps: passes by their FLOPs (padding included), and the optimizer's update."""
+
+    def __init__(self, step: Any, rows: Sequence[Any]):
+        """``step``: a backends.trainer.StepProbe; ``rows``: encoded examples as they will be trained."""
+        self.step, self.passes, self.update_s = step, Line(0.0, 0.0), 0.0
+        self._points: list[Point] = []
+        self._pieces = [(float(step.flops(some)), some) for some in _pieces(step, rows)]
+
+    def measure(self, budget: Budget) -> None:
+        """Time what fits; once more makes it surer. Raises OutOfTimeError where nothing does."""
+
+        def piece(rows: Sequence[Any]) -> Piece:
+            return lambda: timed(budget, lambda: self.step.passes(rows))
+
+        with budget.watching(self.step.model):
+            if not self._points:
+                timed(budget, lambda: self.step.passes(self._pieces[0][1]))
+                budget.check()
+                timed(budget, self.step.update)  # makes the optimizer's states
+                self.update_s = timed(budget, self.step.update)
+            self._points += growing(budget, [(amount, piece(rows)) for amount, rows in self._pieces])
+        self.passes = Line.through(self._points)
+
+    def seconds_by_example(self, rows: Sequence[Any], settings: Any) -> float:
+        """Seconds of training for each example, in the steps that ``rows`` make under ``settings``."""
+        size = settings.batch_size
+        drawn = [rows[number % len(rows)] for number in range(-(-len(rows) // size) * size)]
+        total = 0.0
+        for start in range(0, len(drawn), size):
+            micros = self.step.micro_batches(drawn[start : start + size], settings)
+            total += self.update_s + sum(self.passes(self.step.flops(micro)) for micro in micros)
+        return total / len(drawn)
+
+    def forward_s(self, rows: Sequence[Any]) -> float:
+        """Seconds of a forward pass over ``rows``, one alone after the other: a third of the operations."""
+        return sum(self.passes(self.step.flops([row])) for row in rows) / 3
+
+
+def _pieces(step: Any, rows: Sequence[Any]) -> list[list[Any]]:
+    """Of a micro-batch, from some tokens of one row to the whole."""
+    settings = step.settings
+    micros = step.micro_batches([rows[number % len(rows)] for number in range(settings.batch_size)], settings)
+    whole = list(sorted(micros, key=step.flops)[len(micros) // 2])
+    usual = sorted(whole, key=lambda row: len(row.input_ids))[len(whole) // 2]
+    length = len(usual.input_ids)
+    parts = [[step.cut(usual, tokens)] for tokens in (16, 32, 64, 128) if tokens < length]
+    return [*parts, *(whole[-size:] for size in _powers(len(whole)))]
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+class Answering:
+    """The speed of answers: a prompt's pass by its tokens (padding included), and a decoded token of a batch
+    by its rows and the tokens that they hold already."""
+
+    def __init__(self, budget: Budget, model: Any, rows: int, context: int):
+        """``rows``: of a whole batch; ``context``: tokens of a usual prompt. Raises OutOfTimeError."""
+        import torch
+
+        self.model, self.held = model, 0.0
+        self._token = min(1000, model.get_input_embeddings().weight.shape[0] - 1)
+        with budget.watching(model), torch.inference_mode():
+            with budget.part(0.4):
+                sizes = [(1, min(16, context)), *((count, context) for count in _powers(rows))]
+                self.prompts = Line.through(growing(budget, [self._prompt(budget, *size) for size in sizes], 2))
+            with budget.part(0.6):
+                points = growing(budget, [self._decode(budget, count, 1) for count in _powers(rows)], 2)
+                self.decoded = Line.through(points)
+            with contextlib.suppress(OutOfTimeError):
+                most = max(amount for amount, _ in points)
+                _, long = self._decode(budget, int(most), context)
+                self.held = max(0.0, long() - self.decoded(most)) / (most * context)
+
+    def _prompt(self, budget: Budget, rows: int, tokens: int) -> tuple[float, Piece]:
+        return float(rows * tokens), lambda: timed(budget, lambda: self._read(rows, tokens))
+
+    def _read(self, rows: int, tokens: int) -> Any:
+        import torch
+
+        ids = torch.full((rows, tokens), self._token, device=self.model.device)
+        return self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def _decode(self, budget: Budget, rows: int, held: int) -> tuple[float, Piece]:
+        """A decoded token of ``rows`` copies of one row that holds ``held`` tokens."""
+        import torch
+
+        def piece() -> float:
+            cache = self._read(1, held)
+            cache.batch_repeat_interleave(rows)
+            ids = torch.full((rows, 1), self._token, device=self.model.device)
+
+            def one() -> None:
+                self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+
+            one()  # it warms up
+            return timed(budget, lambda: [one() for _ in range(DECODED)]) / DECODED
+
+        return float(rows), piece
+
+    def batch(self, rows: int, prompt: float, tokens: float) -> float:
+        """Seconds of ``rows`` prompts of ``prompt`` tokens, and of ``tokens`` decoded for each."""
+        return self.prompts(rows * prompt) + self.more(rows, prompt, tokens)
+
+    def more(self, rows: int, held: float, tokens: float) -> float:
+        """Seconds of ``tokens`` further tokens for each of ``rows``, which hold ``held`` tokens already."""
+        return tokens * (self.decoded(rows) + self.held * rows * (held + tokens / 2))
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4, … and ``most``."""
+    found = [1]
+    while found[-1] * 2 < most:
+        found.append(found[-1] * 2)
+    return [*found, most] if most > 1 else found
