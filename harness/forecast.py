@@ -247,7 +247,7 @@ class Probe:
         self._load()
         rewrites = any(training.make_method(self.shop.config, c.method).prepares_with == "rewrites" for c in trained)
         if trained:
-            self._time_training(self._raw(trained[0]), alone=not (answers or rewrites))
+            self._time_training(trained, jobs, alone=not (answers or rewrites))
             seconds = sum(self._train_s(cell, self._raw(cell)) for cell in trained)
             self.budget.grant(seconds / jobs)
         if answers or rewrites:
@@ -321,15 +321,19 @@ class Probe:
             self._prepared[key] = Rows(rows, whole * len(rows)), Work(seconds=made.seconds)
         return self._prepared[key]
 
-    def _time_training(self, rows: Rows, *, alone: bool) -> None:
-        settings = self.shop.config.training
-        dtype = registry.load_object("backends.tuning:load_dtype")(settings)
+    def _time_training(self, trained: Sequence[plan.Cell], jobs: int, *, alone: bool) -> None:
+        settings, rows = self.shop.config.training, self._raw(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.
         model = self.model if alone else copy.deepcopy(self.model)
+        dtype = registry.load_object("backends.tuning:load_dtype")(settings)
         make = registry.load_object(f"{registry.TRAINER.partition(':')[0]}:StepProbe")
-        step = make(_in_dtype(model, dtype), self.shop.seed_tokenizer, settings)
-        self.training = Training(step, rows.some)
-        with self.budget.part(TRAINING_SHARE if not alone else 1.0):
+        self.training = Training(make(_in_dtype(model, dtype), self.shop.seed_tokenizer, settings), rows)
+        pass_s = self.training.warm_up(self.budget) / 2
+        passes = sum(
+            self._epochs(cell) * self._raw(cell).number * self.training.count(rows, settings) for cell in trained
+        )
+        self.budget.grant(pass_s * passes / jobs)
+        with self.budget.part(1.0 if alone else TRAINING_SHARE):
             self.training.measure(self.budget)
 
     def _train_s(self, cell: plan.Cell, rows: Rows) -> float:

@@ -22,6 +22,7 @@ LEAST_S, SHARE, MOST_S = 4.0, 0.04, 24.0
 GROWTH_MARGIN = 1.5  # a larger piece may take so many times what a smaller one lets expect
 GROWTH = 8.0  # and is at most so many times as large
 REPEATS = 4  # timed pieces of one size, at most
+ROUNDING = 1e-6
 DECODED = 2  # tokens of a decoding piece, behind one that warms up
 
 Point = tuple[float, float]  # amount of work, seconds
@@ -112,9 +113,11 @@ class Line:
             statistics.fmean(seconds for amount, seconds in points if amount == size)
             for size in (small, large)
         )
-        slope = (took_large - took_small) / (large - small) if large > small else 0.0
-        fixed = took_small - slope * small
-        return cls(fixed, slope) if slope > 0 and fixed >= 0 else cls(0.0, took_large / large)
+        if large > small:
+            slope = (took_large - took_small) / (large - small)
+            if took_large > took_small * (1 - ROUNDING) and took_small >= slope * small:
+                return cls(took_small - max(0.0, slope) * small, max(0.0, slope))
+        return cls(0.0, took_large / large)
 
 
 Piece = Callable[[], float]  # does some work and returns what of its seconds counts
@@ -190,6 +193,11 @@ class Training:
         self._points: list[Point] = []
         self._pieces = [(float(step.flops(some)), some) for some in _pieces(step, rows)]
 
+    def warm_up(self, budget: Budget) -> float:
+        """The first, smallest pass: its seconds. A usual one hardly takes less than half of them."""
+        with budget.watching(self.step.model):
+            return timed(budget, lambda: self.step.passes(self._pieces[0][1]))
+
     def measure(self, budget: Budget) -> None:
         """Time what fits; once more makes it surer. Raises OutOfTimeError where nothing does."""
 
@@ -198,22 +206,35 @@ class Training:
 
         with budget.watching(self.step.model):
             if not self._points:
-                timed(budget, lambda: self.step.passes(self._pieces[0][1]))
                 budget.check()
                 timed(budget, self.step.update)  # makes the optimizer's states
+                budget.check()
                 self.update_s = timed(budget, self.step.update)
             self._points += growing(budget, [(amount, piece(rows)) for amount, rows in self._pieces])
         self.passes = Line.through(self._points)
 
+    def count(self, rows: Sequence[Any], settings: Any) -> float:
+        """Passes for each example, in the steps that ``rows`` make."""
+        return sum(len(micros) for micros in self._steps(rows, settings)) / self._drawn(rows, settings)
+
     def seconds_by_example(self, rows: Sequence[Any], settings: Any) -> float:
         """Seconds of training for each example, in the steps that ``rows`` make under ``settings``."""
+        total = sum(
+            self.update_s + sum(self.passes(self.step.flops(micro)) for micro in micros)
+            for micros in self._steps(rows, settings)
+        )
+        return total / self._drawn(rows, settings)
+
+    def _drawn(self, rows: Sequence[Any], settings: Any) -> int:
+        """How many rows whole steps take, some of them more than once."""
+        return -(-len(rows) // settings.batch_size) * int(settings.batch_size)
+
+    def _steps(self, rows: Sequence[Any], settings: Any) -> Iterator[list[list[Any]]]:
+        """The micro-batches of steps that have all ``rows``."""
         size = settings.batch_size
-        drawn = [rows[number % len(rows)] for number in range(-(-len(rows) // size) * size)]
-        total = 0.0
-        for start in range(0, len(drawn), size):
-            micros = self.step.micro_batches(drawn[start : start + size], settings)
-            total += self.update_s + sum(self.passes(self.step.flops(micro)) for micro in micros)
-        return total / len(drawn)
+        for start in range(0, self._drawn(rows, settings), size):
+            batch = [rows[number % len(rows)] for number in range(start, start + size)]
+            yield self.step.micro_batches(batch, settings)
 
     def forward_s(self, rows: Sequence[Any]) -> float:
         """Seconds of a forward pass over ``rows``, one alone after the other: a third of the operations."""
