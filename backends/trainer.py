@@ -455,7 +455,9 @@ class StepProbe:
         self.model, self.settings = tuning.with_adapters(model, settings), settings
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._packed = settings.batching == "padding-free" and attention.in_force(model).name == attention.CAUSAL
+        self._packed = (
+            settings.batching == "padding-free" and attention.in_force(model).name == attention.CAUSAL
+        )
         self._pad_id, self._head = _pad_id(model, tokenizer), TargetHead(self.model)
         self._costs = flops.count(self.model)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -1,9 +1,10 @@
 """What a run will take on this machine: tokens, time and disk, from a short probe of the real thing.
 
 The probe prepares some of each method's data, asks each task for some of its documents, and times pieces of
-what then follows: of an optimizer step and of a batch of answers (probe.py). It asks only for what the command
-will do, and takes 5 % of the time that it foretells or 5 seconds, at most 30. It is a forecast, not a promise:
-tuned models answer at other lengths than the seed model, and a machine that others use is slower.
+what then follows: of an optimizer step and of a batch of answers (probe.py). It asks only for what the
+command will do, and takes at most the larger of 5 seconds and 5 % of the time that it foretells, never over
+30 seconds. It is a forecast, not a promise: tuned models answer at other lengths than the seed model, and a
+machine that others use is slower.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def forecast(
     budget: Budget | None = None,
 ) -> Forecast:
     """Probe this machine for what is left of ``todo`` up to the step ``until``, and add up. Raises what the
-    work itself would raise. ``budget``: its time; it begins when the libraries are there, which the work needs."""
+    work itself would raise. ``budget``: its time, from when the libraries are there, which the work needs."""
     import torch
 
     start = time.perf_counter()
@@ -245,7 +246,9 @@ class Probe:
         tokens = sum(self._epochs(cell) * self._raw(cell).tokens for cell in trained)
         self.budget.grant(6 * parameters * tokens / _fastest(self.shop.device) / jobs)
         self._load()
-        rewrites = any(training.make_method(self.shop.config, c.method).prepares_with == "rewrites" for c in trained)
+        rewrites = any(
+            training.make_method(self.shop.config, c.method).prepares_with == "rewrites" for c in trained
+        )
         if trained:
             self._time_training(trained, jobs, alone=not (answers or rewrites))
             seconds = sum(self._train_s(cell, self._raw(cell)) for cell in trained)
@@ -307,7 +310,11 @@ class Probe:
             method, made = training.make_method(shop.config, cell.method), Work()
 
             def write(
-                conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int, **decoding: float
+                conversations: Sequence[Sequence[Message]],
+                *,
+                opening: str,
+                max_tokens: int,
+                **decoding: float,
             ) -> list[str]:
                 nonlocal made
                 prompts, opened = preparation.prompted(shop, conversations, opening)
@@ -330,7 +337,8 @@ class Probe:
         self.training = Training(make(_in_dtype(model, dtype), self.shop.seed_tokenizer, settings), rows)
         pass_s = self.training.warm_up(self.budget) / 2
         passes = sum(
-            self._epochs(cell) * self._raw(cell).number * self.training.count(rows, settings) for cell in trained
+            self._epochs(cell) * self._raw(cell).number * self.training.count(rows, settings)
+            for cell in trained
         )
         self.budget.grant(pass_s * passes / jobs)
         with self.budget.part(1.0 if alone else TRAINING_SHARE):
@@ -363,8 +371,8 @@ class Probe:
     # --- answers -----------------------------------------------------------------------------------
 
     def _names(self, cell: plan.Cell, part: plan.Cell) -> tuple[str, ...]:
-        """The tasks that a part of a cell (itself, or the weights after an epoch) has to answer with an engine
-        that the probe knows."""
+        """The tasks that a part of a cell (itself, or the weights after an epoch) has to answer with an
+        engine that the probe knows."""
         if self.until == "train":
             return ()
         if responding.engine_name(self.shop, cell) != "hf":
@@ -373,12 +381,19 @@ class Probe:
         return part.tasks if _trains(self.shop, cell) else stages.unanswered(self.shop, part)
 
     def _time_answers(self) -> None:
+        import torch
+
         from harness.engines.hf import HFEngine
 
         settings = self.shop.config.responses
         self.engine = HFEngine(self.model, self.shop.seed_tokenizer, settings.batch_size)
-        with self.budget.part(ANSWERING_SHARE):
-            self.answering = Answering(self.budget, self.model, settings.batch_size, USUAL_PROMPT)
+        try:
+            with self.budget.part(ANSWERING_SHARE):
+                self.answering = Answering(self.budget, self.model, settings.batch_size, USUAL_PROMPT)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # no time, or an architecture whose cache is of another kind
+            self.without_answers = self.shop.engine_name
 
     def _task(self, name: str, cell: plan.Cell) -> Work:
         """One task's documents, answered by one checkpoint. A task that there is no time for is taken to be
@@ -402,7 +417,9 @@ class Probe:
         load_s = self.budget.clock() - start
         number = len(splits.chosen(task.eval_docs, benchmark, settings))
         some = min(number, settings.batch_size)
-        small.config = small.config.model_copy(update={"responses": settings.model_copy(update={"limit": some})})
+        small.config = small.config.model_copy(
+            update={"responses": settings.model_copy(update={"limit": some})}
+        )
         small.load_task = lambda *given: task  # type: ignore[method-assign]
         start = self.budget.clock()
         asked, rows = self._caught(small, benchmark)
@@ -443,11 +460,17 @@ class Probe:
         """What all prompts take, in batches, and the beginnings of those answers that the probe has made, by
         their prompts' places."""
         size = self.shop.config.responses.batch_size
+        if self.answering is None:
+            return Work(), {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         batch = order[:: -(-len(order) // size)]
         places, found, took = self._beginnings(prompts, batch, limit)
         work = self._extrapolated(
-            [len(prompts[place]) for place in batch], [len(prompts[place]) for place in places], found, took, limit
+            [len(prompts[place]) for place in batch],
+            [len(prompts[place]) for place in places],
+            found,
+            took,
+            limit,
         )
         work.read = sum(map(len, prompts)) * len(batch) / len(prompts)
         return work * (len(prompts) / len(batch)), dict(zip(places, found, strict=True))
@@ -463,15 +486,16 @@ class Probe:
             expected = self.answering.batch(len(places), max(len(prompts[place]) for place in places), tokens)
             if MARGIN * expected > TASK_SHARE * self.budget.left():
                 continue
-            found: list[list[int]] = []
-
-            def generate(places: list[int] = places, tokens: int = tokens) -> None:
-                found.extend(self.engine.generate([prompts[place] for place in places], tokens))
-
             with contextlib.suppress(OutOfTimeError), self.budget.watching(self.model):
-                took = timed(self.budget, generate)
+                found, took = self._generated([prompts[place] for place in places], tokens)
                 return places, found, took
         return [], [], 0.0
+
+    def _generated(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float]:
+        """Continuations, and their seconds."""
+        found: list[list[int]] = []
+        took = timed(self.budget, lambda: found.extend(self.engine.generate(prompts, tokens)))
+        return found, took
 
     def _extrapolated(
         self, batch: Sequence[int], some: Sequence[int], found: Sequence[list[int]], took: float, limit: int
@@ -503,7 +527,7 @@ class Probe:
             return total
         for one in (cell, *plan.epochs(self.shop.config, cell)):
             total += Work(seconds=self.load_s)
-            for name in self._names(cell, one):
+            for name in self._names(cell, one) if self.answering else ():
                 total += self._task(name, one)
         return total
 

@@ -1,9 +1,9 @@
 """How fast this machine trains and answers with a model, from small pieces of the work, within a time budget.
 
-A step of a large model takes longer than a forecast may. So pieces of it are timed, the smallest first, each
-next one only if it will fit: a few tokens, a row, some rows, a whole micro-batch. Two sizes give the fixed cost
-of a pass and its cost for each unit of work, and with them any other size. Should a piece take longer than its
-predecessors let expect, it is broken off between two layers.
+A step of a large model takes longer than a forecast may. So pieces of it are timed, the smallest first,
+each next one only if it will fit: a few tokens, a row, some rows, a whole micro-batch. Two sizes give the
+fixed cost of a pass and its cost for each unit of work, and with them any other size. Should a piece take
+longer than its predecessors let expect, it is broken off between two layers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A forecast may take the larger of 5 s and 5 % of what it foretells, and never more than 30 s. These limits are
-# lower, because what has begun is finished: a layer, a file, one batch of documents.
+# A forecast may take the larger of 5 s and 5 % of what it foretells, and never more than 30 s. These limits
+# are lower, because what has begun is finished: a layer, a file, one batch of documents.
 LEAST_S, SHARE, MOST_S = 4.0, 0.04, 24.0
 GROWTH_MARGIN = 1.5  # a larger piece may take so many times what a smaller one lets expect
 GROWTH = 8.0  # and is at most so many times as large
+RISK = 4.0  # times the amount may cost as much, for the first larger piece
 REPEATS = 4  # timed pieces of one size, at most
 ROUNDING = 1e-6
 DECODED = 2  # tokens of a decoding piece, behind one that warms up
@@ -139,9 +140,13 @@ def _wait_for_device() -> None:
 
 
 def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int = REPEATS) -> list[Point]:
-    """(amount, seconds) of the smallest of ``pieces``, and of the largest that fits into the budget, each up
-    to ``repeats`` times. A piece is begun if it fits into half of what is left, going by the piece before.
-    Raises OutOfTimeError where not even the smallest fits."""
+    """(amount, seconds) of the largest of ``pieces`` that fits into the budget, and of the smallest where that
+    fits beside it, each up to ``repeats`` times. Raises OutOfTimeError where not even the smallest fits.
+
+    The smallest warms up. A larger one is begun if it fits into half of what is left, going by those before.
+    While one size alone is known, which may be little more than what any pass costs, one larger piece is
+    risked: what is too much is broken off.
+    """
     sizes = sorted(pieces, key=lambda piece: piece[0])
     costs: dict[float, float] = {}  # seconds by amount, with what does not count
 
@@ -152,31 +157,33 @@ def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int 
         costs[amount] = budget.clock() - start
         return amount, seconds
 
-    take(*sizes[0])  # it warms up
-    smallest, largest = take(*sizes[0]), None
-    points, place = [smallest], 0
+    points, place = [take(*sizes[0])], 0
     with contextlib.suppress(OutOfTimeError):
-        while (place := _next(budget, sizes, place, costs)) is not None:
-            largest = take(*sizes[place])
-        points += [largest] if largest else []
-        again = [sizes[0], *(one for one in sizes if largest and one[0] == largest[0])]
-        for _ in range(repeats - 1):
-            for amount, piece in again:
+        while (following := _next(budget, sizes, place, costs)) is not None:
+            place, points = following, [take(*sizes[following])]
+        for number in range(repeats):
+            for amount, piece in dict.fromkeys((sizes[0], sizes[place])):
+                if number == 0 and place and amount == sizes[place][0]:
+                    continue  # that was the first
                 if GROWTH_MARGIN * costs[amount] > budget.left():
                     return points
-                points.append(take(amount, piece))
-        return points
-    return [smallest, largest] if largest else [smallest]
+                timed_again = take(amount, piece)
+                points = [*points, timed_again] if place or number else [timed_again]  # not what warmed up
+    return points
 
 
 def _next(
     budget: Budget, sizes: Sequence[tuple[float, Piece]], place: int, costs: Mapping[float, float]
 ) -> int | None:
-    """The place of the largest piece that can be risked after the one at ``place``."""
-    amount = sizes[place][0]
-    for later in range(len(sizes) - 1, place, -1):
-        ratio = sizes[later][0] / amount
-        if 1 < ratio <= GROWTH and GROWTH_MARGIN * ratio * costs[amount] <= budget.left() / 2:
+    """The place of the largest piece that can be begun after the one at ``place``."""
+    amount, known = sizes[place][0], Line.through([*costs.items()])
+    larger = [later for later in range(len(sizes) - 1, place, -1) if sizes[later][0] > amount]
+    for later in larger:
+        near = sizes[later][0] <= GROWTH * amount or later == place + 1
+        if near and GROWTH_MARGIN * known(sizes[later][0]) <= budget.left() / 2:
+            return later
+    for later in larger if len(costs) == 1 else ():
+        if costs[amount] * max(1.0, sizes[later][0] / amount / RISK) <= budget.left():
             return later
     return None
 
@@ -205,13 +212,12 @@ class Training:
             return lambda: timed(budget, lambda: self.step.passes(rows))
 
         with budget.watching(self.step.model):
-            if not self._points:
-                budget.check()
-                timed(budget, self.step.update)  # makes the optimizer's states
-                budget.check()
-                self.update_s = timed(budget, self.step.update)
             self._points += growing(budget, [(amount, piece(rows)) for amount, rows in self._pieces])
         self.passes = Line.through(self._points)
+        if budget.left() > 0:  # the first makes the optimizer's states
+            self.update_s = timed(budget, self.step.update)
+            if GROWTH_MARGIN * self.update_s <= budget.left():
+                self.update_s = timed(budget, self.step.update)
 
     def count(self, rows: Sequence[Any], settings: Any) -> float:
         """Passes for each example, in the steps that ``rows`` make."""
@@ -227,7 +233,8 @@ class Training:
 
     def _drawn(self, rows: Sequence[Any], settings: Any) -> int:
         """How many rows whole steps take, some of them more than once."""
-        return -(-len(rows) // settings.batch_size) * int(settings.batch_size)
+        size = int(settings.batch_size)
+        return -(-len(rows) // size) * size
 
     def _steps(self, rows: Sequence[Any], settings: Any) -> Iterator[list[list[Any]]]:
         """The micro-batches of steps that have all ``rows``."""
@@ -248,7 +255,7 @@ def _pieces(step: Any, rows: Sequence[Any]) -> list[list[Any]]:
     whole = list(sorted(micros, key=step.flops)[len(micros) // 2])
     usual = sorted(whole, key=lambda row: len(row.input_ids))[len(whole) // 2]
     length = len(usual.input_ids)
-    parts = [[step.cut(usual, tokens)] for tokens in (16, 32, 64, 128) if tokens < length]
+    parts = [[step.cut(usual, tokens)] for tokens in (16, 32, 64, 128, 256, 512, 1024) if tokens < length]
     return [*parts, *(whole[-size:] for size in _powers(len(whole)))]
 
 
@@ -268,7 +275,9 @@ class Answering:
         with budget.watching(model), torch.inference_mode():
             with budget.part(0.4):
                 sizes = [(1, min(16, context)), *((count, context) for count in _powers(rows))]
-                self.prompts = Line.through(growing(budget, [self._prompt(budget, *size) for size in sizes], 2))
+                self.prompts = Line.through(
+                    growing(budget, [self._prompt(budget, *size) for size in sizes], 2)
+                )
             with budget.part(0.6):
                 points = growing(budget, [self._decode(budget, count, 1) for count in _powers(rows)], 2)
                 self.decoded = Line.through(points)
@@ -295,11 +304,12 @@ class Answering:
             cache.batch_repeat_interleave(rows)
             ids = torch.full((rows, 1), self._token, device=self.model.device)
 
-            def one() -> None:
-                self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            def decode(tokens: int) -> None:
+                for _ in range(tokens):
+                    self.model(input_ids=ids, past_key_values=cache, use_cache=True)
 
-            one()  # it warms up
-            return timed(budget, lambda: [one() for _ in range(DECODED)]) / DECODED
+            decode(1)  # it warms up
+            return timed(budget, lambda: decode(DECODED)) / DECODED
 
         return float(rows), piece
 

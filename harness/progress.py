@@ -74,8 +74,8 @@ class _Bar:
 
 class Display:
     """Shows events on a console; ``whole`` counts the run's cells, or what else ``parts`` says, None where
-    there is nothing to count. Where there is no terminal, a line at least every ``LINE_S`` seconds says how far
-    the work is."""
+    there is nothing to count. Where there is no terminal, a line every ``LINE_S`` seconds says how far the
+    work is."""
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class Display:
         self._total, self._parts, self._done = whole, parts, 0
         self._clock, self._line_s, self._begun = clock, line_s, clock()
         self._end: float | None = None  # when all will be done, as far as is known
+        self._forecast_s: float | None = None
         self._expected: Mapping[str, float] = {}  # seconds by name of a part
         self._done_names: list[str] = []
         self._jobs = 1
@@ -105,9 +106,7 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._whole = self._progress.add_task(
-            f"[bold]{parts}[/bold]", total=whole, visible=whole is not None
-        )
+        self._whole = self._progress.add_task(f"[bold]{parts}[/bold]", total=whole, visible=whole is not None)
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -141,8 +140,8 @@ class Display:
             if kind == "note":
                 self.console.print(escape(rest[0]), highlight=False, soft_wrap=True)
             elif kind == "forecast":
-                seconds, self._expected, self._jobs = rest
-                self._end = self._clock() + seconds
+                self._forecast_s, self._expected, self._jobs = rest
+                self._end = self._clock() + rest[0]
             elif kind == "start":
                 label, total, *unit = rest
                 task = self._progress.add_task(escape(label), total=total)
@@ -168,7 +167,7 @@ class Display:
 
     def _foresee(self) -> None:
         """When all will be done, now that a part is: by the forecast at first, and ever more by the pace of
-        the parts that are done. Of those under way beside it half counts as done."""
+        the parts that are done. Of each that is under way beside the last, half counts as done."""
         if not self._total:
             return
         now, jobs = self._clock(), self._jobs
@@ -180,8 +179,9 @@ class Display:
             return
         reached = min(1.0, share * (1 + (jobs - 1) / 2 / self._done))
         by_pace = (now - self._begun) * (1 - reached) / reached
-        forecast = by_pace if self._end is None else max(0.0, self._end - now)
-        self._end = now + (1 - share) * forecast + share * by_pace
+        forecast = by_pace if self._forecast_s is None else self._forecast_s * (1 - reached)
+        trust = min(1.0, 2 * share)  # in the pace
+        self._end = now + trust * by_pace + (1 - trust) * forecast
 
     def line(self) -> str:
         """How far the work is: done, total and time left, of all of it and of the steps under way."""

@@ -145,7 +145,9 @@ def answering(tmp_path: Path) -> Probe:
     workshop = shop(tmp_path, methods=["vanilla"], **{"responses.batch_size": 16})
     probe = Probe(workshop, "leaderboard", still())
     probe.answering, probe.model = Speed(), torch.nn.Linear(1, 1)
-    probe.engine = SimpleNamespace(stop_ids={0}, generate=lambda prompts, limit: [[7] * limit for _ in prompts])
+    probe.engine = SimpleNamespace(
+        stop_ids={0}, generate=lambda prompts, limit: [[7] * limit for _ in prompts]
+    )
     return probe
 
 
@@ -224,7 +226,9 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
     cells = plan.cells(workshop.config)[1:]
     found = forecast.forecast(workshop, cells, 1, "train", budget)
     passes = -(-3000 // 64) * 16
-    layers = json.loads((workshop.seed_folder / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    layers = json.loads((workshop.seed_folder / "config.json").read_text(encoding="utf-8"))[
+        "num_hidden_layers"
+    ]
     truth = passes * layers * layer_s
     assert budget.spent() <= max(5.0, min(30.0, 0.05 * truth)) + layer_s
     if layer_s < 1:
@@ -251,7 +255,7 @@ def test_the_time_to_read_weights_goes_by_some_of_their_bytes(tmp_path: Path) ->
 
 def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
     workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
-    found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
+    found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
     assert found.absent == ("gsm8k",)
     assert "without gsm8k (not downloaded)" in found.time()
 
