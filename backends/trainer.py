@@ -479,10 +479,9 @@ class StepProbe:
         loss.backward()
 
     def update(self) -> None:
-        """What ends a step."""
+        """What ends a step. The gradients stay, so that the next one has as much to do."""
         torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm or 1.0)
         self._optimizer.step()
-        self._optimizer.zero_grad()
 
     def flops(self, micro: Sequence[Encoded]) -> int:
         """Of one micro-batch forwards and backwards, padding included where there is any."""

@@ -51,6 +51,7 @@ LOOK_BYTES = 4 << 20  # of the weights, read at some places, to see how fast the
 LOAD_SHARE = 0.6  # of the probe's time that may go into loading
 TRAINING_SHARE = 0.5  # of the probe's time: for training, where answers are asked for, too
 ANSWERING_SHARE = 0.4  # of what is left then: for the speed of answers, before any are read
+ANSWERING_ALONE = 0.7  # where nothing is trained
 TASK_SHARE = 0.4  # of what is left then: for the answers to one task
 AGAIN_S = 1.0  # what must be left for training to be timed once more
 USUAL_PROMPT = 96  # tokens
@@ -388,7 +389,7 @@ class Probe:
         settings = self.shop.config.responses
         self.engine = HFEngine(self.model, self.shop.seed_tokenizer, settings.batch_size)
         try:
-            with self.budget.part(ANSWERING_SHARE):
+            with self.budget.part(ANSWERING_SHARE if self.training else ANSWERING_ALONE):
                 self.answering = Answering(self.budget, self.model, settings.batch_size, USUAL_PROMPT)
         except torch.OutOfMemoryError:
             raise

@@ -140,8 +140,8 @@ def _wait_for_device() -> None:
 
 
 def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int = REPEATS) -> list[Point]:
-    """(amount, seconds) of the largest of ``pieces`` that fits into the budget, and of the smallest where that
-    fits beside it, each up to ``repeats`` times. Raises OutOfTimeError where not even the smallest fits.
+    """(amount, seconds) of the largest of ``pieces`` that fits into the budget, and of the smallest where
+    that fits beside it, each up to ``repeats`` times. Raises OutOfTimeError where not even the smallest fits.
 
     The smallest warms up. A larger one is begun if it fits into half of what is left, going by those before.
     While one size alone is known, which may be little more than what any pass costs, one larger piece is
@@ -198,12 +198,14 @@ class Training:
         """``step``: a backends.trainer.StepProbe; ``rows``: encoded examples as they will be trained."""
         self.step, self.passes, self.update_s = step, Line(0.0, 0.0), 0.0
         self._points: list[Point] = []
+        self._warm_s = 0.0
         self._pieces = [(float(step.flops(some)), some) for some in _pieces(step, rows)]
 
     def warm_up(self, budget: Budget) -> float:
         """The first, smallest pass: its seconds. A usual one hardly takes less than half of them."""
         with budget.watching(self.step.model):
-            return timed(budget, lambda: self.step.passes(self._pieces[0][1]))
+            self._warm_s = timed(budget, lambda: self.step.passes(self._pieces[0][1]))
+        return self._warm_s
 
     def measure(self, budget: Budget) -> None:
         """Time what fits; once more makes it surer. Raises OutOfTimeError where nothing does."""
@@ -214,7 +216,7 @@ class Training:
         with budget.watching(self.step.model):
             self._points += growing(budget, [(amount, piece(rows)) for amount, rows in self._pieces])
         self.passes = Line.through(self._points)
-        if budget.left() > 0:  # the first makes the optimizer's states
+        if self._warm_s < budget.left():  # the first makes the optimizer's states
             self.update_s = timed(budget, self.step.update)
             if GROWTH_MARGIN * self.update_s <= budget.left():
                 self.update_s = timed(budget, self.step.update)

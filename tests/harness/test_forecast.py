@@ -285,7 +285,7 @@ def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
     )
     workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="capitals")
     with pytest.raises(HarnessError, match=r"cannot be loaded: FileNotFoundError in functions\.py, line 2"):
-        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
+        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

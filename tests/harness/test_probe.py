@@ -240,6 +240,22 @@ def test_parts_of_a_step_give_the_steps_time(slowness: float) -> None:
     assert budget.spent() <= LEAST_S + slowness * 0.7  # an update has no layers to look between
 
 
+def test_every_update_has_gradients_to_work_on(tmp_path: Any) -> None:
+    from backends.trainer import StepProbe
+    from harness import config, models
+    from harness.mini import seed_model_path
+
+    settings = config.load().training
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    step = StepProbe(model, models.load_tokenizer(seed_model_path()), settings)
+    step.passes(rows([20, 30]))
+    for _ in range(2):
+        step.update()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    lengths = [20, 30]
+    assert step.flops(rows(lengths)) == step._costs.train([30, 30], 19 + 29)  # as padded
+
+
 def test_a_last_step_that_is_not_full_is_filled_up() -> None:
     clock = Clock()
     step, some = KnownStep(clock, 0.01), rows([100] * 5)
