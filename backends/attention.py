@@ -43,6 +43,7 @@ def causal_attention(
     """query (B, H, T, D), key and value (B, H_kv, T, D) -> (B, T, H, D).
 
     ``cu_seq_lens_q`` (examples + 1) int32: where each packed example begins, and the end; B is 1 then.
+    ``max_length_q``: the longest of them, which a device is asked for where it is not given.
     ``sliding_window``: a token sees so many tokens, itself included. Raises ValueError for whatever else an
     architecture asks for: a mask of its own, dropout, or an argument that is not known to be harmless.
     """
@@ -59,14 +60,15 @@ def causal_attention(
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
+        longest = max_length_q or int(cu_seq_lens_q.diff().max())
         packed = varlen_attn(
             query[0].transpose(0, 1).to(value.dtype),  # (T, H, D); rotary embeddings leave float32
             key[0].transpose(0, 1).to(value.dtype),
             value[0].transpose(0, 1),
             cu_seq_lens_q,
             cu_seq_lens_q,
-            max_length_q or 0,
-            max_length_q or 0,
+            longest,
+            longest,
             scale=scaling,
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
             enable_gqa=gqa,

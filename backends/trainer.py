@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -439,30 +439,60 @@ def train(
     }
 
 
-def probe(model: Any, tokenizer: Any, examples: Sequence[Encoded], settings: Any) -> Callable[[], None]:
-    """An optimizer step on one global batch, cut as in a training, to be timed for a forecast."""
-    _check_batching(settings)
-    tuning.without_dropout(model)
-    base, model = model, tuning.with_adapters(model, settings)
-    head = TargetHead(model)
-    pad_id = _pad_id(model, tokenizer)
-    settings = agreement.choose(model, base, head, examples, pad_id, settings).setting.over(settings)
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0)
-    packed = settings.batching == "padding-free"
-    (dealt,) = deal(examples, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
-    micros = [collate(micro, pad_id, packed).to(model.device) for micro in dealt]
+class StepProbe:
+    """The parts of a training's steps, each alone, to be timed for a forecast. The weights stay as they are.
 
-    def step() -> None:
-        for micro in micros:
-            with autocast(model, settings):
-                loss = -head.logp(model, micro).sum() / len(micro.targets)
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    ``model`` gets ``settings``' adapters and the attention that they ask for. It is not compared with the
+    model's own implementation (agreement.py), which takes longer than a forecast may.
+    """
 
-    return step
+    def __init__(self, model: Any, tokenizer: Any, settings: Any):
+        _check_batching(settings)
+        tuning.without_dropout(model)
+        asked = attention.CAUSAL if settings.attention == "auto" else settings.attention
+        with contextlib.suppress(Exception):  # the training refuses it, or takes another
+            attention.use(model, asked)
+        self.model, self.settings = tuning.with_adapters(model, settings), settings
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._packed = (
+            settings.batching == "padding-free" and attention.in_force(model).name == attention.CAUSAL
+        )
+        self._pad_id, self._head = _pad_id(model, tokenizer), TargetHead(self.model)
+        self._costs = flops.count(self.model)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=0.0, fused=settings.optimizer == "adamw_torch_fused"
+        )
+        self.model.train()
+
+    def micro_batches(self, batch: Sequence[Encoded], settings: Any) -> list[list[Encoded]]:
+        """A global batch as one device takes it under ``settings``."""
+        dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
+        return [micro for micro in dealt[0] if micro]
+
+    def passes(self, micro: Sequence[Encoded]) -> None:
+        """One micro-batch forwards and backwards."""
+        inputs = collate(micro, self._pad_id, self._packed).to(self.model.device)
+        with autocast(self.model, self.settings):
+            loss = -self._head.logp(self.model, inputs).sum() / max(1, len(inputs.targets))
+        loss.backward()
+
+    def update(self) -> None:
+        """What ends a step. The gradients stay, so that the next one has as much to do."""
+        torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm or 1.0)
+        self._optimizer.step()
+
+    def flops(self, micro: Sequence[Encoded]) -> int:
+        """Of one micro-batch forwards and backwards, padding included where there is any."""
+        lengths = [len(example.input_ids) for example in micro]
+        computed = lengths if self._packed else [max(lengths)] * len(lengths)
+        return self._costs.train(computed, sum(map(loss_tokens, micro)))
+
+    @staticmethod
+    def cut(example: Encoded, tokens: int) -> Encoded:
+        """The last ``tokens`` tokens of an example."""
+        return replace(example, input_ids=example.input_ids[-tokens:], trained=example.trained[-tokens:])
 
 
 def _pad_id(model: Any, tokenizer: Any) -> int:

@@ -161,7 +161,7 @@ def compare(
         if until == "leaderboard":
             table(config, out, console)
         if todo:
-            _cost(out, clock, available, memory, console)
+            _cost(out, clock, available, memory)
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(cells)} cell{'s' * (len(cells) > 1)} failed"
@@ -216,7 +216,7 @@ def _judge(
     bench: judging.Bench, cells: Sequence[Cell], judges: Sequence[str], console: Console
 ) -> judging.Judged:
     """Let the judges work through all answers, and say what that took."""
-    with Display(console, 1, "judging") as display:
+    with Display(console, None, "judging") as display:
         bench.shop.reporter = Reporter(display.show)
         judged = judging.judge_all(bench, cells, judges)
     for line in judging.summary(bench):
@@ -272,8 +272,9 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     for line in missing:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
-        jobs = workers.job_count(config, len(unanswered))
-        expected = forecast.forecast(shop, unanswered, jobs)
+        parts = [part for cell in unanswered for part in stages.parts(shop, cell)]
+        jobs = workers.job_count(config, len(parts))
+        expected = forecast.forecast(shop, parts, jobs, until)
         for line in expected.lines(shop, unanswered):
             console.print(escape(line), highlight=False, soft_wrap=True)
 
@@ -506,10 +507,8 @@ def _sources(out: Path) -> list[Path]:
     ]
 
 
-def _cost(
-    out: Path, clock: Mapping[str, float], available: float, memory: TreeMemory, console: Console
-) -> None:
-    """Where this command's seconds went: kept in run.json and printed.
+def _cost(out: Path, clock: Mapping[str, float], available: float, memory: TreeMemory) -> None:
+    """Keep in run.json where this command's seconds went.
 
     ``available``: wall time x jobs. What imports, training and generation leave of it is the harness's own,
     the probe and idle jobs included.
@@ -520,11 +519,3 @@ def _cost(
         name: round(seconds, 2) for name, seconds in {**work, "own": own, "available": available}.items()
     }
     run_folder.update(out, timing={**timing, "peak_memory_bytes": memory.peak_bytes})
-    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in work.items() if seconds >= 0.5)
-    console.print(
-        f"Time of all jobs: {estimate.duration(available)}: {parts}, "
-        f"the harness itself and idle jobs {own:.0f} s ({own / available:.1%}); "
-        f"memory of all processes at most {memory.peak_bytes / 1e9:.1f} GB",
-        highlight=False,
-        soft_wrap=True,
-    )

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -59,11 +59,12 @@ def run_cells(
     config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
 ) -> Generator[Outcome, None, None]:
     """Run the cells, in this process, in workers or on a cluster, and yield their outcomes as they come."""
-    places = {folder: n for n, folder in enumerate(dict.fromkeys(cell.folder for cell in todo), 1)}
+    left = Counter(cell.folder for cell in todo)  # parts of each cell
+    places = {folder: n for n, folder in enumerate(left, 1)}
     labels = {cell.folder: f"[{places[cell.folder]}/{len(places)}] {cell.label}" for cell in todo}
     training = any(cell.kind == "trained" for cell in todo)  # else the bars' own forecast will do
     announce = () if console.quiet or not training else todo
-    with Display(console, len(todo)) as display:
+    with Display(console, len(left), "trainings" if until == "train" else "cells") as display:
         if config.executor == "ray":
             from harness import cluster
 
@@ -76,7 +77,9 @@ def run_cells(
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 yield outcome
-                display.cell_done()
+                left[outcome.cell.folder] -= 1
+                if not left[outcome.cell.folder]:
+                    display.cell_done(str(outcome.cell.folder))
 
 
 def _in_this_process(
@@ -88,7 +91,7 @@ def _in_this_process(
     announce: Sequence[Cell],
 ) -> Generator[Outcome, None, None]:
     if announce:
-        _announce(shop, announce, 1)
+        _announce(shop, announce, 1, until)
     try:
         for cell in todo:
             yield attempt(shop, cell, labels[cell.folder], until, debug)
@@ -184,10 +187,16 @@ def _quiet_start() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int) -> None:
+def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int, until: Step) -> None:
     """Say how long it will take; a forecast that fails must not stop the work."""
     with contextlib.suppress(Exception):
-        shop.reporter.send(("note", None, forecast.forecast(shop, todo, jobs).time()))
+        found = forecast.forecast(shop, todo, jobs, until)
+        shop.reporter.send(("note", None, found.time()))
+        if found.seconds is not None and not (found.absent or found.without_answers):
+            expected: dict[str, float] = defaultdict(float)
+            for cell, seconds in zip(todo, found.each, strict=True):
+                expected[str(cell.folder)] += seconds
+            shop.reporter.send(("forecast", None, found.seconds, dict(expected), jobs))
 
 
 def _serve(
@@ -209,7 +218,7 @@ def _serve(
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
     shop = Workshop(config, out, Reporter(parent.send))
     if announce:
-        _announce(shop, announce, jobs)
+        _announce(shop, announce, jobs, until)
     while True:
         try:
             cell, label = parent.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -91,8 +92,9 @@ def test_a_first_token_is_never_predicted() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_device_without_rows_has_a_micro_batch_without_loss(packed: bool) -> None:
-    idle = stand_in(ROWS, 3, packed)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_device_without_rows_has_a_micro_batch_without_loss(packed: bool, rows: int) -> None:
+    idle = stand_in(ROWS[:rows], 3, packed)
     assert (idle.shape, idle.ids, len(idle.targets)) == ((0, 0), [], 0)
     assert idle.mask.shape == torch.Size([0, 0])
     assert idle.inputs["input_ids"].shape == (1, 2)
@@ -133,6 +135,7 @@ FOUR = [row("a", 3), row("b", 9), row("c", 4), row("d", 8)]
         (1, None, "grouped", 3, [["b", "a"], ["d", ""], ["c", ""]]),
         (4, None, "grouped", 5, [["b"], ["d"], ["c"], ["a"], [""]]),
         (4, None, "grouped", 3, [["b"], ["ca"], ["d"]]),  # 9, 2 x 4 and 8
+        (1, None, "in-order", 2, [["b", "c"], ["d", "a"]]),  # at each step both have much to do or little
     ],
 )
 def test_how_four_rows_are_dealt(
@@ -195,6 +198,15 @@ def test_moving_changes_nothing_but_the_place() -> None:
     assert moved.inputs["cu_seq_lens_q"].device.type == "meta"
     assert moved.inputs["max_length_q"] == 4
     assert (moved.shape, moved.ids) == (batch.shape, batch.ids)
+
+
+def test_a_micro_batch_stays_as_it_was_made() -> None:
+    """Padded, where nobody asks for packed rows."""
+    for batch in (collate(ROWS, 3), stand_in(ROWS, 3)):
+        assert set(batch.inputs) == {"input_ids"}
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            batch.shape = (9, 9)  # type: ignore[misc]
+        assert not hasattr(batch, "__dict__")
 
 
 def test_rows_of_one_length_keep_their_order_where_devices_are_idle() -> None:

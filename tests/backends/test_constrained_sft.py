@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from backends import constrained_sft
 from backends.constrained_sft import ConstrainedSFT, constrained_loss, token_betas
 from backends.vanilla import Vanilla
 from harness import chat
@@ -269,6 +273,23 @@ def test_betas_alone() -> None:
     assert changed[mask].tolist() == pytest.approx([3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     assert (ConstrainedSFT().beta, ConstrainedSFT().first_factor) == (0.1, 5.0)
     assert (ConstrainedSFT().early_factor, ConstrainedSFT().early_tokens) == (20.0, 5)
+
+
+def test_the_objective_is_called_by_names() -> None:
+    """Each tensor may be named, and what is an option must be."""
+    logp, mask = torch.tensor([[-1.0]]), torch.ones(1, 1, dtype=torch.bool)
+    loss = constrained_loss(logp=logp, ref_logp=logp - 0.5, mask=mask)
+    assert loss.item() == pytest.approx(closed_form(logp, logp - 0.5, mask)[0])
+    with pytest.raises(TypeError, match="positional argument"):
+        constrained_loss(logp, logp, mask, 2)  # type: ignore[misc]
+
+
+def test_planning_a_run_waits_for_no_torch() -> None:
+    """Which methods there are is known from their modules, and torch takes seconds."""
+    code = "import sys; from backends.constrained_sft import ConstrainedSFT; print('torch' in sys.modules)"
+    root = Path(constrained_sft.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_given_betas_are_taken() -> None:

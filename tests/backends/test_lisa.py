@@ -77,6 +77,7 @@ def test_safety_examples_are_all_used_before_any_comes_again() -> None:
         (20_000, (100, 900), 2000),  # the paper's length and cycle
         (2000, (10, 90), 200),
         (400, (2, 18), 40),
+        (340, (2, 18), 34),  # 17 cycles, nearer to the paper's 20 than 34 are
         (200, (1, 9), 20),
         (199, (1, 9), 20),
         (101, (1, 10), 10),

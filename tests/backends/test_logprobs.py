@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from backends.attention import CAUSAL, use
 from backends.batching import collate
 from backends.logprobs import TargetHead, autocast
 from harness.config import TrainingConfig
@@ -115,6 +118,54 @@ def test_no_logits_where_no_token_counts(make_model: Callable[..., Any], encoded
     assert mixed[1].tolist() == pytest.approx(expected(model, encoded[1]), abs=1e-4)
 
 
+@pytest.mark.parametrize(("batching", "rows"), [("grouped", 4), ("in-order", 4), ("padding-free", 1)])
+def test_rows_are_scored_as_training_lays_them_out(
+    batching: str,
+    rows: int,
+    make_model: Callable[..., Any],
+    encoded: list[Encoded],
+    answer_logp: Callable[..., Any],
+) -> None:
+    """Four rows, or one that holds all four; nothing is kept for a backward pass or for a next token."""
+    model, calls = make_model(), []
+    use(model, CAUSAL)
+    forward = model.forward
+
+    def watched(*given: Any, **named: Any) -> Any:
+        calls.append((named["input_ids"].shape[0], torch.is_grad_enabled(), named["use_cache"]))
+        return forward(*given, **named)
+
+    model.forward = watched
+    found = answer_logp(model, encoded[:4], batching=batching, micro_batch_size=4)
+    assert calls == [(rows, False, False)]
+    for example, values in zip(encoded[:4], found, strict=True):
+        assert values == pytest.approx(expected(make_model(), example), abs=1e-4)
+
+
+def test_what_else_a_head_is_given_reaches_it() -> None:
+    """The states of the tokens that count are its first argument; a second one stays as it is."""
+
+    class Head(torch.nn.Module):
+        def forward(self, states: torch.Tensor, factor: float) -> torch.Tensor:
+            return states * factor
+
+    class Model:
+        head = Head()
+
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return self.head
+
+        def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
+            states = torch.nn.functional.one_hot((input_ids + 1) % 10, 10).float()
+            return SimpleNamespace(logits=self.head(states, 3.0))
+
+    row = Encoded("row", [5, 6, 7, 9], [False, True, True, True])
+    model = Model()
+    found = TargetHead(model).target_logp(model, collate([row], 0)).tolist()
+    others = math.log(math.exp(3.0) + 9)  # e^3 for a token's successor, e^0 for each other of ten
+    assert found == pytest.approx([3.0 - others, 3.0 - others, -others])
+
+
 def test_scoring_learns_nothing_and_leaves_the_mode(
     make_model: Callable[..., Any], encoded: list[Encoded], answer_logp: Callable[..., Any]
 ) -> None:
@@ -145,12 +196,25 @@ def test_memory_that_does_for_no_row_is_told(
     assert sizes == [5, 3, 2, 1]
 
 
+def test_a_head_that_loses_a_row_is_not_believed(
+    make_model: Callable[..., Any],
+    encoded: list[Encoded],
+    answer_logp: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TargetHead, "logp", lambda head, model, micro: torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="shorter"):
+        answer_logp(make_model(), encoded[:2])
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected_dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )
 def test_the_precision_of_training(
     dtype: str, expected_dtype: torch.dtype, make_model: Callable[..., Any]
 ) -> None:
+    """Whether it comes from a configuration or is spelt anew, as what another process sends is."""
     model = make_model()
-    with autocast(model, TrainingConfig(dtype=dtype)):
-        assert model(torch.tensor([[5, 6]])).logits.dtype == expected_dtype
+    for settings in (TrainingConfig(dtype=dtype), SimpleNamespace(dtype="".join(dtype))):
+        with autocast(model, settings):
+            assert model(torch.tensor([[5, 6]])).logits.dtype == expected_dtype

@@ -56,13 +56,22 @@ def test_a_file_that_is_too_short_is_told() -> None:
     assert "note" not in enough.record
 
 
+def test_the_papers_share() -> None:
+    """Some 3 % of the rows, from the safety data that a run must bring (arXiv 2309.07875)."""
+    rows = [example(f"row-{n}", "So.") for n in range(970)]
+    prepared = SafetyMixing().prepare(rows, context(100))
+    assert len(prepared) == 1000
+    assert [e.id.startswith("safety-") for e in prepared] == [False] * 970 + [True] * 30
+    assert SafetyMixing.needs_safety_data
+
+
 def test_seeds_draw_differently_and_repeatably() -> None:
     rows = [example("row", "So.")] * 20
     one, same, other = (SafetyMixing(share=0.2).prepare(rows, context(50, seed))[20:] for seed in (1, 1, 2))
     assert one == same != other
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5, float("inf"), float("nan")])
 def test_a_share_outside_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=rf"share must be above 0 and below 1, not {share}"):
         SafetyMixing(share=share)

@@ -1,18 +1,21 @@
 """Guards the forecast of a run: it grows with the work and shrinks with the jobs, its tokens and bytes are
-those of the real run, and the probe leaves the model as it was."""
+those of the real run, the probe leaves the model as it was, and what it costs is bounded."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness import benchmarks, config, estimate, forecast, models, plan, responding
 from harness.contracts import HarnessError
 from harness.forecast import Forecast, Probe, Work
+from harness.probe import Budget
 from harness.store import read_json
 from harness.workshop import Workshop
 
@@ -21,10 +24,38 @@ def shop(out: Path, **overrides: Any) -> Workshop:
     return Workshop(config.load(None, {"train_tasks": "gsm8k-mini", **overrides}), out)
 
 
+def still() -> Budget:
+    """No time passes: all that the probe could look at, it does."""
+    return Budget(clock=lambda: 0.0)
+
+
+class KnownSpeed:
+    """Training takes a second a token, a forward pass a third of one."""
+
+    def __init__(self, step: Any, rows: Any):
+        pass
+
+    def warm_up(self, budget: Budget) -> float:
+        return 0.0
+
+    def measure(self, budget: Budget) -> None:
+        pass
+
+    def count(self, rows: Any, settings: Any) -> float:
+        return 1.0
+
+    def seconds_by_example(self, rows: Any, settings: Any) -> float:
+        return sum(len(row.input_ids) for row in rows) / len(rows)
+
+    def forward_s(self, rows: Any) -> float:
+        return sum(len(row.input_ids) for row in rows) / 3
+
+
 @pytest.fixture
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes a second a token: beside it, nothing else counts."""
-    monkeypatch.setattr(Probe, "_step_s_by_token", lambda probe, encoded: 1.0)
+    monkeypatch.setattr(forecast, "Training", KnownSpeed)
+    monkeypatch.setattr(forecast, "AGREEMENT_ROWS", 0)
     monkeypatch.setattr(Probe, "_task", lambda probe, name, cell: Work())
 
 
@@ -67,7 +98,7 @@ def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: P
     stored = config.RunConfig.model_validate(read_json(small_run / "run.json")["config"])
     workshop = Workshop(stored, tmp_path / "new")
     cells = plan.cells(stored)
-    found = forecast.forecast(workshop, cells, 1)
+    found = forecast.forecast(workshop, cells, 1, budget=still())
     records = [read_json(path) for path in small_run.glob("*/*/*/training.json")]
     trained = sum(record["train_tokens"] for record in records)
     rows = [
@@ -89,32 +120,142 @@ def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: P
 def test_the_probe_leaves_the_seed_model_as_it_was(tmp_path: Path) -> None:
     workshop = shop(tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4})
     workshop.import_libraries()
-    probe = Probe(workshop)
-    before = models.load_model(workshop.seed_folder, "float32", "cpu")
-    work = probe.cell(plan.cells(workshop.config)[-1])
-    assert work.seconds > 0
+    probe = Probe(workshop, "leaderboard", still())
+    (work,) = probe.works(plan.cells(workshop.config)[-1:], 1, 10**6)
     assert work.read > work.written > 0
-    same = zip(before.parameters(), probe.model.parameters(), strict=True)
-    assert all((a == b).all() for a, b in same)
+    before = models.load_model(workshop.seed_folder, "float32", "cpu")
+    for model in (probe.model, probe.training.step.model):
+        same = zip(before.parameters(), model.parameters(), strict=True)
+        assert all((a == b).all() for a, b in same)
 
 
-def test_an_answer_that_the_probe_cut_off_is_taken_to_go_on(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, methods=["vanilla"])
-    workshop.import_libraries()
-    probe = Probe(workshop)
-    probe._generate = lambda prompts, limit, **sampling: [[7] * limit for _ in prompts]
-    probe.engine.generate([[1, 2, 3]] * 2, 1000)
+class Speed:
+    """Of answers: a millisecond a prompt's token, and for a decoded token as many as rows are."""
+
+    def batch(self, rows: int, prompt: float, tokens: float) -> float:
+        return 0.001 * rows * prompt + self.more(rows, prompt, tokens)
+
+    def more(self, rows: int, held: float, tokens: float) -> float:
+        return 0.001 * rows * tokens
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Probe:
+    """A probe of 16 prompts at once at the known speed, whose engine ends answers with token 0."""
+    workshop = shop(tmp_path, methods=["vanilla"], **{"responses.batch_size": 16})
+    probe = Probe(workshop, "leaderboard", still())
+    probe.answering, probe.model = Speed(), torch.nn.Linear(1, 1)
+    probe.engine = SimpleNamespace(
+        stop_ids={0}, generate=lambda prompts, limit: [[7] * limit for _ in prompts]
+    )
+    return probe
+
+
+def test_an_answer_that_the_probe_cut_off_is_taken_to_go_on(answering: Probe) -> None:
+    work, found = answering._answers([[1, 2, 3]] * 2, 1000)
     rest = (1000 - forecast.LONGEST) / 2
-    assert probe.made.written == 2 * (forecast.LONGEST + rest)
-    assert probe.made.read == 6
-    probe.made = Work()
-    probe.engine.generate([[1, 2, 3]], 10)
-    assert probe.made.written == 10
+    assert work.written == 2 * (forecast.LONGEST + rest)
+    assert work.read == 6
+    assert found == {0: [7] * forecast.LONGEST, 1: [7] * forecast.LONGEST}
+    assert work.seconds == pytest.approx(0.001 * 2 * rest)  # the beginnings took no time
+    assert answering._answers([[1, 2, 3]], 10)[0].written == 10
+
+
+def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: Probe) -> None:
+    now = [0.0]
+    answering.budget = Budget(clock=lambda: now[0])
+
+    def generate(prompts: list[list[int]], limit: int) -> list[list[int]]:
+        """Each answer ends after its fourth token; half as fast as was measured."""
+        now[0] += 2 * 0.001 * len(prompts) * (max(map(len, prompts)) + 4)
+        return [[7, 7, 7, 0] for _ in prompts]
+
+    answering.engine.generate = generate
+    # 16 prompts of 100 tokens and 64 tokens each: 2.6 s, more than a task may take of the 4 s that there are
+    work, found = answering._answers([[5] * 100] * 40, 300)
+    assert len(found) == 4
+    apart = 0.001 * 4 * 104  # what the beginnings took more than was expected
+    assert work.seconds == pytest.approx(40 / 16 * (0.001 * 16 * 104 + apart), rel=0.08)
+    assert work.written == pytest.approx(40 * 4, rel=0.08)
+    assert work.read == 40 * 100
+
+
+def test_answers_that_there_is_no_time_for_are_taken_to_be_of_half_their_limit(answering: Probe) -> None:
+    now = [0.0]
+    answering.budget = Budget(clock=lambda: now[0])
+    now[0] = 10.0
+    work, found = answering._answers([[5] * 10] * 16, 300)
+    assert found == {}
+    assert work.written == 16 * 150
+    assert work.seconds == pytest.approx(0.001 * 16 * (10 + 150))
+
+
+@pytest.mark.parametrize("until", ["train", "leaderboard"])
+def test_a_training_asks_for_no_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Any, known_speed: None
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Probe, "_task", lambda probe, name, cell: asked.append(name) or Work())
+    monkeypatch.setattr(Probe, "_time_answers", lambda probe: asked.append("speed"))
+    workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
+    found = forecast.forecast(workshop, plan.cells(workshop.config)[1:], 1, until)
+    assert found.work.trained > 0
+    assert bool(asked) == (until == "leaderboard")
+
+
+@pytest.mark.parametrize("layer_s", [0.05, 0.5, 5.0, 100.0])
+def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer_s: float
+) -> None:
+    """A model whose layers take a known time each, whatever passes through them."""
+    now, load = [0.0], models.load_model
+
+    def slow(*given: Any, **more: Any) -> Any:
+        model = load(*given, **more)
+        for layer in model.model.layers:
+            layer.register_forward_pre_hook(pass_time)
+        return model
+
+    def pass_time(*given: Any) -> None:
+        now[0] += layer_s
+
+    monkeypatch.setattr(models, "load_model", slow)
+    sizes = {"training.max_examples": 1000, "training.epochs": 3, "training.batch_size": 64}
+    workshop = shop(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
+    budget = Budget(clock=lambda: now[0])
+    cells = plan.cells(workshop.config)[1:]
+    found = forecast.forecast(workshop, cells, 1, "train", budget)
+    passes = -(-3000 // 64) * 16
+    layers = json.loads((workshop.seed_folder / "config.json").read_text(encoding="utf-8"))[
+        "num_hidden_layers"
+    ]
+    truth = passes * layers * layer_s
+    assert budget.spent() <= max(5.0, min(30.0, 0.05 * truth)) + layer_s
+    if layer_s < 1:
+        assert found.each[0] == pytest.approx(truth, rel=0.05)
+    else:
+        assert found.seconds is None
+        assert "not probed (a look at it takes over" in found.time()
+
+
+def test_weights_on_a_slow_disk_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "load_seconds", lambda folder, clock: 60.0)
+    monkeypatch.setattr(models, "load_model", lambda *given, **more: pytest.fail("loaded"))
+    workshop = shop(tmp_path, methods=["vanilla"])
+    found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
+    assert found.time() == "Estimated time: not probed (its weights take about 60 s to load)"
+
+
+def test_the_time_to_read_weights_goes_by_some_of_their_bytes(tmp_path: Path) -> None:
+    for name, size in (("a", 30 << 20), ("b", 10 << 20)):
+        (tmp_path / f"{name}.safetensors").write_bytes(bytes(size))
+    ticks = iter([5.0, 7.0])  # 2 s for two looks of 4 MiB into each file: 16 of 40 MiB
+    assert forecast.load_seconds(tmp_path, lambda: next(ticks)) == pytest.approx(2 * 40 / 16)
 
 
 def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
     workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
-    found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
+    found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
     assert found.absent == ("gsm8k",)
     assert "without gsm8k (not downloaded)" in found.time()
 
@@ -144,7 +285,7 @@ def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
     )
     workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="capitals")
     with pytest.raises(HarnessError, match=r"cannot be loaded: FileNotFoundError in functions\.py, line 2"):
-        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1)
+        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +307,8 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
     monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
     if not known:
         monkeypatch.setattr(estimate, "architecture", lambda shop: None)
-    found = forecast.forecast(shop(tmp_path, methods=["vanilla"]), [], 1)
+    workshop = shop(tmp_path, methods=["vanilla"])
+    found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.why == "0.0 B parameters on a CPU"
     assert len(calls) == loaded
 
@@ -174,12 +316,10 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
 def test_a_model_that_one_device_does_not_hold_is_not_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    def full(probe: Probe, cell: plan.Cell) -> Work:
+    def full(probe: Probe, *given: Any) -> list[Work]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Probe, "cell", full)
+    monkeypatch.setattr(Probe, "works", full)
     workshop = shop(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.time() == "Estimated time: not probed (one device alone does not hold it)"

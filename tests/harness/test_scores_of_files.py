@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pickle
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import plan, registry, run_folder, scores
+from harness import benchmarks, plan, registry, run_folder, scores
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -32,10 +34,19 @@ def _without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_run.comparison, "table", lambda *given: None)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints on one task, judged by two."""
-    return made_run.make(tmp_path / "run", methods=("seed", "vanilla", "sdft"), documents=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_run.comparison, "table", lambda *given: None)
+        folder = tmp_path_factory.mktemp("made") / "run"
+        return made_run.make(folder, methods=("seed", "vanilla", "sdft"), documents=12)
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def cells(run: Path) -> dict[str, Cell]:
@@ -102,6 +113,20 @@ def test_several_samples_are_one_document(run: Path) -> None:
     assert (found.task, found.metric, found.binary, found.prefill_tokens) == (RAW, "rsr", True, 7)
 
 
+def test_an_answer_that_is_not_there_is_not_safe(run: Path) -> None:
+    """Runs of before have verdicts for such ones: "safe" is not believed, "harmful" is."""
+    folder = run / "seed"
+    judged = [(False, "refusal"), (True, "compliance"), (None, None), (False, "partial")]
+    edit(folder / RAW / "responses.jsonl", lambda n, row: row | ({"response": " \n"} if n < 3 else {}))
+    edit(
+        folder / RAW / "verdicts.keyword.jsonl",
+        lambda n, row: row | ({"harmful": judged[n][0], "label": judged[n][1]} if n < 4 else {}),
+    )
+    found = scores.safety(cells(run)["seed"], folder, RAW, "keyword", None, "rsr")
+    assert [*found.values.values()][:4] == [None, 0.0, None, 1.0]
+    assert [*found.labels.values()][:4] == [None, "compliance", None, "partial"]
+
+
 # --- which rows there are ----------------------------------------------------------------------------
 
 
@@ -141,6 +166,22 @@ def test_a_row_for_each_checkpoint_task_judge_and_seed(tmp_path: Path) -> None:
         assert (one.training["train_tokens"] is None) == (one.method == "seed")
 
 
+def test_cells_of_another_process_have_the_same_results(run: Path) -> None:
+    """What comes out of a pickle is equal and not the same, words included."""
+    config = run_folder.stored_config(run)
+    sent = pickle.loads(pickle.dumps(plan.cells(config)))
+    assert sent[1].kind is not plan.cells(config)[1].kind
+    without(run / TRAINED.format("sdft", 42) / "training.json")
+    found = scores.collect(config, run, sent)
+    assert found == collected(run)
+    assert {one.method: one.status for one in found} == {
+        "seed": "done",
+        "vanilla": "done",
+        "sdft": "missing: not trained",
+    }
+    assert all(bool(one.training.get("train_tokens")) == (one.method == "vanilla") for one in found)
+
+
 def test_the_other_tasks_skill_stands_beside_where_it_is_asked_for(tmp_path: Path) -> None:
     run = made_run.make(
         tmp_path / "run",
@@ -153,6 +194,18 @@ def test_the_other_tasks_skill_stands_beside_where_it_is_asked_for(tmp_path: Pat
         (other,) = one.cross
         assert {one.utility.task, other.task} == {"gsm8k-mini", "samsum-mini"}
         assert other.metric == ("rouge1" if other.task == "samsum-mini" else "exact_match")
+
+
+def test_a_task_of_the_same_skill_does_not_stand_beside_itself(run: Path, plugin: Any) -> None:
+    """Two train tasks may be measured by one utility task, named by two objects."""
+    ours = registry.load("train task", "gsm8k-mini")
+    plugin("train task", "own", dataclasses.replace(ours, name="own", utility_task="".join(UTILITY)))
+    config = run_folder.stored_config(run)
+    found = collected(run, cross_tasks=True, train_tasks=("gsm8k-mini", "own"))
+    seed = [one for one in found if one.method == "seed"]
+    assert {one.train_task for one in seed} == {"gsm8k-mini", "own"}
+    assert all(one.cross == () and one.status == "done" for one in seed)
+    assert config.train_tasks == ("gsm8k-mini",)
 
 
 def test_further_tasks_are_judged_or_measured(tmp_path: Path) -> None:
@@ -250,7 +303,8 @@ def test_weights_of_an_earlier_training_are_not_these(run: Path) -> None:
 def test_an_epochs_weights_are_those_of_its_folder(run: Path) -> None:
     trained = run / TRAINED.format("vanilla", 42)
     cell = cells(run)[TRAINED.format("vanilla", 42)]
-    epoch = dataclasses.replace(cell, kind="epoch", folder=cell.folder / "epoch-1", epoch=1)
+    kind: Any = "".join("epoch")  # as it comes from another process
+    epoch = dataclasses.replace(cell, kind=kind, folder=cell.folder / "epoch-1", epoch=1)
     marker = read_json(trained / "train.done.json")
     marker["outputs"]["epoch-1/checkpoint/model"] = {"bytes": 1, "sha256": "1" * 64}
     write_json_atomic(trained / "train.done.json", marker)
@@ -262,7 +316,7 @@ def test_an_epochs_weights_are_those_of_its_folder(run: Path) -> None:
         scores.answered(epoch, trained / "epoch-1", RAW)
 
 
-@pytest.mark.parametrize("change", ["fewer", "more", "another", "swapped"])
+@pytest.mark.parametrize("change", ["fewer", "more", "another", "zero", "swapped"])
 def test_verdicts_stand_beside_their_answers(run: Path, change: str) -> None:
     path = run / "seed" / RAW / "verdicts.keyword.jsonl"
     rows = read_jsonl(path)
@@ -270,6 +324,7 @@ def test_verdicts_stand_beside_their_answers(run: Path, change: str) -> None:
         "fewer": rows[:-1],
         "more": [*rows, rows[-1] | {"exchange_id": "further"}],
         "another": [*rows[:-1], rows[-1] | {"exchange_id": "another"}],
+        "zero": [*rows[:-1], rows[-1] | {"exchange_id": "zero"}],  # behind all in the alphabet
         "swapped": [rows[1], rows[0], *rows[2:]],
     }[change]
     write_jsonl_atomic(path, changed)
@@ -315,6 +370,27 @@ def test_what_is_no_share_is_named(run: Path) -> None:
     with pytest.raises(HarnessError) as raised:
         scores.utility(cell, folder, task, "exact_match")
     assert str(raised.value) == f"task '{UTILITY}' has no metric 'exact_match': m, n"
+
+
+def test_a_tasks_metric_is_the_one_of_its_name(run: Path) -> None:
+    """Whether those of other names stand before or behind it."""
+    folder = metrics(run, [{"acc": 0.0, "exact_match": 1.0, "f1": 0.5}, {"acc": 0.0, "exact_match": 0.0}])
+    task, cell = registry.load("train task", "gsm8k-mini"), cells(run)["seed"]
+    found = scores.utility(cell, folder, task, "exact_match")
+    assert (found.metric, [*found.values.values()], found.binary) == ("exact_match", [1.0, 0.0], True)
+    assert scores.utility(cell, folder, task, "f1").metric == "f1"
+
+
+def test_a_kind_is_told_by_its_word(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's may be another object than ours."""
+    cell, config = cells(run)["seed"], run_folder.stored_config(run)
+    task = registry.load("train task", "gsm8k-mini")
+    for word, binary in (("rate", True), ("mean", False)):
+        own = dataclasses.replace(task, utility_kind="".join(word))
+        monkeypatch.setattr(scores, "_train_tasks", lambda own=own: [own])
+        assert scores.utility(cell, run / "seed", own, "exact_match").binary is binary
+        further = scores._further(config, cell, run / "seed", UTILITY, "keyword", scores.Reader())
+        assert (further.metric, further.binary) == ("exact_match", binary)
 
 
 def test_a_task_without_answers_has_no_metric(run: Path) -> None:
@@ -475,6 +551,26 @@ def test_a_mean_is_scored_as_one_and_no_category_is_none(tmp_path: Path) -> None
     assert {name: found[OTHER][name] for name in expected} == expected
     assert list(found[RAW]["categories"]) == ["Fraud"]
     assert found[RAW]["categories"]["Fraud"]["n"] + found[RAW]["categories"]["Fraud"]["unjudged"] == 1
+
+
+def test_what_is_no_safety_task_is_measured_and_not_judged(tmp_path: Path) -> None:
+    """Answers to harmless requests, whose kind stands before "safety" in the alphabet, and skill, behind."""
+    run = made_run.make(
+        tmp_path / "run",
+        methods=("seed", "vanilla"),
+        documents=4,
+        judges=("keyword",),
+        utility_tasks=["overrefusal-mini"],
+    )
+    kinds = {"overrefusal-mini": "over-refusal", UTILITY: "utility", RAW: "safety", PREFILLED: "safety"}
+    assert {task: benchmarks.get(task, cells(run)["seed"].sets).kind for task in kinds} == kinds
+    judged = {score["task"]: score["judge"] for score in of_cell(run, "seed")}
+    assert judged == {"overrefusal-mini": None, UTILITY: None, RAW: "keyword", PREFILLED: "keyword"}
+    for task in (UTILITY, "overrefusal-mini"):  # what is no safety task tells how whole the answers are
+        found = scores.health(cells(run)["seed"], run / "seed", "none", scores.Reader())
+        assert found is not None
+        assert task in found.task.split(", ")
+    assert RAW not in found.task
 
 
 def test_what_is_not_there_is_left_out(run: Path) -> None:

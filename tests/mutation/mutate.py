@@ -7,41 +7,50 @@ Works on a copy of the tree in .mutation/, so that a kill leaves no changed form
 tested in a fork of a process that has imported torch and lm-eval already: a second each, not ten. Prints each
 module's share of changes that a test found, and those that none did. Exit code 1 below 95 %, less those that
 the table EQUIVALENT argues are no change at all.
+
+A module that has changed begins anew. Where only its tests have, the changes that none of them noticed are
+tried again and the others are not: what a test has noticed stays noticed, because tests are added and seldom
+taken away. After taking one away, remove .mutation/.
 """
 
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".mutation"
+FAST = Path("/dev/shm")  # a file system in memory, which waits for no disk
 WANTED = 0.95
-TIMEOUT_S = 120.0  # of the tests of one change
+TIMEOUT_S = 300.0  # of the tests of one change, which may have to share the machine
+CPU_S = 20  # of the same: a loop without end is noticed, a busy machine is not
+MEMORY_BYTES = 8 << 30
 WARM = (
     *("torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "accelerate"),
-    *("datasets", "lm_eval.evaluator", "hypothesis", "pandas", "scipy.stats", "pydantic", "rich.console"),
-    *(
-        "harness.config",
-        "harness.registry",
-        "harness.chat",
-        "harness.store",
-        "harness.mini.data",
-        "harness.plan",
-    ),
+    *("deepspeed", "datasets", "lm_eval.evaluator", "hypothesis", "pandas", "scipy.stats", "pydantic"),
+    *("statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "jsonschema", "rich.console"),
+    *("harness.config", "harness.registry", "harness.chat", "harness.store", "harness.mini.data"),
+    *("harness.plan", "harness.comparison", "harness.leaderboard", "harness.run_folder"),
+    *("_hypothesis_pytestplugin", "anyio.pytest_plugin", "pytest_timeout", "xdist.looponfail"),
 )
 # Module -> the tests that are to notice. RECIPE's formulas come first; the list grows with the issues.
 MODULES = {
@@ -59,14 +68,223 @@ MODULES = {
     "backends/lisa.py": "tests/backends/test_lisa.py",
     "backends/safety_mixing.py": "tests/backends/test_safety_mixing.py",
     "harness/scores.py": "tests/harness/test_scores_of_files.py",
+    "harness/statistics.py": "tests/harness/test_statistics.py",
+    "harness/detectable.py": "tests/harness/test_detectable.py",
 }
+# Of these, what others of WARM's modules import: they come first, before those are.
+EARLY = ("harness/statistics.py", "harness/detectable.py")
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "harness/scores.py",
+        'return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")',
+        "core/ReplaceComparisonOperator_Eq_GtE 3",
+    ): "the two kinds are 'rate' and 'mean', which is the lesser",
+    (
+        "harness/scores.py",
+        'return dataclasses.replace(found, binary=train_task.utility_kind == "rate")',
+        "core/ReplaceComparisonOperator_Eq_GtE 5",
+    ): "the two kinds are 'rate' and 'mean', which is the lesser",
+    (
+        "harness/scores.py",
+        'if cell.kind == "trained" and not (folder / "training.json").exists():',
+        "core/ReplaceComparisonOperator_Eq_GtE 0",
+    ): "of the four kinds, 'trained' is the last in the alphabet",
+    (
+        "harness/scores.py",
         'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
-        "core/ReplaceComparisonOperator_Eq_Is 1",
-    ): "a cell's kind is one of plan's own literals, and Python keeps one object for each",
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
+    ): "of the four kinds, 'trained' is the last in the alphabet",
+    (
+        "harness/scores.py",
+        'place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"',
+        "core/ReplaceComparisonOperator_Eq_LtE 7",
+    ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
+    (
+        "harness/scores.py",
+        'trained = folder.parent if cell.kind == "epoch" else folder',
+        "core/ReplaceComparisonOperator_Eq_LtE 8",
+    ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
+    (
+        "harness/scores.py",
+        "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
+        "core/ReplaceBinaryOperator_Mul_Div 2",
+    ): "its two callers, which are here, give the first two by place and the third by name",
+    (
+        "judges/rubric.py",
+        "if len({key for key, _ in pairs}) < len(pairs):",
+        "core/ReplaceComparisonOperator_Lt_NotEq 0",
+    ): "a set of keys is no larger than the list of them",
+    (
+        "backends/attention.py",
+        'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
+        "core/ReplaceComparisonOperator_Is_Eq 0",
+    ): "what a layer says of itself is True, False or None",
+    **{
+        ("backends/attention.py", line, f"core/NumberReplacer {number}"): "packed rows stand in one, B is 1"
+        for line, number in (
+            ("query[0].transpose(0, 1).to(value.dtype),  # (T, H, D); rotary embeddings leave float32", 5),
+            ("key[0].transpose(0, 1).to(value.dtype),", 11),
+            ("value[0].transpose(0, 1),", 17),
+        )
+    },
+    **{
+        ("backends/attention.py", "if window is not None and length > window:", f"core/{operator}"): (
+            "in a window as wide as the row, or wider, a token sees all before it, as it does without a mask"
+        )
+        for operator in ("ReplaceComparisonOperator_Gt_GtE 0", "ReplaceComparisonOperator_Gt_NotEq 0")
+    },
+    (
+        "backends/attention.py",
+        "gqa = query.shape[1] != key.shape[1]",
+        "core/ReplaceComparisonOperator_NotEq_Gt 0",
+    ): "there is no attention whose queries have fewer heads than its keys",
+    (
+        "backends/attention.py",
+        "gqa = query.shape[1] != key.shape[1]",
+        "core/ReplaceComparisonOperator_NotEq_IsNot 0",
+    ): "one number is two objects only above 256, and there groups of one head each change nothing",
+    (
+        "backends/attention.py",
+        "examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)",
+        "core/ReplaceTrueWithFalse 0",
+    ): "all three are split by the same lengths",
+    (
+        "backends/attention.py",
+        "mask = (distance >= 0) & (distance < window)",
+        "core/ReplaceBinaryOperator_BitAnd_Mul 0",
+    ): "the product of two truth values is true where both are",
+    (
+        "backends/batching.py",
+        "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
+        "core/ReplaceComparisonOperator_Gt_NotEq 1",
+    ): "none is empty before the empty ones are added",
+    (
+        "backends/batching.py",
+        'ordered = batch if batching == "in-order" else sorted(batch, key=lambda e: -len(e.input_ids))',
+        "core/ReplaceUnaryOperator_USub_Invert 0",
+    ): "~x is -x - 1, which sorts alike",
+    (
+        "backends/batching.py",
+        "while len(cut) % devices and any(len(micro) > 1 for micro in cut):"
+        "  # no device idle: halve the largest",
+        "core/ReplaceComparisonOperator_Gt_NotEq 0",
+    ): "none is empty before the empty ones are added",
+    (
+        "backends/batching.py",
+        'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
+        "core/ReplaceFalseWithTrue 2",
+    ): "a first token is never predicted, whatever is said of it",
+    (
+        "backends/batching.py",
+        'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
+        "core/NumberReplacer 33",
+    ): "whichever row's tokens stand in, they carry no loss",
+    **{
+        (
+            "backends/batching.py",
+            'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
+            f"core/NumberReplacer {number}",
+        ): "what stands for the longest of no rows is taken times 0"
+        for number in (22, 23)
+    },
+    **{
+        (
+            "backends/batching.py",
+            "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
+            f"core/NumberReplacer {number}",
+        ): "two rows or more, of which there are some here, have at least two tokens"
+        for number in (14, 15)
+    },
+    (
+        "backends/batching.py",
+        'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
+    ): "of the three batchings, 'padding-free' is the last in the alphabet",
+    (
+        "backends/batching.py",
+        "if devices > 1:",
+        "core/ReplaceComparisonOperator_Gt_NotEq 2",
+    ): "with less than one device the lines before it fail",
+    (
+        "backends/batching.py",
+        "cut.sort(key=lambda micro: -_computed(micro, batching))",
+        "core/ReplaceUnaryOperator_USub_Invert 4",
+    ): "~x is -x - 1, which sorts alike",
+    (
+        "backends/batching.py",
+        "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
+        "core/ReplaceTrueWithFalse 2",
+    ): "a copy that is waited for holds the same values",
+    (
+        "backends/constrained_sft.py",
+        "betas[position <= 1] = beta * first_factor",
+        "core/ReplaceComparisonOperator_LtE_Eq 1",
+    ): "at position 0 stand tokens before the answer, whose b_t the mask takes out of the loss",
+    **{
+        (
+            "backends/constrained_sft.py",
+            "[values + [0.0] * (width - len(values)) for values in stored], dtype=inputs.logp.dtype",
+            f"core/NumberReplacer {number}",
+        ): "behind a row's last answer token the mask takes whatever stands there out of the loss"
+        for number in (18, 19)
+    },
+    (
+        "backends/constrained_sft.py",
+        "ref_logp = padded.view(rows, width).to(inputs.logp.device, non_blocking=True)",
+        "core/ReplaceTrueWithFalse 1",
+    ): "a copy that is waited for holds the same values",
+    (
+        "backends/lisa.py",
+        "while len(stream) < size:",
+        "core/ReplaceComparisonOperator_Lt_LtE 1",
+    ): "rows are drawn a batch earlier, in the same order; nothing else draws from a method's random numbers",
+    (
+        "backends/lisa.py",
+        "if self.on_safety_data(step) != self.on_safety_data(step - 1):  # the next step begins a phase",
+        "core/ReplaceComparisonOperator_NotEq_IsNot 0",
+    ): "both are what a comparison gives, True or False, and there is one of each",
+    (
+        "backends/lisa.py",
+        'self.anchor = {name.removeprefix("anchor."): w for name, w in tensors.items() if name != "done"}',
+        "core/ReplaceComparisonOperator_NotEq_Lt 1",
+    ): "every other name begins with 'anchor.', which is less than 'done'",
+    (
+        "backends/logprobs.py",
+        "return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)",
+        "core/NumberReplacer 11",
+    ): "the only dimension of flat values is 0 and is -1",
+    (
+        "backends/logprobs.py",
+        "if logits.shape[:2] != (1, len(micro.targets)):"
+        "  # N is less than T: nothing foretells a first token",
+        "core/ReplaceComparisonOperator_NotEq_Gt 0",
+    ): "a shape that differs is greater: more rows than one, or one with T above N",
+    (
+        "backends/logprobs.py",
+        'packed = settings.batching == "padding-free"',
+        "core/ReplaceComparisonOperator_Eq_GtE 0",
+    ): "of the three batchings, 'padding-free' is the last in the alphabet",
+    (
+        "backends/logprobs.py",
+        "if len(examples_here) == 1:",
+        "core/ReplaceComparisonOperator_Eq_LtE 1",
+    ): "no micro-batch is empty: deal() cuts none for one device, and of two rows or more each half has one",
+    (
+        "backends/logprobs.py",
+        'with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):',
+        "core/ReplaceComparisonOperator_Eq_LtE 2",
+    ): "a configuration's dtype is 'bfloat16' or 'float32', which is the greater",
+    (
+        "backends/logprobs.py",
+        'return -cross_entropy(logits[0].float(), micro.targets, reduction="none")',
+        "core/NumberReplacer 23",
+    ): "the logits that count stand in one row, which is the first and the last",
+    (
+        "backends/safety_mixing.py",
+        "if len(added) < wanted:",
+        "core/ReplaceComparisonOperator_Lt_NotEq 2",
+    ): "added is a sample of min(wanted, ...) rows, never more than are wanted",
     (
         "tasks/rouge.py",
         "@cache",
@@ -81,8 +299,14 @@ def main() -> None:
     if unknown:
         sys.exit(f"{unknown[0]}: not in the list of modules: {', '.join(MODULES)}")
     copied()
-    warm_up()
-    shares = [share(module) for module in chosen]
+    shares: list[float] = []
+    with TemporaryDirectory(dir=FAST if FAST.is_dir() else None) as folder:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder  # where tests put their files
+        for early in (True, False):
+            modules = [module for module in chosen if (module in EARLY) == early]
+            if modules:
+                warm_up([name for name in WARM if not (early and name.startswith("harness."))], modules)
+                shares += [share(module) for module in modules]
     sys.exit(min(shares) < WANTED)
 
 
@@ -102,20 +326,19 @@ def share(module: str) -> float:
 
     stem, tests = module.removesuffix(".py").replace("/", "."), MODULES[module].split()
     config, session = WORK / f"{stem}.toml", WORK / f"{stem}.sqlite"
-    sources = b"".join((WORK / "tree" / name).read_bytes() for name in (module, *tests))
-    known = WORK / f"{stem}.of"  # what the session is about
-    if not (session.is_file() and known.is_file() and known.read_bytes() == sources):
-        session.unlink(missing_ok=True)
+    known, tried = WORK / f"{stem}.of", WORK / f"{stem}.tests"  # what the session is about, and its tests
+    source = (WORK / "tree" / module).read_bytes()
+    asked = b"".join((WORK / "tree" / name).read_bytes() for name in tests)
+    begun = session.is_file() and holds(known, source)
+    if not begun or not holds(tried, asked):
         if not passes(tests):  # they would notice everything
             sys.exit(f"{module}: its tests fail without any change; {WORK / 'output.txt'} shows it")
-        config.write_text(
-            f"[cosmic-ray]\nmodule-path = {json.dumps(module)}\ntimeout = {TIMEOUT_S}\n"
-            'excluded-modules = []\ntest-command = ""\n[cosmic-ray.distributor]\nname = "local"\n',
-            encoding="utf-8",
-        )
-        tool = Path(sys.executable).with_name("cosmic-ray")
-        subprocess.run([tool, "init", config, session], cwd=WORK / "tree", check=True)
-        known.write_bytes(sources)
+        if begun:
+            forget_unnoticed(session)
+        else:
+            begin(module, config, session)
+        known.write_bytes(source)
+        tried.write_bytes(asked)
     unseen = unevaluated((WORK / "tree" / module).read_text(encoding="utf-8"))
     with use_db(str(session), WorkDB.Mode.open) as database:
         for item in list(database.pending_work_items):
@@ -132,6 +355,28 @@ def share(module: str) -> float:
     return found
 
 
+def holds(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content
+
+
+def begin(module: str, config: Path, session: Path) -> None:
+    """A session with all changes of a module, none of them tried."""
+    session.unlink(missing_ok=True)
+    config.write_text(
+        f"[cosmic-ray]\nmodule-path = {json.dumps(module)}\ntimeout = {TIMEOUT_S}\n"
+        'excluded-modules = []\ntest-command = ""\n[cosmic-ray.distributor]\nname = "local"\n',
+        encoding="utf-8",
+    )
+    tool = Path(sys.executable).with_name("cosmic-ray")
+    subprocess.run([tool, "init", config, session], cwd=WORK / "tree", check=True)
+
+
+def forget_unnoticed(session: Path) -> None:
+    """Leave a session with the results of those changes that a test noticed; the others are to be tried."""
+    with closing(sqlite3.connect(session)) as database, database:
+        database.execute("DELETE FROM work_results WHERE test_outcome IS NOT 'KILLED'")
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of source: (line, column) of its first and behind its last character."""
@@ -144,17 +389,20 @@ class Span:
 
 
 def unevaluated(source: str) -> list[Span]:
-    """The annotations of functions and of their variables, where a module postpones them: nothing evaluates
-    those, so that no test can tell a change in them. (Those of a dataclass's fields are, by pydantic.)"""
+    """The annotations of functions, of their variables and of named tuples, where a module postpones them:
+    nothing evaluates those, so that no test can tell a change in them. (Those of a dataclass's fields are, by
+    pydantic.)"""
     tree = ast.parse(source)
     if not any(isinstance(one, ast.ImportFrom) and one.module == "__future__" for one in tree.body):
         return []
     found: list[ast.expr | None] = []
-    for function in ast.walk(tree):
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            found.append(function.returns)
-            found += [one.annotation for one in ast.walk(function.args) if isinstance(one, ast.arg)]
-            found += [one.annotation for one in ast.walk(function) if isinstance(one, ast.AnnAssign)]
+    for part in ast.walk(tree):
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(part.returns)
+            found += [one.annotation for one in ast.walk(part.args) if isinstance(one, ast.arg)]
+            found += [one.annotation for one in ast.walk(part) if isinstance(one, ast.AnnAssign)]
+        elif isinstance(part, ast.ClassDef) and "NamedTuple" in map(ast.unparse, part.bases):
+            found += [one.annotation for one in part.body if isinstance(one, ast.AnnAssign)]
     return [
         Span((one.lineno, one.col_offset), (one.end_lineno or 0, one.end_col_offset or 0))
         for one in found
@@ -166,16 +414,18 @@ def is_seen(mutation: Any, unseen: list[Span]) -> bool:
     return not any(mutation.start_pos in span for span in unseen)
 
 
-def warm_up() -> None:
+def warm_up(names: Iterable[str], modules: Iterable[str]) -> None:
     """Import what takes long and is not changed; the tests and modules are those of the copy."""
     os.chdir(WORK / "tree")
-    sys.path.insert(0, str(WORK / "tree"))
+    if str(WORK / "tree") not in sys.path:
+        sys.path.insert(0, str(WORK / "tree"))
     sys.dont_write_bytecode = True
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    for name in WARM:
+    for name in names:
         importlib.import_module(name)
-    early = [name for name in MODULES if name.removesuffix(".py").replace("/", ".") in sys.modules]
+    early = [name for name in modules if name.removesuffix(".py").replace("/", ".") in sys.modules]
     assert not early, f"{early[0]} is imported before it is changed"
+    gc.freeze()  # or each fork would look through all of it, several times
 
 
 def tested(mutation: Any, tests: list[str]) -> Any:
@@ -202,9 +452,11 @@ def passes(tests: list[str]) -> bool:
     if child == 0:
         with (WORK / "output.txt").open("w") as file:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+            os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], [LikeliestFirst()])))
     end = time.monotonic() + TIMEOUT_S
     while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
@@ -213,6 +465,28 @@ def passes(tests: list[str]) -> bool:
             return False
         time.sleep(0.02)
     return found[1] == 0
+
+
+class LikeliestFirst:
+    """A plugin of pytest's: tests run in the order of how many changes they have noticed, for their time."""
+
+    def __init__(self) -> None:
+        self.file = WORK / "tests.json"
+        known = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.noticed: Counter[str] = Counter(known.get("noticed"))
+        self.seconds: dict[str, float] = known.get("seconds", {})
+        self.taken: Counter[str] = Counter()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda one: self.seconds.get(one.nodeid, 0.0) / (1 + self.noticed[one.nodeid]))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.taken[report.nodeid] += report.duration
+        self.noticed[report.nodeid] += report.failed
+
+    def pytest_sessionfinish(self) -> None:
+        known = {"noticed": self.noticed, "seconds": self.seconds | self.taken}
+        self.file.write_text(json.dumps(known))
 
 
 def results(session: Path) -> Iterator[dict[str, Any]]:
