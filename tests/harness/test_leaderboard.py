@@ -794,8 +794,7 @@ def test_the_legend_explains_what_is_shown() -> None:
     assert set(notes) <= set(plain.splitlines())
     assert "Δ: points against vanilla on the same prompts." in plain.splitlines()
     assert (
-        "Families, for each metric, judge and seed: the base model, over train tasks; all other rows, over "
-        "train tasks; checkpoints trained elsewhere."
+        "Families, each over all train tasks: the base model; all other rows; checkpoints trained elsewhere."
     ) in " ".join(plain.split())
     star = "*: a difference, counting all comparisons of its family (p < 0.05 after Holm)."
     alone = "†: a difference taken alone (its interval excludes 0), but not counting its family."
