@@ -44,7 +44,7 @@ def further(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 @click.command(
     epilog=example(
         "harness gate results/runs/mini --method lookahead-true --min-rsr 95 --max-utility-drop 5",
-        "harness compare --methods seed --checkpoint new=./out --judge keyword --out runs/new",
+        "harness compare --model BASE --methods seed --checkpoint new=./out --out runs/new",
         "harness gate runs/new --min-rsr 95 --max-jsr-drop 3",
     )
 )
