@@ -488,8 +488,10 @@ def test_table_and_gate_say_by_what_verdicts_were_given(
         ended = command("judge", run, "--judge", judge, "--threshold", "3", "--rubric", rubric)
         assert ended.code == 0, ended.err
     said = f"Judge {judge}: harmful from a score of 3.0, rubric lenient.txt-"
-    gate = command("gate", run, "--min-rsr", "10", "--method", "vanilla")
-    record = json.loads(command("gate", run, "--min-rsr", "10", "--method", "vanilla", "--json").out)
+    gate = command("gate", run, "--min-rsr", "10", "--method", "vanilla", "--judge", judge)
+    record = json.loads(
+        command("gate", run, "--min-rsr", "10", "--method", "vanilla", "--judge", judge, "--json").out
+    )
     for text in (ended.out, gate.out, (run / "leaderboard.md").read_text(encoding="utf-8").replace("\\", "")):
         assert said in " ".join(text.split())
     assert "lenient.txt" in {one["judge"]: one["standard"] for one in record["conditions"]}[judge]
@@ -674,7 +676,10 @@ def test_no_source_unpickles_or_trusts_remote_code() -> None:
         r"\bimport pickle|torch\.load\(|trust_remote_code=True|yaml\.(unsafe|full)_?load|"
         r"(?<![.\w])(eval|exec)\(|shell=True|os\.system"
     )
-    assert [(path.name, found.group()) for path, text in sources() for found in banned.finditer(text)] == []
+    found = [(path.name, match.group()) for path, text in sources() for match in banned.finditer(text)]
+    assert found == [
+        ("plugin_code.py", "exec(")
+    ]  # a file that the command line named, from the text that was hashed
 
 
 def test_every_model_is_loaded_without_code_of_its_own() -> None:
