@@ -177,11 +177,18 @@ def _chosen(kind: str, wanted: Sequence[str], default: Sequence[str], known: Seq
 
 def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
     standard = {"utility", "rsr", "jsr", REFUSALS}
-    further = plan.further(config)
+    further = [*plan.further(config), *_utilities(config)]
     for name in {condition.metric for condition in conditions} - standard - {*further}:
         if not further:
             raise UsageError(f"--min-task {name}=…: this run has no further tasks (compare --safety-task)")
         raise registry.unknown("further task of this run", name, [*further])
+
+
+def _utilities(config: RunConfig) -> list[str]:
+    """The utility tasks that stand beside each other in the rows of checkpoints trained elsewhere."""
+    elsewhere = {*config.checkpoints} - {*config.trained_on}
+    tasks = [registry.load("train task", name).utility_task for name in config.train_tasks]
+    return tasks if elsewhere and len(tasks) > 1 else []
 
 
 def _check_pending(run: Path, cells: Iterable[Cell], judges: Iterable[str]) -> None:
@@ -355,6 +362,8 @@ def _absent(row: Row, condition: Condition, against: Against, value: float | Non
         if against == BASELINE:
             return "no vanilla in this run to compare with; --against seed compares with the base model"
         return "the base model has no such figure to compare with"
+    if condition.metric == "utility" and row["train_task"] == UNTRAINED and not row.get("utility_task"):
+        return "it has a utility for each train task of the run: --min-task TASK=X names one"
     if row.get(f"{condition.metric}_unjudged"):
         return f"none of {row[f'{condition.metric}_unjudged']} answers could be judged"
     return "not measured, or the judge gives no labels" if condition.metric == REFUSALS else "not measured"

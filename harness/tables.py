@@ -363,7 +363,8 @@ def _legend(frame: pd.DataFrame) -> list[str]:
     shown = means if len(means) else frame
     rows = records(shown)
     metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
-    lines = [SINGLE_SEED_LINE]
+    trained = any(row["train_task"] != UNTRAINED for row in rows)
+    lines = [SINGLE_SEED_LINE] if trained else []
     if len(means):
         lines = [
             "Means over the seeds; each seed is in leaderboard.csv. "

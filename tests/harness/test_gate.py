@@ -321,6 +321,21 @@ def test_a_checkpoint_that_was_trained_elsewhere_is_measured_from_the_base_model
     assert "--against seed" in asked.reason
 
 
+def test_one_of_several_utilities_is_named(decide: Decide) -> None:
+    skills = tuple(outcome("1" * 20, task=name) for name in ("gsm8k-mini", "samsum-mini"))
+    results = [elsewhere("seed", further=skills), elsewhere("mine", further=skills)]
+    asked = {"settings": OWN, "methods": ["mine"]}
+    (named,) = decide(results, Condition("gsm8k-mini", "min", 80), **asked)
+    assert (named.met, named.bound) == (True, wilson(20, 20))
+    (unnamed,) = decide(results, Condition("utility", "max-drop", 2), **asked)
+    assert not unnamed.met
+    assert "--min-task TASK=X names one" in unnamed.reason
+    with pytest.raises(
+        UsageError, match="no further tasks"
+    ):  # a run without such a checkpoint has utility alone
+        decide(results, Condition("gsm8k-mini", "min", 80), methods=["sdft"])
+
+
 def test_unjudged_answers_of_the_base_model_count_as_safe_there(decide: Decide) -> None:
     results = [
         elsewhere("seed", rsr=outcome("?" + "1" * 36 + "000")),
