@@ -96,7 +96,8 @@ def compare(
 
         config = cluster.settled(config)
         shop = Workshop(config, out)
-    _check(shop, kinds, until)
+    answering = [plan.limited(cell, only) for cell in planned]
+    _check(shop, kinds, until, answering=answering)
     with run_folder.lock(out):
         config = run_folder.join(shop, _taken(until))
         shop = Workshop(config, out)
@@ -370,14 +371,22 @@ def _with_judges(config: RunConfig, stored: RunConfig, judges: Sequence[str]) ->
     return config.model_copy(update={"judges": both, "code": code}), names
 
 
-def _check(shop: Workshop, kinds: Collection[str], until: Step, absent: list[str] | None = None) -> None:
+def _check(
+    shop: Workshop,
+    kinds: Collection[str],
+    until: Step,
+    absent: list[str] | None = None,
+    answering: Sequence[Cell] | None = None,
+) -> None:
     """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
-    what a run would fetch, which raises without it."""
+    what a run would fetch, which raises without it; ``answering``: the cells with the tasks that are asked
+    for, where these are not all."""
     cells = plan.cells(shop.config)
     if any(cell.kind == "trained" for cell in cells):
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     _check_apart(shop, absent)
-    for task in dict.fromkeys(task for cell in cells for task in cell.tasks):
+    asked = cells if answering is None else answering
+    for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
         if responding.files(shop, benchmarks.get(task, benchmarks.own(shop.config))):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:

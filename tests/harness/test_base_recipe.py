@@ -237,6 +237,18 @@ def test_a_model_of_ones_own_answers_alone(own: Path, command: Command, tmp_path
     assert (record["model"], record["responses"]["dtype"], record["note"]) == (str(own), "float32", None)
 
 
+def test_data_of_tasks_that_are_not_asked_for_are_not_needed(
+    own: Path, command: Command, tmp_path: Path
+) -> None:
+    """hexphi_prefill is of the recipe as well; its answers are on the hub alone."""
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"instruction": "one two", "category": "x"}\n')
+    flags = ["--tasks", "hexphi_raw", "--data", f"hexphi_raw={requests}", "--out", tmp_path / "run"]
+    ended = command("respond", own, *flags)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "run/checkpoints" / own.name / "hexphi_raw/responses.jsonl").is_file()
+
+
 def test_the_hubs_retries_are_no_lines_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     """Five tries were ten lines before the one that says what is the matter."""
     import logging
