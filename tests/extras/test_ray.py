@@ -19,7 +19,7 @@ import pytest
 from harness.mini import seed_model_path
 
 pytestmark = pytest.mark.requires_ray
-FLAGS = ["compare", "--methods", "vanilla,lookahead-true", "--executor", "ray"]
+FLAGS = ["compare", "mini", "--methods", "vanilla,lookahead-true", "--executor", "ray"]
 
 
 @pytest.fixture(scope="module")
