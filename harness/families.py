@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.detectable import Comparison, least_difference
+from harness.plan import SEED
 from harness.statistics import (
     Difference,
     difference_over_seeds,
@@ -24,9 +25,22 @@ from harness.statistics import (
     paired_mean_difference,
     paired_rate_difference,
 )
+from harness.tables import BASELINE, UNTRAINED
 
 Family = Literal["base", "methods", "own"]
 Row = dict[str, Any]
+
+
+def family(method: str, train_task: str) -> Family:
+    """The family of a row."""
+    if train_task == UNTRAINED:
+        return "own"
+    return "base" if method == SEED else "methods"
+
+
+def control(train_task: str, baseline: str = BASELINE) -> str:
+    """The row that a train task's rows are compared with."""
+    return SEED if train_task == UNTRAINED else baseline
 
 
 @dataclass(frozen=True)
@@ -67,9 +81,9 @@ def correct(compared: Sequence[Compared], *, detectable: bool) -> None:
     for one in compared:
         named = (one.metric, one.family, *(one.row[name] for name in ("model", "judge", "seed")))
         families.setdefault(named, []).append(one)
-    for family in families.values():
-        p_values = [one.row[f"{one.metric}_p"] for one in family]
-        adjusted = zip(family, holm(p_values), holm_levels(p_values), strict=True)
+    for members in families.values():
+        p_values = [one.row[f"{one.metric}_p"] for one in members]
+        adjusted = zip(members, holm(p_values), holm_levels(p_values), strict=True)
         for one, p, level in adjusted:
             one.row[f"{one.metric}_p"] = p
             if detectable and level is not None:

@@ -21,6 +21,7 @@ from rich.console import Console
 from harness import judging, leaderboard, plan, registry, run_folder, scores, tables
 from harness.config import RunConfig
 from harness.contracts import JudgePendingError, UsageError
+from harness.families import control
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
 from harness.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
@@ -127,7 +128,7 @@ def check(
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
-        elsewhere = {cell.method for cell in cells if cell.kind == "checkpoint"} - {*config.trained_on}
+        elsewhere = plan.elsewhere(config)
         compared = {against or BASELINE, SEED}
         cells = [cell for cell in cells if cell.method in (*methods, *compared)]
         _check_pending(run, cells, judges or config.judges[:1])
@@ -186,9 +187,8 @@ def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
 
 def _utilities(config: RunConfig) -> list[str]:
     """The utility tasks that stand beside each other in the rows of checkpoints trained elsewhere."""
-    elsewhere = {*config.checkpoints} - {*config.trained_on}
     tasks = [registry.load("train task", name).utility_task for name in config.train_tasks]
-    return tasks if elsewhere and len(tasks) > 1 else []
+    return tasks if plan.elsewhere(config) and len(tasks) > 1 else []
 
 
 def _check_pending(run: Path, cells: Iterable[Cell], judges: Iterable[str]) -> None:
@@ -229,10 +229,8 @@ def _frames(
         return _Frames(judged, judged, judged)
     rates = _rows([_assuming(0.0, result) for result in results], baseline)
 
-    def is_compared_with(result: CellResult) -> bool:
-        return result.method == (SEED if result.train_task == UNTRAINED else baseline)
-
-    worst = [_assuming(1.0 if is_compared_with(result) else 0.0, result) for result in results]
+    controls = [result.method == control(result.train_task, baseline) for result in results]
+    worst = [_assuming(float(one), result) for one, result in zip(controls, results, strict=True)]
     return _Frames(judged, rates, _rows(worst, baseline))
 
 

@@ -14,9 +14,8 @@ from typing import Any
 import pandas as pd
 
 from harness.detectable import Comparison
-from harness.families import Compared, Family, compare, correct, percent
+from harness.families import Compared, compare, control, correct, family, percent
 from harness.health import MEANINGFUL, NOT_MEANINGFUL, is_enough
-from harness.plan import SEED
 from harness.statistics import Estimate, mean, mean_over_seeds, rate, rate_over_seeds
 from harness.tables import (
     BASELINE,
@@ -143,7 +142,9 @@ def build(
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
     cells = _in_order(cells)
-    baselines = {_comparison(cell): cell for cell in cells if _is_baseline(cell, baseline)}
+    baselines = {
+        _comparison(cell): cell for cell in cells if cell.method == control(cell.train_task, baseline)
+    }
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
     metrics = (*METRICS, *further)
     several = {
@@ -232,16 +233,6 @@ def _comparison(cell: CellResult) -> Place:
     return cell.model, cell.train_task, cell.seed, cell.judge
 
 
-def _is_baseline(cell: CellResult, baseline: str) -> bool:
-    return cell.method == (SEED if cell.train_task == UNTRAINED else baseline)
-
-
-def _family(cell: CellResult) -> Family:
-    if cell.train_task == UNTRAINED:
-        return "own"
-    return "base" if cell.method == SEED else "methods"
-
-
 def _seed(cell: CellResult) -> str:
     return "" if cell.seed is None else str(cell.seed)
 
@@ -286,7 +277,7 @@ def _compared(
         baselines=[reference.values for reference in theirs],
         rates=all(outcome.binary for outcome in (*own, *theirs)),
     )
-    return [compare(row, metric, _family(cells[0]), comparison)]
+    return [compare(row, metric, family(cells[0].method, cells[0].train_task), comparison)]
 
 
 def _health(cell: CellResult) -> Row:

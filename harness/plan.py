@@ -89,6 +89,11 @@ def judge_slug(judge: str) -> str:
     return re.sub(r"[^A-Za-z0-9._@-]+", "-", judge).strip(".-")[:150]
 
 
+def elsewhere(config: RunConfig) -> set[str]:
+    """The user's checkpoints that were trained on none of the run's train tasks."""
+    return {*config.checkpoints} - {*config.trained_on}
+
+
 def further(config: RunConfig) -> tuple[str, ...]:
     """The tasks that every checkpoint answers besides its own utility and the two safety tasks. A group
     stands for its members."""

@@ -49,7 +49,7 @@ def collect(
     user's checkpoints that were trained elsewhere. These have no train task and no seed.
     """
     reader, results = reader or Reader(), []
-    elsewhere = [cell for cell in cells if cell.kind == "checkpoint" and cell.method not in config.trained_on]
+    elsewhere = [cell for cell in cells if cell.method in plan.elsewhere(config)]
     base = [cell for cell in cells if cell.kind == "seed"]
     for train_task in config.train_tasks:
         own = [cell for cell in cells if train_task in (cell.train_task, config.trained_on.get(cell.method))]

@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, plan, run_folder, scores
+from harness import families, figures, plan, run_folder, scores
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.families import Family
 from harness.leaderboard import TaskOutcome
-from harness.plan import SEED, Cell
+from harness.plan import Cell
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, bare_table, trained_on
@@ -116,7 +115,7 @@ def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[st
 
 def _places(config: RunConfig, cell: Cell) -> Iterator[tuple[str, int | None]]:
     """The train tasks and seeds that a cell is compared under."""
-    elsewhere = _elsewhere(config)
+    elsewhere = plan.elsewhere(config)
     if cell.method in elsewhere or (cell.kind == "seed" and elsewhere):
         yield UNTRAINED, None
     if cell.method in elsewhere:
@@ -127,13 +126,8 @@ def _places(config: RunConfig, cell: Cell) -> Iterator[tuple[str, int | None]]:
             yield train_task, seed
 
 
-def _elsewhere(config: RunConfig) -> set[str]:
-    """The user's checkpoints that were trained on none of the run's train tasks."""
-    return {*config.checkpoints} - {*config.trained_on}
-
-
 def _train_tasks(config: RunConfig) -> list[str]:
-    return [*config.train_tasks, *([UNTRAINED] if _elsewhere(config) else [])]
+    return [*config.train_tasks, *([UNTRAINED] if plan.elsewhere(config) else [])]
 
 
 def _name(train_task: str, metric: str) -> str:
@@ -153,7 +147,7 @@ def compared(outcomes: Outcomes) -> list[Row]:
     for key in sorted(outcomes, key=position):
         task, method, seed, metric = key
         names = {"metric": metric, "train_task": task, "method": method, "seed": seed}
-        control = _control(task)
+        control = families.control(task)
         baseline = outcomes.get((task, control, seed, metric)) if method != control else None
         own = _by_category(outcomes[key])
         reference = _by_category(baseline) if baseline else {}
@@ -168,19 +162,10 @@ def _families(rows: Iterable[Row], *names: str) -> list[list[Row]]:
     """The rows that are corrected together, among those that are equal in ``names``."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((_family(row), *(row[name] for name in names)), []).append(row)
+        found.setdefault(
+            (families.family(row["method"], row["train_task"]), *(row[name] for name in names)), []
+        ).append(row)
     return list(found.values())
-
-
-def _control(train_task: str) -> str:
-    """What a row of a train task is compared with."""
-    return SEED if train_task == UNTRAINED else BASELINE
-
-
-def _family(row: Row) -> Family:
-    if row["train_task"] == UNTRAINED:
-        return "own"
-    return "base" if row["method"] == SEED else "methods"
 
 
 def _correct(family: Sequence[Row]) -> None:
