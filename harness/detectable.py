@@ -46,7 +46,7 @@ def least_difference(comparison: Comparison, alpha: float) -> float | None:
     None where no difference would do, or where nothing tells the spread (one pair; equal differences of
     means).
     """
-    table = statistics.differences(comparison.values, comparison.baselines).table
+    table = statistics.differences(comparison.values, comparison.baselines)
     if not table.size or not np.isfinite(table).any(axis=0).all():
         return None
     pairs = list(zip(comparison.values, comparison.baselines, strict=True))
@@ -96,7 +96,7 @@ def of_rates(differing: int, n: int, alpha: float) -> float | None:
 
 
 def _of_means(values: Values, baseline: Values, alpha: float) -> float | None:
-    found = statistics.differences([values], [baseline]).table[:, 0]
+    found = statistics.differences([values], [baseline])[:, 0]
     found = found[np.isfinite(found)]
     n = len(found)
     smallest_p = max(2 / (RESAMPLES + 1), 2.0 ** (1 - n))  # that the permutation test can give

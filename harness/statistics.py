@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,7 +183,7 @@ def difference_over_seeds(
     pairs differ alike (none does, as a rule) the seeds say no more than one of them: the comparison of
     the least certain is given.
     """
-    table = differences(values, baselines).table
+    table = differences(values, baselines)
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
     spread = spread_of(table, rates=rates)
     if value is None or spread is None:
@@ -192,28 +192,15 @@ def difference_over_seeds(
         compare = paired_rate_difference if rates else paired_mean_difference
         found = [compare(*pair) for pair in zip(values, baselines, strict=True)]
         return replace(max(found, key=lambda one: (one.high or 0.0) - (one.low or 0.0)), n=n)
-    return Difference(value, *t_limits(value, spread), spread.p(value), n)
-
-
-def t_limits(value: float, spread: Spread, alpha: float = ALPHA) -> tuple[float, float]:
-    """Of a difference over several seeds."""
-    margin = float(spread.margin(alpha))
-    return max(-1.0, value - margin), min(1.0, value + margin)
-
-
-class Differences(NamedTuple):
-    """``table`` (documents, seeds): values minus baselines, nan where either was not judged."""
-
-    documents: list[str]
-    table: NDArray[np.float64]
+    margin = float(spread.margin())
+    return Difference(value, max(-1.0, value - margin), min(1.0, value + margin), spread.p(value), n)
 
 
 def differences(
     values: Sequence[Mapping[str, float | None]], baselines: Sequence[Mapping[str, float | None]]
-) -> Differences:
-    """The paired differences of each seed, by document."""
-    seeds = [dict(_differences(*pair)) for pair in zip(values, baselines, strict=True)]
-    return Differences(sorted({name for seed in seeds for name in seed}), _table(seeds))
+) -> NDArray[np.float64]:
+    """(documents, seeds): values minus baselines, nan where either was not judged."""
+    return _table([dict(_differences(*pair)) for pair in zip(values, baselines, strict=True)])
 
 
 def is_constant(table: NDArray[np.float64]) -> bool:
