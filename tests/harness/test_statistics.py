@@ -14,7 +14,7 @@ import pytest
 import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm, ttest_1samp, ttest_rel
+from scipy.stats import binom, norm, ttest_1samp, ttest_rel
 from scipy.stats import t as student
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
@@ -36,6 +36,7 @@ from harness.statistics import (
     rate,
     rate_over_seeds,
     score_limits,
+    square_and_add,
 )
 
 outcomes = st.one_of(st.booleans(), st.none())
@@ -236,6 +237,21 @@ def test_agreement_on_other_documents_narrows_the_interval() -> None:
     independent = paired_rate_difference(*paired(30, 30, 20, 20))
     assert in_step.value == independent.value == 0.1
     assert figures(independent)[1] < 0 < figures(in_step)[1]
+
+
+@pytest.mark.parametrize("n", [30, 100, 200])
+def test_where_mcnemar_finds_a_difference_the_interval_excludes_0(n: int) -> None:
+    """A star beside an interval that holds 0 would contradict itself: every table, every seventh count in both."""
+    gained, lost = np.meshgrid(np.arange(n + 1), np.arange(n + 1))
+    found = 0
+    for both in range(0, n, 7):
+        possible = (gained > lost) & (gained + lost + both <= n)
+        more, less = gained[possible], lost[possible]
+        p = 2 * binom.cdf(less, more + less, 0.5)
+        low, _ = square_and_add(np.full(more.shape, both), more, less, n)
+        assert (low[p < 0.05] > 0).all()
+        found += int((p < 0.05).sum())
+    assert found > 500
 
 
 # --- paired means ----------------------------------------------------------------------------------
