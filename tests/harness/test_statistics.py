@@ -241,7 +241,7 @@ def test_agreement_on_other_documents_narrows_the_interval() -> None:
 
 @pytest.mark.parametrize("n", [30, 100, 200])
 def test_where_mcnemar_finds_a_difference_the_interval_excludes_0(n: int) -> None:
-    """A star beside an interval that holds 0 would contradict itself: every table, every seventh count in both."""
+    """A star would contradict its interval otherwise. Every table, with every seventh count in both."""
     gained, lost = np.meshgrid(np.arange(n + 1), np.arange(n + 1))
     found = 0
     for both in range(0, n, 7):
@@ -251,7 +251,7 @@ def test_where_mcnemar_finds_a_difference_the_interval_excludes_0(n: int) -> Non
         low, _ = square_and_add(np.full(more.shape, both), more, less, n)
         assert (low[p < 0.05] > 0).all()
         found += int((p < 0.05).sum())
-    assert found > 500
+    assert found > 300 * n / 30
 
 
 # --- paired means ----------------------------------------------------------------------------------
