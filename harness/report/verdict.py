@@ -88,15 +88,15 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
         by = f"Plain fine-tuning on {train_task}" if not sentences else "It"
         between = _between(change["low"], change["high"])
         could = f"{signed(change['delta'])} points{f', 95 % interval {between}' if between else ''}"
-        kind = _kind(seed, metric)
-        if kind in ("more", "less"):
+        found = kind(seed, metric)
+        if found in ("more", "less"):
             verb = "raises" if change["delta"] > 0 else "lowers"
             sentences.append(f"{by} {verb} {NAMES[metric]} {way}: {much}.")
-        elif kind == "alone":
+        elif found == "alone":
             sentences.append(
                 f"{by} takes {NAMES[metric]} {way} ({could}): {ALONE}, counting all train tasks it is not."
             )
-        elif kind == "untested":
+        elif found == "untested":
             sentences.append(f"{by} takes {NAMES[metric]} {way} ({could}), which was not tested.")
         else:
             sentences.append(f"{by} takes {NAMES[metric]} {way}, which may be chance ({could}).")
@@ -106,18 +106,18 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
 def _against(control: str, rows: Sequence[Row]) -> list[str]:
     """How many methods are safer than ``control`` when prefilled, which and at what price; then all
     others."""
-    groups: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    groups: dict[str, list[Row]] = {name: [] for name in KINDS}
     for row in sorted(rows, key=lambda row: -(row.get("jsr_delta") or 0)):
-        groups[_kind(row, "jsr")].append(row)
-    counts = [f"{len(groups[kind])} {words}" for kind, words in KINDS.items() if words and groups[kind]]
+        groups[kind(row, "jsr")].append(row)
+    counts = [f"{len(groups[name])} {words}" for name, words in KINDS.items() if words and groups[name]]
     sentences = []
     if counts:
-        tested = sum(len(groups[kind]) for kind, words in KINDS.items() if words)
+        tested = sum(len(groups[name]) for name, words in KINDS.items() if words)
         others = "1 other" if tested == 1 else f"{tested} others"
         sentences.append(f"Against {control}, on prefilled requests, of {others}: {', '.join(counts)}.")
-    for kind, words in (("more", "safer"), ("less", "less safe")):
-        for row in groups[kind]:
-            sentences.append(f"{row['method']} is {words}: {_points(row, 'jsr')}; {_price(row)}.")
+    for name, words in (("more", "safer"), ("less", "less safe")):
+        for row in groups[name]:
+            sentences.append(f"{row['method']} is {words}: {points(row, 'jsr')}; {_price(row)}.")
     if groups["alone"]:
         named = _with_points(groups["alone"], "jsr")
         sentences.append(f"JSR: {ALONE}, counting all comparisons it is not: {named}.")
@@ -130,22 +130,22 @@ def _against(control: str, rows: Sequence[Row]) -> list[str]:
     if groups["unknown"]:
         named = _listed(row["method"] for row in groups["unknown"])
         sentences.append(f"No difference in JSR is known: {named}.")
-    raw = [row for row in rows if _kind(row, "rsr") in ("more", "less")]
-    alone = [row for row in rows if _kind(row, "rsr") == "alone"]
+    raw = [row for row in rows if kind(row, "rsr") in ("more", "less")]
+    alone = [row for row in rows if kind(row, "rsr") == "alone"]
     if raw:
         sentences.append(f"Asked plainly, these differ in RSR: {_with_points(raw, 'rsr')}.")
     if alone:
         named = _with_points(alone, "rsr")
         sentences.append(f"RSR: {ALONE}, counting all comparisons it is not: {named}.")
-    if not raw and not alone and any(_kind(row, "rsr") == "same" for row in rows):
+    if not raw and not alone and any(kind(row, "rsr") == "same" for row in rows):
         sentences.append(f"Asked plainly, none was found to differ from {control} in RSR.")
     return sentences
 
 
 def _price(row: Row) -> str:
     """What a method does to utility."""
-    kind = _kind(row, "utility")
-    if kind == "unknown":
+    found = kind(row, "utility")
+    if found == "unknown":
         return "its utility cannot be compared"
     words = {
         "more": "utility is higher",
@@ -154,7 +154,7 @@ def _price(row: Row) -> str:
         "same": "no difference in utility was found",
         "untested": "utility, untested",
     }
-    return f"{words[kind]}: {_points(row, 'utility')}"
+    return f"{words[found]}: {points(row, 'utility')}"
 
 
 def _detectable(rows: Sequence[Row]) -> str:
@@ -200,7 +200,7 @@ def _caveats(rows: Sequence[Row], shown: Sequence[Row]) -> list[str]:
 # --- words -----------------------------------------------------------------------------------------
 
 
-def _kind(row: Row, metric: str) -> str:
+def kind(row: Row, metric: str) -> str:
     """One of KINDS: how a row's metric differs from what it is compared with."""
     delta = row.get(f"{metric}_delta")
     if delta is None:
@@ -212,14 +212,14 @@ def _kind(row: Row, metric: str) -> str:
     return "alone" if differs_alone(row, metric) else "same"
 
 
-def _points(row: Row, metric: str) -> str:
+def points(row: Row, metric: str) -> str:
     delta = row[f"{metric}_delta"]
     interval = _between(row.get(f"{metric}_delta_low"), row.get(f"{metric}_delta_high"))
     return f"{signed(delta)} points{f' [{interval}]' if interval else ''}"
 
 
 def _with_points(rows: Iterable[Row], metric: str) -> str:
-    return _listed(f"{row['method']} ({_points(row, metric)})" for row in rows)
+    return _listed(f"{row['method']} ({points(row, metric)})" for row in rows)
 
 
 def _interval(low: float | None, high: float | None, delta: float) -> str:
