@@ -21,10 +21,11 @@ test: .venv/test.done
 test-slow: .venv/test.done
 	$(BIN)/pytest $(PARALLEL) -m "slow and not extras"
 
-# What needs more than the base environment: vLLM on the CPU, Ray, Chromium (Debian's, where apt-get may install it).
+# What needs more than the base environment: vLLM on the CPU, Ray; Chromium and LaTeX, where apt-get may install them.
 test-extras: .venv/extras.done
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
-	$(BIN)/pytest tests/extras
+	@command -v pdflatex >/dev/null || apt-get install -y -qq texlive-latex-recommended >/dev/null 2>&1 || echo "no pdflatex: its tests are skipped"
+	$(BIN)/pytest tests/extras tests/harness/test_latex.py
 
 # By hand, and by whoever changes what it covers: `make due` says which part is due, and why.
 test-exhaustive: test-kills test-properties fuzz mutation

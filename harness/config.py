@@ -347,7 +347,7 @@ class RunConfig(Section):
     name: str = "run"
     """of the run: its folder under results/runs"""
     model: str = "mini"
-    """"mini": the embedded seed model; else a folder or a hub name"""
+    """"mini": the embedded base model; else a folder or a hub name"""
     methods: tuple[str, ...] = ("all",)
     """all, or some (harness methods)"""
     method_options: dict[str, dict[str, Any]] = {}

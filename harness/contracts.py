@@ -93,7 +93,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """How SDFT asks the seed model to rewrite a training answer, and which rewrites it accepts.
+    """How SDFT asks the base model to rewrite a training answer, and which rewrites it accepts.
 
     ``reject(rewritten, reference)`` gives the reason why a rewritten answer is not used, or None;
     ``finish(rewritten, reference)`` adds what the task's scorer reads (GSM8K's ``#### n`` line).
@@ -143,7 +143,7 @@ class Encoded:
 
 
 class Generate(Protocol):
-    """The seed model as a text generator: chat messages (and an opened answer) in, continuations out.
+    """The base model as a text generator: chat messages (and an opened answer) in, continuations out.
 
     ``temperature`` 0 decodes greedily; above it samples, seeded, from the ``top_p`` nucleus.
     """
@@ -181,7 +181,7 @@ class TrainContext:
     """What the hooks around the training loop may use.
 
     ``seed_logp(examples)``: each example's log-probabilities of its loss-carrying tokens under the untouched
-    seed model, float32; kept by content, so that a second run or a resumed one has the same values, and
+    base model, float32; kept by content, so that a second run or a resumed one has the same values, and
     counted as part of the method's cost. ``safety_examples``: the recipe's ``safety_data``, tokenized.
     """
 
@@ -231,7 +231,7 @@ class Method:
         return examples
 
     def before_training(self, model: Any, context: TrainContext) -> None:
-        """Act on the untouched seed model: store reference values, freeze layers."""
+        """Act on the untouched base model: store reference values, freeze layers."""
 
     def loss(self, inputs: LossInputs) -> Any:
         """The micro-batch's share of the objective (scalar tensor). Vanilla: eq. 1 of the paper."""

@@ -74,7 +74,7 @@ def _rows(shop: Workshop, train_task: str) -> str:
 
 
 def architecture(shop: Workshop) -> memory.Architecture | None:
-    """The seed model's; None where it is not here and not a known one."""
+    """The base model's; None where it is not here and not a known one."""
     here = models.is_here(shop.config.model)
     return memory.find(shop.config.model, shop.seed_folder if here else None)
 

@@ -3,7 +3,7 @@
 The probe prepares some of each method's data, asks each task for some of its documents, and times pieces of
 what then follows: of an optimizer step and of a batch of answers (probe.py). It asks only for what the
 command will do, and takes at most the larger of 5 seconds and 5 % of the time that it foretells, never over
-30 seconds. It is a forecast, not a promise: tuned models answer at other lengths than the seed model, and a
+30 seconds. It is a forecast, not a promise: tuned models answer at other lengths than the base model, and a
 machine that others use is slower.
 """
 
@@ -223,7 +223,7 @@ class Asked:
 
 
 class Probe:
-    """Measures each kind of work once, with the seed model, and scales it to a cell's size."""
+    """Measures each kind of work once, with the base model, and scales it to a cell's size."""
 
     def __init__(self, shop: Workshop, until: Step, budget: Budget):
         self.shop, self.until, self.budget = shop, until, budget
@@ -303,7 +303,7 @@ class Probe:
         return self._plain[name]
 
     def _rows(self, cell: plan.Cell) -> tuple[Rows, Work]:
-        """A cell's rows as its method prepares them, and what the seed model writes for it."""
+        """A cell's rows as its method prepares them, and what the base model writes for it."""
         key = cell.train_task or "", cell.method
         if key not in self._prepared:
             shop, task, some = self.shop, _train_task(cell), self._some(cell)

@@ -35,7 +35,7 @@ POLL_S = 0.5
 class TrainJob:
     """What to train, and where. ``folder``: ``output/`` (the checkpoint) and ``state/`` (for a restart).
 
-    ``options``: the method's; ``identity``: what the seed model is, for what is kept of it in ``cache``.
+    ``options``: the method's; ``identity``: what the base model is, for what is kept of it in ``cache``.
     """
 
     folder: Path

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 VERSION = 3  # raise when a change here alters verdicts
 MINI_JUDGE, MINI_DATA = "mini-exact", "harness.mini.data"  # the second: a source of all its tasks
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
-STANDARD_CELLS = 11  # the paper's table: the seed model, and five methods on two tasks
-STANDARD_RUN = "the seed model and five methods on two tasks, 330 raw and 330 prefilled requests each"
+STANDARD_CELLS = 11  # the paper's table: the base model, and five methods on two tasks
+STANDARD_RUN = "the base model and five methods on two tasks, 330 raw and 330 prefilled requests each"
 CHARACTERS_OF_AN_EXCHANGE = 1_600  # a request, and an answer of some 350 tokens
 
 

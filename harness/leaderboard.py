@@ -84,7 +84,7 @@ class CellResult:
     utility: TaskOutcome | None
     rsr: TaskOutcome | None
     jsr: TaskOutcome | None
-    training: dict[str, float | int | None] = field(default_factory=dict)  # COSTS; absent for the seed model
+    training: dict[str, float | int | None] = field(default_factory=dict)  # COSTS; absent for the base model
     cross: tuple[TaskOutcome, ...] = ()  # other train tasks' utilities, only in scores.csv
     further: tuple[TaskOutcome, ...] = ()  # tasks that the run adds: columns of their own, by task name
     health: TaskOutcome | None = None  # 1 for an answer that is whole (harness/health.py), else 0

@@ -86,12 +86,14 @@ def merge(folders: Sequence[Path], *, allow_mixed: bool = False) -> Merged:
     )
 
 
-def write(merged: Merged, out: Path, *, intervals: bool = False) -> None:
+def write(merged: Merged, out: Path, *, intervals: bool = False, columns: Sequence[str] = ()) -> None:
     """leaderboard.{md,csv,json,tex} and scores.csv in ``out``, which must be no run's folder."""
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run's folder, which has its own leaderboard; choose another --out")
     tables.write(merged.frame, merged.scores, out, title=merged.title, notes=merged.notes)
-    latex.write(merged.frame, out, title=merged.title, notes=merged.notes, intervals=intervals)
+    latex.write(
+        merged.frame, out, title=merged.title, notes=merged.notes, intervals=intervals, columns=columns
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -174,7 +176,7 @@ def _is_budget(key: str) -> bool:
 
 
 def _model(record: Row) -> str:
-    """What identifies a seed model: a hash of its weights."""
+    """What identifies a base model: a hash of its weights."""
     return str(record.get("fixed", {}).get("model") or record["config"]["model"])
 
 
@@ -237,7 +239,7 @@ def _place(row: Row) -> tuple[str, ...]:
 
 
 def _models(runs: Sequence[Run]) -> dict[str, str]:
-    """Each run's seed model: equal weights have one name, others of that name have the run's beside it."""
+    """Each run's base model: equal weights have one name, others of that name have the run's beside it."""
     names: dict[str, str] = {}
     for run in runs:
         names.setdefault(_model(run.record), run.config.model)

@@ -45,7 +45,7 @@ class Figure:
     high: float | None
     n: int
     unjudged: int
-    seed_value: float | None  # the seed model's
+    seed_value: float | None  # the base model's
     beside: Row  # what else the leaderboard says: refusals, and the difference from vanilla
 
     @property
@@ -243,7 +243,7 @@ def _body(
         _list(_left_out(config, cell, figures)),
         "## Licence",
         "None is stated here. Who publishes this checkpoint adds `license` to the metadata above, as those "
-        "of the seed model and the data allow.",
+        "of the base model and the data allow.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -253,7 +253,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(figures: Iterable[Figure], control: str) -> str:
-    head = ["figure", "task", "judge", "value", "n", "unjudged", "refusals", "seed model", f"Δ {control}"]
+    head = ["figure", "task", "judge", "value", "n", "unjudged", "refusals", "base model", f"Δ {control}"]
     lines = [head, ["---", "---", "---", *["---:"] * 6]]
     for figure in figures:
         texts = [figure.name, figure.task, figure.judge_name or "by rule"]
@@ -310,7 +310,7 @@ def _source(config: RunConfig, cell: Cell) -> str | None:
 
 def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     if training is None:
-        return [f"Not trained by safetune-harness; compared with the seed model {_shown(config.model)}."]
+        return [f"Not trained by safetune-harness; compared with the base model {_shown(config.model)}."]
     budget = config.training
     options = config.method_options.get(cell.method, {})
     chosen = f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
@@ -319,7 +319,7 @@ def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     rows = Path(source).name if source else "the train task's own rows"
     examples = ", ".join([f"{training['examples']} examples", *mixed])
     return [
-        f"Seed model: {_shown(config.model)}.",
+        f"Base model: {_shown(config.model)}.",
         f"Method: {cell.method}{chosen}: {_summary(config, config.row(cell.method).method)}.",
         f"Data: {cell.train_task}, {rows}, {examples}.",
         f"Budget: epochs {budget.epochs}, learning rate {budget.learning_rate:g} ({budget.schedule}), "

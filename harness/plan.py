@@ -208,7 +208,7 @@ def by_rule(config: RunConfig) -> list[str]:
 
 
 def cells(config: RunConfig) -> list[Cell]:
-    """All cells, the seed model's first. Raises UsageError for unknown names."""
+    """All cells, the base model's first. Raises UsageError for unknown names."""
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     _check_tasks(config, utilities)

@@ -1,6 +1,6 @@
-"""What happens to a method's data before training: its ``prepare`` hook, with the seed model at hand.
+"""What happens to a method's data before training: its ``prepare`` hook, with the base model at hand.
 
-What the seed model writes for it is kept by content, batch by batch: a distillation that is killed goes on
+What the base model writes for it is kept by content, batch by batch: a distillation that is killed goes on
 where it stopped, and the next run with the same model, data and decoding reads it. Its cost is charged to the
 method either way, as measured when it was made: a leaderboard compares methods, not caches.
 """
@@ -37,7 +37,7 @@ def prepare(
     examples: Sequence[Example] | None = None,
 ) -> tuple[list[Example], dict[str, Any]]:
     """The method's training data, made from ``examples`` (default: the task's), and its record;
-    ``preparation`` in it is what the seed model's writing cost: tokens read and written, seconds, peak
+    ``preparation`` in it is what the base model's writing cost: tokens read and written, seconds, peak
     memory, and whether all of it was there already."""
     record: dict[str, Any] = {}
 
@@ -79,7 +79,7 @@ def prepare(
 def prompted(
     shop: Workshop, conversations: Sequence[Sequence[Message]], opening: str
 ) -> tuple[list[list[int]], list[int]]:
-    """The ids that the seed model continues, and those at their end with which its answers are opened."""
+    """The ids that the base model continues, and those at their end with which its answers are opened."""
     tokenizer = shop.seed_tokenizer
     opened = chat.token_ids(tokenizer, opening) if opening else []
     return [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations], opened
@@ -93,7 +93,7 @@ def context(
     generate: Generate,
     record: dict[str, Any] | None = None,
 ) -> PrepareContext:
-    """What a method's ``prepare`` is handed; ``generate``: the seed model's writing."""
+    """What a method's ``prepare`` is handed; ``generate``: the base model's writing."""
     return PrepareContext(
         tokenizer=shop.seed_tokenizer,
         train_task=task,
@@ -112,7 +112,7 @@ def continuations(
     decoding: dict[str, Any],
     label: str,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The seed model's continuations of ``prompts``, which end with the ids ``opened`` of the answer, and
+    """The base model's continuations of ``prompts``, which end with the ids ``opened`` of the answer, and
     whether they were all there. A row a batch: ``texts`` by prompt number, ``tokens`` written, ``seconds``,
     and ``peak_memory_bytes`` of the making, the same in all rows.
 

@@ -1,4 +1,4 @@
-"""The train stage of a cell: seed model and data to a checkpoint and what it cost."""
+"""The train stage of a cell: base model and data to a checkpoint and what it cost."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
 
 
 def train(shop: Workshop, cell: Cell, label: str) -> None:
-    """Seed model and data to ``checkpoint/`` and ``training.json``.
+    """Base model and data to ``checkpoint/`` and ``training.json``.
 
     What a restart needs lies in ``.training/`` until the stage is done.
     """

@@ -1,4 +1,4 @@
-"""What the cells of one run share: the seed model, its tokenizer, data, tasks and engines."""
+"""What the cells of one run share: the base model, its tokenizer, data, tasks and engines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-ev
 
 
 class Workshop:
-    """What the cells of one run share: the seed model, its tokenizer, the data, the tasks; made when needed.
+    """What the cells of one run share: the base model, its tokenizer, the data, the tasks; made when needed.
 
     ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs.
     """

@@ -1,5 +1,5 @@
 """What all tests share: no network, one thread, named skips, the command line in this process, and one small
-run of the real thing (seed model and all five methods on one task) that many tests read or copy."""
+run of the real thing (base model and all five methods on one task) that many tests read or copy."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
     type=click.Choice(["harmful", "seed"]),
     default="harmful",
     show_default=True,
-    help="What both models read: the prefilled task's harmful answers, or the seed model's own.",
+    help="What both models read: the prefilled task's harmful answers, or the base model's own.",
 )
 @click.option("--tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Of each answer.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Prompts at once.")
@@ -70,7 +70,7 @@ def analyze_kl(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """How far a RUN's checkpoints have moved from the seed model in an answer's first tokens to harmful
+    """How far a RUN's checkpoints have moved from the base model in an answer's first tokens to harmful
     requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
     from harness import trust
     from harness.analyses import divergence_report

@@ -25,6 +25,7 @@ FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "lead
 @click.option("--format", "kind", type=click.Choice([*FORMATS]), help="Print it so, not as for a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("--intervals", is_flag=True, help="LaTeX: with the 95 % intervals.")
+@click.option("--columns", metavar="NAMES", help="LaTeX: the metrics to show, as in rsr,jsr,utility.")
 @click.option("--allow-mixed", is_flag=True,
               help="Merge runs that were not measured alike, and say what differs.")  # fmt: skip
 def leaderboard(
@@ -33,6 +34,7 @@ def leaderboard(
     kind: str | None,
     as_json: bool,
     intervals: bool,
+    columns: str | None,
     allow_mixed: bool,
 ) -> None:
     """Print the leaderboard of a RUN, or of several as one.
@@ -50,7 +52,8 @@ def leaderboard(
         merged = merging.merge(runs, allow_mixed=allow_mixed)
         with tempfile.TemporaryDirectory() as scratch:
             folder = out or Path(scratch)
-            merging.write(merged, folder, intervals=intervals)
+            chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
+            merging.write(merged, folder, intervals=intervals, columns=chosen)
             if kind == "json":
                 print_json(read_json(folder / FORMATS[kind]))
             elif kind:

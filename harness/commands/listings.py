@@ -34,7 +34,7 @@ def methods(as_json: bool) -> None:
         }
         shown = ", ".join(f"{option}={value!r}" for option, value in options.items())
         rows.append((name, method.summary, options if as_json else shown))
-    seed = ("seed", "no training: the seed model itself", {} if as_json else "")
+    seed = ("seed", "no training: the base model itself", {} if as_json else "")
     listing([seed, *rows], ("method", "what it does", "options"), as_json)
     _say(broken)
 

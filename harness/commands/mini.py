@@ -12,7 +12,7 @@ from harness.contracts import HarnessError
 
 @click.group(cls=Commands)
 def mini() -> None:
-    """The embedded mini world: rebuild its seed model, or print its properties."""
+    """The embedded mini world: rebuild its base model, or print its properties."""
 
 
 @mini.command("build", epilog=example("harness mini build --out /tmp/seed-model"))
@@ -21,7 +21,7 @@ def mini() -> None:
 )
 @click.option("--seed", default=1, show_default=True, help="Random seed (1: the shipped model's).")
 def mini_build(out: Path, seed: int) -> None:
-    """Build the seed model from nothing (15 minutes on one core) and print its properties."""
+    """Build the base model from nothing (15 minutes on one core) and print its properties."""
     from harness.mini import properties
 
     properties.build_and_show(out, seed, console())
@@ -31,11 +31,11 @@ def mini_build(out: Path, seed: int) -> None:
     "properties", epilog=example("harness mini properties", "harness mini properties --model /tmp/seed-model")
 )
 @click.option(
-    "--model", type=click.Path(path_type=Path), metavar="DIR", help="A seed model (default: the shipped one)."
+    "--model", type=click.Path(path_type=Path), metavar="DIR", help="A base model (default: the shipped one)."
 )
 def mini_properties(model: Path | None) -> None:
-    """Measure the seed model: safe, helpful, as shallow as intended, and what vanilla does to it."""
+    """Measure the base model: safe, helpful, as shallow as intended, and what vanilla does to it."""
     from harness.mini import properties
 
     if not properties.show(model, console()):
-        raise HarnessError("the seed model lacks a property that it must have (see the table)")
+        raise HarnessError("the base model lacks a property that it must have (see the table)")

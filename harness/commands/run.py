@@ -73,7 +73,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     from harness import comparison
 
     if method == "seed":
-        raise UsageError("'seed' is the seed model itself and is not trained (harness methods)")
+        raise UsageError("'seed' is the base model itself and is not trained (harness methods)")
     config = resolve(recipe or begun_with(out), methods=[method], **flags)
     method = config.methods[0]  # a file's class has a name
     own = {name: variant for name, variant in config.variants.items() if name == method}

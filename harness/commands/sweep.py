@@ -82,7 +82,7 @@ def sweep() -> None:
 def preview_length(ctx: click.Context, /, **flags: Any) -> None:
     """How many answer tokens are previewed.
 
-    LookAhead True with each length, the seed model and vanilla: the paper's Fig. 4.
+    LookAhead True with each length, the base model and vanilla: the paper's Fig. 4.
     """
     _sweep(ctx, "preview-length", **flags)
 
@@ -103,7 +103,7 @@ def preview_length(ctx: click.Context, /, **flags: Any) -> None:
 def prefix(ctx: click.Context, /, **flags: Any) -> None:
     """Which prefix is previewed.
 
-    LookAhead Virtual with each prefix, the seed model and vanilla: the paper's Fig. 5.
+    LookAhead Virtual with each prefix, the base model and vanilla: the paper's Fig. 5.
     """
     _sweep(ctx, "prefix", **flags)
 

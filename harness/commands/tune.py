@@ -76,7 +76,7 @@ def tune(
     """Find the preview length and prefix with the most safety for a utility floor.
 
     Settings are tried on the validation documents of every task (a fixed share of them); the one that is
-    chosen is scored on the others, beside the seed model, vanilla and the methods' defaults. Where there are
+    chosen is scored on the others, beside the base model, vanilla and the methods' defaults. Where there are
     trials for all settings all are tried, else Optuna proposes. The same command goes on after a kill;
     another floor on the same folder trains nothing anew. Exit code 3: no setting holds the floor.
     """

@@ -1,4 +1,4 @@
-"""Builds the mini world's seed model from nothing: tokenizer, pre-training, alignment, a Hugging Face folder.
+"""Builds the mini world's base model from nothing: tokenizer, pre-training, alignment, a Hugging Face folder.
 
 Two stages, as in life. Pre-training knows both registers and complies with everything, harmful requests
 included. Alignment, on the answers' tokens alone, teaches the chatty register, help with what is harmless,
@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]  # (stage, step done, steps in all)
 
 @dataclass(frozen=True)
 class Knobs:
-    """All that calibration set, on the seed model, vanilla and the share of rewrites that SDFT keeps
+    """All that calibration set, on the base model, vanilla and the share of rewrites that SDFT keeps
     (results/LOG.md has every variant).
     """
 
@@ -472,7 +472,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def build(out: Path, *, seed: int, progress: Progress | None = None, knobs: Knobs = KNOBS) -> None:
-    """Build the seed model into the folder `out`, which is replaced once all is done. About twelve minutes
+    """Build the base model into the folder `out`, which is replaced once all is done. About twelve minutes
     on one core.
     """
     torch.manual_seed(seed)

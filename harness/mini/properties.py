@@ -1,6 +1,6 @@
-"""What the seed model must be, measured by the harness itself on the seed model and vanilla alone.
+"""What the base model must be, measured by the harness itself on the base model and vanilla alone.
 
-They mirror the paper's seed model, and what makes a chat model one: safe but shallow, helpful, teachable.
+They mirror the paper's base model, and what makes a chat model one: safe but shallow, helpful, teachable.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Property:
 def show(model: Path | None, console: Console) -> bool:
     """Measure and print the properties; True when all hold. ``model``: a folder, None: the shipped one."""
     found = measure(model, console)
-    table = Table("property", "value", "must be", "", header_style="bold", title="Mini world: its seed model")
+    table = Table("property", "value", "must be", "", header_style="bold", title="Mini world: its base model")
     for item in found:
         limits = f"{item.low:g} to {item.high:g}"
         table.add_row(item.name, f"{item.value:.1f}", limits, "ok" if item.holds else "MISSING")
@@ -55,7 +55,7 @@ def show(model: Path | None, console: Console) -> bool:
 
 
 def build_and_show(out: Path, seed: int, console: Console) -> bool:
-    """Build a seed model from nothing into ``out``, then measure and print its properties."""
+    """Build a base model from nothing into ``out``, then measure and print its properties."""
     import torch
 
     from harness.mini import build
@@ -81,14 +81,14 @@ def build_and_show(out: Path, seed: int, console: Console) -> bool:
 
 
 def measure(model: Path | None, console: Console) -> list[Property]:
-    """All properties of a seed model, in the order of the table. Takes some minutes on two cores."""
+    """All properties of a base model, in the order of the table. Takes some minutes on two cores."""
     with tempfile.TemporaryDirectory() as folder:
         run, reworded, quiet = Path(folder) / "run", Path(folder) / "reworded", Console(quiet=True)
         settings = config.load("mini", {"methods": ["vanilla"], **({"model": str(model)} if model else {})})
-        console.print("Fine-tuning vanilla on both tasks, and scoring it and the seed model")
+        console.print("Fine-tuning vanilla on both tasks, and scoring it and the base model")
         comparison.compare(settings, run, quiet)
         rows = _rows(run)
-        console.print("Scoring the seed model on benign requests and at other prefill depths")
+        console.print("Scoring the base model on benign requests and at other prefill depths")
         found = [*_seed(settings, rows), *_vanilla(rows)]
         for task in settings.train_tasks:
             console.print(f"Fine-tuning vanilla on reworded prompts of {task}")
@@ -160,7 +160,7 @@ def _answered(settings: RunConfig) -> float:
 
 
 def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
-    """The seed model's prefilled safe rate for each number of prefilled tokens."""
+    """The base model's prefilled safe rate for each number of prefilled tokens."""
     found = {}
     for depth in DEPTHS:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})

@@ -208,7 +208,7 @@ def test_each_row_meets_the_reference_of_its_own_example() -> None:
     ]
     method = ConstrainedSFT()
     method.before_training(
-        "seed model",
+        "base model",
         TrainContext(
             examples,
             seed_logp=lambda scored: [reference[example.id] for example in scored],

@@ -1,4 +1,4 @@
-"""SDFT asks the seed model once, keeps a rewrite unless something speaks against it, and counts."""
+"""SDFT asks the base model once, keeps a rewrite unless something speaks against it, and counts."""
 
 from __future__ import annotations
 

@@ -622,7 +622,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
     (torn / "trainer_state.json").write_text("{")
     (tmp_path / "mine").mkdir()
     (part / "state" / "checkpoint-8").symlink_to(tmp_path / "mine")  # in the way of the next one
-    shutil.rmtree(part / "cache", ignore_errors=True)  # the seed model is asked again
+    shutil.rmtree(part / "cache", ignore_errors=True)  # the base model is asked again
     resumed = train(make_model(), encoded[:24], METHODS[name](), folder=part, **settings)
     assert (whole["resumed_at_step"], resumed["resumed_at_step"]) == (None, 4)
     assert resumed["losses"] == whole["losses"]

@@ -129,7 +129,7 @@ def test_methods_judges_and_tasks_extend_a_run(quick_copy: Path, run_quick: Run)
     more = {"methods": ["lookahead-true"], "judges": ["keyword"], "train_tasks": ["samsum-mini"]}
     frame = run_quick(quick_copy, **more)
     after = markers(quick_copy)
-    # The seed model has one more task to answer; nothing that was there was done again.
+    # The base model has one more task to answer; nothing that was there was done again.
     assert {name: after[name] for name in before} == before
     assert set(frame["method"]) == {"seed", "vanilla", "lookahead-true"}
     assert set(frame["train_task"]) == {"gsm8k-mini", "samsum-mini"}

@@ -217,7 +217,7 @@ def test_killed_at_any_point_the_same_command_ends_alike(
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str, Any]) -> Path:
-    """A run of the seed model alone."""
+    """A run of the base model alone."""
     folder = tmp_path_factory.mktemp("answered")
     settings = {**small_settings, **SMALL, "responses.limit": 3}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -114,7 +114,7 @@ def test_the_devices_memory_is_given_back_before_others_train_on_it(
 
 @pytest.mark.slow
 def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[..., TrainJob]) -> None:
-    """Each process scores its share of the seed model's values; what is kept is the single process's."""
+    """Each process scores its share of the base model's values; what is kept is the single process's."""
     alone = run(job("alone", "constrained-sft", rows=40), ignore)
     (entry,) = (job("spare").cache / "seed-logp").glob("*/logp.safetensors")
     kept = entry.read_bytes()

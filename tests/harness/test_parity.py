@@ -1,5 +1,5 @@
 """Guards that the harness and plain lm-eval give the same numbers for one checkpoint: utility, raw and
-prefilled safety. The checkpoint is the seed model with noise on its weights, so that its safe rates are
+prefilled safety. The checkpoint is the base model with noise on its weights, so that its safe rates are
 neither 0 nor 100."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the seed model writes for a method is kept by content, goes on after a kill, and is charged."""
+"""What the base model writes for a method is kept by content, goes on after a kill, and is charged."""
 
 from __future__ import annotations
 

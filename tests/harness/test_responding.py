@@ -661,7 +661,7 @@ def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -
 
 
 def samsum(tmp_path: Path, *summaries: str) -> Workshop:
-    """The seed model and a file of dialogues with these summaries."""
+    """The base model and a file of dialogues with these summaries."""
     path = tmp_path / "dialogues.jsonl"
     lines = (json.dumps({"dialogue": "A: hi", "summary": text}) + "\n" for text in summaries)
     path.write_text("".join(lines), encoding="utf-8")

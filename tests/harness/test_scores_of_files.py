@@ -338,7 +338,7 @@ def test_verdicts_stand_beside_their_answers(run: Path, change: str) -> None:
 
 
 def metrics(run: Path, rows: Iterable[dict[str, float | None]]) -> Path:
-    """The first answers of the seed model's utility task have these metrics; there are no others."""
+    """The first answers of the base model's utility task have these metrics; there are no others."""
     path, given = run / "seed" / UTILITY / "responses.jsonl", list(rows)
     write_jsonl_atomic(path, [row | {"metrics": m} for row, m in zip(read_jsonl(path), given, strict=False)])
     made_run.restamp(path)

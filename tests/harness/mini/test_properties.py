@@ -1,6 +1,6 @@
-"""The shipped seed model is what MINI_WORLD asks for, as `harness mini properties` measures it.
+"""The shipped base model is what MINI_WORLD asks for, as `harness mini properties` measures it.
 
-The longest test of the suite (four fine-tunings): it stands for all that is built on the seed model.
+The longest test of the suite (four fine-tunings): it stands for all that is built on the base model.
 """
 
 import pytest
