@@ -47,16 +47,11 @@ def least_difference(comparison: Comparison, alpha: float) -> float | None:
     means).
     """
     table = statistics.differences(comparison.values, comparison.baselines)
-    if not table.size or not np.isfinite(table).any(axis=0).all():
+    if not np.isfinite(table).any(axis=0).all():  # a seed without a pair
         return None
     pairs = list(zip(comparison.values, comparison.baselines, strict=True))
     if table.shape[1] > 1 and not statistics.is_constant(table):
-        spread = statistics.spread_of(table, rates=comparison.rates)
-        least = None if spread is None else over_seeds(spread, alpha)
-        if least is not None and spread is not None and comparison.rates:
-            errors = least / math.sqrt(spread.variance)
-            n = int(np.isfinite(table).sum())
-            least = max(least, errors**2 / (n + errors**2))  # d of n pairs: d = errors sqrt(d (1 - d) / n)
+        least = _of_table(table, comparison.rates, alpha)
     elif comparison.rates:  # several seeds that are all alike say no more than the least certain of them
         least = _largest([_of_counts(*pair, alpha) for pair in pairs])
     else:
@@ -64,9 +59,20 @@ def least_difference(comparison: Comparison, alpha: float) -> float | None:
     return least if least is not None and least <= 1 else None
 
 
+def _of_table(table: NDArray[np.float64], rates: bool, alpha: float) -> float | None:
+    spread = statistics.spread_of(table, rates=rates)
+    if spread is None:
+        return None
+    least = over_seeds(spread, alpha)
+    if not rates:
+        return least
+    errors = least / math.sqrt(spread.variance)
+    n = int(np.isfinite(table).sum())
+    return max(least, errors**2 / (n + errors**2))  # d of n pairs: d = errors sqrt(d (1 - d) / n)
+
+
 def _largest(found: Sequence[float | None]) -> float | None:
-    known = [one for one in found if one is not None]
-    return max(known) if len(known) == len(found) else None
+    return None if None in found else max(one for one in found if one is not None)
 
 
 # --- one seed ----------------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ def _of_means(values: Values, baseline: Values, alpha: float) -> float | None:
     found = found[np.isfinite(found)]
     n = len(found)
     smallest_p = max(2 / (RESAMPLES + 1), 2.0 ** (1 - n))  # that the permutation test can give
-    if n < 2 or np.ptp(found) == 0 or smallest_p > alpha:
+    if not np.ptp(found) or smallest_p > alpha:
         return None
     return of_means(float(found.std(ddof=1)), n, alpha)
 
@@ -132,7 +138,7 @@ class Redrawn:
     margin: Callable[[float], NDArray[np.float64]]  # of a level
 
 
-def over_seeds(spread: Spread, alpha: float) -> float | None:
+def over_seeds(spread: Spread, alpha: float) -> float:
     """The difference that exceeds its margin, as redrawn, in 80 % of the draws."""
     rng = np.random.default_rng(SEED)
     drawn = redrawn(spread, rng.standard_normal(DRAWS), rng)

@@ -127,6 +127,51 @@ def test_rates_that_hardly_differ_need_as_many_pairs_that_do() -> None:
     assert least == pytest.approx(errors * math.sqrt(least * (1 - least) / 990))
 
 
+def test_two_seeds_are_several() -> None:
+    table = np.random.default_rng(7).choice([-1.0, 0.0, 1.0], size=(100, 2), p=[0.1, 0.75, 0.15])
+    spread = crossed_spread(table, rates=True)
+    assert least_difference(comparison(table, rates=True), 0.05) == over_seeds(spread, 0.05)
+
+
+def test_of_means_over_seeds_no_pairs_are_counted() -> None:
+    table = np.zeros((330, 3))
+    table[0, 0] = 0.5
+    spread = crossed_spread(table, rates=False)
+    assert least_difference(comparison(table, rates=False), 0.05) == over_seeds(spread, 0.05)
+
+
+def test_a_seed_without_a_judged_pair_tells_nothing() -> None:
+    judged = {str(i): float(i % 3 == 0) for i in range(60)}
+    unjudged: dict[str, float | None] = dict.fromkeys(judged)
+    none = dict.fromkeys(judged, 0.0)
+    assert least_difference(Comparison([judged, unjudged], [none, none], rates=True), 0.05) is None
+    some = {**judged, "0": None}  # in both seeds
+    assert least_difference(Comparison([some, some], [none, none], rates=True), 0.05) is not None
+
+
+def test_the_draws_are_of_one_seed_and_know_the_power_to_a_third_of_a_point() -> None:
+    spread = Spread(0.0004, 0.0009, 99, 4)
+    rng = np.random.default_rng(statistics.SEED)
+    drawn = redrawn(spread, rng.standard_normal(detectable.DRAWS), rng)
+    found = over_seeds(spread, 0.05) + drawn.deviation > drawn.margin(0.05)
+    assert found.mean() == pytest.approx(0.8, abs=2 / detectable.DRAWS)
+    assert math.sqrt(0.8 * 0.2 / detectable.DRAWS) == pytest.approx(0.0031, abs=0.0001)
+
+
+def test_redrawn_effects_are_added() -> None:
+    rng, other = np.random.default_rng(8), np.random.default_rng(8)
+    found = redrawn(Spread(0.0004, 0.0009, 99, 4), np.ones(10), rng).deviation
+    assert found == pytest.approx(0.02 + 0.03 * other.standard_normal(10))
+
+
+def test_a_difference_of_more_than_everything_is_none() -> None:
+    table = np.array([[1.0], [-1.0], [1.0], [-1.0], [1.0], [-1.0]])
+    found = of_means(float(table.std(ddof=1)), 6, 0.05)
+    assert found is not None
+    assert 1 < found < 2
+    assert least_difference(comparison(table, rates=False), 0.05) is None
+
+
 def test_equal_seeds_find_what_one_of_them_finds() -> None:
     same = np.zeros((330, 3))
     assert least_difference(comparison(same, rates=True), 0.05) == of_rates(0, 330, 0.05)
@@ -140,20 +185,17 @@ def test_what_tells_no_spread_has_none() -> None:
     assert least_difference(comparison(np.array([[1.0, 0.0]]), rates=True), 0.05) is None  # one document
 
 
-def test_where_the_permutation_test_has_no_p_so_small_no_mean_is_found() -> None:
+def test_where_the_permutation_test_has_no_p_so_small_no_mean_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     few = np.random.default_rng(6).normal(0, 0.1, (5, 1))  # its smallest p is 2 / 32
     assert least_difference(comparison(few, rates=False), 0.05) is None
     assert least_difference(comparison(few, rates=False), 0.07) is not None
-    many = np.random.default_rng(6).normal(0, 0.1, (60, 1))
-    smallest = 2 / (statistics.RESAMPLES + 1)
-    assert least_difference(comparison(many, rates=False), smallest * 0.99) is None
-    assert least_difference(comparison(many, rates=False), smallest * 1.01) is not None
-
-
-def test_a_difference_of_more_than_everything_is_none() -> None:
-    wild = np.array([[1.0, -1.0, 1.0], [-1.0, 1.0, 0.0], [1.0, -1.0, 1.0], [0.0, 1.0, -1.0]])
-    assert least_difference(comparison(wild, rates=True), 0.001) is None
-
-
-def test_power_is_four_of_five() -> None:
-    assert detectable.POWER == 0.8
+    pair = np.array([[0.1], [0.3]])  # 2 / 4
+    assert least_difference(comparison(pair, rates=False), 0.49) is None
+    assert of_means(0.1, 2, 0.5) is not None
+    many = np.random.default_rng(6).normal(0, 0.01, (60, 1))
+    monkeypatch.setattr(detectable, "RESAMPLES", 9)  # 2 / 10
+    assert least_difference(comparison(many, rates=False), 0.19) is None
+    assert least_difference(comparison(many, rates=False), 0.2) is not None
+    assert least_difference(comparison(many, rates=False), 0.21) is not None

@@ -339,7 +339,8 @@ def share(module: str) -> float:
             begin(module, config, session)
         known.write_bytes(source)
         tried.write_bytes(asked)
-    unseen = unevaluated((WORK / "tree" / module).read_text(encoding="utf-8"))
+    text = (WORK / "tree" / module).read_text(encoding="utf-8")
+    unseen = unevaluated(text) + without_effect(text)
     with use_db(str(session), WorkDB.Mode.open) as database:
         for item in list(database.pending_work_items):
             (mutation,) = item.mutations
@@ -403,11 +404,25 @@ def unevaluated(source: str) -> list[Span]:
             found += [one.annotation for one in ast.walk(part) if isinstance(one, ast.AnnAssign)]
         elif isinstance(part, ast.ClassDef) and "NamedTuple" in map(ast.unparse, part.bases):
             found += [one.annotation for one in part.body if isinstance(one, ast.AnnAssign)]
-    return [
-        Span((one.lineno, one.col_offset), (one.end_lineno or 0, one.end_col_offset or 0))
-        for one in found
-        if one is not None
-    ]
+    return [_span(one) for one in found if one is not None]
+
+
+def without_effect(source: str) -> list[Span]:
+    """What changes no result: caches, and that instances of a dataclass cannot be assigned to (mypy's to see)."""
+    found: list[Span] = []
+    for part in ast.walk(ast.parse(source)):
+        for decorator in getattr(part, "decorator_list", []):
+            name = ast.unparse(decorator)
+            if name.startswith(("lru_cache", "cache")):
+                found.append(_span(decorator, before=1))  # with its "@"
+            elif name.startswith("dataclass") and isinstance(decorator, ast.Call):
+                named = [one for one in decorator.keywords if one.arg in ("frozen", "slots")]
+                found += [_span(one.value) for one in named]
+    return found
+
+
+def _span(one: ast.expr, before: int = 0) -> Span:
+    return Span((one.lineno, one.col_offset - before), (one.end_lineno or 0, one.end_col_offset or 0))
 
 
 def is_seen(mutation: Any, unseen: list[Span]) -> bool:
