@@ -408,7 +408,7 @@ def unevaluated(source: str) -> list[Span]:
 
 
 def without_effect(source: str) -> list[Span]:
-    """What changes no result: caches, and that instances of a dataclass cannot be assigned to (mypy's to see)."""
+    """What changes no result: caches, and that a dataclass's fields cannot be assigned to (mypy sees to it)."""
     found: list[Span] = []
     for part in ast.walk(ast.parse(source)):
         for decorator in getattr(part, "decorator_list", []):

@@ -46,6 +46,19 @@ def test_annotations_of_functions_are_not_evaluated() -> None:
     assert mutate.unevaluated(SOURCE.replace("from __future__ import annotations\n", "")) == []
 
 
+def test_a_cache_and_frozen_fields_change_no_result() -> None:
+    source = """\
+@lru_cache(1 | 2)
+def f(): return 1 | 2
+
+@dataclass(frozen=1 | 2, order=1 | 2)
+class C: pass
+"""
+    places = [(1, 0), *bars(source)]
+    seen = [mutate.is_seen(SimpleNamespace(start_pos=p), mutate.without_effect(source)) for p in places]
+    assert seen == [False, False, True, False, True]
+
+
 def test_only_what_was_not_noticed_is_tried_again(tmp_path: Path) -> None:
     """In cosmic-ray's own table: a result of another kind, such as one without an outcome, goes too."""
     session = tmp_path / "session.sqlite"
