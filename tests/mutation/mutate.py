@@ -408,7 +408,7 @@ def unevaluated(source: str) -> list[Span]:
 
 
 def without_effect(source: str) -> list[Span]:
-    """What changes no result: caches, and that a dataclass's fields cannot be assigned to (mypy sees to it)."""
+    """What changes no result: caches, and that a dataclass cannot be assigned to (which mypy sees to)."""
     found: list[Span] = []
     for part in ast.walk(ast.parse(source)):
         for decorator in getattr(part, "decorator_list", []):
