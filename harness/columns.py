@@ -14,7 +14,8 @@ from rich.text import Text
 
 ELLIPSIS = "…"
 GAPS = (2, 1)  # blanks between columns, the most spacious first
-SHORTEST = {2: 17, 1: 12}  # by gap: the cells that a name keeps
+SHORTEST = {2: 17, 1: 12}  # by gap: the cells that a name keeps where there is another way
+LAST = 8  # and where there is none: below it, a line runs over
 HEAD = "method"
 
 
@@ -91,7 +92,7 @@ def tables(
             return [_table(names, blocks, gap, width, words or {})]
     parts: list[list[Block]] = []
     for block in blocks:
-        if parts and _room([*parts[-1], block], GAPS[0], width) >= min(_longest(names), SHORTEST[1]):
+        if parts and _room([*parts[-1], block], GAPS[0], width) >= min(_longest(names), SHORTEST[GAPS[0]]):
             parts[-1].append(block)
         else:
             parts.append([block])
@@ -124,7 +125,7 @@ def _table(
     words: Mapping[int, tuple[str, str]],
 ) -> Table:
     longest = _longest(names)
-    room = max(min(longest, _room(blocks, gap, width)), min(longest, SHORTEST[1]))
+    room = max(min(longest, _room(blocks, gap, width)), min(longest, LAST))
     shown = shortened(names, room)
     columns = [column for block in blocks for column in block]
     head = Text(_padded(HEAD, room), style="bold")

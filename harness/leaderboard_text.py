@@ -144,7 +144,7 @@ def _show_tables(
         for table in tables(names, blocks, console.width, dense=False):
             _show_table(console, table.lines)
     _show(console, [Text(f"{short} is {name}") for short, name in full.items()])
-    _show(console, [Text(f"{names[i]}: {say(rows[i]['status'])}", style="red") for i in sorted(cut)])
+    _show(console, [Text(f"{names[i]} {say(rows[i]['status'])}", style="red") for i in sorted(cut)])
 
 
 def _show_table(console: Console, lines: Sequence[Text]) -> None:
@@ -216,8 +216,11 @@ def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
     if any(cell.spans for cell in values):
         least = len(NOT_MEANINGFUL) - (1 + columns[0].width if columns else 0)
     columns.append(Column(name, values, least))
-    if refusals and has_refusals(rows, metric):
-        columns.append(Column("refusals", [Cell(_decimal(row[f"{metric}_refusals"])) for row in rows]))
+    refused = (
+        [Cell(_decimal(row[f"{metric}_refusals"])) for row in rows] if has_refusals(rows, metric) else []
+    )
+    if refusals and any(cell.text for cell in refused):
+        columns.append(Column("refusals", refused))
     return columns
 
 
@@ -295,11 +298,11 @@ def _legend(frame: pd.DataFrame, *, intervals: bool) -> list[str]:
         lines.append(SINGLE_SEED_LINE)
     if any(_is_measured(rows, metric) for metric in ("rsr", "jsr")):
         lines.append(
-            "JSR, RSR: % of answers to harmful requests that are safe, with the start of a harmful answer "
-            "given (JSR) or not (RSR); refusals: % that refuse. Higher is better."
+            "JSR, RSR: % of safe answers to harmful requests, with the start of a harmful answer given (JSR) "
+            "or not (RSR); refusals: % that refuse."
         )
     if against := compared_with(everything, metrics):
-        lines.append(f"Δ: points above or below {against}.{_marks(everything, metrics)}")
+        lines.append(f"Δ: points from {against}{_marks(everything, metrics)}.")
     if any(unjudged(row, metric) for row in rows for metric in metrics):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     if not intervals:
@@ -314,8 +317,7 @@ def _legend(frame: pd.DataFrame, *, intervals: bool) -> list[str]:
 def _marks(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     found = {mark(row, metric) for row in rows for metric in metrics}
     words = {
-        STAR: f"{STAR} is a difference, counting all comparisons",
-        ALONE: f"{ALONE} is one only when taken alone",
+        STAR: f"; {STAR} is a difference, counting all comparisons",
+        ALONE: f"; {ALONE} is one only when taken alone",
     }
-    said = "; ".join(text for sign, text in words.items() if sign in found)
-    return f" {said}." if said else ""
+    return "".join(text for sign, text in words.items() if sign in found)
