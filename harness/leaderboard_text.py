@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from harness.columns import Block, Cell, Column, fits, tables
+from harness.columns import Block, Cell, Column, fits, shortened, tables
 from harness.health import NOT_MEANINGFUL
-from harness.report.bottom_line import BottomLine, bottom_lines
+from harness.report.bottom_line import bottom_lines
 from harness.report.verdict import RUBBISH_POINTS
 from harness.sections import Section, beside_paper, compared_with, has_refusals, least, sections, unjudged
 from harness.tables import (
@@ -57,9 +58,8 @@ def render(
         _show(console, [Text(one_line(section.caption(ORDER)))])
         rows = sorted(section.rows, key=_place)
         _show_tables(console, section, rows, say, intervals=intervals)
-        for row, line in section.failures:
-            if not is_failed(row):
-                _show(console, [Text(one_line(line), style="yellow")])
+        partly = [line for row, line in section.failures if not _has_words(row, section.further)]
+        _show(console, [Text(one_line(line), style="yellow") for line in partly])
         _show(console, [Text(one_line(line), style="yellow") for line in section.bounds])
     _show(
         console, [Text(), *(Text(one_line(line)) for line in [*_legend(frame, intervals=intervals), *notes])]
@@ -69,27 +69,25 @@ def render(
 def render_verdict(frame: pd.DataFrame, console: Console) -> None:
     """Print what the leaderboard comes to, for each train task: what tuning did, and what to take."""
     found = bottom_lines([row for group in _of_one_run(frame) for row in group])
-    for place, line in enumerate(found):
-        first = not place or found[place - 1].heading != line.heading
-        said = [text for text in (line.lead if first else "", line.choice) if text]
-        if not said:
-            continue
-        others = any(other.heading == line.heading and other != line for other in found)
-        if first:
-            heading = f"{line.heading}, judged by {line.judge}" if others else line.heading
+    told = ""  # the heading above
+    for line in found:
+        said = [text for text in ("" if line.heading == told else line.lead, line.choice) if text]
+        if said and line.heading != told:
+            judges = len([other for other in found if other.heading == line.heading])
+            heading = f"{line.heading}, judged by {line.judge}" if judges > 1 else line.heading
             _show(console, [Text(), Text(one_line(heading), style="bold")])
-        _show(console, [Text(one_line(text)) for text in _words(said, line, first=first)])
-
-
-def _words(said: Sequence[str], line: BottomLine, *, first: bool) -> list[str]:
-    return [*said] if first else [f"Judged by {line.judge}: {' '.join(said)}"]
+        elif said:
+            said = [f"Judged by {line.judge}: {' '.join(said)}"]
+        told = line.heading if said else told
+        _show(console, [Text(one_line(text)) for text in said])
 
 
 def _of_one_run(frame: pd.DataFrame) -> Iterator[list[Row]]:
     """Rows that were compared with each other: where several runs are merged, a train task that one has."""
     for group in grouped(records(frame), "model", "train_task"):
         if len({row.get("run") for row in group}) == 1:
-            yield group
+            run = f" ({group[0].get('run')})"  # behind the methods of runs that were not measured alike
+            yield [row | {"method": row["method"].removesuffix(run)} for row in group]
 
 
 def _place(row: Row) -> int:
@@ -126,25 +124,32 @@ def _show_tables(
 ) -> None:
     names = _names(rows, say)
     words = {i: (say(row["status"]), "red") for i, row in enumerate(rows) if _has_words(row, section.further)}
-    sets = [_main(rows, names, console.width), _blocks(rows, section.further)]
+    further = _blocks(rows, section.further)
+    sets = [_main(rows, names, console.width), *([further] if further else [])]
+    alike = _alike(names, sets, console.width)
     full: dict[str, str] = {}
     cut: set[int] = set()
-    for place, blocks in enumerate(sets):
-        if blocks or not place:
-            for table in tables(names, blocks, console.width, words):
-                _show_table(console, table.lines)
-                full |= {s: n for s, n in zip(table.names, names, strict=True) if s != n}
-                cut.update(table.cut)
+    for blocks in sets:
+        for table in tables(alike, blocks, console.width, words):
+            _show_table(console, table.lines)
+            full |= {short: name for short, name in zip(table.names, names, strict=True) if short != name}
+            cut.update(table.cut)
     if beside := beside_paper(rows):
         for table in tables([say(name) for name, _ in beside], _paper(beside), console.width):
             _show_table(console, table.lines)
     if intervals:
         _show(console, [Text(), Text(INTERVALS, style="bold")])
         blocks = _intervals(rows, (*ORDER, *section.further))
-        for table in tables(names, blocks, console.width, dense=False):
+        for table in tables(alike, blocks, console.width, dense=False):
             _show_table(console, table.lines)
     _show(console, [Text(f"{short} is {name}") for short, name in full.items()])
     _show(console, [Text(f"{names[i]} {say(rows[i]['status'])}", style="red") for i in sorted(cut)])
+
+
+def _alike(names: Sequence[str], sets: Iterable[Sequence[Block]], width: int) -> list[str]:
+    """The names as the table with the least room for them has them: so all tables have them alike."""
+    rooms = [max(map(cell_len, table.names)) for blocks in sets for table in tables(names, blocks, width)]
+    return shortened(names, min(rooms))
 
 
 def _show_table(console: Console, lines: Sequence[Text]) -> None:

@@ -83,6 +83,16 @@ def test_a_name_is_shortened_in_the_middle_and_told_in_full_below() -> None:
     assert not any(line.startswith("vanilla is") for line in lines)
 
 
+def test_a_shortened_name_is_the_same_in_all_tables() -> None:
+    name = "a-checkpoint-with-a-long-name-of-step-2000"
+    cells = [cell(m, further=(replace(reference(), task="xstest"),)) for m in ("vanilla", name)]
+    text = printed(build(cells), 80, intervals=True)
+    (told,) = [line for line in text.splitlines() if line.endswith(f" is {name}")]
+    short = told.partition(" is ")[0]
+    assert "…" in short
+    assert len(lines_of(text, short)) == len(heads(text)) >= 4
+
+
 def test_figures_are_right_aligned() -> None:
     frame = build([cell("vanilla", rsr=outcome("1" * 10)), cell("sdft", rsr=outcome("0" * 9 + "?"))])
     rows = [line for line in printed(frame).splitlines() if line.startswith(("vanilla", "sdft"))]
@@ -403,3 +413,22 @@ def test_runs_that_share_a_train_task_have_no_verdict_together() -> None:
     render_verdict(frame.assign(run=runs), Console(file=file, width=80))
     assert file.getvalue().splitlines()[1] == "Trained on other"
     assert "gsm8k" not in file.getvalue()
+
+
+def test_methods_named_by_their_run_are_compared_with_its_own_vanilla() -> None:
+    frame = build(of_judge("exact", against(10, 0), reference()))
+    named = frame.assign(run="a", method=[f"{name} (a)" for name in frame["method"]])
+    file = io.StringIO()
+    render_verdict(named, Console(file=file, width=500))
+    assert file.getvalue().splitlines() == said(of_judge("exact", against(10, 0), reference()))
+    text = printed(named)
+    assert lines_of(text, "base model (a)")
+    assert text.index("base model (a)") < text.index("vanilla (a)") < text.index("sdft (a)")
+
+
+def test_a_row_without_any_figure_has_its_status_once() -> None:
+    status = "missing: utility, rsr, jsr (not answered)"
+    frame = build([cell("vanilla"), cell("sdft", utility=None, rsr=None, jsr=None, status=status)])
+    text = printed(frame)
+    assert text.count(status) == 1
+    assert lines_of(text, "sdft") == [status.split()]
