@@ -503,8 +503,8 @@ def table(config: RunConfig, out: Path, console: Console, *, intervals: bool = F
     leaderboard_text.render_verdict(written, console)
     console.print()
     _report(out, console, anew=fresh)
-    files = f"Files: {out / 'leaderboard'}.{{md,csv,json,tex}}"
-    console.print(escape(files), highlight=False, soft_wrap=True)
+    files = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json", "tex"))
+    console.print(f"Files: {escape(files)}", highlight=False, soft_wrap=True)
 
 
 def _report(out: Path, console: Console, *, anew: bool) -> None:
