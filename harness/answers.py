@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import benchmarks, models, records, responding, scores, tables
+from harness import benchmarks, models, records, responding, scores
 from harness.contracts import HarnessError, UsageError
 from harness.engines.base import IdEngine
 from harness.health import NOT_MEANINGFUL, is_enough
 from harness.models import Checkpoint
 from harness.plan import Cell
+from harness.terminal import say
 from harness.text import listed
 from harness.workshop import Workshop
 
@@ -65,13 +66,11 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             table.add_row(escape(row["task"]), escape(row["metric"]), shown, interval, str(row["n"]))
         console.print(table)
         for task, missing in {row["task"]: row["missing"] for row in found if row["missing"]}.items():
-            tables.say(
-                console, f"{task}: {sum(missing.values())} without an answer ({listed(missing)})", "yellow"
-            )
+            say(console, f"{task}: {sum(missing.values())} without an answer ({listed(missing)})", "yellow")
         for task, unscored in {row["task"]: row["unscored"] for row in found if row["unscored"]}.items():
-            tables.say(console, f"{task}: not scored: {listed(unscored)}", "yellow")
+            say(console, f"{task}: not scored: {listed(unscored)}", "yellow")
         if line := scores.health_line(out, cell, reader):
-            tables.say(console, line)
+            say(console, line)
         if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
             console.print(
                 "Safety by rule: refusal phrases (mini tasks: the world's grammar). "

@@ -69,12 +69,13 @@ def compare(
     rows: Collection[str] = (),
     only: Collection[str] = (),
     budget: Budget | None = None,
+    intervals: bool = False,
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
     ``until`` stops after that step; ``kinds`` and ``rows`` (names of methods, checkpoints) limit the cells,
     ``only`` their tasks: the subcommands are parts of this walk. ``budget``: of the judges, where one command
-    makes several comparisons.
+    makes several comparisons; ``intervals``: print these, too.
     Raises HarnessError (nothing was done) or CellsFailedError (the others were tried first).
     """
     quiet()  # before a library is imported
@@ -160,7 +161,7 @@ def compare(
         if todo:
             run_folder.update(out, **run_folder.outcome(out, cells, failures))
         if until == "leaderboard":
-            table(config, out, console)
+            table(config, out, console, intervals=intervals)
         if todo:
             _cost(out, clock, available, memory)
     if failures:
@@ -448,9 +449,10 @@ def _check_installed(out: Path, config: RunConfig) -> None:
 # --- the table -------------------------------------------------------------------------------------
 
 
-def table(config: RunConfig, out: Path, console: Console) -> None:
-    """Write the leaderboard (FILES), each cell's scores.json and the report; print the first."""
-    from harness import epochs, tables
+def table(config: RunConfig, out: Path, console: Console, *, intervals: bool = False) -> None:
+    """Write the leaderboard (FILES), each cell's scores.json and the report; print the first, and what it
+    comes to."""
+    from harness import epochs, leaderboard_text, tables
 
     cells = plan.cells(config)
     failures = run_folder.failed(out)
@@ -464,7 +466,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     fresh = not stage.done()
     if fresh:
-        from harness import latex, leaderboard, papers, remarks, scores
+        from harness import latex, leaderboard, markdown, papers, remarks, scores
 
         reader = scores.Reader()
         results = scores.collect(config, out, cells, failures, reader)
@@ -483,6 +485,7 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
 
         def work(scratch: Path) -> None:
             tables.write(frame, long, scratch, title=title, notes=notes)
+            markdown.write(frame, scratch, title=title, notes=notes)
             latex.write(frame, scratch, title=title, notes=notes)
             if epochs.asked(config):
                 epochs.write(config, out, cells, failures, scratch)
@@ -493,19 +496,28 @@ def table(config: RunConfig, out: Path, console: Console) -> None:
         crash.point("report.removed", out / REPORT)
         stage.run(work)
     written = tables.read(out)
-    tables.render(written, console, title=title, notes=written.attrs["notes"])
+    notes = written.attrs["notes"]
+    leaderboard_text.render(written, console, title=title, notes=notes, intervals=intervals)
     if epochs.asked(config):
         epochs.render(config, out, console)
-    if fresh or not (out / REPORT).exists():
-        from harness import report
+    leaderboard_text.render_verdict(written, console)
+    console.print()
+    _report(out, console, anew=fresh)
+    files = ", ".join(str(out / f"leaderboard.{kind}") for kind in ("md", "csv", "json", "tex"))
+    console.print(f"Files: {escape(files)}", highlight=False, soft_wrap=True)
 
-        try:
+
+def _report(out: Path, console: Console, *, anew: bool) -> None:
+    """Write the report where there is none of these figures, and say where it is."""
+    from harness import report
+
+    try:
+        if anew or not (out / REPORT).exists():
             report.write(out)
-        except HarnessError as error:  # the leaderboard stands
-            console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
-    files = (REPORT, *(f"leaderboard.{kind}" for kind in ("md", "csv", "json", "tex")))
-    names = ", ".join(str(out / name) for name in files)
-    console.print(f"\nFiles: {escape(names)}", highlight=False, soft_wrap=True)
+    except HarnessError as error:  # the leaderboard stands
+        console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
+    else:
+        console.print(escape(f"Report: {out / REPORT}"), highlight=False, soft_wrap=True)
 
 
 def _sources(out: Path) -> list[Path]:

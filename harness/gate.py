@@ -25,6 +25,7 @@ from harness.families import control
 from harness.leaderboard import CellResult, TaskOutcome
 from harness.plan import SEED, Cell
 from harness.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
+from harness.terminal import say
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
@@ -398,8 +399,8 @@ def _counted(count: int) -> str:
 
 def show(findings: Sequence[Finding], console: Console) -> None:
     for finding in findings:
-        tables.say(console, finding.line(), "" if finding.met else "red")
+        say(console, finding.line(), "" if finding.met else "red")
     for judge, standard in {finding.judge: finding.standard for finding in findings}.items():
         if standard:
-            tables.say(console, f"Judge {judge}: {standard}.")
-    tables.say(console, verdict(findings), "bold")
+            say(console, f"Judge {judge}: {standard}.")
+    say(console, verdict(findings), "bold")

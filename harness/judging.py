@@ -621,7 +621,7 @@ def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) ->
 
 def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
     """What a table says of its judges: what they read, why verdicts are missing, what they cost in all."""
-    read = {"prefill+response": "the prefix and the continuation", "response": "the continuation alone"}
+    read = {"prefill+response": "the prefix and the continuation", "response": "only the continuation"}
     lines = [f"For prefilled answers, the judge reads {read[config.safety.judged_scope]}."]
     for name in config.judges:
         if found := standard(config, out, cells, name):

@@ -34,6 +34,7 @@ from harness.tables import (
     mark,
     means,
     records,
+    shown_method,
 )
 from harness.text import one_line
 
@@ -198,21 +199,16 @@ def _table(lines: Sequence[str], metrics: Sequence[str], caption: Sequence[str],
 
 def _name(method: str) -> str:
     """A method's name; a long one may be broken, for which it needs places."""
-    shown = _shown(method)
+    shown = one_line(shown_method(method))
     if len(shown) <= NAME:
         return escaped(shown)
     pieces = re.findall(r"[^-_./ ]{1,16}[-_./ ]*|[-_./ ]+", shown)
     return "\\allowbreak{}".join(map(escaped, pieces))
 
 
-def _shown(method: str) -> str:
-    first, *rest = one_line(method).split(" ")
-    return " ".join(["base model" if first == UNRANKED else first, *rest])
-
-
 def _height(method: str) -> int:
     """Of a name as printed, in lines: capitals are wide, and breaks leave some room."""
-    shown = _shown(method)
+    shown = one_line(shown_method(method))
     return 1 if len(shown) <= NAME else math.ceil(len(shown) / (NAME / 2))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from harness import benchmarks, comparison, judging, latex, plan, records, run_folder, tables
+from harness import benchmarks, comparison, judging, latex, markdown, plan, records, run_folder, tables
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.plan import Cell
@@ -91,6 +91,7 @@ def write(merged: Merged, out: Path, *, intervals: bool = False, columns: Sequen
     if (out / "run.json").exists():
         raise UsageError(f"{out} is a run's folder, which has its own leaderboard; choose another --out")
     tables.write(merged.frame, merged.scores, out, title=merged.title, notes=merged.notes)
+    markdown.write(merged.frame, out, title=merged.title, notes=merged.notes)
     latex.write(
         merged.frame, out, title=merged.title, notes=merged.notes, intervals=intervals, columns=columns
     )

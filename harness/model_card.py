@@ -18,8 +18,9 @@ from harness import benchmarks, comparison, judging, models, plan, records, regi
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.health import NOT_MEANINGFUL
+from harness.markdown import escaped
 from harness.plan import SEED, Cell
-from harness.tables import BASELINE, DONE, Row, escaped
+from harness.tables import BASELINE, DONE, Row
 
 TASK_TYPE = "text-generation"
 IDENTITY = ("version", "model", "rubric", "threshold", "spec")  # of a judge; not its server or its folders

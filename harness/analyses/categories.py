@@ -26,7 +26,8 @@ from harness.leaderboard import TaskOutcome
 from harness.plan import Cell
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, bare_table, trained_on
+from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
+from harness.terminal import bare_table
 from harness.text import csv_cell
 
 VERSION = 3

@@ -32,7 +32,7 @@ from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.statistics import ALPHA
 from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
-from harness.tables import bare_table
+from harness.terminal import bare_table
 from harness.text import csv_cell
 
 VERSION = 1

@@ -15,7 +15,8 @@ from harness import plan, records, run_folder
 from harness.analyses.shared import mean_of_all
 from harness.contracts import HarnessError
 from harness.plan import Cell
-from harness.tables import BASELINE, bare_table, print_whole
+from harness.tables import BASELINE
+from harness.terminal import bare_table, print_whole
 
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),

@@ -13,7 +13,8 @@ from rich.text import Text
 from harness import figures
 from harness.analyses.shared import FOLDER
 from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import as_csv, print_whole, say
+from harness.tables import as_csv
+from harness.terminal import print_whole, say
 
 Row = dict[str, Any]
 COLUMNS = (

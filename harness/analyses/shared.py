@@ -10,7 +10,7 @@ from rich.table import Table
 
 from harness.config import RunConfig
 from harness.contracts import UsageError
-from harness.tables import natural_width
+from harness.terminal import natural_width
 
 FOLDER = "analysis"  # of a run
 SAFE_RATES = ("rsr", "jsr")

@@ -29,7 +29,7 @@ from scipy.stats import norm
 from harness import statistics
 from harness.progress import Display
 from harness.store import write_text_atomic
-from harness.tables import bare_table
+from harness.terminal import bare_table
 
 BAND = (93.0, 97.0)  # percent: coverage that 95 % intervals are held to
 DIFFICULTY = 1.0  # standard deviation of the documents' difficulty, beside 1 of an answer itself

@@ -19,6 +19,7 @@ from rich.text import Text
 from harness import figures, tables
 from harness.analyses.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
 from harness.store import write_json_atomic, write_text_atomic
+from harness.terminal import bare_table
 
 NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
 LINES = {"seed": ":", "vanilla": "--"}  # of the references
@@ -180,7 +181,7 @@ def _depth_table(points: Sequence[Point]) -> Table:
 
 def _grid(*headings: str, left: int) -> Table:
     """``left``: how many columns are not figures."""
-    table = tables.bare_table()
+    table = bare_table()
     for number, heading in enumerate(headings):
         name = number < left
         table.add_column(heading, justify="left" if name else "right", overflow="fold", no_wrap=not name)

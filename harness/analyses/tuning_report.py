@@ -26,9 +26,8 @@ from harness.tables import (
     as_csv,
     mark,
     one_decimal,
-    print_whole,
-    say,
 )
+from harness.terminal import print_whole, say
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
 

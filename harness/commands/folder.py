@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import console, example, listed
+from harness.commands.options import INTERVALS, console, example, listed
 from harness.contracts import UsageError
 
 if TYPE_CHECKING:
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 @click.command(epilog=example("harness score results/runs/mini"))
 @click.argument("run", type=click.Path(path_type=Path))
-def score(run: Path) -> None:
+@INTERVALS
+def score(run: Path, intervals: bool) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
     from harness import cleaning, comparison, run_folder
 
     with run_folder.opened(run) as config:
         cleaning.unmark(run)
-        comparison.table(config, run, console())
+        comparison.table(config, run, console(), intervals=intervals)
 
 
 @click.command(

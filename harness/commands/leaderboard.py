@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import console, example, print_json
+from harness.commands.options import INTERVALS, console, example, print_json
 
 FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json",
            "latex": "leaderboard.tex"}  # fmt: skip
@@ -24,7 +24,7 @@ FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "lead
               help="Write leaderboard.{md,csv,json,tex} and scores.csv there.")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice([*FORMATS]), help="Print it so, not as for a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("--intervals", is_flag=True, help="LaTeX: with the 95 % intervals.")
+@INTERVALS
 @click.option("--columns", metavar="NAMES", help="LaTeX: the metrics to show, as in rsr,jsr,utility.")
 @click.option("--allow-mixed", is_flag=True,
               help="Merge runs that were not measured alike, and say what differs.")  # fmt: skip
@@ -44,7 +44,7 @@ def leaderboard(
     """
     import tempfile
 
-    from harness import comparison, merging, run_folder, tables
+    from harness import comparison, leaderboard_text, merging, run_folder
     from harness.store import read_json
 
     kind = "json" if as_json else kind
@@ -62,9 +62,12 @@ def leaderboard(
         return
     if len(runs) == 1:
         with run_folder.opened(runs[0]) as config:
-            comparison.table(config, runs[0], console())
+            comparison.table(config, runs[0], console(), intervals=intervals)
     else:
-        tables.render(merged.frame, console(), title=merged.title, notes=merged.notes)
+        leaderboard_text.render(
+            merged.frame, console(), title=merged.title, notes=merged.notes, intervals=intervals
+        )
+        leaderboard_text.render_verdict(merged.frame, console())
     if out:
         click.echo(f"\nFiles: {', '.join(str(out / name) for name in FORMATS.values())}")
 

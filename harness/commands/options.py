@@ -335,6 +335,11 @@ MIX = click.option("--mix", callback=shares, multiple=True, metavar="FILE:RATIO"
                    "poison.jsonl:0.1. Repeatable.")  # fmt: skip
 SAFETY_DATA = click.option("--safety-data", metavar="FILE|mini",
                            help="Refused harmful requests, for methods that train on them.")  # fmt: skip
+INTERVALS = click.option(
+    "--intervals",
+    is_flag=True,
+    help="Print the 95 % intervals, too, in tables of their own below each table.",
+)
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
                         help="Any recipe key, as in --set training.epochs=1. Repeatable.")  # fmt: skip
 

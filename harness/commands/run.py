@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import (
+    INTERVALS,
     JUDGE_HELP,
     RECIPE,
     SETTINGS,
@@ -38,11 +39,20 @@ from harness.contracts import UsageError
     ),
 )
 @compare_options
+@INTERVALS
 @click.option(
     "--dry-run", is_flag=True, help="Print the configuration, the plan and what it takes; do nothing."
 )
 @click.pass_context
-def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run: bool, **flags: Any) -> None:
+def compare(
+    ctx: click.Context,
+    /,
+    recipe: str | None,
+    out: Path | None,
+    intervals: bool,
+    dry_run: bool,
+    **flags: Any,
+) -> None:
     """Fine-tune with each method, score every checkpoint, print the leaderboard.
 
     RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world; with --model MODEL: real,
@@ -55,7 +65,14 @@ def compare(ctx: click.Context, /, recipe: str | None, out: Path | None, dry_run
     if dry_run:
         comparison.fetch_nothing()
     config = resolve(recipe or begun_with(out), **flags)
-    comparison.compare(config, out_folder(config, out), console(), dry_run=dry_run, debug=ctx.obj["debug"])
+    comparison.compare(
+        config,
+        out_folder(config, out),
+        console(),
+        dry_run=dry_run,
+        debug=ctx.obj["debug"],
+        intervals=intervals,
+    )
 
 
 @click.command(

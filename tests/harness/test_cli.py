@@ -15,6 +15,7 @@ import click
 import pytest
 
 from harness import __version__, cli, registry
+from harness.contracts import HarnessError
 
 Command = Callable[..., Any]
 
@@ -313,10 +314,52 @@ def test_the_leaderboard_fits_the_terminal(columns: int, small_run: Path) -> Non
         env={**os.environ, "COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     lines = shown.stdout.splitlines()
-    assert all(len(line) <= columns for line in lines if not line.startswith("Files: "))
-    assert all(
-        any(line.startswith(name) for line in lines) for name in ("seed", "vanilla", "lookahead-virtual")
-    )
+    assert all(len(line) <= columns for line in lines if not line.startswith(("Report: ", "Files: ")))
+    names = ("base model", "vanilla", "lookahead-virtual")
+    assert all(sum(line.startswith(f"{name}  ") for line in lines) == 1 for name in names)
+
+
+@pytest.mark.parametrize("name", ["score", "leaderboard"])
+def test_the_table_ends_with_the_verdict_and_the_path_of_the_report(
+    name: str, command: Command, run_copy: Path
+) -> None:
+    lines = command(name, run_copy).out.splitlines()
+    files = [str(run_copy / f"leaderboard.{kind}") for kind in ("md", "csv", "json", "tex")]
+    assert lines[-2:] == [f"Report: {run_copy / 'report.html'}", f"Files: {', '.join(files)}"]
+    verdict = lines[lines.index("Trained on gsm8k-mini") : -3]
+    assert verdict[1].startswith("Plain fine-tuning on gsm8k-mini ")
+    assert lines[-3] == ""
+    mini = next(number for number, line in enumerate(lines) if line.startswith("Mini world: "))
+    assert mini < lines.index("Trained on gsm8k-mini")
+
+
+def test_a_report_that_cannot_be_written_is_said_in_its_place(
+    command: Command, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(out: Path) -> Path:
+        raise HarnessError("the disk is full")
+
+    monkeypatch.setattr("harness.report.write", refuse)
+    (run_copy / "report.html").unlink()
+    lines = command("score", run_copy).out.splitlines()
+    assert lines[-2] == "No report: the disk is full"
+    assert not any(line.startswith("Report: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["score"], ["leaderboard"], ["compare", "--out"]], ids=["score", "leaderboard", "compare"]
+)
+def test_intervals_are_printed_on_request(
+    arguments: list[str], command: Command, run_copy: Path, small: Command
+) -> None:
+    more = small(methods=["all"]) if arguments[0] == "compare" else []
+    plain = command(*arguments, run_copy, *more)
+    both = command(*arguments, run_copy, *more, "--intervals")
+    assert plain.code == both.code == 0
+    assert "95 % intervals" not in plain.out.splitlines()
+    assert "95 % intervals" in both.out.splitlines()
+    row = json.loads((run_copy / "leaderboard.json").read_text())["rows"][0]
+    assert f"{row['jsr_low']:.1f}–{row['jsr_high']:.1f}" in both.out
 
 
 def test_scores_are_computed_anew_and_equal(command: Command, run_copy: Path, values: Command) -> None:

@@ -136,7 +136,7 @@ def test_another_rubric_threshold_or_scope_judges_anew(
     rows = by_name(values(run_copy), name(server))
     assert {float(row["rsr"]) for row in rows} == {0.0}  # every score reaches 2
     assert (
-        "For prefilled answers, the judge reads the continuation alone."
+        "For prefilled answers, the judge reads only the continuation."
         in (run_copy / "leaderboard.md").read_text()
     )
 

@@ -1,14 +1,11 @@
-"""The leaderboard's figures by hand, its files against hostile names, its face at its narrowest."""
+"""The leaderboard's figures by hand, and its files against hostile names."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +14,42 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcomes import outcome as made
-from outcomes import result
+from leaderboard_rows import (
+    COSTS,
+    METHODS,
+    against,
+    answering,
+    cell,
+    elsewhere,
+    empty,
+    failed,
+    five_comparisons,
+    outcome,
+    printed,
+    reference,
+    row,
+)
 from pandas.testing import assert_frame_equal
-from rich.cells import cell_len
-from rich.console import Console
-from scipy.optimize import brentq
 from scipy.stats import binom, multinomial
 from statsmodels.stats.multitest import multipletests
 
-from harness import statistics
+from harness import markdown, statistics
 from harness.contracts import HarnessError
 from harness.detectable import Comparison, least_difference
 from harness.leaderboard import CellResult, TaskOutcome, build, long_scores
+from harness.markdown import document
 from harness.tables import (
-    SINGLE_SEED_LINE,
     UNTRAINED,
     differs,
     differs_alone,
     further_tasks,
     is_unshown,
     mark,
-    markdown,
     read,
-    render,
     write,
 )
 
-METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
-COSTS: dict[str, float | int | None] = {
-    "train_tokens": 1_234,
-    "train_flops": 2.5e15,
-    "train_seconds": 31.26,
-    "peak_memory_bytes": 10**9,
-}
-
-# as ARCHITECTURE has them: public and stable
+# public and stable
 COLUMNS = [
     *["model", "method", "train_task", "seed", "judge", "utility_task", "utility_metric"],
     *["utility", "utility_low", "utility_high", "utility_n"],
@@ -69,37 +66,8 @@ COLUMNS = [
 FIGURES = [name for name in COLUMNS[7:] if name not in ("status", "health_of", "safe_rates")]
 
 
-outcome = partial(made, task="hex")
-
-
 def scores(*values: float) -> TaskOutcome:
     return TaskOutcome("samsum", "rouge1", {f"d{i}": value for i, value in enumerate(values)}, False)
-
-
-def cell(method: str, **more: Any) -> CellResult:
-    defaults: dict[str, Any] = {
-        "utility": outcome("1100", task="gsm8k"),
-        "rsr": outcome("1110"),
-        "jsr": outcome("1000", task="hex-prefilled", prefill_tokens=3),
-        "training": {} if method == "seed" else COSTS,
-    }
-    return result(method, **(defaults | more))
-
-
-def failed(method: str, **more: Any) -> CellResult:
-    return cell(method, status="failed: out of memory", **more)
-
-
-def row(frame: pd.DataFrame, method: str, **where: str) -> Any:
-    chosen = frame[frame["method"] == method]
-    for name, value in where.items():
-        chosen = chosen[chosen[name] == value]
-    assert len(chosen) == 1
-    return chosen.iloc[0]
-
-
-def empty(series: Any, *names: str) -> bool:
-    return all(pd.isna(series[name]) for name in names)
 
 
 def deltas(metric: str) -> list[str]:
@@ -161,15 +129,6 @@ def test_deltas_are_paired_with_vanilla_of_the_same_train_task_seed_judge_and_mo
         ("other", "gsm8k", "exact", "42"): 0.0,
         ("mini", "gsm8k", "exact", "43"): -25.0,
     }
-
-
-def against(gained: int, lost: int) -> TaskOutcome:
-    """Against ``reference()``: so many documents gained and lost."""
-    return outcome("1" * gained + "0" * (10 - gained) + "0" * lost + "1" * (10 - lost))
-
-
-def reference() -> TaskOutcome:
-    return outcome("0" * 10 + "1" * 10)
 
 
 def adjusted(*p_values: float) -> list[float]:
@@ -266,10 +225,6 @@ def test_the_base_model_and_the_methods_do_not_count_for_each_other() -> None:
     assert row(with_base, "sdft")["rsr_p"] == 2 / 64
     assert row(more, "sdft")["rsr_p"] == 2 * 2 / 64
     assert row(more, "sdft")["rsr_mde"] > row(with_base, "sdft")["rsr_mde"]
-
-
-def elsewhere(method: str, **more: Any) -> CellResult:
-    return cell(method, train_task=UNTRAINED, seed=None, **more)
 
 
 def test_checkpoints_trained_elsewhere_are_a_family_against_the_base_model() -> None:
@@ -487,10 +442,11 @@ def test_each_comparison_has_the_smallest_difference_that_it_would_have_shown() 
     least = float(row(frame, "sdft")["rsr_mde"])
     assert power(least / 100, differing=5, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
     assert empty(row(frame, "vanilla"), "rsr_mde")
-    assert f"({least:.1f})" in printed(frame)
+    assert f" {least:.1f} " in printed(frame, intervals=True)
+    assert f"{least:.1f}" not in printed(frame)
     shown = build([cell("vanilla", rsr=reference()), cell("sdft", rsr=against(9, 0))])
     assert "+45.0*" in printed(shown)
-    assert f"({row(shown, 'sdft')['rsr_mde']:.1f})" not in printed(shown)  # it was shown
+    assert f"{row(shown, 'sdft')['rsr_mde']:.1f}" not in printed(shown, intervals=True)  # it was shown
 
 
 def test_a_papers_figures_stand_beside_ours() -> None:
@@ -499,10 +455,10 @@ def test_a_papers_figures_stand_beside_ours() -> None:
     assert [row(frame, "sdft", judge="exact")[f"{m}_paper"] for m in ("utility", "rsr")] == [34.32, 96.06]
     assert empty(row(frame, "sdft", judge="exact"), "jsr_paper")
     assert empty(row(frame, "sdft", judge="other"), "utility_paper")
-    text = markdown(frame, title="")
+    text = document(frame, title="")
     assert "| method | utility vs paper | paper | RSR vs paper | paper |" in text
     assert "| sdft | +15.68 | 34.32 | -21.06 | 96.06 |" in text  # 50 and 75 less the paper's
-    assert ["sdft", "+15.7", "34.3", "-21.1", "96.1"] in [
+    assert ["sdft", "-21.1", "96.1", "+15.7", "34.3"] in [
         line.split() for line in printed(frame).splitlines()
     ]
     assert "vs paper" not in printed(build([cell("vanilla"), cell("sdft")]))
@@ -521,7 +477,7 @@ def test_what_is_there_is_shown_where_some_is_missing() -> None:
     text = printed(frame)
     assert "failed" not in text
     assert "sdft missing: jsr (not judged by exact)" in text.splitlines()
-    assert "sdft missing: jsr (not judged by exact)" in markdown(frame, title="").splitlines()
+    assert "sdft missing: jsr (not judged by exact)" in document(frame, title="").splitlines()
     assert set(long_scores([partly])["task"]) == {"gsm8k", "hex"}
     mean = row(build([partly, cell("sdft", seed=2)]), "sdft", seed="mean")
     assert (mean["rsr"], mean["status"]) == (75.0, "missing: jsr (not judged by exact)")
@@ -588,7 +544,6 @@ def test_files_hold_the_frame(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "leaderboard.csv",
         "leaderboard.json",
-        "leaderboard.md",
         "scores.csv",
     ]
 
@@ -640,6 +595,7 @@ def test_hostile_names_stay_text(tmp_path: Path, name: str) -> None:
                 assert line[column][:1] not in "=+-@\t\r" or line[column] == ""
                 assert line[column].isprintable()
         assert "\n-" not in (tmp_path / file).read_text()
+    markdown.write(build(cells), tmp_path, title=name, notes=[name])
     text = (tmp_path / "leaderboard.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 * 2 + 3  # two tables' heads, three cells: no name has broken a line
@@ -668,85 +624,6 @@ def test_what_is_no_leaderboard_is_named(tmp_path: Path, text: str | None) -> No
 # --- what people see -------------------------------------------------------------------------------
 
 
-def printed(frame: pd.DataFrame, width: int = 100, title: str = "Title", notes: Iterable[str] = ()) -> str:
-    file = io.StringIO()
-    render(frame, Console(file=file, width=width), title=title, notes=list(notes))
-    return file.getvalue()
-
-
-def widest(*tasks: str) -> list[CellResult]:
-    """Every figure at its widest: 100.0, -100.0 marked as a difference, unjudged with two digits."""
-    perfect, nothing = "1" * 300 + "?" * 12, "0" * 300 + "?" * 12
-    labels = {f"d{i}": "refusal" for i in range(312)}
-    return [
-        cell(
-            method,
-            train_task=task,
-            utility=outcome(flags[:300]),
-            rsr=outcome(flags, labels=labels),
-            jsr=outcome(flags, labels=labels, prefill_tokens=3),
-        )
-        for task in tasks
-        for method in METHODS
-        for flags in [nothing if method in ("sdft", "lookahead-virtual") else perfect]
-    ]
-
-
-def least(unfound: int, n: int = 300) -> float:
-    """Points: the difference that exact McNemar at Holm's level for so many finds four times in five, where
-    no pair differs but by it."""
-    needed = next(k for k in range(n) if 2 / 2**k <= 0.05 / unfound)
-    return 100 * float(brentq(lambda rate: binom.sf(needed - 1, n, rate) - 0.8, 1e-6, 0.5))
-
-
-@pytest.mark.parametrize("width", [80, 100, 140])
-def test_nothing_wraps_or_is_cut(width: int) -> None:
-    frame = build(widest("gsm8k-mini", "samsum-mini"))
-    text = printed(frame, width)
-    lines = text.splitlines()
-    assert max(map(cell_len, lines)) <= width
-    assert "…" not in text
-    if width == 80:  # the figures stand below the differences
-        assert sum(line.split() == ["100.0", "(12?)"] * 2 for line in lines) == 0
-        assert sum(line.split() == ["100.0", "100.0", "(12?)", "100.0", "(12?)"] for line in lines) == 2 * 4
-        assert sum(line.split() == ["-100.0", "to", "-98.2"] * 3 for line in lines) == 2 * 2
-        return
-    for method in METHODS:
-        (first, second), (third, fourth) = [
-            (line, lines[at + 1]) for at, line in enumerate(lines) if re.match(rf"{method} [^–]+$", line)
-        ]
-        assert (first, second) == (third, fourth)  # both train tasks have the same figures
-        lost = method in ("sdft", "lookahead-virtual")
-        unshown = f"({least(2 if method == 'seed' else 4):.1f})"  # four of the eight methods are found
-        delta, spread = (["-100.0*"], "-100.0 to -98.2") if lost else (["+0.0", unshown], "-1.3 to +1.3")
-        if method == "vanilla":
-            delta, spread = [], ""
-        rate, interval = ("0.0", "0.0–1.3") if lost else ("100.0", "98.7–100.0")
-        refusals = ["100.0"] if width >= 140 else []
-        cost = ["31.3"] if width >= 140 and method != "seed" else []
-        assert first.split() == [method, *delta, rate, *[*delta, rate, "(12?)", *refusals] * 2, *cost]
-        assert second.split() == [*spread.split(), interval] * 3
-    if width == 100:  # no room for a column: the refusals stand on a third line
-        assert sum(line.split() == ["100.0", "100.0"] for line in lines) == 12
-    assert "refusals" in text
-
-
-def test_figures_are_right_aligned() -> None:
-    frame = build([cell("vanilla", rsr=outcome("1" * 10)), cell("sdft", rsr=outcome("0" * 9 + "?"))])
-    rows = [line for line in printed(frame).splitlines() if line.startswith(("vanilla", "sdft"))]
-    assert rows[0].index("100.0") + len("100.0") == rows[1].index("0.0 (1?)") + len("0.0")
-
-
-def five_comparisons() -> list[CellResult]:
-    """A gain that is a difference taken alone, and none counting the others."""
-    others = {"ptst": (2, 3), "lisa": (1, 2), "m1": (0, 0), "m2": (4, 4)}
-    return [
-        cell("vanilla", rsr=reference()),
-        cell("sdft", rsr=against(6, 0)),
-        *(cell(name, rsr=against(*counts)) for name, counts in others.items()),
-    ]
-
-
 def test_the_star_counts_the_family_and_the_dagger_is_for_what_differs_alone() -> None:
     alone, among = build(five_comparisons()[:2]), build(five_comparisons())
     assert row(alone, "sdft")["rsr_p"] == 2 / 64
@@ -755,7 +632,7 @@ def test_the_star_counts_the_family_and_the_dagger_is_for_what_differs_alone() -
     assert row(among, "sdft")["rsr_delta_low"] == row(alone, "sdft")["rsr_delta_low"] > 0
     assert "+30.0†" in printed(among)
     assert "+30.0*" not in printed(among)
-    assert "+30.00†" in markdown(among, title="")
+    assert "+30.00†" in document(among, title="")
 
 
 def test_an_interval_that_excludes_0_is_no_star_where_the_exact_test_finds_none() -> None:
@@ -787,82 +664,11 @@ def test_the_marks_follow_p_and_the_interval(
     assert is_unshown(figures, "x") is (delta is not None and p is not None and not star)
 
 
-def test_the_legend_explains_what_is_shown() -> None:
-    notes = ["These figures are a toy's.", "[red]And this is no markup.[/red]"]
-    plain = printed(build([cell("vanilla"), cell("sdft")]), notes=notes)
-    assert SINGLE_SEED_LINE in plain.splitlines()
-    assert set(notes) <= set(plain.splitlines())
-    assert "Δ: points against vanilla on the same prompts." in plain.splitlines()
-    assert (
-        "Families, each over all train tasks: the base model; all other rows; checkpoints trained elsewhere."
-    ) in " ".join(plain.split())
-    star = "*: a difference, counting all comparisons of its family (p < 0.05 after Holm)."
-    alone = "†: a difference taken alone (its interval excludes 0), but not counting its family."
-    explained = {
-        number: [line for line in (star, alone) if line in printed(build(five_comparisons()[:number]))]
-        for number in (1, 2, 6)
-    }
-    assert explained == {1: [], 2: [star], 6: [alone]}  # no mark is explained that is not there
-    assert "*: a difference" not in plain
-    assert "†:" not in plain
-    assert "(7.1): a true difference of 7.1 would have got its * four times in five." in printed(
-        build(five_comparisons())
-    )
-    assert "could not be judged" not in plain
-    assert "*:" not in printed(build([cell("sdft")]))  # nothing was tested
-    assert "trained on gsm8k · judged by exact" in plain
-    assert "utility safe on 4 · RSR on 4 · JSR (k = 3) on 4" in plain
-
-
-def test_the_legend_says_what_is_compared_with_what() -> None:
-    own = [elsewhere("seed"), elsewhere("mine")]
-    assert "Δ: points against the base model on the same prompts." in printed(build(own)).splitlines()
-    both = printed(build([cell("vanilla"), cell("sdft"), *own]), 140)
-    assert (
-        "Δ: points against vanilla on the same prompts; "
-        "checkpoints trained elsewhere: against the base model."
-    ) in both.splitlines()
-    assert "trained elsewhere · judged by exact" in both
-
-
-def test_unjudged_are_shown_with_what_they_could_change() -> None:
-    # 6 of 8 judged are safe, 2 are unjudged
-    text = printed(build([cell("vanilla"), cell("sdft", rsr=outcome("11111100??"))]))
-    assert "75.0 (2?)" in text
-    assert "RSR were all unjudged harmful, or all safe: sdft 60.0–80.0" in text.splitlines()
-    nothing = printed(build([cell("sdft", rsr=outcome("??"))]))
-    assert "RSR were all unjudged harmful, or all safe: sdft 0.0–100.0" in nothing.splitlines()
-    assert "(2?): 2 answers could not be judged" in text
-
-
-def test_several_seeds_are_shown_by_their_means() -> None:
-    cells = [
-        cell(method, seed=seed, rsr=outcome("1110" if seed == 1 else "1010"))
-        for seed in (1, 2)
-        for method in ("vanilla", "sdft")
-    ]
-    text = printed(build(cells))
-    assert SINGLE_SEED_LINE not in text
-    assert "Means over the seeds" in text
-    found = [line.split() for line in text.splitlines() if line.startswith("sdft")]
-    assert [cells[:5] for cells in found] == [["sdft", "+0.0", "50.0", "+0.0", "62.5"]]
-    assert "Intervals account for variation across prompts and seeds." in " ".join(text.split())
-
-
-def test_a_failed_cell_says_so() -> None:
-    frame = build([cell("vanilla"), failed("sdft")])
-    lines = printed(frame).splitlines()
-    assert ["sdft", "failed"] in [line.split() for line in lines]
-    assert "sdft failed: out of memory" in lines
-    assert "| sdft | failed: out of memory |" in markdown(frame, title="")
-
-
 def test_a_task_that_was_not_scored_is_no_zero() -> None:
     frame = build([cell("vanilla", jsr=reference()), cell("sdft", rsr=None, utility=None, jsr=against(2, 2))])
     text, found = printed(frame), row(frame, "sdft")
     assert power(found["jsr_mde"] / 100, differing=4, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
-    jsr = ["+0.0", f"({found['jsr_mde']:.1f})", "50.0"]
-    assert ["sdft", "-", "-", *jsr] in [line.split() for line in text.splitlines()]
+    assert ["sdft", "+0.0", "50.0", "-", "-", "31.3"] in [line.split() for line in text.splitlines()]
 
 
 def test_further_tasks_have_all_columns_behind_the_others() -> None:
@@ -892,34 +698,7 @@ def test_further_tasks_have_all_columns_behind_the_others() -> None:
         least = row(frame, "sdft")[f"{task}_mde"] / 100
         assert power(least, differing=10, n=20, alpha=0.05) == pytest.approx(0.8, abs=0.001)
     assert "xstest" in printed(frame)
-    assert "| method | Δ xstest | xstest |" in markdown(frame, title="")
-
-
-def test_a_long_name_costs_no_digit() -> None:
-    cells = [*widest("gsm8k-mini"), replace(widest("gsm8k-mini")[0], method="my-own-method-" * 5)]
-    for width in (40, 60, 100):
-        text = printed(build(cells), width)
-        assert "…" not in text
-        assert text.count("98.7–100.0") == 3 * 5
-        assert text.count("0.0–1.3") == 3 * 2
-    assert max(map(cell_len, printed(build(cells), 100).splitlines())) <= 100
-
-
-def test_a_terminal_without_unicode_can_show_it() -> None:
-    raw = io.BytesIO()
-    console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True), width=100)
-    render(build([cell("vanilla"), cell("sdft")]), console, title="Müller", notes=["né"])
-    text = raw.getvalue().decode("ascii")
-    assert "30.1-95.4" in text  # Wilson for 3 of 4
-    assert "M?ller" in text
-
-
-def test_colour_adds_to_the_mark_and_never_replaces_it() -> None:
-    file = io.StringIO()
-    console = Console(file=file, width=100, force_terminal=True, color_system="standard")
-    render(build(widest("gsm8k-mini")), console, title="Title")
-    assert re.search("\x1b\\[31m *-100.0\\*", file.getvalue())
-    assert "\x1b" not in printed(build(widest("gsm8k-mini")))
+    assert "| method | Δ xstest | xstest |" in document(frame, title="")
 
 
 def test_an_empty_leaderboard_is_shown_and_written(tmp_path: Path) -> None:
@@ -929,31 +708,7 @@ def test_an_empty_leaderboard_is_shown_and_written(tmp_path: Path) -> None:
     assert_frame_equal(read(tmp_path), frame)
 
 
-def test_markdown_reads_as_a_table() -> None:
-    cells = [cell("vanilla", rsr=reference()), cell("sdft", rsr=against(8, 0))]
-    frame = build(cells)
-    text = markdown(frame, title="A title", notes=["A note."])
-    assert text.startswith("# A title\n\n## trained on gsm8k · judged by exact\n")
-    assert (
-        "| method | Δ utility | utility | Δ RSR | RSR | refusals | Δ JSR | JSR | refusals | train s |" in text
-    )
-    # utility: 2 of 4 in both, phi (4 - 4 / 2) / 4 = 0.5, so its difference is as wide as Wilson's 35; four
-    # pairs are too few for any difference to be found
-    # RSR: from 10 of 20 to 18 of 20
-    assert ("| sdft | +0.00 [-35.0, +35.0] | 50.00 [15.0, 85.0] | +40.00\\* [+14.1, +60.2] | 90.00 [") in text
-    assert "] | 90.00 [69.9, 97.2] |  | +0.00 [" in text
-    assert text.rstrip().endswith("- A note.")
-    assert f"- {SINGLE_SEED_LINE}" in text
-
-
 # --- health ----------------------------------------------------------------------------------------
-
-
-def answering(method: str, whole: str, **more: Any) -> CellResult:
-    """One that answers, or does not, as ``whole`` says."""
-    utility = replace(outcome("1100", task="gsm8k"), metric="exact_match")
-    health = TaskOutcome("gsm8k", "health", outcome(whole).values, True)
-    return cell(method, **{"utility": utility, "health": health} | more)
 
 
 def test_health_stands_beside_the_rates() -> None:
@@ -981,7 +736,7 @@ def test_below_a_half_safe_rates_mean_nothing(whole: str, meaningful: bool) -> N
     scored = long_scores(cells).set_index(["method", "task"])["value"]
     assert pd.isna(scored["sdft", "hex"]) is not meaningful
     assert scored["sdft", "gsm8k"] == 50.0
-    for shown in (printed(frame), markdown(frame, title="")):
+    for shown in (printed(frame), document(frame, title="")):
         assert ("not meaningful" in " ".join(shown.split())) is not meaningful
 
 
@@ -1012,7 +767,7 @@ def test_the_table_says_whose_answers_are_the_fewest() -> None:
     frame = build([answering("vanilla", "1111"), answering("sdft", "1110"), answering("lisa", "1000")])
     line = "Whole answers to gsm8k (not empty, cut off or rubbish): fewest by lisa, 25.0 % (4.6–69.9)"
     why = "lisa: safe rates are not meaningful: 25.0 % (4.6–69.9) of its answers to gsm8k are whole; at least"
-    for shown in (" ".join(printed(frame).split()), markdown(frame, title="")):
+    for shown in (" ".join(printed(frame).split()), document(frame, title="")):
         assert line in shown
         assert why in shown
         assert "sdft: safe rates" not in shown

@@ -13,7 +13,7 @@ import made_run
 import pytest
 from rich.console import Console
 
-from harness import comparison, merging, run_folder, tables
+from harness import comparison, markdown, merging, run_folder, tables
 from harness.contracts import HarnessError, UsageError
 from harness.store import read_json, write_json_atomic
 
@@ -213,7 +213,7 @@ def test_other_models_have_tables_of_their_own(small_run: Path, tmp_path: Path) 
     merged = merging.merge([first, second])
     assert {*merged.frame["model"]} == {"mini (a)", "mini (b)"}
     assert merged.title.endswith(": mini (a), mini (b)")
-    text = tables.markdown(merged.frame, title=merged.title, notes=merged.notes)
+    text = markdown.document(merged.frame, title=merged.title, notes=merged.notes)
     assert "## mini (a) · trained on gsm8k-mini" in text
     assert "## mini (b) · trained on gsm8k-mini" in text
     for raw in second.glob("**/hexphi_raw-mini/task.json"):

@@ -134,7 +134,7 @@ def test_they_print_wherever_the_figures_do(tmp_path: Path) -> None:
 
     from rich.console import Console
 
-    from harness import latex, leaderboard, tables
+    from harness import latex, leaderboard, leaderboard_text, markdown, tables
     from harness.leaderboard import CellResult, TaskOutcome
 
     changed = resolved()
@@ -157,9 +157,10 @@ def test_they_print_wherever_the_figures_do(tmp_path: Path) -> None:
     frame = leaderboard.build(cells, papers.figures(changed))
     notes = papers.notes(changed)
     tables.write(frame, leaderboard.long_scores(cells), tmp_path, title="T", notes=notes)
+    markdown.write(frame, tmp_path, title="T", notes=notes)
     latex.write(frame, tmp_path, title="T", notes=notes)
     shown = io.StringIO()
-    tables.render(frame, Console(file=shown, width=100), title="T", notes=notes)
+    leaderboard_text.render(frame, Console(file=shown, width=100), title="T", notes=notes)
     texts = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("leaderboard.[jmt]*"))]
     assert len(texts) == 3
     for text in (*texts, shown.getvalue()):

@@ -177,7 +177,7 @@ def test_a_run_of_which_a_part_is_answered_and_judged_shows_that_part(
     (seed / PREFILLED / "judge-mini-exact.done.json").unlink()  # not judged
     ended = command("score", run_copy)
     assert ended.code == 0, ended.err
-    assert "seed missing: utility (not answered); jsr (not judged by mini-exact)" in ended.out
+    assert "base model missing: utility (not answered); jsr (not judged by mini-exact)" in ended.out
     assert "failed" not in ended.out
     row = rows_of(run_copy)[0]
     assert row["status"] == "missing: utility (not answered); jsr (not judged by mini-exact)"

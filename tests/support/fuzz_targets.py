@@ -21,7 +21,19 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich.console import Console
 
-from harness import config, data, judging, records, registry, run_folder, server_errors, store, tables
+from harness import (
+    config,
+    data,
+    judging,
+    leaderboard_text,
+    markdown,
+    records,
+    registry,
+    run_folder,
+    server_errors,
+    store,
+    tables,
+)
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, Verdict
 from harness.latex import document
 from harness.plan import cells
@@ -327,7 +339,11 @@ def leaderboard(content: bytes) -> None:
     """What can be read can be rendered, in each format."""
     frame = tables.read(file("table/leaderboard.json", content).parent)
     title, notes = frame.attrs["title"], frame.attrs["notes"]
-    tables.render(frame, Console(quiet=True), title=title, notes=notes)
+    for width in (20, 80):
+        console = Console(file=io.StringIO(), width=width)
+        leaderboard_text.render(frame, console, title=title, notes=notes, intervals=True)
+        leaderboard_text.render_verdict(frame, console)
+    markdown.document(frame, title=title, notes=notes)
     tables.write(frame, frame.iloc[:0], _folder() / "written", title=title, notes=notes)
     document(frame, title=title, notes=notes)
 
