@@ -18,11 +18,11 @@ from harness.tables import (
     further_tasks,
     grouped,
     has,
-    health,
     is_meaningless,
     is_unshown,
     label,
     means,
+    poor_health,
     records,
     shown_method,
     trained_on,
@@ -62,7 +62,7 @@ def sections(frame: pd.DataFrame) -> Iterator[Section]:
             task for task in further_tasks(map(str, frame.columns)) if any(has(row, task) for row in rows)
         ]
         bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
-        bounds += filter(None, [health(rows)])
+        bounds += filter(None, [poor_health(rows)])
         yield Section(
             heading=" · ".join([*model, _trained_on(rows), f"judged by {group[0]['judge']}"]),
             single=[row for row in group if row["seed"] != MEAN],

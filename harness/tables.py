@@ -28,6 +28,7 @@ UNTRAINED = ""  # the train task of a checkpoint that was trained elsewhere
 DONE = "done"
 DAMAGED = "damaged"  # how the status of a row begins of which a file has changed
 FAILED = "failed"  # how the status of a row begins that has no figures
+HEALTHY = 95.0  # per cent of whole answers, from which nobody need look at them
 MEAN = "mean"  # the seed column of a row over several seeds
 
 METRICS = ("utility", "rsr", "jsr")
@@ -292,6 +293,12 @@ def health(rows: Iterable[Row]) -> str:
     least, most = (choose(known, key=lambda row: row["health"]) for choose in (min, max))
     by = f"fewest by {shown_method(least['method'])}, " if least["health"] < most["health"] else ""
     return f"Whole answers to {least['health_of']} (not empty, cut off or rubbish): {by}{_whole(least)}"
+
+
+def poor_health(rows: Sequence[Row]) -> str:
+    """``health``, where it is worth a line: below HEALTHY per cent of someone's answers are whole."""
+    known = [row["health"] for row in rows if row.get("health") is not None]
+    return health(rows) if known and min(known) < HEALTHY else ""
 
 
 def _whole(row: Row) -> str:

@@ -75,6 +75,8 @@ def _change(base: Row, vanilla: Row, metric: str) -> str:
         "alone": f"moves {way} (a difference only when taken alone)",
         "same": f"moves {way} (which may be chance)",
     }
+    if plain(before) == plain(after):
+        return f"leaves {SHORT[metric]} at {plain(after)} %"
     return words.get(kind(base, metric), f"moves {way} (not tested)")
 
 

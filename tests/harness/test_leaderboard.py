@@ -774,6 +774,12 @@ def test_the_table_says_whose_answers_are_the_fewest() -> None:
     assert "whole" not in printed(build([cell("vanilla")])).lower()
 
 
+@pytest.mark.parametrize(("whole", "told"), [("1" * 19 + "0", False), ("1" * 18 + "00", True)])
+def test_healthy_answers_are_worth_no_line(whole: str, told: bool) -> None:
+    frame = build([answering("vanilla", "1" * 20), answering("sdft", whole)])
+    assert ("Whole answers" in printed(frame)) == told
+
+
 def test_a_leaderboard_of_before_is_read_without_health(tmp_path: Path) -> None:
     cells = [cell("vanilla"), cell("sdft")]
     write(build(cells), long_scores(cells), tmp_path, title="t")

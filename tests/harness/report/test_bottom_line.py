@@ -43,6 +43,10 @@ def test_a_change_that_was_not_found_is_not_told_as_one() -> None:
         "from 20.0 to 50.0 % (a difference only when taken alone)."
     )
     assert "(not tested)" in of({**base, "jsr_p": None}, VANILLA).lead
+    equal = {**base, "jsr": 38.04, **delta("jsr", 0.04, -1.0, 1.0, 1.0)}
+    assert of(equal, VANILLA).lead.startswith(
+        "Plain fine-tuning on sums leaves JSR at 38.0 % and moves utility"
+    )
 
 
 def test_the_safest_of_those_as_useful_as_vanilla_is_named() -> None:
