@@ -20,7 +20,7 @@ from scipy.stats import binom, nct
 from scipy.stats import t as student
 
 from harness import statistics
-from harness.statistics import KEPT, RESAMPLES, SEED, Spread
+from harness.statistics import RESAMPLES, SEED, Spread
 
 POWER = 0.8
 DRAWS = 2**14  # of a difference over several seeds: power is then known to 0.3 points
@@ -83,7 +83,7 @@ def _of_counts(values: Values, baseline: Values, alpha: float) -> float | None:
     return of_rates(gained + lost, n, alpha)
 
 
-@lru_cache(KEPT)
+@lru_cache(2**14)
 def of_rates(differing: int, n: int, alpha: float) -> float | None:
     """The smallest difference that exact McNemar finds in ``n`` pairs of which as many differ as were found.
 

@@ -27,7 +27,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05  # of the 95 % intervals
-KEPT = 2**14  # over many seeds the same counts come again and again
 RESAMPLES = 9_999  # bootstrap and permutation: the smallest two-sided p is 2 / 10,000
 SMALLEST_P = 1e-30  # of several seeds' differences
 SEED = 0
@@ -65,7 +64,7 @@ def rate(outcomes: Iterable[bool | float | None]) -> Estimate:
     everything = list(outcomes)
     judged = [_binary(outcome) for outcome in everything if outcome is not None]
     n, unjudged = len(judged), len(everything) - len(judged)
-    if n == 0:
+    if not n:
         return Estimate(None, None, None, 0, unjudged)
     low, high = map(float, wilson(sum(judged), n))
     return Estimate(sum(judged) / n, low, high, n, unjudged)
@@ -80,7 +79,7 @@ def mean(values: Iterable[float | None]) -> Estimate:
     everything = list(values)
     judged = _numbers(value for value in everything if value is not None)
     unjudged = len(everything) - len(judged)
-    if len(judged) == 0:
+    if not len(judged):
         return Estimate(None, None, None, 0, unjudged)
     low, high = bootstrap_mean(judged)
     return Estimate(float(judged.mean()), low, high, len(judged), unjudged)
@@ -95,7 +94,7 @@ def paired_rate_difference(
     Wilson limits, combined with the correlation (phi) of the two, continuity-corrected where positive.
     """
     both, gained, lost, n = paired_counts(values, baseline)
-    if n == 0:
+    if not n:
         return Difference(None, None, None, None, 0)
     return _rate_difference(both, gained, lost, n)
 
@@ -110,11 +109,10 @@ def paired_counts(
     return both, gained, lost, len(pairs)
 
 
-@lru_cache(KEPT)
+@lru_cache(2**14)  # over many seeds the same counts come again and again
 def _rate_difference(both: int, gained: int, lost: int, n: int) -> Difference:
-    table = [[both, gained], [lost, n - both - gained - lost]]
     low, high = map(float, square_and_add(both, gained, lost, n))
-    p = float(mcnemar(table, exact=True).pvalue)
+    p = float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)  # pairs that agree say nothing
     return Difference((gained - lost) / n, low, high, p, n)
 
 
@@ -128,7 +126,7 @@ def paired_mean_difference(
     """
     differences = _numbers(value - reference for value, reference in _pairs(values, baseline))
     n = len(differences)
-    if n == 0:
+    if not n:
         return Difference(None, None, None, None, 0)
     low, high = bootstrap_mean(differences)
     return Difference(float(differences.mean()), low, high, _permutation_p(differences), n)
@@ -144,7 +142,7 @@ def rate_over_seeds(seeds: Sequence[Mapping[str, bool | float | None]]) -> Estim
     (as Korn and Graubard 1998, Survey Methodology 24:193-201, do for clustered samples): a document's answers
     in several seeds are no independent ones. One seed, or several equal ones, have ``rate``'s interval.
     """
-    if len(seeds) == 1:
+    if len(seeds) < 2:
         return rate(seeds[0].values())
     table = _table([{name: _judged(value) for name, value in seed.items()} for seed in seeds])
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
@@ -158,7 +156,7 @@ def rate_over_seeds(seeds: Sequence[Mapping[str, bool | float | None]]) -> Estim
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> Estimate:
     """The mean of several seeds' means on the same documents, with the t interval of its ``Spread``."""
-    if len(seeds) == 1:
+    if len(seeds) < 2:
         return mean(seeds[0].values())
     table = _table(seeds)
     value, n = _mean_of_means(table), int(np.isfinite(table).sum())
@@ -205,7 +203,7 @@ def differences(
 
 def is_constant(table: NDArray[np.float64]) -> bool:
     """Whether all of a table's values are the same."""
-    return bool(np.ptp(table[np.isfinite(table)]) == 0)
+    return not np.ptp(table[np.isfinite(table)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +233,7 @@ class Spread:
 
     def quantile(self, alpha: float = ALPHA) -> Any:
         """Two-sided, of the mean's deviation in standard errors."""
-        variance = np.where(self.variance > 0, self.variance, 1.0)
-        share = np.where(self.variance > 0, self.seeds / variance, 0.0)
+        share = self.seeds / np.maximum(self.variance, np.finfo(np.float64).tiny)
         documents, seeds = (student.isf(alpha / 2, df) for df in (self.df_documents, self.df_seeds))
         cochran = documents + share * (seeds - documents)
         with np.errstate(divide="ignore"):
@@ -298,8 +295,9 @@ def mean_squares(table: NDArray[np.float64]) -> tuple[Any, Any, Any]:
 def score_limits(value: Any, spread: Spread, answers: int) -> tuple[Any, Any]:
     """Wilson's limits of rates whose variance is not p (1 - p) / n. The effective sample size is at most all
     the ``answers``; where every answer is the same, it is a seed's."""
-    binomial, z = value * (1 - value), float(norm.ppf(1 - ALPHA / 2))
-    found = spread.margin() ** 2 / np.where(binomial > 0, binomial, 1.0)
+    binomial, z = value * (1 - value), float(norm.isf(ALPHA / 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = spread.margin() ** 2 / binomial
     ratio = np.where(binomial > 0, found, z**2 * (spread.df_seeds + 1) / answers)  # t² / n
     ratio = np.maximum(ratio, z**2 / answers)
     centre = (value + ratio / 2) / (1 + ratio)
@@ -353,16 +351,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def holm_levels(p_values: Sequence[float | None]) -> list[float | None]:
     """The level that each p-value must not exceed to be found by Holm at 5 %, the others as they are: 5 %
     over all those that the others leave unfound, itself included."""
-    tested = [p for p in p_values if p is not None]
-    found = _rejected(sorted(tested))
+    tested = sorted(p for p in p_values if p is not None)
+    found = tested[: _rejected(tested)]
     levels: list[float | None] = []
     for p in p_values:
         if p is None:
             levels.append(None)
             continue
-        before = sorted([one for place, one in enumerate(tested) if place != tested.index(p)])
-        unfound = found < len(tested) and p > ALPHA / (len(tested) - found)
-        others = found if unfound else _rejected([*before, math.inf])
+        before = [one for place, one in enumerate(tested) if place != tested.index(p)]
+        others = _rejected([*before, math.inf]) if p in found else len(found)
         levels.append(ALPHA / (len(tested) - others))
     return levels
 
@@ -433,7 +430,7 @@ def square_and_add(both: Any, gained: Any, lost: Any, n: int, alpha: float = ALP
     spread = first * (n - first) * second * (n - second)
     covariance = both * neither - gained * lost  # times n squared
     corrected = np.where(covariance > 0, np.maximum(covariance - n / 2, 0.0), covariance)
-    phi = np.where(spread > 0, corrected / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+    phi = corrected / np.sqrt(np.maximum(spread, 1))  # a spread of 0 has no covariance either
 
     value = (gained - lost) / n
     down = np.sqrt(np.maximum(below_1**2 - 2 * phi * below_1 * above_2 + above_2**2, 0.0))
@@ -481,6 +478,6 @@ def bootstrap_mean(
                 method=method,
                 rng=np.random.default_rng(SEED),
             ).confidence_interval
-        if math.isfinite(interval.low) and math.isfinite(interval.high):
+        if np.isfinite(interval).all():
             break
     return float(interval.low), float(interval.high)

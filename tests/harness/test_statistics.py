@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.statistics import (
+    _BATCH_VALUES,
     Difference,
     Estimate,
     Spread,
+    _batch,
     crossed_spread,
     difference_over_seeds,
     holm,
@@ -231,6 +234,49 @@ def test_paired_rate_properties(both: int, gained: int, lost: int, neither: int)
     assert swapped.p == difference.p
 
 
+def newcombe(both: int, gained: int, lost: int, neither: int, z: float) -> tuple[float, float]:
+    """Method 10 of Newcombe 1998 as it is written there, in numbers alone: e, f, g, h are the four counts."""
+    n = both + gained + lost + neither
+
+    def score(x: int) -> tuple[float, float]:
+        centre, half = 2 * x + z**2, z * math.sqrt(z**2 + 4 * x * (n - x) / n)
+        return (centre - half) / (2 * (n + z**2)), (centre + half) / (2 * (n + z**2))
+
+    first, second = both + gained, both + lost
+    (l2, u2), (l3, u3) = score(first), score(second)
+    product = first * (n - first) * second * (n - second)
+    covariance: float = both * neither - gained * lost
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)
+    phi = covariance / math.sqrt(product) if product else 0.0
+    dl2, du2, dl3, du3 = first / n - l2, u2 - first / n, second / n - l3, u3 - second / n
+    delta = math.sqrt(max(0.0, dl2**2 - 2 * phi * dl2 * du3 + du3**2))
+    epsilon = math.sqrt(max(0.0, du2**2 - 2 * phi * du2 * dl3 + dl3**2))
+    return max(-1.0, (gained - lost) / n - delta), min(1.0, (gained - lost) / n + epsilon)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_the_interval_is_newcombes_of_every_small_table(alpha: float) -> None:
+    tables = [
+        counts
+        for n in (1, 2, 3, 4, 7, 20)
+        for counts in itertools.product(range(n + 1), repeat=4)
+        if sum(counts) == n
+    ]
+    z = float(norm.isf(alpha / 2))
+    for both, gained, lost, neither in tables:
+        found = square_and_add(both, gained, lost, both + gained + lost + neither, alpha)
+        assert found == pytest.approx(newcombe(both, gained, lost, neither, z), abs=1e-9)
+        assert -1 <= found[0] <= found[1] <= 1
+
+
+def test_many_tables_have_the_interval_that_each_has() -> None:
+    counts = np.array([[3, 2, 1], [0, 0, 0], [10, 0, 0], [2, 5, 1]])
+    low, high = square_and_add(*counts.T, 10)
+    alone = [square_and_add(*map(int, row), 10) for row in counts]
+    assert list(zip(low, high, strict=True)) == pytest.approx(alone)
+
+
 def test_agreement_on_other_documents_narrows_the_interval() -> None:
     """Pairing must pay: the same two rates, once in step and once independent."""
     in_step = paired_rate_difference(*paired(50, 10, 0, 40))
@@ -337,6 +383,40 @@ def test_mean_squares_are_those_of_the_two_way_analysis_of_variance() -> None:
     assert mean_squares(table) == pytest.approx(tuple(published))
 
 
+def test_many_tables_have_the_mean_squares_that_each_has() -> None:
+    tables = np.stack([noise(12, 3, seed_effect=effect) for effect in (0.0, 0.5, 1.0, 2.0, 3.0)])
+    many = mean_squares(tables)
+    assert [found.shape for found in many] == [(5,)] * 3
+    for place, table in enumerate(tables):
+        assert [found[place] for found in many] == pytest.approx(mean_squares(table))
+    spread = crossed_spread(tables, rates=True)
+    margins = [float(crossed_spread(table, rates=True).margin()) for table in tables]
+    assert spread.margin() == pytest.approx(margins)
+
+
+def test_a_spread_of_nothing_has_the_documents_quantile() -> None:
+    none = Spread(0.0, 0.0, 9, 2)
+    assert none.quantile() == pytest.approx(2.26216, abs=1e-5)
+    assert none.margin() == 0.0
+
+
+def test_p_is_no_smaller_than_the_smallest() -> None:
+    spread = Spread(1e-12, 1e-12, 400, 9)
+    assert spread.p(1.0) == 1e-30
+    wide = Spread(documents=0.0004, seeds=0.0002, df_documents=40, df_seeds=3)
+    assert spread.p(1.0) < wide.p(1.0)
+
+
+@pytest.mark.parametrize("answers", range(2, 400))
+def test_limits_of_nothing_and_everything_stay_between_0_and_1(answers: int) -> None:
+    spread = Spread(0.0, 0.0, math.inf, 1)
+    low, high = score_limits(np.array([0.0, 1.0]), spread, 2 * answers)
+    assert low.min() >= 0
+    assert high.max() <= 1
+    rates = proportion_confint([0, answers], answers, method="wilson")
+    assert [*low, *high] == pytest.approx([*rates[0], *rates[1]], abs=1e-12)
+
+
 def test_the_spreads_parts_by_hand() -> None:
     # documents 1, 1/2, 0; seeds 2/3, 1/3: SS 1 = 2 x (1/4 + 0 + 1/4), 1/6 = 3 x 2 x 1/36; rest 3/2 - 1 - 1/6
     spread = crossed_spread(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), rates=True)
@@ -384,6 +464,33 @@ def test_equal_seeds_say_no_more_of_a_difference_than_one() -> None:
     assert figures(over)[1:] == pytest.approx(tuple(test.confidence_interval()))
     assert over.p == pytest.approx(test.pvalue)
     assert over.n == 120
+
+
+def test_of_seeds_that_are_all_alike_the_least_certain_is_given() -> None:
+    many, few = {str(i): i % 2 for i in range(40)}, {str(i): i % 2 if i < 10 else None for i in range(40)}
+    alone = [paired_rate_difference(values, values) for values in (many, few)]
+    widths = [(one.high or 0) - (one.low or 0) for one in alone]
+    assert widths[0] < widths[1]
+    for pair in ((many, few), (few, many)):
+        assert difference_over_seeds(pair, pair, rates=True) == replace(alone[1], n=50)
+    shifted = [{name: value and 0.5 for name, value in values.items()} for values in (many, few)]
+    means = difference_over_seeds([many, few], [many, few], rates=False)
+    assert (means.value, means.low, means.high, means.p, means.n) == (0.0, 0.0, 0.0, 1.0, 50)
+    assert difference_over_seeds(shifted, shifted, rates=False).p == 1.0
+
+
+@pytest.mark.parametrize("over", [rate_over_seeds, mean_over_seeds])
+def test_answers_and_unjudged_ones_are_counted_over_seeds(over: Callable[[Any], Estimate]) -> None:
+    """Numbers whose difference no other operation gives: 9 of 14 were judged."""
+    seeds = [{str(i): float(i % 2) if i < judged else None for i in range(7)} for judged in (4, 5)]
+    estimate = over(seeds)
+    assert (estimate.n, estimate.unjudged) == (9, 5)
+
+
+def test_resampling_takes_as_much_memory_as_it_may() -> None:
+    for n in (1, 3, 330, 7_000, 399_999):
+        assert _batch(n) * n <= _BATCH_VALUES < (_batch(n) + 1) * n
+    assert _batch(_BATCH_VALUES + 1) == _batch(10 * _BATCH_VALUES) == 1
 
 
 def test_seeds_without_document_effects_have_the_t_test_of_their_figures() -> None:
