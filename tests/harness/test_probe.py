@@ -84,6 +84,8 @@ def test_where_two_sizes_contradict_each_other_seconds_go_with_the_amount() -> N
     assert Line.through([(1.0, 5.0), (10.0, 4.0)]) == Line(0.0, 0.4)  # the larger took less
     assert Line.through([(1.0, 1.0), (10.0, 40.0)]) == Line(0.0, 4.0)  # a pass would begin below zero
     assert Line.through([(4.0, 2.0), (4.0, 4.0)]) == Line(0.0, 0.75)  # one size
+    busy = [(1.0, 2.0), (1.0, 2.0), (1.0, 90.0), (10.0, 11.0), (10.0, 50.0), (10.0, 11.0)]
+    assert Line.through(busy) == Line(1.0, 1.0)  # another program ran for a moment
     assert Line.through([(1.0, 0.3), (9.0, 0.3)]) == Line(0.3, 0.0)
 
 
