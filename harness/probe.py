@@ -106,9 +106,9 @@ class Line:
 
     @classmethod
     def through(cls, points: Sequence[Point]) -> Line:
-        """From (amount, seconds) of a smallest and a largest size, each the median of its points: what else a
-        machine does for a moment is no part of it. Where the
-        larger took less, or so much more that a pass would begin below zero, seconds go with the amount."""
+        """From (amount, seconds) of a smallest and a largest size, each the median of its points: what else
+        a machine does for a moment is no part of it. Where the larger took less, or so much more that a
+        pass would begin below zero, seconds go with the amount."""
         sizes = sorted({amount for amount, _ in points})
         small, large = sizes[0], sizes[-1]
         took_small, took_large = (
