@@ -63,6 +63,7 @@ def compare(
     console: Console,
     *,
     dry_run: bool = False,
+    show_config: bool = False,
     debug: bool = False,
     until: Step = "leaderboard",
     kinds: Collection[str] = ("seed", "checkpoint", "trained"),
@@ -73,6 +74,7 @@ def compare(
 ) -> None:
     """Do what is not done yet of a comparison into ``out``, then write and print its leaderboard.
 
+    ``dry_run`` prints the plan alone, and ``show_config`` the whole configuration before it.
     ``until`` stops after that step; ``kinds`` and ``rows`` (names of methods, checkpoints) limit the cells,
     ``only`` their tasks: the subcommands are parts of this walk. ``budget``: of the judges, where one command
     makes several comparisons; ``intervals``: print these, too.
@@ -90,6 +92,9 @@ def compare(
     ]
     run_folder.check_named(out, config, planned, answered=until != "train")
     if dry_run:
+        if show_config:
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            console.print(settings, highlight=False, markup=False, soft_wrap=True)
         _dry_run(shop, until, console, kinds)
         return
     if config.executor == "ray":
@@ -247,10 +252,8 @@ def fetch_nothing() -> None:
 
 
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
-    """Print the configuration and the plan. Nothing is fetched: what is not here is said to be missing."""
+    """Print the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    console.print(settings, highlight=False, markup=False, soft_wrap=True)
     cells, bench = plan.cells(config), judging.Bench(shop)
     absent: list[str] = []  # what a run would fetch
     if models.is_here(config.model):

@@ -32,7 +32,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        parts = [self.train_task, self.method, f"seed {self.seed}" if self.seed is not None else None]
+        """What people read."""
+        method = "base model" if self.kind == "seed" else self.method
+        parts = [self.train_task, method, f"seed {self.seed}" if self.seed is not None else None]
         parts.append(f"epoch {self.epoch}" if self.epoch is not None else None)
         return " · ".join(part for part in parts if part)
 

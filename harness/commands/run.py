@@ -40,9 +40,8 @@ from harness.contracts import UsageError
 )
 @compare_options
 @INTERVALS
-@click.option(
-    "--dry-run", is_flag=True, help="Print the configuration, the plan and what it takes; do nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it takes; do nothing.")
+@click.option("--show-config", is_flag=True, help="With --dry-run: print all settings, too.")
 @click.pass_context
 def compare(
     ctx: click.Context,
@@ -51,6 +50,7 @@ def compare(
     out: Path | None,
     intervals: bool,
     dry_run: bool,
+    show_config: bool,
     **flags: Any,
 ) -> None:
     """Fine-tune with each method, score every checkpoint, print the leaderboard.
@@ -61,6 +61,8 @@ def compare(
     from harness import comparison
     from harness.workshop import quiet
 
+    if show_config and not dry_run:
+        raise UsageError("--show-config prints the settings of a plan: add --dry-run")
     quiet()
     if dry_run:
         comparison.fetch_nothing()
@@ -70,6 +72,7 @@ def compare(
         out_folder(config, out),
         console(),
         dry_run=dry_run,
+        show_config=show_config,
         debug=ctx.obj["debug"],
         intervals=intervals,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from filelock import FileLock
 
 from harness import comparison, judging, models, plan, run_folder, trust
@@ -93,7 +94,7 @@ def test_the_python_api_returns_the_leaderboard(quick_copy: Path, run_quick: Run
 
 
 @pytest.mark.usefixtures("no_model")
-def test_a_dry_run_writes_nothing_and_prints_configuration_and_plan(
+def test_a_dry_run_writes_nothing_and_prints_the_plan(
     tmp_path: Path, command: Run, small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = comparison.forecast.Forecast(1, seconds=1.0)
@@ -101,9 +102,17 @@ def test_a_dry_run_writes_nothing_and_prints_configuration_and_plan(
     ended = command("compare", "--methods", "vanilla", "--dry-run", "--out", tmp_path / "run", *small())
     assert ended.code == 0
     assert not (tmp_path / "run").exists()
-    assert "learning_rate: 0.0005" in ended.out
+    heading = "model mini; device cpu; engine hf; precision float32; judged by mini-exact\n"
+    assert ended.out.startswith(heading)
+    assert "learning_rate" not in ended.out
     assert "2 of 2 cells to do" in ended.out
     assert "Estimated time: about 1 s" in ended.out
+    given = ["compare", "--methods", "vanilla", "--dry-run", "--out", tmp_path / "run", *small()]
+    settings, _, planned = command(*given, "--show-config").out.partition("\n\n")
+    assert yaml.safe_load(settings)["training"]["learning_rate"] == 0.0005
+    assert planned == ended.out
+    alone = command("compare", "--show-config")
+    assert (alone.code, "add --dry-run" in alone.err) == (2, True)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_its_dry_run_shows_the_plan_and_fetches_nothing(
     ended = command("compare", name, "--dry-run", "--out", tmp_path / "run")
     assert ended.code == 0, ended.err
     shown = " ".join(ended.out.split())
-    assert f"name: {name}" in shown
+    assert f"Plan: {name} →" in shown
     devices = config.load(name).training.num_processes
     place = f"each of {devices} devices" if devices > 1 else "one device"
     expected = estimate.gigabytes(expected_bytes(name))
