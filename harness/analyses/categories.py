@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import families, figures, plan, run_folder, scores
+from harness import families, figures, looks, plan, run_folder, scores
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -29,12 +31,13 @@ from harness.store import Stage, content_hash, read_json, write_json_atomic, wri
 from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, bare_table, trained_on
 from harness.text import csv_cell
 
-VERSION = 3
+VERSION = 4
 COLUMNS = (
     *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
     *("delta", "delta_low", "delta_high", "delta_p"),
 )
 BLOCK = 9  # methods beside each other in a terminal
+INK = {True: "#010101", False: "#fefefe"}  # on light and on dark cells; not turned round on a dark page
 FOLDED = 14  # a longer category is folded behind a slash where there are many methods
 
 Row = dict[str, Any]
@@ -300,14 +303,15 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
     values = [[_shade(cells.get(method)) for method in methods] for cells in grid.values()]
     if values:
         axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(methods)), methods, rotation=35, ha="right", fontsize=8)
+    axes.set_xticks(range(len(methods)), [*map(looks.shown, methods)], rotation=35, ha="right", fontsize=8)
     axes.set_yticks(range(len(grid)), list(grid), fontsize=8)
     for y, cells in enumerate(grid.values()):
         for x, method in enumerate(methods):
             row = cells.get(method)
-            ink = "black" if _shade(row) > 55 else "white"
+            ink = looks.BLACK if math.isnan(_shade(row)) else INK[_shade(row) > 55]
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
-    axes.set_xlabel("* a difference from vanilla, with all comparisons counted", fontsize=7)
+    control = BASELINE if BASELINE in methods else looks.BASE_MODEL
+    axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
     figures.save(figure, *paths)
 
 
@@ -365,7 +369,7 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
         table.add_column("n", justify="right", no_wrap=True)
         block = methods[start : start + BLOCK]
         for method in block:
-            table.add_column(Text(method.replace("-", "\n")), justify="right", no_wrap=True)
+            table.add_column(Text(re.sub("[- ]", "\n", looks.shown(method))), justify="right", no_wrap=True)
         for category, cells in grid.items():
             counts = sorted({row["n"] for row in cells.values()})
             n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
