@@ -117,12 +117,23 @@ def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str
     save(figure, path)
 
 
-def legend(figure: Any, *axes: Any) -> None:
-    """One for all panels, on the right of them; each name once."""
+def log_scale(axes: Any) -> None:
+    """A logarithmic y axis with plain figures beside it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Any, *axes: Any, below: bool = False) -> None:
+    """One for all panels, on their right or ``below`` them; each name once. None where nothing is named."""
     entries: dict[str, Any] = {}
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     if entries:
         names = [shortened(name).replace("$", r"\$") for name in entries]
-        figure.legend([*entries.values()], names, loc="outside right upper", fontsize=8, frameon=False)
+        where = {"loc": "outside lower center", "ncols": 3} if below else {"loc": "outside right upper"}
+        figure.legend([*entries.values()], names, **where, fontsize=8, frameon=False)

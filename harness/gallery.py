@@ -121,6 +121,7 @@ def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[st
     panel.set_xlim(*reach["utility"])
     panel.set_ylim(*reach[metric])
     drawn = _scatter(figure, panel, rows, "utility", metric, styles)
+    figures.legend(figure, panel, below=True)
     vanilla = next((row for row in drawn if row["method"] == BASELINE), None)
     if vanilla:
         line = {"color": "#b0b0b0", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
@@ -187,12 +188,13 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         path = {"color": "#808080", "linestyle": ":", "linewidth": 1.6, "zorder": 1}
         panel.plot(*zip(*way, strict=True), drawstyle="steps-pre", **path)
         panel.set_xlim(*_limits(mine, "utility"))
-        panel.set_ylim(-4, 104)
+        panel.set_ylim(*_limits(mine, name))
     names = [
         row["method"]
         for name, panel in zip(measured, axes, strict=True)
         for row in _scatter(figure, panel, rows, "utility", name, styles)
     ]
+    figures.legend(figure, *axes, below=True)
     fronts = "; ".join(f"{name.upper()}: {_listed(best[name])}" for name in measured)
     same = "".join(
         f" {name.upper()} is 100.0 % for all and not drawn." for name in flat if name not in measured
@@ -209,23 +211,22 @@ def _scatter(
     figure: Any, panel: Any, rows: Sequence[Row], x: str, y: str, styles: Looks, *, unit: float = 1.0
 ) -> list[Row]:
     """Each method's mark with its interval bars and its name; where there is no room for a name, it stands in
-    a legend. ``unit``: what x is divided by. Returns the rows that were drawn."""
+    the legend that the figure gets. ``unit``: what x is divided by. Returns the rows that were drawn."""
     drawn = [{**row, x: row[x] / unit} for row in means(rows) if _has(row, x, y)]
     single = [row for row in rows if row["seed"] != MEAN and _has(row, x, y)]
     for seeds in grouped(single, "method") if len(drawn) < len(single) else ():
         look = {**styles[seeds[0]["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
         panel.plot([row[x] / unit for row in seeds], [row[y] for row in seeds], **look)
     handles = {row["method"]: _point(panel, row, x, y, styles[row["method"]]) for row in drawn}
-    labels = [_label(row, x, y) for row in sorted(drawn, key=lambda row: row["method"] not in MARKED)]
+    labels = [_label(row, x, y, styles) for row in sorted(drawn, key=lambda row: row["method"] not in MARKED)]
     crowded = {label.text for label in place_labels(figure, panel, labels)}
-    left = {name: handle for name, handle in handles.items() if looks.shown(name) in crowded}
-    if left:
-        names = [shortened(looks.shown(name)).replace("$", r"\$") for name in left]
-        figure.legend([*left.values()], names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    for name, handle in handles.items():
+        if looks.shown(name) in crowded:
+            handle.set_label(looks.shown(name))
     return drawn
 
 
-def _label(row: Row, x: str, y: str) -> Label:
+def _label(row: Row, x: str, y: str, styles: Looks) -> Label:
     across, up = _bar(row, x), _bar(row, y)
     bars = []
     if across:
@@ -233,7 +234,8 @@ def _label(row: Row, x: str, y: str) -> Label:
     if up:
         bars.append((row[x], row[y] - up[0][0], row[x], row[y] + up[1][0]))
     weight = "bold" if row["method"] in MARKED else "normal"
-    return Label((row[x], row[y]), looks.shown(row["method"]), tuple(bars), weight=weight)
+    name, colour = looks.shown(row["method"]), styles[row["method"]]["color"]
+    return Label((row[x], row[y]), name, tuple(bars), weight=weight, colour=colour)
 
 
 def _cost_safety(
@@ -263,6 +265,7 @@ def _cost_safety(
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         trained = [row for row in rows if _has(row, *needed)]
         _scatter(figure, panel, trained, cost, "jsr", styles, unit=unit)
+    figures.legend(figure, *axes, below=True)
     names = [*_names(drawn, "method"), *([plan.SEED] if untrained else [])]
     caption = (
         f"{title}. Up and to the left is better. Costs are of the whole training, with its preparation; "
@@ -291,7 +294,7 @@ def _training(losses: Mapping[str, Sequence[Sequence[float]]], styles: Looks, ta
         label = looks.shown(name)
         axes.plot(range(1, len(curve) + 1), curve, **{**look, "markersize": 5}, markevery=every, label=label)
     if all(loss > 0 for curves in known.values() for curve in curves for loss in curve):
-        axes.set_yscale("log")  # objectives differ in scale
+        figures.log_scale(axes)  # objectives differ in scale
         # Raw values of single batches would squeeze the curves.
         axes.set_ylim(0.7 * min(map(min, smooth.values())), 1.1 * max(map(max, smooth.values())))
     figures.legend(figure, axes)

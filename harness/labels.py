@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,43 +35,101 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 def place_labels(figure: Any, axes: Any, labels: Sequence[Label], *, fontsize: float = 9) -> list[Label]:
     """Write the labels into the axes, whose limits are set; those for which there is no room are returned.
 
-    A label goes where it touches no mark, no other label and no bar; else where it touches bars alone.
+    A label touches no mark and no other label, lies nearer to its own mark than to any other, and keeps off
+    the bars where it can.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # settles where the axes are
-    scale = figure.dpi / 72
-    inside = axes.get_window_extent(renderer).extents
-    places = [axes.transData.transform(label.point) for label in labels]
-    reach = MARK * scale
-    marks = [
-        (x - reach, y - reach, x + reach, y + reach)
-        for label, (x, y) in zip(labels, places, strict=True)
-        if label.marked
-    ]
-    bars = [_bar(axes, bar) for label in labels for bar in label.bars]
-    written: list[Box] = []
-    left = []
-    for label, (x, y) in zip(labels, places, strict=True):
-        text = axes.annotate(
+    texts = [
+        axes.annotate(
             shortened(label.text), label.point, textcoords="offset points", xytext=(0, 0), fontsize=fontsize,
             fontweight=label.weight, color=label.colour, annotation_clip=False, zorder=6,
-        )  # fmt: skip
+        )
+        for label in labels
+    ]  # fmt: skip
+    extents = []
+    for text in texts:
         text.set_parse_math(False)
-        extent = text.get_window_extent(renderer)
-        size = (extent.width, extent.height)
-        spot = _spot((x, y), size, scale, inside, [*marks, *written], bars)
-        if spot is None:
+        extents.append(text.get_window_extent(renderer))
+    room = _Room(
+        figure.dpi / 72,
+        axes.get_window_extent(renderer).extents,
+        [tuple(axes.transData.transform(label.point)) for label in labels],
+        [label.marked for label in labels],
+        [(extent.width, extent.height) for extent in extents],
+        [[_bar(axes, bar) for bar in label.bars] for label in labels],
+    )
+    spots = room.best()
+    for place, text in enumerate(texts):
+        if place not in spots:
             text.remove()
-            left.append(label)
             continue
-        box, (right, up), distance = spot
-        written.append(box)
+        (right, up), distance = spots[place]
         text.set_position((right * distance, up * distance))
         text.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
         text.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
-    return left
+    return [label for place, label in enumerate(labels) if place not in spots]
+
+
+Side = tuple[int, int]
+Spots = dict[int, tuple[Side, float]]  # by label: where it stands and how far away
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What labels are placed among, in pixels: where the axes end, the points, labels' sizes, bars."""
+
+    scale: float
+    inside: Box
+    points: Sequence[tuple[float, float]]
+    marked: Sequence[bool]
+    sizes: Sequence[tuple[float, float]]
+    bars: Sequence[Sequence[Box]]
+
+    def best(self) -> Spots:
+        """Of some orders in which labels can be placed, the one that leaves the fewest out, and then has
+        them the nearest."""
+        every = range(len(self.points))
+        ways = [list(every), sorted(every, key=lambda one: -self._neighbours(one))]
+        for axis in (0, 1):
+            along = sorted(every, key=lambda one: self.points[one][axis])
+            ways += [along, along[::-1]]
+        tried = [self._placed(way) for way in ways]
+        return min(tried, key=lambda spots: (-len(spots), sum(away for _, away in spots.values())))
+
+    def _neighbours(self, one: int) -> int:
+        return sum(_apart((*self.points[one],) * 2, point) < 40 * self.scale for point in self.points)
+
+    def _placed(self, order: Iterable[int]) -> Spots:
+        reach = MARK * self.scale
+        marks = [
+            (x - reach, y - reach, x + reach, y + reach)
+            for (x, y), marked in zip(self.points, self.marked, strict=True)
+            if marked
+        ]
+        spots: Spots = {}
+        written: list[Box] = []
+        for one in order:
+            found = self._spot(one, [*marks, *written])
+            if found:
+                box, spots[one] = found
+                written.append(box)
+        return spots
+
+    def _spot(self, one: int, solid: Sequence[Box]) -> tuple[Box, tuple[Side, float]] | None:
+        point = self.points[one]
+        others = [other for other in self.points if other != point]
+        every = [bar for bars in self.bars for bar in bars]
+        for avoided in ([*solid, *every], [*solid, *self.bars[one]], solid):
+            for distance in DISTANCES:
+                for side in SIDES:
+                    box = _box(point, self.sizes[one], side, distance * self.scale)
+                    free = _within(box, self.inside) and not _touches(box, avoided)
+                    if free and all(_apart(box, point) < _apart(box, other) for other in others):
+                        return box, (side, distance)
+        return None
 
 
 def shortened(text: str) -> str:
@@ -80,23 +139,6 @@ def shortened(text: str) -> str:
 def _bar(axes: Any, bar: Box) -> Box:
     (x0, y0), (x1, y1) = axes.transData.transform([bar[:2], bar[2:]])
     return min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1
-
-
-def _spot(
-    at: tuple[float, float],
-    size: tuple[float, float],
-    scale: float,
-    inside: Box,
-    solid: Sequence[Box],
-    bars: Sequence[Box],
-) -> tuple[Box, tuple[int, int], float] | None:
-    for avoided in ([*solid, *bars], solid):
-        for distance in DISTANCES:
-            for side in SIDES:
-                box = _box(at, size, side, distance * scale)
-                if _within(box, inside) and not _touches(box, avoided):
-                    return box, side, distance
-    return None
 
 
 def _box(at: tuple[float, float], size: tuple[float, float], side: tuple[int, int], away: float) -> Box:
@@ -117,3 +159,10 @@ def _touches(box: Box, others: Iterable[Box]) -> bool:
         box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
         for other in others
     )
+
+
+def _apart(box: Box, point: tuple[float, float]) -> float:
+    """How far a point lies from a box."""
+    across = max(box[0] - point[0], 0.0, point[0] - box[2])
+    up = max(box[1] - point[1], 0.0, point[1] - box[3])
+    return math.hypot(across, up)

@@ -30,7 +30,11 @@ NOTES = (
     "tokens: read in training; trained: those that carried loss; s and peak GB: preparation included.",
 )
 TIMED = "tok/s and MFU are the training loop's. MFU = (FLOPs - preparation) / (seconds x devices x peak)."
-NO_SECONDS = ("train_seconds", "preparation_seconds", "tokens_per_second", "mfu")  # what a busy machine changes
+NO_SECONDS = (
+    "Seconds are left out: trainings ran side by side on one machine and slowed each other down. Compare "
+    "FLOPs and tokens; a run with --jobs 1 has seconds to compare."
+)
+SECONDS = ("train_seconds", "preparation_seconds", "tokens_per_second", "mfu")  # what a busy machine changes
 
 Row = dict[str, Any]
 
