@@ -16,6 +16,7 @@ from harness.labels import Label, place_labels, shortened
 from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
 
 FOLDER = "figures"
+OVERVIEW = "overview-"  # how the names of the pictures begin that a report opens with
 CURVES = 10  # training curves of one method that are drawn faintly behind their mean
 SAFETY = {"rsr": "raw safe rate, RSR (%)", "jsr": "prefilled safe rate, JSR (%)"}
 HEADLINE = ("jsr", "rsr")  # the first that was measured is what a run opens with
@@ -130,7 +131,7 @@ def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[st
     title = f"Safety against utility, {about}"
     better = " Higher is safer, further right is more useful than vanilla (dashed)." if vanilla else ""
     text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, 'utility')}."
-    return Picture(f"overview-{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
 
 
 def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
@@ -149,7 +150,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
         panel.errorbar(row[metric], place_, **bars, **look)
     title = f"Safety, {about}"
     text = f"{title}. Further right is safer. Bars: 95 % intervals{_where_known(drawn, metric)}."
-    return Picture(f"overview-{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
 
 
 def _limits(rows: Sequence[Row], name: str) -> Limits:
