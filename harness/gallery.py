@@ -119,8 +119,7 @@ def _headline(rows: Sequence[Row]) -> str:
 def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
     figure, panel = figures.canvas("", _utility(rows), SAFETY[metric], size=(5.2, 4.2))
-    panel.set_xlim(*reach["utility"])
-    panel.set_ylim(*reach[metric])
+    _percent(panel, x=reach["utility"], y=reach[metric])
     drawn = _scatter(figure, panel, rows, "utility", metric, styles)
     figures.legend(figure, panel, below=True)
     vanilla = next((row for row in drawn if row["method"] == BASELINE), None)
@@ -143,7 +142,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     names = [shortened(looks.shown(row["method"])) for row in drawn]
     panel.set_yticks(range(len(drawn)), names)
     panel.invert_yaxis()
-    panel.set_xlim(*_limits(drawn, metric))
+    _percent(panel, x=_limits(drawn, metric))
     for place_, row in enumerate(drawn):
         look = {**styles[row["method"]], "linestyle": ""}
         bars = {"xerr": _bar(row, metric), "elinewidth": 0.9, "capsize": 2}
@@ -151,6 +150,16 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     title = f"Safety, {about}"
     text = f"{title}. Further right is safer. Bars: 95 % intervals{_where_known(drawn, metric)}."
     return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+
+
+def _percent(panel: Any, *, x: Limits | None = None, y: Limits | None = None) -> None:
+    """How far an axis reaches, with ticks between 0 and 100 alone."""
+    for axis, limits in ((panel.xaxis, x), (panel.yaxis, y)):
+        if limits:
+            axis.set_view_interval(*limits, ignore=True)
+            axis.set_ticks(
+                [tick for tick in axis.get_ticklocs() if max(0, limits[0]) <= tick <= min(100, limits[1])]
+            )
 
 
 def _limits(rows: Sequence[Row], name: str) -> Limits:
@@ -177,8 +186,9 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         measured = [name for name in measured if name not in flat]
     if not measured:
         return []
-    size = (8.6, 4.2) if len(measured) > 1 else (5.2, 4.2)
-    labels = [(name.upper(), _utility(rows), SAFETY[name]) for name in measured]
+    several = len(measured) > 1
+    size = (8.6, 4.2) if several else (5.2, 4.2)
+    labels = [(name.upper() if several else "", _utility(rows), SAFETY[name]) for name in measured]
     figure, axes = figures.panels(labels, title=title, size=size)
     best = {}
     for name, panel in zip(measured, axes, strict=True):
@@ -188,8 +198,7 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         way = [points[method] for method in best[name]]
         path = {"color": "#808080", "linestyle": ":", "linewidth": 1.6, "zorder": 1}
         panel.plot(*zip(*way, strict=True), drawstyle="steps-pre", **path)
-        panel.set_xlim(*_limits(mine, "utility"))
-        panel.set_ylim(*_limits(mine, name))
+        _percent(panel, x=_limits(mine, "utility"), y=_limits(mine, name))
     names = [
         row["method"]
         for name, panel in zip(measured, axes, strict=True)
@@ -250,16 +259,19 @@ def _cost_safety(
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
     computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
     title = f"Safety against cost, {about}"
-    labels = [("Computation", computation, SAFETY["jsr"]), ("Time", "training time (s)", SAFETY["jsr"])]
+    labels = [
+        ("Computation" if timed else "", computation, SAFETY["jsr"]),
+        ("Time", "training time (s)", SAFETY["jsr"]),
+    ]
     size = (8.6, 4.2) if timed else (5.2, 4.2)
-    figure, axes = figures.panels(labels[: 1 + timed], title=title, size=size)
+    figure, axes = figures.panels(labels, title=title, size=size)
     untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
     costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         values = [row[cost] / unit for row in drawn]
         room = max(0.15 * (max(values) - min(values)), 0.05 * max(values))
         panel.set_xlim(min(values) - room, max(values) + 2 * room)
-        panel.set_ylim(-4, 104)
+        _percent(panel, y=(-4.0, 104.0))
         if untrained:
             line = {"color": looks.BLACK, "linestyle": "--", "linewidth": 1}
             panel.axhline(untrained["jsr"], **line, zorder=0)
@@ -272,7 +284,7 @@ def _cost_safety(
         f"{title}. Up and to the left is better. Costs are of the whole training, with its preparation; "
         f"bars: 95 % intervals{_where_known(drawn, 'jsr')}."
         + (" Dashed line: the base model, which is not trained." if untrained else "")
-        + ("" if timed else f" {flops.NO_SECONDS}")
+        + ("" if timed else f" {flops.NO_SECONDS.partition('.')[0]}.")
         + _left_out(rows, names)
     )
     return [Picture(f"cost-safety{suffix}", title, caption, figure)]
@@ -283,7 +295,7 @@ def _training(losses: Mapping[str, Sequence[Sequence[float]]], styles: Looks, ta
     if not known:
         return []
     title = f"Training curves, trained on {task}"
-    figure, axes = figures.canvas(title, "optimizer step", "training loss (nats per token)", size=(8.2, 4.4))
+    figure, axes = figures.canvas(title, "optimizer step", "training loss (nats per token)", size=(6.6, 4.2))
     window = max(1, max(len(curve) for curves in known.values() for curve in curves) // figures.SMOOTHED)
     smooth = {name: figures.running_mean(_mean_curve(curves), window) for name, curves in known.items()}
     order = sorted(smooth, key=lambda name: -smooth[name][-1])  # as the curves lie at their ends

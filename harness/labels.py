@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DISTANCES = (7.0, 12.0, 18.0, 26.0)  # from a point to its label, in points
+DISTANCES = (7.0, 12.0, 18.0)  # from a point to its label, in points
+FAR = (18.0, 26.0, 36.0, 48.0, 62.0)  # likewise, where a thin line leads from the one to the other
 SIDES = (  # where a label stands, as (right, up), best first
     *((1, 0), (-1, 0), (0, 1), (0, -1)),
     *((1, 1), (1, -1), (-1, 1), (-1, -1)),
@@ -35,8 +36,8 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 def place_labels(figure: Any, axes: Any, labels: Sequence[Label], *, fontsize: float = 9) -> list[Label]:
     """Write the labels into the axes, whose limits are set; those for which there is no room are returned.
 
-    A label touches no mark and no other label, lies nearer to its own mark than to any other, and keeps off
-    the bars where it can.
+    A label touches no mark and no other label. It lies nearer to its own mark than to any other, or a thin
+    line leads to it, and it keeps off the bars where it can.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -63,18 +64,26 @@ def place_labels(figure: Any, axes: Any, labels: Sequence[Label], *, fontsize: f
     )
     spots = room.best()
     for place, text in enumerate(texts):
-        if place not in spots:
-            text.remove()
-            continue
-        (right, up), distance = spots[place]
-        text.set_position((right * distance, up * distance))
-        text.set_horizontalalignment({1: "left", 0: "center", -1: "right"}[right])
-        text.set_verticalalignment({1: "bottom", 0: "center", -1: "top"}[up])
+        text.remove()
+        if place in spots:
+            _write(axes, labels[place], spots[place], fontsize)
     return [label for place, label in enumerate(labels) if place not in spots]
 
 
+def _write(axes: Any, label: Label, spot: Spot, fontsize: float) -> None:
+    (right, up), distance, led = spot
+    line = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": MARK - 1}
+    text = axes.annotate(
+        shortened(label.text), label.point, textcoords="offset points", annotation_clip=False, zorder=6,
+        xytext=(right * distance, up * distance), ha={1: "left", 0: "center", -1: "right"}[right],
+        va={1: "bottom", 0: "center", -1: "top"}[up], fontsize=fontsize, fontweight=label.weight,
+        color=label.colour, arrowprops=line if led else None,
+    )  # fmt: skip
+    text.set_parse_math(False)
+
+
 Side = tuple[int, int]
-Spots = dict[int, tuple[Side, float]]  # by label: where it stands and how far away
+Spot = tuple[Side, float, bool]  # where a label stands, how far away, and whether a line leads to it
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class _Room:
     sizes: Sequence[tuple[float, float]]
     bars: Sequence[Sequence[Box]]
 
-    def best(self) -> Spots:
+    def best(self) -> dict[int, Spot]:
         """Of some orders in which labels can be placed, the one that leaves the fewest out, and then has
         them the nearest."""
         every = range(len(self.points))
@@ -97,19 +106,19 @@ class _Room:
             along = sorted(every, key=lambda one: self.points[one][axis])
             ways += [along, along[::-1]]
         tried = [self._placed(way) for way in ways]
-        return min(tried, key=lambda spots: (-len(spots), sum(away for _, away in spots.values())))
+        return min(tried, key=lambda spots: (-len(spots), sum(away for _, away, _ in spots.values())))
 
     def _neighbours(self, one: int) -> int:
         return sum(_apart((*self.points[one],) * 2, point) < 40 * self.scale for point in self.points)
 
-    def _placed(self, order: Iterable[int]) -> Spots:
+    def _placed(self, order: Iterable[int]) -> dict[int, Spot]:
         reach = MARK * self.scale
         marks = [
             (x - reach, y - reach, x + reach, y + reach)
             for (x, y), marked in zip(self.points, self.marked, strict=True)
             if marked
         ]
-        spots: Spots = {}
+        spots: dict[int, Spot] = {}
         written: list[Box] = []
         for one in order:
             found = self._spot(one, [*marks, *written])
@@ -118,17 +127,25 @@ class _Room:
                 written.append(box)
         return spots
 
-    def _spot(self, one: int, solid: Sequence[Box]) -> tuple[Box, tuple[Side, float]] | None:
+    def _spot(self, one: int, solid: Sequence[Box]) -> tuple[Box, Spot] | None:
         point = self.points[one]
         others = [other for other in self.points if other != point]
-        every = [bar for bars in self.bars for bar in bars]
-        for avoided in ([*solid, *every], [*solid, *self.bars[one]], solid):
-            for distance in DISTANCES:
+        free_of_bars = [*solid, *(bar for bars in self.bars for bar in bars)]
+        free_of_its_own = [*solid, *self.bars[one]]
+        ways = (
+            (free_of_bars, False),
+            (free_of_its_own, False),
+            (free_of_bars, True),
+            (free_of_its_own, True),
+        )
+        for avoided, led in ways:
+            for distance in FAR if led else DISTANCES:
                 for side in SIDES:
                     box = _box(point, self.sizes[one], side, distance * self.scale)
-                    free = _within(box, self.inside) and not _touches(box, avoided)
-                    if free and all(_apart(box, point) < _apart(box, other) for other in others):
-                        return box, (side, distance)
+                    if not _within(box, self.inside) or _touches(box, avoided):
+                        continue
+                    if led or all(_apart(box, point) < _apart(box, other) for other in others):
+                        return box, (side, distance, led)
         return None
 
 

@@ -7,6 +7,7 @@ drew have colours for dark pages; any other stays as it is, on white.
 from __future__ import annotations
 
 import base64
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,15 +63,20 @@ ANALYSES = (  # figures that other commands leave in a run: how their files begi
     ),
 )
 
+WIDE = 1.7  # times as wide as high
+_SIZE = re.compile(r'<svg [^>]*?width="(\d{1,5}(?:\.\d{1,9})?)pt" height="(\d{1,5}(?:\.\d{1,9})?)pt"')
+
 
 @dataclass(frozen=True)
 class Image:
-    """``light`` and ``dark``: an SVG as a data URI; ``dark`` is "" where there is none."""
+    """``light`` and ``dark``: an SVG as a data URI; ``dark`` is "" where there is none. ``wide``: it has
+    several panels side by side."""
 
     title: str
     caption: str
     light: str
     dark: str
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,9 @@ def _images(pictures: Sequence[gallery.Picture]) -> list[Image]:
 def _image(title: str, caption: str, svg: bytes) -> Image:
     text = svg.decode("utf-8", "replace")
     dark = _data_uri(looks.dark(text).encode()) if looks.themed(text) else ""
-    return Image(title, caption, _data_uri(svg), dark)
+    size = _SIZE.search(text)
+    wide = size is not None and float(size[1]) > WIDE * float(size[2])
+    return Image(title, caption, _data_uri(svg), dark, wide)
 
 
 def _data_uri(svg: bytes) -> str:

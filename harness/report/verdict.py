@@ -31,7 +31,7 @@ KINDS = {  # of a difference -> how it is counted; "" is not tested
     "more": "safer",
     "less": "less safe",
     "alone": "safer or less safe only when taken alone",
-    "same": "no different as far as was found",
+    "same": "with no difference found",
     "untested": "",
     "unknown": "",
 }
