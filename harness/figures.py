@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import looks
-from harness.labels import Label, place_labels, shortened
+from harness.labels import Label, along, place_labels, shortened
 from harness.store import fresh
 from harness.text import printable
 
@@ -111,10 +111,18 @@ def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str
     for method, way in points.items():
         xs, ys = [utility for utility, _ in way], [jsr for _, jsr in way]
         axes.plot(xs, ys, **styles[method], label=looks.shown(method))
-        labels += [Label(place, str(epoch), marked=True) for epoch, place in enumerate(way, 1)]
+        curve, colour = along(way), styles[method]["color"]
+        labels += [Label(place, str(epoch), curve, colour=colour) for epoch, place in enumerate(way, 1)]
     legend(figure, axes)
-    place_labels(figure, axes, labels, fontsize=7)
+    place_labels(figure, axes, labels, fontsize=8)
     save(figure, path)
+
+
+def faint_bars(look: looks.Look) -> dict[str, Any]:
+    """How the interval bars of a mark are drawn: thinner and fainter than the mark."""
+    from matplotlib.colors import to_rgba
+
+    return {"ecolor": to_rgba(look["color"], 0.55), "elinewidth": 0.9, "capsize": 2}
 
 
 def log_scale(axes: Any) -> None:

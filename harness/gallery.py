@@ -145,7 +145,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     _percent(panel, x=_limits(drawn, metric))
     for place_, row in enumerate(drawn):
         look = {**styles[row["method"]], "linestyle": ""}
-        bars = {"xerr": _bar(row, metric), "elinewidth": 0.9, "capsize": 2}
+        bars = {"xerr": _bar(row, metric), **figures.faint_bars(look)}
         panel.errorbar(row[metric], place_, **bars, **look)
     title = f"Safety, {about}"
     text = f"{title}. Further right is safer. Bars: 95 % intervals{_where_known(drawn, metric)}."
@@ -154,12 +154,11 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
 
 def _percent(panel: Any, *, x: Limits | None = None, y: Limits | None = None) -> None:
     """How far an axis reaches, with ticks between 0 and 100 alone."""
-    for axis, limits in ((panel.xaxis, x), (panel.yaxis, y)):
+    for axis, reach, limits in ((panel.xaxis, panel.set_xlim, x), (panel.yaxis, panel.set_ylim, y)):
         if limits:
-            axis.set_view_interval(*limits, ignore=True)
-            axis.set_ticks(
-                [tick for tick in axis.get_ticklocs() if max(0, limits[0]) <= tick <= min(100, limits[1])]
-            )
+            reach(*limits)
+            low, high = max(0.0, limits[0]), min(100.0, limits[1])
+            axis.set_ticks([tick for tick in axis.get_ticklocs() if low <= tick <= high])
 
 
 def _limits(rows: Sequence[Row], name: str) -> Limits:
@@ -259,10 +258,8 @@ def _cost_safety(
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
     computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
     title = f"Safety against cost, {about}"
-    labels = [
-        ("Computation" if timed else "", computation, SAFETY["jsr"]),
-        ("Time", "training time (s)", SAFETY["jsr"]),
-    ]
+    labels = [("Computation", computation, SAFETY["jsr"]), ("Time", "training time (s)", SAFETY["jsr"])]
+    labels = labels if timed else [("", *labels[0][1:])]
     size = (8.6, 4.2) if timed else (5.2, 4.2)
     figure, axes = figures.panels(labels, title=title, size=size)
     untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
@@ -332,7 +329,7 @@ def _mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
 def _point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:
     line = {**look, "linestyle": "", "zorder": 3 if row["method"] in MARKED else 2}
     bars = {"xerr": _bar(row, x), "yerr": _bar(row, y)}
-    return panel.errorbar(row[x], row[y], **bars, **line, elinewidth=0.9, capsize=2)
+    return panel.errorbar(row[x], row[y], **bars, **line, **figures.faint_bars(look))
 
 
 def _bar(row: Row, name: str) -> list[list[float]] | None:

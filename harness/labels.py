@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -132,13 +133,7 @@ class _Room:
         others = [other for other in self.points if other != point]
         free_of_bars = [*solid, *(bar for bars in self.bars for bar in bars)]
         free_of_its_own = [*solid, *self.bars[one]]
-        ways = (
-            (free_of_bars, False),
-            (free_of_its_own, False),
-            (free_of_bars, True),
-            (free_of_its_own, True),
-        )
-        for avoided, led in ways:
+        for avoided, led in itertools.product((free_of_bars, free_of_its_own), (False, True)):
             for distance in FAR if led else DISTANCES:
                 for side in SIDES:
                     box = _box(point, self.sizes[one], side, distance * self.scale)
@@ -147,6 +142,16 @@ class _Room:
                     if led or all(_apart(box, point) < _apart(box, other) for other in others):
                         return box, (side, distance, led)
         return None
+
+
+def along(points: Sequence[tuple[float, float]], pieces: int = 12) -> list[Box]:
+    """A curve through points as ``bars`` that labels keep off."""
+    steps = [(number / pieces, (number + 1) / pieces) for number in range(pieces)]
+    return [
+        (x0 + one * (x1 - x0), y0 + one * (y1 - y0), x0 + two * (x1 - x0), y0 + two * (y1 - y0))
+        for (x0, y0), (x1, y1) in itertools.pairwise(points)
+        for one, two in steps
+    ]
 
 
 def shortened(text: str) -> str:

@@ -59,6 +59,7 @@ DARK = {  # light -> dark: what a figure's colours become on a dark page
     "#7d5a7c": "#cfa6ce",
     "#4a5a6a": "#a3b8cc",
 }
+CELL_INK = {True: "#010101", False: "#fefefe"}  # of figures on light and on dark cells, on any page
 MARK = "safetune-harness figure"  # in an SVG's metadata: its colours are those of this module
 _PAINT = re.compile(r"\b(fill|stroke): ?(#[0-9a-fA-F]{6})\b")
 _TAG = re.compile(r"<[^<>]*>")

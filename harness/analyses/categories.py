@@ -37,7 +37,6 @@ COLUMNS = (
     *("delta", "delta_low", "delta_high", "delta_p"),
 )
 BLOCK = 9  # methods beside each other in a terminal
-INK = {True: "#010101", False: "#fefefe"}  # on light and on dark cells; not turned round on a dark page
 FOLDED = 14  # a longer category is folded behind a slash where there are many methods
 
 Row = dict[str, Any]
@@ -66,7 +65,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
         if not any(category for one in outcomes.values() for category in one.categories.values()):
             reason = next(iter(missing.values()), "the requests of this run's safety tasks have none")
             raise HarnessError(f"{out}: no safe rate by category: {reason}")
-        names = [_name(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
+        names = [file_stem(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
         outputs = ["categories.json", "categories.csv"]
         outputs += [f"{name}.{kind}" for name in names for kind in figures.FORMATS]
         given = [
@@ -133,7 +132,7 @@ def _train_tasks(config: RunConfig) -> list[str]:
     return [*config.train_tasks, *([UNTRAINED] if plan.elsewhere(config) else [])]
 
 
-def _name(train_task: str, metric: str) -> str:
+def file_stem(train_task: str, metric: str) -> str:
     return f"categories-{train_task or 'elsewhere'}-{metric}"
 
 
@@ -282,7 +281,7 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     for task in _train_tasks(config):
         for metric in SAFE_RATES:
             title = f"{metric.upper()} by category (%), {trained_on({'train_task': task})}"
-            heat_map(_grid(record, task, metric), title, figures.files(folder, _name(task, metric)))
+            heat_map(_grid(record, task, metric), title, figures.files(folder, file_stem(task, metric)))
 
 
 def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
@@ -308,7 +307,7 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
     for y, cells in enumerate(grid.values()):
         for x, method in enumerate(methods):
             row = cells.get(method)
-            ink = looks.BLACK if math.isnan(_shade(row)) else INK[_shade(row) > 55]
+            ink = looks.BLACK if math.isnan(_shade(row)) else looks.CELL_INK[_shade(row) > 55]
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
     control = BASELINE if BASELINE in methods else looks.BASE_MODEL
     axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
@@ -397,4 +396,5 @@ def _changes(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
             ]
             if found:
                 named = "" if len(found) == len(grid) else f": {', '.join(found)}"
-                yield f"{method}: {side} than vanilla in {len(found)} of {len(grid)} categories{named}"
+                counted = f"{len(found)} of {len(grid)} categories"
+                yield f"{looks.shown(method)}: {side} than vanilla in {counted}{named}"

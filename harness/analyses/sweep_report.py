@@ -18,7 +18,7 @@ from rich.text import Text
 
 from harness import figures, looks, tables
 from harness.analyses.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
-from harness.labels import Label, place_labels
+from harness.labels import Label, along, place_labels
 from harness.store import write_json_atomic, write_text_atomic
 
 NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
@@ -108,22 +108,32 @@ def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str
                               "method", "learning_rate"):  # fmt: skip
         method = way[0]["method"]
         mine = sorted(way, key=lambda point: point["epoch"])
-        look = {**styles[method], "alpha": 0.9, "xerr": _bars(mine, "utility")}
+        look = {**styles[method], "xerr": _bars(mine, "utility")}
         _curve(axes, mine, [point["utility"] for point in mine], safety, look, looks.shown(method))
-        labels += [
-            Label((point["utility"], point[safety]), _budget(point, last=point is mine[-1]))
-            for point in mine
-            if point[safety] is not None
-        ]
+        labels += _budgets(mine, safety, str(styles[method]["color"]))
     figures.legend(figure, axes)
-    place_labels(figure, axes, sorted(labels, key=lambda label: -len(label.text)), fontsize=6.5)
+    place_labels(figure, axes, sorted(labels, key=lambda label: -len(label.text)), fontsize=7.5)
     return figure
 
 
-def _budget(point: Point, *, last: bool) -> str:
-    if point["learning_rate"] is None:
-        return looks.shown(point["row"])
-    return f"lr {point['learning_rate']:g}, epoch {point['epoch']}" if last else f"{point['epoch']}"
+def _budgets(way: Sequence[Point], safety: str, colour: str) -> list[Label]:
+    """What stands beside the points of one training: epochs, and at its end the learning rate."""
+    known = [point for point in way if point[safety] is not None]
+    curve = along([(point["utility"], point[safety]) for point in known])
+    labels = []
+    for point in known:
+        x, y = point["utility"], point[safety]
+        text = f"{point['epoch']}"
+        if point["learning_rate"] is None:
+            text = looks.shown(point["row"])
+        elif point is known[-1]:
+            text = f"lr {point['learning_rate']:g}, epoch {text}"
+        across, up = (
+            (_reach(point, name, "low"), _reach(point, name, "high")) for name in ("utility", safety)
+        )
+        bars = [(x - across[0], y, x + across[1], y), (x, y - up[0], x, y + up[1])]
+        labels.append(Label((x, y), text, [*curve, *bars], colour=colour))
+    return labels
 
 
 def _curve(
@@ -131,7 +141,7 @@ def _curve(
 ) -> None:
     """A curve with interval bars. A point without a value is a gap."""
     values = [math.nan if point[metric] is None else point[metric] for point in points]
-    bars = {"yerr": _bars(points, metric), "capsize": 2, "elinewidth": 0.8}
+    bars = {"yerr": _bars(points, metric), **figures.faint_bars(look)}
     axes.errorbar(xs, values, label=label, **bars, **look)
 
 

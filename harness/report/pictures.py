@@ -12,10 +12,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness import figures, gallery, looks
-from harness.analyses import shared
+from harness.analyses import categories, shared
+from harness.contracts import HarnessError
 from harness.report.bottom_line import BottomLine
+from harness.store import read_json
 from harness.tables import Row, grouped
 
 ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
@@ -63,20 +66,21 @@ ANALYSES = (  # figures that other commands leave in a run: how their files begi
     ),
 )
 
-WIDE = 1.7  # times as wide as high
+WIDE = 1.8  # times as wide as high
+NARROW = 400  # pt
 _SIZE = re.compile(r'<svg [^>]*?width="(\d{1,5}(?:\.\d{1,9})?)pt" height="(\d{1,5}(?:\.\d{1,9})?)pt"')
 
 
 @dataclass(frozen=True)
 class Image:
-    """``light`` and ``dark``: an SVG as a data URI; ``dark`` is "" where there is none. ``wide``: it has
-    several panels side by side."""
+    """``light`` and ``dark``: an SVG as a data URI; ``dark`` is "" where there is none. ``shape``:
+    "wide", where panels stand side by side; "narrow", what fits a phone; else ""."""
 
     title: str
     caption: str
     light: str
     dark: str
-    wide: bool
+    shape: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,10 @@ def openings(rows: Sequence[Row], lines: Sequence[BottomLine]) -> list[Opening]:
 def images(run: Path) -> list[Image]:
     """The run's own figures but those that it opens with, then those in its ``analysis`` folder."""
     found = _images([one for one in gallery.draw(run) if not one.name.startswith(gallery.OVERVIEW)])
+    empty = _empty_heat_maps(run)
     for path in analyses(run):
+        if path.stem in empty:
+            continue
         about = next(((title, text) for stem, title, text, _ in ANALYSES if path.stem.startswith(stem)), None)
         title, caption = about or (path.stem, "")
         found.append(_image(title, f"{caption} ({path.stem})", path.read_bytes()))
@@ -119,6 +126,18 @@ def images(run: Path) -> list[Image]:
 
 def analyses(run: Path) -> list[Path]:
     return [*sorted(run.glob("epochs-*.svg")), *sorted((run / shared.FOLDER).glob("*.svg"))]
+
+
+def _empty_heat_maps(run: Path) -> set[str]:
+    """The figures of categories on which all is at 100 %: they show nothing."""
+    try:
+        table = read_json(run / shared.FOLDER / "categories.json")["table"]
+        values: dict[str, list[Any]] = {}
+        for row in table:
+            values.setdefault(categories.file_stem(row["train_task"], row["metric"]), []).append(row["value"])
+    except (HarnessError, KeyError, TypeError):  # not there, or not ours
+        return set()
+    return {stem for stem, found in values.items() if all(value == 100 for value in found)}
 
 
 def missing(run: Path) -> list[dict[str, str]]:
@@ -144,9 +163,15 @@ def _images(pictures: Sequence[gallery.Picture]) -> list[Image]:
 def _image(title: str, caption: str, svg: bytes) -> Image:
     text = svg.decode("utf-8", "replace")
     dark = _data_uri(looks.dark(text).encode()) if looks.themed(text) else ""
-    size = _SIZE.search(text)
-    wide = size is not None and float(size[1]) > WIDE * float(size[2])
-    return Image(title, caption, _data_uri(svg), dark, wide)
+    return Image(title, caption, _data_uri(svg), dark, _shape(text))
+
+
+def _shape(svg: str) -> str:
+    size = _SIZE.search(svg)
+    if size is None:
+        return ""
+    width, height = float(size[1]), float(size[2])
+    return "narrow" if width <= NARROW else "wide" if width > WIDE * height else ""
 
 
 def _data_uri(svg: bytes) -> str:

@@ -153,7 +153,7 @@ def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
 
 def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
     """Safe rates by category and method, from scores.csv; means over the seeds. A table a train task, task
-    and judge."""
+    and judge, but where every figure is 100."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     groups: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
     for score in records(read_scores(run)):
@@ -163,6 +163,8 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
             values.append(score["value"])
     tables = []
     for (train_task, task, judge), found in groups.items():
+        if all(value == 100 for by_method in found.values() for one in by_method.values() for value in one):
+            continue  # a table that is 100 all over says nothing
         named = [name for name in methods if any(name in values for values in found.values())]
         about = trained_on({"train_task": train_task})
         caption = f"{task}: safe answers (%) by category, {about}"
