@@ -174,7 +174,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
                 _depth_table(points) if record["sweep"] == DEPTHS else _table(record["axis"], points)
             )
             for line in dict.fromkeys(
-                f"{p['row']} {p['status']}" for p in points if p["status"] != tables.DONE
+                f"{looks.shown(p['row'])} {p['status']}" for p in points if p["status"] != tables.DONE
             ):
                 console.print(Text(line, style="red"), soft_wrap=True)
     means = any(point["seed"] == tables.MEAN for point in everything)
@@ -194,8 +194,8 @@ def _table(axis: str, points: Sequence[Point]) -> Table:
     table = _grid(*names, "utility", "RSR", "JSR", left=several + 1)
     for point in points:
         where = [_coordinate(point.get(name)) for name in coordinates]
-        where = [point["method"], *where] if several else where
-        where[0] = where[0] or point["row"]  # a reference has no value
+        where = [looks.shown(point["method"]), *where] if several else where
+        where[0] = where[0] or looks.shown(point["row"])  # a reference has no value
         table.add_row(*map(Text, where), *(Text(_figure(point, metric)) for metric in METRICS))
     return table
 
@@ -205,7 +205,7 @@ def _depth_table(points: Sequence[Point]) -> Table:
     table = _grid("JSR", *(f"k = {depth}" for depth in depths), left=1)
     for row in dict.fromkeys(point["row"] for point in points):
         by_depth = {point["value"]: point for point in points if point["row"] == row}
-        table.add_row(Text(row), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
+        table.add_row(Text(looks.shown(row)), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
     return table
 
 

@@ -227,7 +227,7 @@ def _trials(record: Row) -> Table:
             one_decimal(row["jsr"]),
             spans[1],
         )
-        table.add_row(Text(row["row"]), *cells, ", ".join(marks))
+        table.add_row(Text(looks.shown(row["row"])), *cells, ", ".join(marks))
     return table
 
 
@@ -246,7 +246,9 @@ def _final(record: Row) -> Table:
             _span(row, "jsr"),
             _delta(row, "jsr"),
         )
-        table.add_row(Text(name, style="bold" if name == record["chosen"] else ""), *utility, *rates)
+        table.add_row(
+            Text(looks.shown(name), style="bold" if name == record["chosen"] else ""), *utility, *rates
+        )
     return table
 
 

@@ -65,7 +65,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     elif SEED in done and not elsewhere:
         said.lead += _what_tuning_did(done[SEED], done[BASELINE], rows[0]["train_task"])
     if control in done and others:
-        said.findings += _against(named, others)
+        said.findings += _against(named, others, prefilled=_was_asked(done.values(), "jsr"))
     said.caveats += _caveats(rows, own)
     return said
 
@@ -78,7 +78,7 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
     sentences: list[str] = []
     for metric in ("jsr", "rsr", "utility"):
         if seed[metric] is None or vanilla[metric] is None or seed.get(f"{metric}_delta") is None:
-            if metric == "utility" or any(row[metric] is not None for row in (seed, vanilla)):
+            if metric == "utility" or _was_asked((seed, vanilla), metric):
                 sentences.append(f"How {NAMES[metric]} changed is not known.")
             continue
         found = kind(seed, metric)
@@ -100,14 +100,14 @@ def _what_tuning_did(seed: Row, vanilla: Row, train_task: str) -> list[str]:
     return sentences
 
 
-def _against(control: str, rows: Sequence[Row]) -> list[str]:
+def _against(control: str, rows: Sequence[Row], *, prefilled: bool) -> list[str]:
     """How many methods are safer than ``control`` when prefilled, which and at what price; then all
-    others."""
+    others. ``prefilled``: whether there were such requests at all."""
     groups: dict[str, list[Row]] = {name: [] for name in KINDS}
     for row in sorted(rows, key=lambda row: -(row.get("jsr_delta") or 0)):
         groups[kind(row, "jsr")].append(row)
-    if all(row.get("jsr") is None and kind(row, "jsr") == "unknown" for row in rows):
-        groups["unknown"] = []  # nothing was prefilled
+    if not prefilled:
+        groups["unknown"] = []
     counts = [f"{len(groups[name])} {words}" for name, words in KINDS.items() if words and groups[name]]
     sentences = []
     if counts:
@@ -148,6 +148,12 @@ def _raw(control: str, rows: Sequence[Row]) -> list[str]:
 def _at_the_top(row: Row) -> bool:
     """Whether RSR is 100.0 % in a row, and in what it is compared with."""
     return row["rsr"] is not None and _full(row["rsr"]) and _full(row["rsr"] - row["rsr_delta"])
+
+
+def _was_asked(rows: Iterable[Row], metric: str) -> bool:
+    """Whether any row has answers behind a metric, judged or not: a missing figure is then worth a line."""
+    counts = (metric, f"{metric}_n", f"{metric}_unjudged")
+    return any(row.get(name) is not None for row in rows for name in counts)
 
 
 def _full(value: float) -> bool:
