@@ -118,7 +118,7 @@ def _headline(rows: Sequence[Row]) -> str:
 
 def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
-    figure, panel = figures.canvas("", _utility(rows), SAFETY[metric], size=(5.2, 4.2))
+    figure, panel = figures.canvas("", _utility(rows), SAFETY[metric], size=(4.5, 3.9))
     _percent(panel, x=reach["utility"], y=reach[metric])
     drawn = _scatter(figure, panel, rows, "utility", metric, styles)
     figures.legend(figure, panel, below=True)
@@ -137,7 +137,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     """Of rows without a utility: safe rates below each other."""
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
     drawn = [row for row in means(rows) if _has(row, metric)]
-    size = (5.2, 1.2 + 0.34 * len(drawn))
+    size = (4.5, 1.2 + 0.34 * len(drawn))
     figure, panel = figures.canvas("", SAFETY[metric], "", size=size)
     names = [shortened(looks.shown(row["method"])) for row in drawn]
     panel.set_yticks(range(len(drawn)), names)

@@ -126,7 +126,17 @@ class _Room:
             if found:
                 box, spots[one] = found
                 written.append(box)
+                if spots[one][2]:
+                    written += self._line(one, box)
         return spots
+
+    def _line(self, one: int, box: Box) -> list[Box]:
+        """The line from a mark's edge to its label."""
+        x, y = self.points[one]
+        end = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+        pieces = [_padded(piece) for piece in along([(x, y), end])]
+        reach = (MARK + 1) * self.scale
+        return [piece for piece in pieces if _apart(piece, (x, y)) > reach and not _touches(piece, [box])]
 
     def _spot(self, one: int, solid: Sequence[Box]) -> tuple[Box, Spot] | None:
         point = self.points[one]
@@ -138,6 +148,8 @@ class _Room:
                 for side in SIDES:
                     box = _box(point, self.sizes[one], side, distance * self.scale)
                     if not _within(box, self.inside) or _touches(box, avoided):
+                        continue
+                    if led and any(_touches(piece, solid) for piece in self._line(one, box)):
                         continue
                     if led or all(_apart(box, point) < _apart(box, other) for other in others):
                         return box, (side, distance, led)
@@ -160,6 +172,11 @@ def shortened(text: str) -> str:
 
 def _bar(axes: Any, bar: Box) -> Box:
     (x0, y0), (x1, y1) = axes.transData.transform([bar[:2], bar[2:]])
+    return _padded((x0, y0, x1, y1))
+
+
+def _padded(line: Box) -> Box:
+    x0, y0, x1, y1 = line
     return min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1
 
 

@@ -230,9 +230,12 @@ def test_figures_are_dark_in_dark_mode_and_light_in_light(browser: Any, plain: P
                 context.drawImage(image, 0, 0, 400, 300);
                 const {data} = context.getImageData(0, 0, 400, 300);
                 const bright = [];
-                for (let at = 0; at < data.length; at += 4) bright.push((data[at] + data[at + 1] + data[at + 2]) / 3);
+                for (let at = 0; at < data.length; at += 4) {
+                    bright.push((data[at] + data[at + 1] + data[at + 2]) / 3);
+                }
                 bright.sort((one, two) => one - two);
-                return [bright[bright.length / 2], Math.max(bright.at(-1) - bright[bright.length / 2], bright[bright.length / 2] - bright[0])];
+                const page = bright[bright.length / 2];
+                return [page, Math.max(bright.at(-1) - page, page - bright[0])];
             }"""
         )
         page.close()
@@ -250,13 +253,15 @@ def test_the_page_opens_with_the_picture(browser: Any, plain: Path, width: int, 
     page = Page(browser, plain, viewport={"width": width, "height": 1000}, color_scheme=scheme).page
     image = page.locator("#result img").first.bounding_box()
     answer = page.locator("#result .choice").first.bounding_box()
-    assert image and answer
+    assert image is not None
+    assert answer is not None
     assert image["width"] <= width
     assert image["x"] + image["width"] <= width
     beside = answer["x"] >= image["x"] + image["width"]
     assert beside or answer["y"] >= image["y"] + image["height"]
     verdict = page.locator("#verdict").bounding_box()
-    assert verdict and verdict["y"] > max(image["y"], answer["y"])
+    assert verdict is not None
+    assert verdict["y"] > max(image["y"], answer["y"])
     page.close()
 
 
