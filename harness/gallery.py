@@ -82,7 +82,7 @@ def overview(rows: Sequence[Row]) -> dict[str, Picture]:
     rows = [row for row in rows if row["judge"] == rows[0]["judge"]]
     metric = _headline(rows)
     if not metric:
-        return {}
+        return {}  # nothing judged, or no rows at all
     drawn = [row for row in means(rows) if _has(row, "utility", metric)]
     reach = {name: _limits(drawn, name) for name in ("utility", metric)}
     found = {}
@@ -266,7 +266,7 @@ def _cost_safety(
     costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         values = [row[cost] / unit for row in drawn]
-        room = max(0.15 * (max(values) - min(values)), 0.05 * max(values))
+        room = max(0.15 * (max(values) - min(values)), 0.05 * max(values)) or 1.0
         panel.set_xlim(min(values) - room, max(values) + 2 * room)
         _percent(panel, y=(-4.0, 104.0))
         if untrained:

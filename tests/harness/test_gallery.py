@@ -171,6 +171,7 @@ def test_without_a_prefilled_task_a_run_opens_with_the_raw_rate(run: Path) -> No
     assert picture.figure.axes[0].get_ylabel() == "raw safe rate, RSR (%)"
     none = [{**row, "rsr": None} for row in rows]
     assert gallery.overview(none) == {}
+    assert gallery.overview([]) == {}
 
 
 def test_without_a_utility_a_run_opens_with_safety_alone(run: Path) -> None:
