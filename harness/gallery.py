@@ -130,6 +130,7 @@ def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[st
     title = f"Safety against utility, {about}"
     better = " Higher is safer, further right is more useful than vanilla (dashed)." if vanilla else ""
     text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, 'utility')}."
+    text += _single_seeds(rows)
     return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
 
 
@@ -211,7 +212,7 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
     caption = (
         f"{title}. Up and to the right is better. Bars: 95 % intervals"
         f"{_where_known(drawn, 'utility', *measured)}. Dotted: Pareto front, by {fronts}."
-        f"{same}{_left_out(rows, names)}"
+        f"{same}{_single_seeds(rows)}{_left_out(rows, names)}"
     )
     return [Picture(f"safety-utility{suffix}", title, caption, figure)]
 
@@ -222,12 +223,15 @@ def _scatter(
     """Each method's mark with its interval bars and its name; where there is no room for a name, it stands in
     the legend that the figure gets. ``unit``: what x is divided by. Returns the rows that were drawn."""
     drawn = [{**row, x: row[x] / unit} for row in means(rows) if _has(row, x, y)]
-    single = [row for row in rows if row["seed"] != MEAN and _has(row, x, y)]
-    for seeds in grouped(single, "method") if len(drawn) < len(single) else ():
+    several = {row["method"] for row in rows if row["seed"] == MEAN}
+    single = [row for row in rows if row["seed"] != MEAN and row["method"] in several and _has(row, x, y)]
+    for seeds in grouped(single, "method"):
         look = {**styles[seeds[0]["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
         panel.plot([row[x] / unit for row in seeds], [row[y] for row in seeds], **look)
     handles = {row["method"]: _point(panel, row, x, y, styles[row["method"]]) for row in drawn}
-    labels = [_label(row, x, y, styles) for row in sorted(drawn, key=lambda row: row["method"] not in MARKED)]
+    small = [(row[x] / unit, row[y]) for row in single]
+    first = sorted(drawn, key=lambda row: row["method"] not in MARKED)
+    labels = [_label(row, x, y, styles, small) for row in first]
     crowded = {label.text for label in place_labels(figure, panel, labels)}
     for name, handle in handles.items():
         if looks.shown(name) in crowded:
@@ -235,9 +239,10 @@ def _scatter(
     return drawn
 
 
-def _label(row: Row, x: str, y: str, styles: Looks) -> Label:
+def _label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float, float]]) -> Label:
+    """A method's name, which keeps off its own bars and the ``small`` marks of single seeds."""
     across, up = _bar(row, x), _bar(row, y)
-    bars = []
+    bars = [(*point, *point) for point in small]
     if across:
         bars.append((row[x] - across[0][0], row[y], row[x] + across[1][0], row[y]))
     if up:
@@ -383,6 +388,10 @@ def _listed(names: Iterable[str]) -> str:
 def _where_known(rows: Sequence[Row], *metrics: str) -> str:
     known = all(_bar(row, name) for row in rows for name in metrics if _has(row, name))
     return "" if known else " where there are any"
+
+
+def _single_seeds(rows: Sequence[Row]) -> str:
+    return " Small marks: single seeds." if any(row["seed"] == MEAN for row in rows) else ""
 
 
 def _left_out(rows: Sequence[Row], drawn: Iterable[str]) -> str:

@@ -82,5 +82,5 @@ def _alpha(agreement: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         f"Krippendorff's alpha over all answers is {agreement['alpha']:.2f}, too low to rely on one judge "
-        f"alone: they dispute {len(agreement['disputed']):,} answers."
+        f"alone; the judges dispute {len(agreement['disputed']):,} answers."
     ]

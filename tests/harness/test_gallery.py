@@ -165,6 +165,21 @@ def test_a_run_opens_with_safety_against_utility_by_its_first_judge(run: Path) -
     assert "vanilla (dashed)" in found["gsm8k-mini"].caption
 
 
+def test_single_seeds_are_small_marks_and_said_to_be(run: Path) -> None:
+    rows = gallery.leaderboard_rows(run)
+    seeds = [{**row, "seed": str(seed), "jsr": row["jsr"] + seed} for row in rows[1:] for seed in (1, 2)]
+    (picture,) = gallery.overview(
+        [*rows[:1], *({**row, "seed": "mean"} for row in rows[1:]), *seeds]
+    ).values()
+    assert "Small marks: single seeds." in picture.caption
+    small = [line for line in picture.figure.axes[0].lines if line.get_markersize() == 3]
+    assert {tuple(point) for line in small for point in line.get_xydata().tolist()} == {
+        (row["utility"], row["jsr"]) for row in seeds
+    }
+    (alone,) = gallery.overview(rows).values()
+    assert "single seeds" not in alone.caption
+
+
 def test_without_a_prefilled_task_a_run_opens_with_the_raw_rate(run: Path) -> None:
     rows = [{**row, **dict.fromkeys(("jsr", "jsr_low", "jsr_high"))} for row in gallery.leaderboard_rows(run)]
     (picture,) = gallery.overview(rows).values()

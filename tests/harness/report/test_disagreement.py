@@ -37,8 +37,8 @@ def test_a_low_alpha_is_called_out(alpha: float | None, told: bool) -> None:
     assert bool(found) is told
     if told:
         assert found == [
-            f"Krippendorff's alpha over all answers is {alpha:.2f}, too low to rely on one judge alone: they "
-            "dispute 1,234 answers."
+            f"Krippendorff's alpha over all answers is {alpha:.2f}, too low to rely on one judge alone; the "
+            "judges dispute 1,234 answers."
         ]
     assert disagreements(rows, bottom_lines(rows), None) == []
 
