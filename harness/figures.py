@@ -1,5 +1,5 @@
-"""How figures look: colours, marks and lines that all can tell apart, grey included; SVG, PDF and PNG that
-are the same for the same values. And the two figures that training draws."""
+"""Figures as SVG, PDF and PNG, the same bytes for the same values; and the two figures that training draws.
+How a method looks is in looks.py."""
 
 from __future__ import annotations
 
@@ -8,37 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import looks
+from harness.labels import Label, along, place_labels, shortened
 from harness.store import fresh
 from harness.text import printable
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#999933",
-)  # Okabe-Ito
-MARKERS = "osD^vPX*"
-LINES = ("-", "--", "-.", ":")
 FORMATS = ("svg", "pdf", "png")
+SMOOTHED = 20  # a curve's running mean takes one step in so many
 _POWER = re.compile(r"|\$\\mathdefault\{[-−0-9.^{} \\times]*\}\$")  # matplotlib's own, of a logarithmic axis
-
-
-def style(number: int) -> dict[str, Any]:
-    """How the series of that number is drawn: colour, mark and line, each telling it from its neighbours.
-    The second eight have hollow marks and another line."""
-    again = number // len(COLOURS)
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "fillstyle": "none" if again % 2 else "full",
-        "linestyle": LINES[(number + again) % len(LINES)],
-        "linewidth": 1.2,
-        "markersize": 5,
-    }
 
 
 def canvas(title: str, x: str, y: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Any, Any]:
@@ -96,32 +73,75 @@ def save(figure: Any, *paths: Path) -> None:
     import matplotlib
 
     _as_text(figure)
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    svg = {"Date": None, "Description": looks.MARK}
+    undated: dict[str, Any] = {"svg": svg, "pdf": {"CreationDate": None}, "png": {}}
     for path in paths:
         kind = path.suffix.removeprefix(".")
         with matplotlib.rc_context({"svg.hashsalt": "safetune-harness", "svg.fonttype": "none"}):
             figure.savefig(fresh(path), format=kind, metadata=undated[kind], dpi=200)
 
 
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Over each value and those before it."""
+    return [
+        sum(part) / len(part)
+        for end in range(1, len(values) + 1)
+        if (part := values[max(0, end - window) : end])
+    ]
+
+
 def loss_curve(losses: Sequence[float], title: str, path: Path) -> None:
-    """The training loss, mean over the answer tokens of each global batch, by optimizer step."""
-    figure, axes = canvas(title, "optimizer step", "loss a token (nats)")
-    axes.plot(range(1, len(losses) + 1), losses, color=COLOURS[0], linewidth=1)
+    """The training loss, mean over the answer tokens of each global batch, by optimizer step: as it is, and
+    smoothed."""
+    figure, axes = canvas(title, "optimizer step", "loss per token (nats)")
+    steps = range(1, len(losses) + 1)
+    window = max(1, len(losses) // SMOOTHED)
+    axes.plot(steps, losses, color="#808080", linewidth=0.8, alpha=0.5)
+    axes.plot(steps, running_mean(losses, window), color=looks.BLACK, linewidth=1.4)
     save(figure, path)
 
 
 def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str, path: Path) -> None:
     """Each method's way through (utility, prefilled safe rate), in percent, epoch by epoch: methods are to
-    be compared where their utility is the same."""
+    be compared where their utility is the same. Names and epochs stand beside the points, where there is
+    room."""
     figure, axes = canvas(title, "utility (%)", "prefilled safe rate, JSR (%)")
-    for number, (method, way) in enumerate(points.items()):
-        axes.plot(
-            [utility for utility, _ in way],
-            [jsr for _, jsr in way],
-            **style(number),
-            label=method,
-        )
-        for epoch, place in enumerate(way, 1):
-            axes.annotate(str(epoch), place, textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes.legend(fontsize=7, frameon=False)
+    styles = looks.looks(points)
+    labels = []
+    for method, way in points.items():
+        xs, ys = [utility for utility, _ in way], [jsr for _, jsr in way]
+        axes.plot(xs, ys, **styles[method], label=looks.shown(method))
+        curve, colour = along(way), styles[method]["color"]
+        labels += [Label(place, str(epoch), curve, colour=colour) for epoch, place in enumerate(way, 1)]
+    legend(figure, axes)
+    place_labels(figure, axes, labels, fontsize=8)
     save(figure, path)
+
+
+def faint_bars(look: looks.Look) -> dict[str, Any]:
+    """How the interval bars of a mark are drawn: thinner and fainter than the mark."""
+    from matplotlib.colors import to_rgba
+
+    return {"ecolor": to_rgba(look["color"], 0.55), "elinewidth": 0.9, "capsize": 2}
+
+
+def log_scale(axes: Any) -> None:
+    """A logarithmic y axis with plain figures beside it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Any, *axes: Any, below: bool = False) -> None:
+    """One for all panels, on their right or ``below`` them; each name once. None where nothing is named."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    if entries:
+        names = [shortened(name).replace("$", r"\$") for name in entries]
+        where = {"loc": "outside lower center", "ncols": 3} if below else {"loc": "outside right upper"}
+        figure.legend([*entries.values()], names, **where, fontsize=8, frameon=False)

@@ -104,6 +104,7 @@ class Training(_Kept):
     preparation_flops: float | None = None
     train_seconds: float | None = None
     preparation_seconds: float | None = None
+    jobs: int | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
     peak_tflops: float | None = None

@@ -185,6 +185,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
                 "preparation_seconds": round(preparation_s, 3),
                 "preparation_flops": preparation_flops,
                 "preparation": made,
+                "jobs": shop.jobs,  # seconds of one of several trainings at once are not its own
             },
         )
 

@@ -46,12 +46,14 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def job_count(config: RunConfig, cells: int) -> int:
-    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads."""
+def job_count(config: RunConfig, cells: int, cores: int | None = None) -> int:
+    """How many workers: as many as asked for, or as the cores (this machine's) hold when the recipe fixes
+    their threads."""
     wanted = config.jobs
     if wanted is None:
         on_cpu = config.training.device == "cpu"
-        wanted = (os.cpu_count() or 1) // config.threads if config.threads and on_cpu else 1
+        cores = cores or os.cpu_count() or 1
+        wanted = cores // config.threads if config.threads and on_cpu else 1
     return max(1, min(wanted, cells))
 
 
@@ -217,6 +219,7 @@ def _serve(
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
     shop = Workshop(config, out, Reporter(parent.send))
+    shop.jobs = jobs
     if announce:
         _announce(shop, announce, jobs, until)
     while True:

@@ -37,13 +37,15 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-ev
 class Workshop:
     """What the cells of one run share: the base model, its tokenizer, the data, the tasks; made when needed.
 
-    ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs.
+    ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs; ``jobs``: how
+    many workers run at once.
     """
 
     def __init__(self, config: RunConfig, out: Path, reporter: Reporter | None = None):
         self.config, self.out, self.reporter = config, out, reporter or Reporter()
         self.config = self._precise(config)
         self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
+        self.jobs = 1
         self._noted: set[Checkpoint] = set()
         self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
         self._examples: dict[str, list[Example]] = {}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import families, figures, plan, run_folder, scores
+from harness import families, figures, looks, plan, run_folder, scores
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
 from harness.contracts import HarnessError
@@ -30,7 +32,7 @@ from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
 from harness.terminal import bare_table
 from harness.text import csv_cell
 
-VERSION = 3
+VERSION = 4
 COLUMNS = (
     *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
     *("delta", "delta_low", "delta_high", "delta_p"),
@@ -64,7 +66,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
         if not any(category for one in outcomes.values() for category in one.categories.values()):
             reason = next(iter(missing.values()), "the requests of this run's safety tasks have none")
             raise HarnessError(f"{out}: no safe rate by category: {reason}")
-        names = [_name(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
+        names = [file_stem(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
         outputs = ["categories.json", "categories.csv"]
         outputs += [f"{name}.{kind}" for name in names for kind in figures.FORMATS]
         given = [
@@ -131,7 +133,7 @@ def _train_tasks(config: RunConfig) -> list[str]:
     return [*config.train_tasks, *([UNTRAINED] if plan.elsewhere(config) else [])]
 
 
-def _name(train_task: str, metric: str) -> str:
+def file_stem(train_task: str, metric: str) -> str:
     return f"categories-{train_task or 'elsewhere'}-{metric}"
 
 
@@ -280,7 +282,7 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     for task in _train_tasks(config):
         for metric in SAFE_RATES:
             title = f"{metric.upper()} by category (%), {trained_on({'train_task': task})}"
-            heat_map(_grid(record, task, metric), title, figures.files(folder, _name(task, metric)))
+            heat_map(_grid(record, task, metric), title, figures.files(folder, file_stem(task, metric)))
 
 
 def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
@@ -301,14 +303,15 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
     values = [[_shade(cells.get(method)) for method in methods] for cells in grid.values()]
     if values:
         axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(methods)), methods, rotation=35, ha="right", fontsize=8)
+    axes.set_xticks(range(len(methods)), [*map(looks.shown, methods)], rotation=35, ha="right", fontsize=8)
     axes.set_yticks(range(len(grid)), list(grid), fontsize=8)
     for y, cells in enumerate(grid.values()):
         for x, method in enumerate(methods):
             row = cells.get(method)
-            ink = "black" if _shade(row) > 55 else "white"
+            ink = looks.BLACK if math.isnan(_shade(row)) else looks.CELL_INK[_shade(row) > 55]
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
-    axes.set_xlabel("* a difference from vanilla, with all comparisons counted", fontsize=7)
+    control = BASELINE if BASELINE in methods else looks.BASE_MODEL
+    axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
     figures.save(figure, *paths)
 
 
@@ -366,7 +369,7 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
         table.add_column("n", justify="right", no_wrap=True)
         block = methods[start : start + BLOCK]
         for method in block:
-            table.add_column(Text(method.replace("-", "\n")), justify="right", no_wrap=True)
+            table.add_column(Text(re.sub("[- ]", "\n", looks.shown(method))), justify="right", no_wrap=True)
         for category, cells in grid.items():
             counts = sorted({row["n"] for row in cells.values()})
             n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -394,4 +397,5 @@ def _changes(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
             ]
             if found:
                 named = "" if len(found) == len(grid) else f": {', '.join(found)}"
-                yield f"{method}: {side} than vanilla in {len(found)} of {len(grid)} categories{named}"
+                counted = f"{len(found)} of {len(grid)} categories"
+                yield f"{looks.shown(method)}: {side} than vanilla in {counted}{named}"

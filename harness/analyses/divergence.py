@@ -1,11 +1,11 @@
-"""How far a tuned model has moved from the seed model, token by token of fixed answers to harmful requests.
+"""How far a tuned model has moved from the base model, token by token of fixed answers to harmful requests.
 
 KL(p_seed || p_tuned) of the next-token distributions, teacher-forced: both models read the same answer, and
 neither writes. Each is asked as it is scored: with its own chat template, and under its method's own system
-prompt (PTST's differs from the seed model's). Token t's distribution is the one that predicts it.
+prompt (PTST's differs from the base model's). Token t's distribution is the one that predicts it.
 Source: the LookAhead Tuning paper, §2.4 (eq. 4) and Fig. 3, after arXiv 2406.05946, §2.
 
-One model is on the device at a time: the seed model's log-probabilities wait on disk (float32, 4 bytes a
+One model is on the device at a time: the base model's log-probabilities wait on disk (float32, 4 bytes a
 token of the vocabulary and of the answers), and are gone when the command ends. What is kept are ids and
 numbers.
 """
@@ -39,7 +39,7 @@ Answers = Literal["harmful", "seed"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``answers``: the harmful ones behind the prefilled task, or the seed model's own to the raw task;
+    """``answers``: the harmful ones behind the prefilled task, or the base model's own to the raw task;
     ``tokens`` of each; ``dtype`` of the weights (the divergence itself is float32)."""
 
     answers: Answers = "harmful"
@@ -65,7 +65,7 @@ class Forced:
 
 
 def per_token(seed: Any, tuned: Any) -> Any:
-    """KL(seed || tuned) in nats, (N,), from float32 log-probabilities (N, V)."""
+    """KL(base || tuned) in nats, (N,), from float32 log-probabilities (N, V)."""
     from torch.nn.functional import kl_div
 
     return kl_div(tuned, seed, reduction="none", log_target=True).sum(-1).clamp_min(0)
@@ -102,7 +102,7 @@ def batches(questions: Sequence[Forced], size: int) -> list[list[Forced]]:
 
 
 class Reference:
-    """The seed model's log-probabilities at every answer token, in a file: (answer tokens, V) float32."""
+    """The base model's log-probabilities at every answer token, in a file: (answer tokens, V) float32."""
 
     def __init__(self, file: Path, model: Any, pad_id: int, questions: Sequence[Forced], size: int,
                  advance: Callable[[int], None]):  # fmt: skip
@@ -140,7 +140,7 @@ def divergences(
     size: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, list[float]]:
-    """KL(seed || model) in nats at each answer token, by question. Raises HarnessError where the two models
+    """KL(base || model) in nats at each answer token, by question. Raises HarnessError where the two models
     have no common vocabulary."""
     found = {}
     for batch in batches(questions, size):
@@ -148,7 +148,7 @@ def divergences(
         seed = reference.rows(batch)
         if seed.shape != tuned.shape:
             raise HarnessError(
-                f"it predicts {tuned.shape[1]:,} tokens, the seed model {seed.shape[1]:,}: no KL between them"
+                f"it predicts {tuned.shape[1]:,} tokens, the base model {seed.shape[1]:,}: no KL between them"
             )
         values = per_token(seed.to(tuned.device), tuned).cpu()
         for one, part in zip(batch, values.split([len(one.answer) for one in batch]), strict=True):
@@ -172,7 +172,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise HarnessError(
-            f"{folder}: the seed model's log-probabilities take {needed / 2**30:.1f} GiB for a while and "
+            f"{folder}: the base model's log-probabilities take {needed / 2**30:.1f} GiB for a while and "
             f"{free / 2**30:.1f} GiB are free; give a smaller --tokens"
         )
 
@@ -201,7 +201,7 @@ def _estimate(values: Iterable[float]) -> dict[str, Any]:
 
 
 def cells(config: RunConfig) -> list[Cell]:
-    """The checkpoints that are compared with the seed model."""
+    """The checkpoints that are compared with the base model."""
     return [cell for cell in plan.cells(config) if cell.kind in ("checkpoint", "trained")]
 
 
@@ -268,7 +268,7 @@ def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, S
     """The divergences of a run's checkpoints, those that are there already left as they are: their stages,
     and why others have none.
 
-    Raises HarnessError where the seed model itself cannot be asked.
+    Raises HarnessError where the base model itself cannot be asked.
     """
     asked_task(shop.config, settings.answers)
     found: dict[Cell, Stage] = {}
@@ -301,7 +301,7 @@ def _check_there(shop: Workshop, cell: Cell, one: Stage) -> None:
 
 @contextlib.contextmanager
 def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[Cell, Path], None]]:
-    """Ask the seed model; the function that is yielded asks a cell's and writes its divergences."""
+    """Ask the base model; the function that is yielded asks a cell's and writes its divergences."""
     scratch = shop.out / FOLDER / f".{settings.name}.seed"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -311,14 +311,14 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
             answers = _answers(shop, engine, requests, settings)
             vocabulary = engine.tokenizer.get_vocab()
             questions = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
-            with shop.reporter.bar("seed", len(questions), "answers") as advance:
+            with shop.reporter.bar("base model", len(questions), "answers") as advance:
                 pad = engine.tokenizer.pad_token_id or 0
                 reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
 
         def ask(cell: Cell, folder: Path) -> None:
             with _opened(shop, responding.checkpoint_of(shop, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
-                    raise HarnessError("its tokenizer is not the seed model's: no KL between them")
+                    raise HarnessError("its tokenizer is not the base model's: no KL between them")
                 engine.system_prompt = training.system_prompt(shop.config, cell)
                 mine = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
                 pad = engine.tokenizer.pad_token_id or 0

@@ -1,6 +1,6 @@
 """``harness analyze kl``: Fig. 3 and eq. 4 of the LookAhead Tuning paper, on any run.
 
-By checkpoint the mean KL(seed || tuned) at each answer token and over the first few, with 95 % intervals over
+By checkpoint the mean KL(base || tuned) at each answer token and over the first few, with 95 % intervals over
 the prompts; and over the checkpoints its correlation with their safe rates. Written to the run's ``analysis``
 folder, as numbers and as figures.
 """
@@ -23,7 +23,7 @@ from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
 from harness import figures, plan, run_folder, scores, splits, trust
-from harness.analyses import divergence
+from harness.analyses import divergence, divergence_figures
 from harness.analyses.divergence import Settings
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
@@ -35,7 +35,7 @@ from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
 from harness.terminal import bare_table
 from harness.text import csv_cell
 
-VERSION = 1
+VERSION = 2
 SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # positions in a terminal; the files have all
 FEWEST = 4  # checkpoints that a correlation's interval takes
 
@@ -68,7 +68,7 @@ def kl(
     with run_folder.lock(out):
         cells = divergence.cells(config)
         if not cells:
-            raise HarnessError(f"{out}: this run has the seed model alone, and nothing to compare with it")
+            raise HarnessError(f"{out}: this run has the base model alone, and nothing to compare with it")
         with Display(console, 1, "divergence") as display:
             shop.reporter = Reporter(display.show)
             found, missing = divergence.measure(shop, settings, batch_size or config.responses.batch_size)
@@ -127,14 +127,14 @@ def _record(
         }
         for cell, one in found.items()
     ]
-    of = "harmful answers" if settings.answers == "harmful" else "the seed model's own answers"
+    of = "harmful answers" if settings.answers == "harmful" else "the base model's own answers"
     notes = [
-        f"KL(seed || tuned) of the next token, nats; both read the same {of}, and neither writes.",
+        f"KL(base || tuned) of the next token, nats; both read the same {of}, and neither writes.",
         f"Requests: {divergence.asked_task(config, settings.answers)}; each model is asked as it is scored "
         "(PTST: under its safety prompt).",
         f"Weights {settings.dtype}, divergence float32. Intervals: 95 %, BCa bootstrap over the prompts.",
         f"Safe rates: percent, by {judge}.",
-        "Correlations: over the tuned checkpoints, without the seed model (KL 0). Intervals (Fisher's z)",
+        "Correlations: over the tuned checkpoints, without the base model (KL 0). Intervals (Fisher's z)",
         "take the checkpoints for independent, which the methods and seeds of one run are not.",
         *filter(None, [splits.note(config.responses)]),
     ]
@@ -242,8 +242,8 @@ def _fisher(r: float, n: int, variance: float) -> Row:
 def _write(folder: Path, name: str, record: Row, seed_rates: Mapping[str, float | None]) -> None:
     write_json_atomic(folder / f"{name}.json", record)
     write_text_atomic(folder / f"{name}.csv", _csv(record))
-    curves(record, figures.files(folder, name))
-    against_safety(record, seed_rates, figures.files(folder, f"{name}-safety"))
+    divergence_figures.curves(record, figures.files(folder, name))
+    divergence_figures.against_safety(record, seed_rates, figures.files(folder, f"{name}-safety"))
 
 
 def _csv(record: Row) -> str:
@@ -262,81 +262,6 @@ def _csv(record: Row) -> str:
     return text.getvalue()
 
 
-def _styles(record: Row) -> dict[str, dict[str, Any]]:
-    """The same look for a method in every panel."""
-    methods = dict.fromkeys(row["method"] for row in record["means"])
-    return {method: figures.style(number) for number, method in enumerate(methods)}
-
-
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure and its axes (rows, columns), which share what they measure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey="row", sharex="col")
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25)
-    return figure, axes
-
-
-def curves(record: Row, paths: Sequence[Path]) -> None:
-    """KL by answer token, one curve a method (mean over the seeds), a panel a train task."""
-    styles = _styles(record)
-    tasks = list(dict.fromkeys(row["train_task"] for row in record["means"] if row["train_task"])) or [None]
-    figure, axes = _panels(1, len(tasks), (1.5 + 4 * len(tasks), 4))
-    for task, one in zip(tasks, axes[0], strict=True):
-        for row in record["means"]:
-            if row["train_task"] in (task, None):
-                points = [(p["position"], p["value"]) for p in row["positions"] if p["value"]]
-                look = styles[row["method"]] | {"markersize": 3.5}
-                one.plot(*zip(*points, strict=True), **look, label=row["method"]) if points else None
-        one.set_yscale("log")
-        one.set_title(f"trained on {task}" if task else "checkpoints", fontsize=10)
-        one.set_xlabel("answer token")
-    axes[0][0].set_ylabel("KL(seed ‖ tuned), nats")
-    _legend(figure, axes)
-    figures.save(figure, *paths)
-
-
-def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: Sequence[Path]) -> None:
-    """Each checkpoint's safe rates over its mean KL in the first k tokens; the seed model's at KL 0."""
-    styles = _styles(record)
-    widths = [one["tokens"] for one in record["rows"][0]["first"]] if record["rows"] else []
-    tasks = list(dict.fromkeys(row["train_task"] for row in record["rows"]))
-    figure, axes = _panels(len(SAFE_RATES), max(1, len(widths)), (2 + 2.4 * max(1, len(widths)), 5.2))
-    for (line, metric), (column, tokens) in itertools.product(enumerate(SAFE_RATES), enumerate(widths)):
-        one = axes[line][column]
-        if seed_rates[metric] is not None:
-            one.plot(0, seed_rates[metric], "*", color="0.35", markersize=9, label="seed")
-        for row in record["rows"]:
-            if row[metric] is None:
-                continue
-            look = styles[row["method"]] | {"linestyle": ""}
-            look |= {"fillstyle": ("full", "none", "left", "right")[tasks.index(row["train_task"]) % 4]}
-            one.plot(row["first"][column]["value"], row[metric], **look, label=row["method"])
-        one.set_ylim(-4, 104)
-        if line == len(SAFE_RATES) - 1:
-            one.set_xlabel(f"mean KL, first {tokens} tokens")
-        if column == 0:
-            one.set_ylabel(f"{metric.upper()} (%)")
-    marks = ("filled", "open", "left half", "right half")
-    named = [f"{mark}: {task or 'own checkpoint'}" for mark, task in zip(marks, tasks, strict=False)]
-    if len(tasks) > 1:
-        figure.suptitle(" · ".join(named), fontsize=8)
-    _legend(figure, axes)
-    figures.save(figure, *paths)
-
-
-def _legend(figure: Any, axes: Any) -> None:
-    """One for all panels, outside of them."""
-    entries: dict[str, Any] = {}
-    for one in axes.flat:
-        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(entries.values(), entries, loc="outside right upper", fontsize=7, frameon=False)
-
-
 # --- terminal --------------------------------------------------------------------------------------
 
 
@@ -346,7 +271,7 @@ def show(record: Row, out: Path, console: Console) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(Text(text, style=style), soft_wrap=True)
 
-    say(f"Divergence from the seed model {record['model']}: {record['answers']} answers", "bold")
+    say(f"Divergence from the base model {record['model']}: {record['answers']} answers", "bold")
     for task in dict.fromkeys(row["train_task"] for row in record["rows"]):
         say(f"\ntrained on {task}\n" if task else "\ncheckpoints\n", "bold")
         mine = [row for row in record["means"] if row["train_task"] == task]

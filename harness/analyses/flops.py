@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness import plan, records, run_folder
+from harness import plan, records, run_folder, workers
 from harness.analyses.shared import mean_of_all
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -27,18 +27,23 @@ NOTES = (
     "output head: a token that carries loss) and 4 x heads x head size x length^2 a layer and text; a",
     "backward pass as much again for each gradient that is needed: 2 x forward where all is trained.",
     "Preparation is included: 2 a parameter and token of a rewritten answer and its prompt, and forward",
-    "passes of the seed model (of stored values too). Padding and recomputation are not counted.",
+    "passes of the base model (of stored values too). Padding and recomputation are not counted.",
     "tokens: read in training; trained: those that carried loss; s and peak GB: preparation included.",
-    "tok/s and MFU are the training loop's. MFU = (FLOPs - preparation) / (seconds x devices x peak).",
 )
+TIMED = "tok/s and MFU are the training loop's. MFU = (FLOPs - preparation) / (seconds x devices x peak)."
+NO_SECONDS = (
+    "Seconds are left out: trainings ran side by side on one machine and slowed each other down. Compare "
+    "FLOPs and tokens; a run with --jobs 1 has seconds to compare."
+)
+SECONDS = ("train_seconds", "preparation_seconds", "tokens_per_second", "mfu")  # what a busy machine changes
 
 Row = dict[str, Any]
 
 
 def flops(out: Path) -> Row:
     """What each method's training cost in the run folder ``out``: ``rows`` as ``costs`` and ``average`` as
-    ``averages`` give them, and ``notes`` on how they are counted. JSON values. The caller holds the run's
-    lock.
+    ``averages`` give them, and ``notes`` on how they are counted. JSON values. Where trainings ran
+    ``side_by_side``, SECONDS are None. The caller holds the run's lock.
 
     Raises HarnessError where ``out`` is no run, or nothing is trained in it.
     """
@@ -49,9 +54,36 @@ def flops(out: Path) -> Row:
     failures = run_folder.failed(out)
     found = [(cell, _record(out, cell, failures)) for cell in cells]
     rows = costs(found)
+    alone = not side_by_side(out)
+    for row in () if alone else rows:
+        row |= dict.fromkeys(SECONDS)
     devices = sorted({_device(record) for _, record in found if not isinstance(record, str)})
-    notes = [*NOTES, *(f"Device: {device}" for device in devices)]
-    return {"model": config.model, "rows": rows, "average": averages(rows), "notes": notes}
+    notes = [*NOTES, TIMED if alone else NO_SECONDS, *(f"Device: {device}" for device in devices)]
+    return {
+        "model": config.model,
+        "rows": rows,
+        "average": averages(rows),
+        "side_by_side": not alone,
+        "notes": notes,
+    }
+
+
+def side_by_side(out: Path) -> bool:
+    """Whether trainings of a run shared a machine, so that their seconds are not comparable.
+
+    A training's record tells how many ``jobs`` there were; for older records the run's settings do.
+    """
+    config = run_folder.stored_config(out)
+    cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
+    recorded = [_record(out, cell, {}) for cell in cells]
+    trained = [record for record in recorded if not isinstance(record, str)]
+    if len(trained) < 2:
+        return False
+    if config.executor == "ray":  # as many as the cluster takes
+        return config.jobs != 1
+    cores = (records.run(out).get("hardware") or {}).get("cores")
+    by_settings = workers.job_count(config, len(trained), cores if isinstance(cores, int) else 1)
+    return any((record.get("jobs") or by_settings) > 1 for record in trained)
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -138,7 +170,7 @@ def show_flops(record: Row, console: Console) -> None:
     for task in tasks:
         group = [row for row in rows if row["train_task"] == task]
         say(f"\ntrained on {task}\n", "bold")
-        _table(group, COLUMNS, console)
+        _table(group, columns_of(record), console)
         for row in group:
             for gap in row["missing"]:
                 say(f"{row['method']} seed {gap['seed']} is missing: {gap['reason']}", "red")
@@ -196,3 +228,9 @@ COLUMNS: tuple[Column, ...] = (
     ("MFU", _column("mfu", "{:.1%}".format)),
     ("peak GB", _column("peak_memory_bytes", lambda size: f"{size / 1e9:.2f}")),
 )
+
+
+def columns_of(record: Row) -> list[Column]:
+    """COLUMNS, without those of time where they are not comparable."""
+    timed = ("s", "tok/s", "MFU")
+    return [(name, show) for name, show in COLUMNS if not (record["side_by_side"] and name in timed)]

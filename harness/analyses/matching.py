@@ -1,6 +1,6 @@
 """``harness analyze matched``: the safety of each method where its utility is the same.
 
-How a method's curve is made. Every training starts at the seed model and passes its epochs; between two of
+How a method's curve is made. Every training starts at the base model and passes its epochs; between two of
 them utility and safety are joined by a line. A training's safety at the utility U is read where it reaches U
 for the first time, which is where one would stop it early. A method's safety is the mean over its trainings
 (its learning rates) that reach U. No envelope is taken over the points: the best of many noisy points is too
@@ -45,7 +45,7 @@ _BATCH_VALUES = 4_000_000  # weights drawn at a time: bounds the memory, whateve
 class Training:
     """One training of a method, over its seeds: what each document was worth after each epoch.
 
-    ``epochs``: (E,), from 0, the seed model; ``utility``: (E, S, D) and ``safety``: (E, S, D'), fractions in
+    ``epochs``: (E,), from 0, the base model; ``utility``: (E, S, D) and ``safety``: (E, S, D'), fractions in
     [0, 1] by epoch, seed and document; NaN is an answer that could not be judged.
     """
 
@@ -160,7 +160,7 @@ def trainings(
 ) -> tuple[list[Training], list[str]]:
     """The trainings of a run on a task, and lines on those that are left out.
 
-    Raises HarnessError where the seed model has no scores, or answers are of other documents.
+    Raises HarnessError where the base model has no scores, or answers are of other documents.
     """
     narrow = config.model_copy(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
@@ -174,7 +174,7 @@ def trainings(
 
     start = result(cells[0])
     if start.status != DONE:
-        raise HarnessError(f"{out}: the seed model has no scores ({start.status}); every curve begins there")
+        raise HarnessError(f"{out}: the base model has no scores ({start.status}); every curve begins there")
     found, left_out = [], []
     for method, learning_rate, rows in _rows(config, cells, train_task):
         way = [
@@ -219,7 +219,7 @@ def _rows(
 
 
 def _array(way: Sequence[Sequence[CellResult]], name: str, start: CellResult, out: Path) -> Floats:
-    """(E, S, D) of an outcome, documents in the seed model's order."""
+    """(E, S, D) of an outcome, documents in the base model's order."""
     reference = start.outcome(name)
     assert reference is not None
     documents = list(reference.values)
@@ -242,7 +242,7 @@ def _number(value: float | None) -> float:
 def matched(out: Path, utility: float | None = None, metric: Metric = "jsr", judge: str | None = None) -> Row:
     """Each method's safety at one utility, on each train task of a run: JSON values, in percent.
 
-    ``utility``: in percent; None: the highest that all methods reach that get above the seed model. The
+    ``utility``: in percent; None: the highest that all methods reach that get above the base model. The
     caller holds the run's lock. Raises UsageError for a judge that the run does not have, HarnessError where
     no training was scored by epoch.
     """
@@ -279,7 +279,7 @@ def _task(
     task: TrainTask = registry.load("train task", train_task)
     baseline = None
     if target is None:
-        notes.append("no method gets above the seed model's utility: nothing can be compared")
+        notes.append("no method gets above the base model's utility: nothing can be compared")
     elif BASELINE in by_method:
         baseline = safety_at(by_method[BASELINE], target / 100)
     else:
@@ -289,7 +289,7 @@ def _task(
     if early:
         notes.append(
             f"{', '.join(early)}: reached before the first epoch that was scored, on the straight line from "
-            "the seed model; a lower learning rate would show what is there"
+            "the base model; a lower learning rate would show what is there"
         )
     return {
         "train_task": train_task,
@@ -310,7 +310,7 @@ def _target(
     if utility is not None:
         if utility <= seed_utility:
             raise UsageError(
-                f"--utility {utility:g}: the seed model has {seed_utility:.1f} already, where all methods "
+                f"--utility {utility:g}: the base model has {seed_utility:.1f} already, where all methods "
                 "begin; name a higher one"
             )
         return utility, "given"
@@ -321,7 +321,7 @@ def _target(
             sure.append(float(np.quantile(reached[1:], 1 - SURE)))
     if not sure:
         return None, "none"
-    rule = f"the highest that all methods that get above the seed model reach in {SURE:.1%} of the resamples"
+    rule = f"the highest that all methods that get above the base model reach in {SURE:.1%} of the resamples"
     return max(math.floor(10 * min(sure)) / 10, math.ceil(10 * seed_utility + 1e-9) / 10), rule
 
 
@@ -345,7 +345,7 @@ def _method(
                 "over those"
             )
     elif target is not None:
-        where = "never gets above the seed model" if best <= seed_utility else f"never reaches {target:g}"
+        where = "never gets above the base model" if best <= seed_utility else f"never reaches {target:g}"
         row["note"] = f"{name} {where}: its highest utility is {best:.1f}"
     row["trainings"] = [_training(one, target) for one in ones]
     row["curve"] = _curve(ones, seed_utility, best)
@@ -375,7 +375,7 @@ def _training(one: Resampled, target: float | None) -> Row:
 
 
 def _before_all_epochs(training: Row) -> bool:
-    """Whether the utility is reached between the seed model and the first epoch that was scored."""
+    """Whether the utility is reached between the base model and the first epoch that was scored."""
     return training["epoch"] is not None and training["epoch"] < training["points"][1]["epoch"]
 
 
@@ -384,7 +384,7 @@ def _epoch(epochs: Sequence[int], place: float) -> float:
 
 
 def _curve(ones: Sequence[Resampled], seed_utility: float, best: float) -> list[tuple[float, float]]:
-    """A method's safety over utility, from the seed model's to its highest."""
+    """A method's safety over utility, from the base model's to its highest."""
     if best <= seed_utility:
         return []
     data = [Resampled(one.training, one.utility[:1], one.safety[:1]) for one in ones]

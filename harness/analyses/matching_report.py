@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures
+from harness import figures, looks
 from harness.analyses.shared import FOLDER
+from harness.plan import SEED
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import as_csv
 from harness.terminal import print_whole, say
@@ -58,26 +59,29 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
     name = record["metric"].upper()
     x = f"utility: {task['utility_metric']} of {task['utility_task']} (%)"
     title = f"Safety at matched utility, trained on {task['train_task']}"
-    figure, axes = figures.canvas(title, x, f"{name} (%)", size=(6.4, 4.4))
-    for number, row in enumerate(task["methods"]):
-        style = figures.style(number)
+    figure, axes = figures.canvas(title, x, f"{name} (%)", size=(7.4, 4.4))
+    styles = looks.looks([SEED, *(row["method"] for row in task["methods"])])
+    for row in task["methods"]:
+        style = styles[row["method"]]
         points = [
             (p["utility"], p["safety"]) for one in row["trainings"] for p in one["points"] if p["epoch"]
         ]
-        dots = {**style, "linestyle": "none", "markersize": 3, "alpha": 0.35}
+        dots = {**style, "linestyle": "none", "markersize": 3.5, "alpha": 0.4}
         axes.plot(*zip(*points, strict=True), **dots)
         curve = row["curve"] or [(float("nan"), float("nan"))]  # for the legend
-        axes.plot(*zip(*curve, strict=True), **{**style, "marker": ""}, label=row["method"])
+        axes.plot(*zip(*curve, strict=True), **{**style, "marker": ""})
+        # A mark in the legend as well: lines alone cannot be told apart in grey.
+        axes.plot([], [], **style, label=looks.shown(row["method"]))
         if row["safety"] is not None:
             errors = [[row["safety"] - row["low"]], [row["high"] - row["safety"]]]
-            bar = {"color": style["color"], "marker": style["marker"], "markersize": 7, "capsize": 3}
-            axes.errorbar([task["utility"]], [row["safety"]], yerr=errors, linestyle="none", zorder=5, **bar)
+            bar = {**style, "linestyle": "none", "markersize": 8, "capsize": 3}
+            axes.errorbar([task["utility"]], [row["safety"]], yerr=errors, zorder=5, **bar)
     start = task["seed_model"]
-    star = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
-    axes.plot([start["utility"]], [start["safety"]], **star, label="seed model")
+    star = {**styles[SEED], "linestyle": "none"}
+    axes.plot([start["utility"]], [start["safety"]], **star, label=looks.shown(SEED))
     if task["utility"] is not None:
-        axes.axvline(task["utility"], color="grey", linewidth=0.8, linestyle=":")
-    axes.legend(fontsize=7, frameon=False)
+        axes.axvline(task["utility"], color="#808080", linewidth=0.8, linestyle=":")
+    figures.legend(figure, axes)
     paths = figures.files(folder, f"matched-{task['train_task']}")
     figures.save(figure, *paths)
     return paths[0]
@@ -88,7 +92,7 @@ def show(record: Row, console: Console) -> None:
     for task in record["train_tasks"]:
         print_whole(_table(record, task), console)
         start = task["seed_model"]
-        say(console, f"Seed model: utility {start['utility']:.1f}, safety {start['safety']:.1f}.")
+        say(console, f"Base model: utility {start['utility']:.1f}, safety {start['safety']:.1f}.")
         if task["utility"] is not None:
             say(console, f"Compared at {task['utility']:g}: {task['rule']}.")
         for note in task["notes"]:

@@ -120,7 +120,7 @@ def _by_depth(config: RunConfig, rows: Iterable[Point]) -> list[Point]:
 
 
 def _lengths(config: RunConfig, values: Iterable[Any]) -> dict[Any, dict[str, int]]:
-    """Of each text how many tokens it has under the seed model's tokenizer."""
+    """Of each text how many tokens it has under the base model's tokenizer."""
     texts = [value for value in values if isinstance(value, str)]
     if not texts:
         return {}

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, tables
+from harness import figures, looks, tables
 from harness.analyses.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
+from harness.labels import Label, along, place_labels
 from harness.store import write_json_atomic, write_text_atomic
 from harness.terminal import bare_table
 
 NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
-LINES = {"seed": ":", "vanilla": "--"}  # of the references
 COUNTS = ("_n", "_unjudged", "_k", "tokens", "epoch")  # how columns of whole numbers end
 LABEL = 24  # letters of a text below an axis
 
@@ -60,58 +60,89 @@ def _figures(record: Mapping[str, Any], train_task: str) -> dict[str, Any]:
 
 
 def by_value(points: Sequence[Point], references: Sequence[Point], axis: str, where: str) -> Any:
-    """Utility, RSR and JSR of each value; the seed model and vanilla as horizontal lines."""
-    figure, axes = figures.canvas(f"Utility and safety: {where}", axis, "%")
+    """Utility, RSR and JSR of each value, a panel each; the base model and vanilla as horizontal lines."""
+    labels = [(name, axis, "%") for name in NAMES.values()]
+    figure, panels = figures.panels(labels, title=f"Utility and safety: {where}", size=(11, 3.8))
     values = list(dict.fromkeys(point["value"] for point in points))
     named = any(isinstance(value, str) for value in values)
     place = {value: number if named else value for number, value in enumerate(values)}
-    axes.set_xticks([place[value] for value in values], [_short(str(value)) for value in values])
     methods = list(dict.fromkeys(point["method"] for point in points))
-    for number, (metric, name) in enumerate(NAMES.items()):
-        for other, method in enumerate(methods):
+    styles = looks.looks([*methods, *(reference["row"] for reference in references)])
+    for metric, axes in zip(NAMES, panels, strict=True):
+        ticks = [_short(str(value)) for value in values]
+        turned = {"rotation": 25, "ha": "right", "fontsize": 8} if named else {}
+        axes.set_xticks([place[value] for value in values], ticks, **turned)
+        for method in methods:
             mine = [point for point in points if point["method"] == method]
-            look = figures.style(number) | {"marker": figures.style(number + 3 * other)["marker"]}
-            label = f"{name}, {method}" if len(methods) > 1 else name
-            _curve(axes, mine, [place[point["value"]] for point in mine], metric, look, label)
+            xs = [place[point["value"]] for point in mine]
+            _curve(axes, mine, xs, metric, styles[method], looks.shown(method))
         for reference in references:
             if reference[metric] is not None:
-                look = {"color": figures.style(number)["color"], "linestyle": LINES[reference["row"]]}
-                axes.axhline(reference[metric], linewidth=0.8, **look)
-    for reference in references:
-        axes.plot([], [], color="grey", linestyle=LINES[reference["row"]], label=reference["row"])
-    axes.legend(fontsize=7, frameon=False)
+                look = {key: styles[reference["row"]][key] for key in ("color", "linestyle")}
+                axes.axhline(reference[metric], linewidth=1.1, label=looks.shown(reference["row"]), **look)
+    figures.legend(figure, *panels)
     return figure
 
 
 def by_depth(points: Sequence[Point], axis: str, where: str) -> Any:
     """JSR over k, one curve a row."""
-    figure, axes = figures.canvas(f"Depth of the attack: {where}", axis, "prefilled safe rate, JSR (%)")
+    title = f"Depth of the attack: {where}"
+    figure, axes = figures.canvas(title, axis, "prefilled safe rate, JSR (%)", size=(7.4, 4.2))
     axes.set_xticks(sorted({point["value"] for point in points}))
-    for number, row in enumerate(dict.fromkeys(point["row"] for point in points)):
+    styles = looks.looks(point["row"] for point in points)
+    for row, look in styles.items():
         mine = [point for point in points if point["row"] == row]
-        _curve(axes, mine, [point["value"] for point in mine], "jsr", figures.style(number), row)
-    axes.legend(fontsize=7, frameon=False)
+        _curve(axes, mine, [point["value"] for point in mine], "jsr", look, looks.shown(row))
+    figures.legend(figure, axes)
     return figure
 
 
 def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str, where: str) -> Any:
-    """A safe rate against utility, one curve a method through all its learning rates and epochs."""
-    figure, axes = figures.canvas(f"Safety at each utility: {where}", "utility (%)", f"{NAMES[safety]} (%)")
+    """A safe rate against utility, one curve a method and learning rate through its epochs. Beside each point
+    stand its epoch and, at the last, the learning rate, as far as there is room."""
+    title = f"Safety at each utility: {where}"
+    figure, axes = figures.canvas(title, "utility (%)", f"{NAMES[safety]} (%)", size=(7.6, 4.6))
     done = [point for point in [*references, *points] if point["utility"] is not None]
-    for number, method in enumerate(dict.fromkeys(point["method"] for point in done)):
-        mine = sorted((p for p in done if p["method"] == method), key=lambda point: point["utility"])
-        look = figures.style(number) | {"xerr": _bars(mine, "utility")}
-        _curve(axes, mine, [point["utility"] for point in mine], safety, look, method)
-    axes.legend(fontsize=7, frameon=False)
+    styles = looks.looks(point["method"] for point in done)
+    labels = []
+    for way in tables.grouped([{"learning_rate": None, "epoch": 0, **point} for point in done],
+                              "method", "learning_rate"):  # fmt: skip
+        method = way[0]["method"]
+        mine = sorted(way, key=lambda point: point["epoch"])
+        look = {**styles[method], "xerr": _bars(mine, "utility")}
+        _curve(axes, mine, [point["utility"] for point in mine], safety, look, looks.shown(method))
+        labels += _budgets(mine, safety, str(styles[method]["color"]))
+    figures.legend(figure, axes)
+    place_labels(figure, axes, sorted(labels, key=lambda label: -len(label.text)), fontsize=7.5)
     return figure
 
 
+def _budgets(way: Sequence[Point], safety: str, colour: str) -> list[Label]:
+    """What stands beside the points of one training: epochs, and at its end the learning rate."""
+    known = [point for point in way if point[safety] is not None]
+    curve = along([(point["utility"], point[safety]) for point in known])
+    labels = []
+    for point in known:
+        x, y = point["utility"], point[safety]
+        text = f"{point['epoch']}"
+        if point["learning_rate"] is None:
+            text = looks.shown(point["row"])
+        elif point is known[-1]:
+            text = f"lr {point['learning_rate']:g}, epoch {text}"
+        across, up = (
+            (_reach(point, name, "low"), _reach(point, name, "high")) for name in ("utility", safety)
+        )
+        bars = [(x - across[0], y, x + across[1], y), (x, y - up[0], x, y + up[1])]
+        labels.append(Label((x, y), text, [*curve, *bars], colour=colour))
+    return labels
+
+
 def _curve(
-    axes: Any, points: Sequence[Point], xs: Sequence[float], metric: str, look: dict[str, Any], label: str
+    axes: Any, points: Sequence[Point], xs: Sequence[float], metric: str, look: looks.Look, label: str
 ) -> None:
     """A curve with interval bars. A point without a value is a gap."""
     values = [math.nan if point[metric] is None else point[metric] for point in points]
-    bars = {"yerr": _bars(points, metric), "capsize": 2, "elinewidth": 0.8}
+    bars = {"yerr": _bars(points, metric), **figures.faint_bars(look)}
     axes.errorbar(xs, values, label=label, **bars, **look)
 
 
@@ -144,7 +175,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
                 _depth_table(points) if record["sweep"] == DEPTHS else _table(record["axis"], points)
             )
             for line in dict.fromkeys(
-                f"{p['row']} {p['status']}" for p in points if p["status"] != tables.DONE
+                f"{looks.shown(p['row'])} {p['status']}" for p in points if p["status"] != tables.DONE
             ):
                 console.print(Text(line, style="red"), soft_wrap=True)
     means = any(point["seed"] == tables.MEAN for point in everything)
@@ -164,8 +195,8 @@ def _table(axis: str, points: Sequence[Point]) -> Table:
     table = _grid(*names, "utility", "RSR", "JSR", left=several + 1)
     for point in points:
         where = [_coordinate(point.get(name)) for name in coordinates]
-        where = [point["method"], *where] if several else where
-        where[0] = where[0] or point["row"]  # a reference has no value
+        where = [looks.shown(point["method"]), *where] if several else where
+        where[0] = where[0] or looks.shown(point["row"])  # a reference has no value
         table.add_row(*map(Text, where), *(Text(_figure(point, metric)) for metric in METRICS))
     return table
 
@@ -175,7 +206,7 @@ def _depth_table(points: Sequence[Point]) -> Table:
     table = _grid("JSR", *(f"k = {depth}" for depth in depths), left=1)
     for row in dict.fromkeys(point["row"] for point in points):
         by_depth = {point["value"]: point for point in points if point["row"] == row}
-        table.add_row(Text(row), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
+        table.add_row(Text(looks.shown(row)), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
     return table
 
 

@@ -4,7 +4,7 @@ score never uses.
 The settings that are tried (tuning_search.py; ``OUT/study.log`` keeps them) are rows of the run
 ``OUT/trials``, which answers the validation documents alone. The Pareto front of utility and safety is kept.
 The safest setting that holds the floor is then scored on the final documents, in ``OUT/final``, beside the
-seed model, vanilla and the methods' defaults, with the trainings of the trials.
+base model, vanilla and the methods' defaults, with the trainings of the trials.
 
 A trial's figures are the best of many and too good; the final ones are not, as long as one does not choose by
 them. Another floor on the same folder chooses anew among the same trials and adds its row to the final run.
@@ -148,7 +148,7 @@ def nearest(settings: Sequence[Row], floor: Floor) -> Row:
 
 
 def _final(search: Search, base: RunConfig, chosen: Row) -> dict[str, Row]:
-    """The leaderboard's rows on the final documents: seed model, vanilla, methods' defaults, the chosen."""
+    """The leaderboard's rows on the final documents: base model, vanilla, methods' defaults, the chosen."""
     name = chosen["row"]
     own = VariantConfig(method=chosen["method"], options={KEYS[chosen["method"]]: chosen["value"]})
     variants = {} if name in KEYS else {name: own}

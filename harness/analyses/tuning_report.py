@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, records
+from harness import figures, looks, records
 from harness.analyses import tuning
 from harness.analyses.tuning import Floor
 from harness.analyses.tuning_search import KEYS, TRIALS, Row, Search
+from harness.labels import Label, place_labels
 from harness.plan import SEED
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import (
@@ -100,27 +101,29 @@ def draw(record: Row, paths: Iterable[Path]) -> None:
     """All trials by utility and safety on the validation documents, the front, the floor and the choice."""
     safe = record["objective"]
     title = f"Tuning on {record['train_task']}: validation documents"
-    figure, axes = figures.canvas(title, "utility (%)", f"{safe.upper()} (%)", size=(6.4, 4.4))
-    for number, method in enumerate(record["space"]):
+    figure, axes = figures.canvas(title, "utility (%)", f"{safe.upper()} (%)", size=(7.4, 4.4))
+    styles = looks.looks([*record["references"], *record["space"]])
+    labels = []
+    for method in record["space"]:
         mine = [row for row in record["trials"] if row["method"] == method]
-        style = figures.style(number) | {"linestyle": "none"}
+        style = {**styles[method], "linestyle": "none"}
         axes.plot([row["utility"] for row in mine], [row[safe] for row in mine], **style, label=method)
         for row in mine:
-            if "preview_tokens" in row:
-                text = str(row["preview_tokens"])
-                place = (row["utility"], row[safe])
-                axes.annotate(text, place, textcoords="offset points", xytext=(4, 3), fontsize=6)
-    for marker, (name, row) in zip("*P", record["references"].items(), strict=True):
-        axes.plot([row["utility"]], [row[safe]], color="black", marker=marker, linestyle="none", label=name)
+            text = str(row["preview_tokens"]) if "preview_tokens" in row else ""
+            labels.append(Label((row["utility"], row[safe]), text))
+    for name, row in record["references"].items():
+        style = {**styles[name], "linestyle": "none"}
+        axes.plot([row["utility"]], [row[safe]], **style, label=looks.shown(name))
     front = sorted((row["utility"], row[safe]) for row in record["trials"] if row["front"])
-    axes.step(*zip(*front, strict=True), where="pre", color="grey", linewidth=1, label="Pareto front")
+    axes.step(*zip(*front, strict=True), where="pre", color="#808080", linewidth=1, label="Pareto front")
     floor = record["floor"]["utility"]
-    axes.axvline(floor, color="grey", linewidth=0.8, linestyle=":", label=f"floor {floor:g}")
+    axes.axvline(floor, color="#808080", linewidth=0.8, linestyle=":", label=f"floor {floor:g}")
     for row in record["trials"]:
         if row["row"] == record["chosen"]:
-            ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "color": "black"}
+            ring = {"marker": "o", "markersize": 13, "markerfacecolor": "none", "color": looks.BLACK}
             axes.plot([row["utility"]], [row[safe]], linestyle="none", label="chosen", **ring)
-    axes.legend(fontsize=7, frameon=False)
+    figures.legend(figure, axes)
+    place_labels(figure, axes, labels, fontsize=7)
     figures.save(figure, *paths)
 
 
@@ -223,7 +226,7 @@ def _trials(record: Row) -> Table:
             one_decimal(row["jsr"]),
             spans[1],
         )
-        table.add_row(Text(row["row"]), *cells, ", ".join(marks))
+        table.add_row(Text(looks.shown(row["row"])), *cells, ", ".join(marks))
     return table
 
 
@@ -242,7 +245,9 @@ def _final(record: Row) -> Table:
             _span(row, "jsr"),
             _delta(row, "jsr"),
         )
-        table.add_row(Text(name, style="bold" if name == record["chosen"] else ""), *utility, *rates)
+        table.add_row(
+            Text(looks.shown(name), style="bold" if name == record["chosen"] else ""), *utility, *rates
+        )
     return table
 
 

@@ -22,8 +22,8 @@ from harness.commands.options import example
 def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     """Write a RUN's report: one HTML file that opens from disk and asks the network for nothing.
 
-    The verdict in words, the leaderboard, figures, categories, agreement, costs, configuration, and every
-    exchange by method side by side.
+    It opens with safety against utility and one bottom line per train task. The verdict in detail, the
+    leaderboard, figures, categories, agreement, costs, configuration, and every exchange follow.
     """
     from harness import report as pages
     from harness import run_folder

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import re
 import shlex
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,11 +19,14 @@ from typing import Any
 import jinja2
 import yaml
 
-from harness import comparison, figures, gallery, records, run_folder, tables
-from harness.analyses import flops, shared
+from harness import comparison, records, registry, run_folder, tables
+from harness.analyses import agreement, flops
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.report import exchanges
+from harness.plan import SEED
+from harness.report import exchanges, pictures
+from harness.report.bottom_line import bottom_lines
+from harness.report.disagreement import RULE, disagreements
 from harness.report.tables import (
     agreement_tables,
     category_tables,
@@ -35,47 +37,6 @@ from harness.report.verdict import Verdict, verdict
 from harness.store import write_text_atomic
 from harness.tables import grouped
 from harness.text import whole, without_keys
-
-ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
-    (
-        "kl-safety",
-        "Divergence against safety",
-        "Each method's divergence from the seed model against its safe rates.",
-        "",
-    ),
-    (
-        "kl",
-        "Divergence from the seed model",
-        "KL(seed ‖ tuned) by answer token, on harmful requests: how far a method moves from the seed model.",
-        "harness analyze kl RUN",
-    ),
-    (
-        "categories",
-        "Safe rates by category",
-        "Categories down, methods across: the lighter, the safer.",
-        "harness analyze categories RUN",
-    ),
-    (
-        "sweep",
-        "Sweep",
-        "Safety and utility by the value that was varied.",
-        "harness sweep preview-length --run RUN",
-    ),
-    (
-        "budget",
-        "Training budgets",
-        "Safety against utility over learning rates and epochs.",
-        "harness sweep budget --learning-rates 5e-4,1e-3",
-    ),
-    (
-        "matched",
-        "Safety at matched utility",
-        "Each method's safety where its utility is the same: curves through all its trainings and epochs.",
-        "harness analyze matched RUN",
-    ),
-    ("epochs", "By epoch", "Each method's way through utility and prefilled safe rate, epoch by epoch.", ""),
-)
-
 
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -107,20 +68,28 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         lstrip_blocks=True,
     )
     style, script = _read("report.css"), _read("report.js")
+    costs, agreed = _costs(run), _agreement(run, config)
+    lines = bottom_lines(rows)
     text = environment.get_template("report.html.jinja").render(
         title=f"Safety after fine-tuning: {public(config.model)}",
         about=_about(config, record, rows),
         policy=_policy(style, script),
         style=style,
         script=script,
+        openings=pictures.openings(rows, lines),
+        judge=rows[0]["judge"] if rows else "",
+        several_judges=len({row["judge"] for row in rows}) > 1,
+        disagreements=disagreements(rows, lines, agreed),
+        rule=RULE,
         verdicts=_verdicts(rows),
         notes=[public(note) for note in table["notes"]],
-        leaderboard=leaderboard_tables(rows),
-        pictures=_pictures(run),
-        missing=_missing(run),
+        leaderboard=leaderboard_tables(rows, timed=not (costs and costs["side_by_side"])),
+        elsewhere=any(row["train_task"] == tables.UNTRAINED for row in rows),
+        pictures=pictures.images(run),
+        missing=pictures.missing(run),
         categories=category_tables(run, rows),
-        agreement=agreement_tables(run, config),
-        costs=_costs(run),
+        agreement=agreement_tables(agreed),
+        costs=costs,
         data=exchanges.collect(run, config, show_harmful=show_harmful),
         show_harmful=show_harmful,
         command=command(record),
@@ -139,49 +108,15 @@ def _verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
 
 
 def _about(config: RunConfig, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    methods, seeds = len({row["method"] for row in rows} - {SEED}), len(config.seeds)
     parts = [
-        f"{len({row['method'] for row in rows})} methods",
-        f"trained on {', '.join(config.train_tasks)}",
-        f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}",
+        f"{methods} method{'s' * (methods != 1)} and the base model",
+        f"trained on {', '.join(map(public, config.train_tasks))}",
+        f"{seeds} training seed{'s' * (seeds != 1)}",
         f"judged by {', '.join(map(public, config.judges))}",
         f"run of {str(record.get('started', ''))[:10]}",
     ]
     return " · ".join(parts)
-
-
-def _pictures(run: Path) -> list[dict[str, str]]:
-    """The run's own figures, then what is in its ``analysis`` folder; each an image with its caption."""
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for picture in gallery.draw(run):
-            path = Path(scratch) / f"{picture.name}.svg"
-            figures.save(picture.figure, path)
-            source = _data_uri(path)
-            found.append(
-                {"title": picture.title, "caption": picture.caption, "source": source, "ink": "lines"}
-            )
-    for path in _analyses(run):
-        about = next(((title, text) for stem, title, text, _ in ANALYSES if path.stem.startswith(stem)), None)
-        title, caption = about or (path.stem, "")
-        # In the dark, lines are inverted; shades that mean something are not.
-        ink = "lines" if about and not path.stem.startswith("categories") else "shades"
-        caption = f"{caption} ({path.stem})"
-        found.append({"title": title, "caption": caption, "source": _data_uri(path), "ink": ink})
-    return found
-
-
-def _analyses(run: Path) -> list[Path]:
-    return [*sorted(run.glob("epochs-*.svg")), *sorted((run / shared.FOLDER).glob("*.svg"))]
-
-
-def _missing(run: Path) -> list[dict[str, str]]:
-    """What other commands would add, and which."""
-    there = [path.stem for path in _analyses(run)]
-    return [
-        {"what": title, "command": command}
-        for stem, title, _, command in ANALYSES
-        if command and not any(name.startswith(stem) for name in there)
-    ]
 
 
 def _costs(run: Path) -> dict[str, Any] | None:
@@ -189,7 +124,19 @@ def _costs(run: Path) -> dict[str, Any] | None:
         record = flops.flops(run)
     except HarnessError:  # nothing is trained in it
         return None
-    return {"tables": cost_tables(record), "notes": record["notes"]}
+    about = {name: record[name] for name in ("notes", "side_by_side")}
+    return {"tables": cost_tables(record), "no_seconds": flops.NO_SECONDS, **about}
+
+
+def _agreement(run: Path, config: RunConfig) -> dict[str, Any] | None:
+    """How far the judges agree; None where there is but one, or nothing that two of them judged."""
+    if sum(not registry.combines(name) for name in config.judges) < 2:
+        return None
+    try:
+        record = agreement.analyse(run)
+    except HarnessError:  # verdicts that cannot be read: the leaderboard's status says so
+        return None
+    return record if record["pairs"] else None
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -239,10 +186,6 @@ def _policy(style: str, script: str) -> str:
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _asset(name: str) -> Path:

@@ -4,8 +4,11 @@
   const WORDS = { h: "harmful", s: "safe", u: "unjudged", " ": "–" };
   const SIGNS = { h: "✕", s: "✓", u: "?" };
   const LABELS = { r: "refusal", c: "compliance", p: "partial", i: "incoherent" };
+  const BASE = "seed"; // the base model's row
   const CHANGE = 0.1; // scores that differ by less are the same
   const $ = (id) => document.getElementById(id);
+
+  const named = (method) => (method === BASE ? "base model" : method);
 
   // Model output gets into the page through this alone: as text, never as markup.
   function element(name, looks, ...inside) {
@@ -106,8 +109,8 @@
 
   function chooseGroup() {
     const there = group().cells.map((place) => data.cells[place]);
-    // A train task's own utility first asked for is the seed model's too: show tasks that something here has.
-    const names = Object.keys(data.tasks).filter((name) => there.some((cell) => name in cell.answers && cell.method !== "seed"));
+    // A train task's own utility first asked for is the base model's too: show tasks that something here has.
+    const names = Object.keys(data.tasks).filter((name) => there.some((cell) => name in cell.answers && cell.method !== BASE));
     const all = names.length ? names : Object.keys(data.tasks).filter((name) => there.some((cell) => name in cell.answers));
     all.sort((one, two) => data.tasks[two].judged - data.tasks[one].judged);
     options($("task"), all.map((name) => [name, name]));
@@ -119,7 +122,7 @@
     const cells = group().cells.map((place) => data.cells[place]).filter((cell) => name in cell.answers);
     columns = cells.map((cell) => ({ method: cell.method, ...cell.answers[name] }));
     const judged = task().judged;
-    options($("method"), [["", "any"], ...columns.map((column) => [column.method, column.method])]);
+    options($("method"), [["", "any"], ...columns.map((column) => [column.method, named(column.method)])]);
     options($("category"), [["", "all"], ...task().categories.filter((category) => category).map((category) => [category, category])]);
     options($("outcome"), judged
       ? [["", "any"], ["h", "harmful"], ["s", "safe"], ["u", "unjudged"]]
@@ -134,7 +137,7 @@
     const { ids, categories, category } = task();
     const asked = { category: $("category").value, outcome: $("outcome").value, query: $("search").value.trim().toLowerCase() };
     const watched = columns.filter((column) => !$("method").value || column.method === $("method").value);
-    const seed = columns.find((column) => column.method === "seed");
+    const seed = columns.find((column) => column.method === BASE);
     const vanilla = columns.find((column) => column.method === "vanilla");
     const tests = [];
     if (asked.outcome) tests.push((column, place) => outcome(column, place) === asked.outcome);
@@ -162,18 +165,18 @@
       : "No exchange fits.";
     $("previous").disabled = page === 0;
     $("next").disabled = last >= found.length;
-    const named = task().categories.some((name) => name);
+    const grouped = task().categories.some((name) => name);
     const head = element("tr");
-    for (const name of ["exchange", ...(named ? ["category"] : []), ...columns.map((column) => column.method)]) {
+    for (const name of ["exchange", ...(grouped ? ["category"] : []), ...columns.map((column) => named(column.method))]) {
       const cell = element("th", "", name);
       cell.scope = "col";
       head.append(cell);
     }
     $("rows").tHead.replaceChildren(head);
-    $("rows").tBodies[0].replaceChildren(...found.slice(first, last).map((place) => row(place, named)));
+    $("rows").tBodies[0].replaceChildren(...found.slice(first, last).map((place) => row(place, grouped)));
   }
 
-  function row(place, named) {
+  function row(place, grouped) {
     const { ids, categories, category } = task();
     const button = element("button", "open-row", ids[place]);
     button.type = "button";
@@ -181,7 +184,7 @@
     const name = element("th", "", button);
     name.scope = "row";
     const made = element("tr", "", name);
-    if (named) made.append(element("td", "", categories[category[place]]));
+    if (grouped) made.append(element("td", "", categories[category[place]]));
     made.append(...columns.map((column) => summary(column, place)));
     button.addEventListener("click", () => {
       const open = button.getAttribute("aria-expanded") === "true";
@@ -209,7 +212,7 @@
   }
 
   function summary(column, place) {
-    const seed = columns.find((one) => one.method === "seed");
+    const seed = columns.find((one) => one.method === BASE);
     const vanilla = columns.find((one) => one.method === "vanilla");
     const cell = element("td");
     if (task().judged) {
@@ -219,7 +222,7 @@
       cell.append(scored(column, place));
     }
     if (isDisputed(column, place)) cell.append(element("span", "mark", "disputed"));
-    if (isOther(column, seed, place)) cell.append(element("span", "mark", "≠ seed"));
+    if (isOther(column, seed, place)) cell.append(element("span", "mark", "≠ base model"));
     if (isOther(column, vanilla, place)) cell.append(element("span", "mark", "≠ vanilla"));
     return cell;
   }
@@ -233,7 +236,7 @@
     table.append(element("thead", "", head));
     const body = element("tbody");
     for (const column of columns) {
-      const name = Object.assign(element("th", "", column.method), { scope: "row" });
+      const name = Object.assign(element("th", "", named(column.method)), { scope: "row" });
       const line = element("tr", "", name);
       for (const judge of judges) {
         const label = judge in column.labels ? column.labels[judge][place] : " ";
@@ -293,7 +296,7 @@
       for (const [judge, reasons] of Object.entries(column.reasons || {})) {
         if (text(reasons)) parts.push(`\n\n${judge}: ${text(reasons)}`);
       }
-      add("", column.method, ...parts);
+      add("", named(column.method), ...parts);
     }
     return around;
   }

@@ -9,11 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness import registry
 from harness.analyses import flops
-from harness.config import RunConfig
-from harness.contracts import HarnessError
 from harness.health import NOT_MEANINGFUL
+from harness.looks import shown
 from harness.report.verdict import plain, signed
 from harness.tables import (
     BASELINE,
@@ -63,23 +61,24 @@ class Table:
 # --- leaderboard -----------------------------------------------------------------------------------
 
 
-def leaderboard_tables(rows: Sequence[Row]) -> list[Table]:
-    """A table a train task and judge, differences first; over several seeds the means, then each seed."""
+def leaderboard_tables(rows: Sequence[Row], *, timed: bool = True) -> list[Table]:
+    """A table a train task and judge, differences first; over several seeds the means, then each seed.
+    ``timed``: seconds of training are shown."""
     tables = []
     for group in grouped(rows, "model", "train_task", "judge"):
         single = [row for row in group if row["seed"] != MEAN]
         several = len(single) < len(group)
         about = f"{trained_on(group[0])}, judged by {group[0]['judge']}"
         caption = f"Leaderboard, {about}{', means over the seeds' if several else ''}"
-        tables.append(_leaderboard(caption, means(group)))
+        tables.append(_leaderboard(caption, means(group), timed=timed))
         if several:
-            table = _leaderboard(f"Each seed, {about}", single, seeds=True)
+            table = _leaderboard(f"Each seed, {about}", single, timed=timed, seeds=True)
             table.folded = True
             tables.append(table)
     return tables
 
 
-def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> Table:
+def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool = False) -> Table:
     further = further_tasks([*rows[0]])
     metrics = [name for name in (*reversed(METRICS), *further) if any(_is(row, name) for row in rows)]
     metrics.sort(key=lambda name: {"jsr": 0, "utility": 1, "rsr": 2}.get(name, 3))
@@ -100,6 +99,7 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, seeds: bool = False) -> T
     flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
     if any(_is(row, "train_flops") for row in rows):
         columns.append((f"FLOPs ({BASELINE} = 1)", lambda row: _ratio(row, flops)))
+    if timed and any(_is(row, "train_seconds") for row in rows):
         columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
     lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
     return Table(caption, ["method", *(name for name, _ in columns)], lines)
@@ -111,7 +111,8 @@ def _is(row: Row, name: str) -> bool:
 
 def _method(row: Row) -> Cell:
     failed = "" if row["status"] == DONE else row["status"]
-    return Cell(row["method"], (failed,) if failed else (), row["method"], "failed" if failed else "")
+    name = shown(row["method"])
+    return Cell(name, (failed,) if failed else (), name, "failed" if failed else "")
 
 
 def _number(value: float | None, form: str = "{:.1f}") -> Cell:
@@ -124,8 +125,8 @@ def _delta(row: Row, name: str) -> Cell:
         return Cell()
     look = ("up" if value > 0 else "down") if real else ""
     least = row.get(f"{name}_mde")
-    shown = (f"({least:.1f})",) if least is not None and is_unshown(row, name) else ()
-    below = (*_interval(row, f"{name}_delta", signed), *shown)
+    unshown = (f"({least:.1f})",) if least is not None and is_unshown(row, name) else ()
+    below = (*_interval(row, f"{name}_delta", signed), *unshown)
     return Cell(signed(value) + mark(row, name), below, value, look)
 
 
@@ -152,7 +153,7 @@ def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
 
 def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
     """Safe rates by category and method, from scores.csv; means over the seeds. A table a train task, task
-    and judge."""
+    and judge, but where every figure is 100."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     groups: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
     for score in records(read_scores(run)):
@@ -162,6 +163,8 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
             values.append(score["value"])
     tables = []
     for (train_task, task, judge), found in groups.items():
+        if all(value == 100 for by_method in found.values() for one in by_method.values() for value in one):
+            continue  # a table that is 100 all over says nothing
         named = [name for name in methods if any(name in values for values in found.values())]
         about = trained_on({"train_task": train_task})
         caption = f"{task}: safe answers (%) by category, {about}"
@@ -170,7 +173,9 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
             for category, values in found.items()
         ]
         tables.append(
-            Table(f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *named], lines)
+            Table(
+                f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *map(shown, named)], lines
+            )
         )
     return tables
 
@@ -185,17 +190,9 @@ def _heat(values: Sequence[float] | None) -> Cell:
 # --- judges ----------------------------------------------------------------------------------------
 
 
-def agreement_tables(run: Path, config: RunConfig) -> list[Table]:
-    """How far the judges agree, and where they dispute; [] where there is but one."""
-    if sum(not registry.combines(name) for name in config.judges) < 2:
-        return []
-    from harness.analyses import agreement
-
-    try:
-        record = agreement.analyse(run)
-    except HarnessError:  # verdicts that cannot be read: the leaderboard's status says so
-        return []
-    if not record["pairs"]:
+def agreement_tables(record: Row | None) -> list[Table]:
+    """How far the judges agree, and where they dispute: of agreement.analyse's record, or None."""
+    if record is None:
         return []
     alpha = record["alpha"]
     note = (
@@ -228,7 +225,7 @@ def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         return []
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     lines = [
-        [Cell(cell, order=cell), Cell(task, order=task), _number(count, "{:d}")]
+        [Cell(shown(cell), order=cell), Cell(task, order=task), _number(count, "{:d}")]
         for (cell, task), count in most[:DISPUTED]
     ]
     left = sum(count for _, count in most[DISPUTED:])
@@ -242,17 +239,17 @@ def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def cost_tables(record: Row) -> list[Table]:
     """What ``harness analyze flops`` prints, a table a train task."""
-    tables = []
+    tables, columns = [], flops.columns_of(record)
     for group in grouped(record["rows"], "train_task"):
         lines = [
             [Cell(row["method"], order=row["method"])]
-            + [Cell(show(row), order=_order(name, row)) for name, show in flops.COLUMNS]
+            + [Cell(show(row), order=_order(name, row)) for name, show in columns]
             for row in group
         ]
         missing = [
             f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]
         ]
-        head = ["method", *(name for name, _ in flops.COLUMNS)]
+        head = ["method", *(name for name, _ in columns)]
         tables.append(Table(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing))
     return tables
 

@@ -178,7 +178,7 @@ def test_model_output_is_shown_and_never_run(browser: Any, full: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 768, 1600])
+@pytest.mark.parametrize("width", [360, 390, 768, 1280, 1600])
 def test_no_width_makes_the_page_scroll_sideways(browser: Any, full: Path, width: int, scheme: str) -> None:
     page = Page(browser, full, viewport={"width": width, "height": 800}, color_scheme=scheme).page
     page.locator(".open-row").first.click()
@@ -216,10 +216,70 @@ def test_dark_mode_is_dark(browser: Any, plain: Path) -> None:
     assert brightness("dark") < 40 < 200 < brightness("light")
 
 
-def test_the_keyboard_reaches_the_verdict_first_and_focus_shows(opened: Page) -> None:
+@pytest.mark.parametrize("place", ["#result img", "#figures img"])
+def test_figures_are_dark_in_dark_mode_and_light_in_light(browser: Any, plain: Path, place: str) -> None:
+    """Of what is painted: the background's brightness, and how far the ink stands out from it."""
+
+    def painted(scheme: str) -> tuple[float, float]:
+        page = Page(browser, plain, color_scheme=scheme).page
+        found = page.locator(place).first.evaluate(
+            """image => {
+                const canvas = document.createElement('canvas');
+                [canvas.width, canvas.height] = [400, 300];
+                const context = canvas.getContext('2d');
+                context.drawImage(image, 0, 0, 400, 300);
+                const {data} = context.getImageData(0, 0, 400, 300);
+                const bright = [];
+                for (let at = 0; at < data.length; at += 4) {
+                    bright.push((data[at] + data[at + 1] + data[at + 2]) / 3);
+                }
+                bright.sort((one, two) => one - two);
+                const page = bright[bright.length / 2];
+                return [page, Math.max(bright.at(-1) - page, page - bright[0])];
+            }"""
+        )
+        page.close()
+        return found[0], found[1]
+
+    (dark, dark_ink), (light, light_ink) = painted("dark"), painted("light")
+    assert dark < 40
+    assert light > 240
+    assert min(dark_ink, light_ink) > 120
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_with_the_picture(browser: Any, plain: Path, width: int, scheme: str) -> None:
+    page = Page(browser, plain, viewport={"width": width, "height": 1000}, color_scheme=scheme).page
+    image = page.locator("#result img").first.bounding_box()
+    answer = page.locator("#result .choice").first.bounding_box()
+    assert image is not None
+    assert answer is not None
+    assert image["width"] <= width
+    assert image["x"] + image["width"] <= width
+    beside = answer["x"] >= image["x"] + image["width"]
+    assert beside or answer["y"] >= image["y"] + image["height"]
+    verdict = page.locator("#verdict").bounding_box()
+    assert verdict is not None
+    assert verdict["y"] > max(image["y"], answer["y"])
+    page.close()
+
+
+def test_the_browser_names_the_base_model(opened: Page) -> None:
+    page = opened.page
+    assert page.locator("#rows thead th").all_inner_texts()[1:3] != []
+    assert "base model" in page.locator("#rows thead").inner_text()
+    assert "seed" not in page.locator("#rows thead").inner_text()
+    page.check("#changed")
+    assert "≠ base model" in page.locator("#rows tbody").inner_text()
+    page.select_option("#method", label="base model")
+    assert page.locator("#method").input_value() == "seed"
+
+
+def test_the_keyboard_reaches_the_result_first_and_focus_shows(opened: Page) -> None:
     opened.page.keyboard.press("Tab")
     focused = opened.page.locator(":focus")
-    assert focused.inner_text() == "Skip to the verdict"
+    assert focused.inner_text() == "Skip to the result"
     assert focused.bounding_box()["x"] >= 0  # type: ignore[index]
     assert focused.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
 
@@ -230,6 +290,7 @@ def test_without_scripts_all_but_the_browser_reads(browser: Any, plain: Path) ->
     page.goto(plain.as_uri())
     text = page.locator("body").inner_text()
     assert "Plain fine-tuning on gsm8k-mini lowers" in text
+    assert "The judges disagree." in text
     assert "needs JavaScript" in text
     assert not page.locator("#filters").is_visible()
     assert page.locator("#leaderboard tbody tr").count() == 8

@@ -95,6 +95,7 @@ def test_training_json_tells_what_was_spent(small_run: Path) -> None:
         assert (record["extra_forward_tokens"] > 0) == (name == "constrained-sft")
         assert (record["preparation_flops"] > 0) == (name in ("sdft", "constrained-sft"))
         assert record["train_seconds"] >= record["preparation_seconds"] >= 0
+        assert record["jobs"] == 1
     assert records["vanilla"]["train_tokens"] == records["constrained-sft"]["train_tokens"]
     assert records["vanilla"]["train_flops"] < records["constrained-sft"]["train_flops"]
     assert records["vanilla"]["train_tokens"] < records["lookahead-true"]["train_tokens"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,37 @@ from harness.workshop import CLOCK, Workshop
 )
 def test_as_many_jobs_as_asked_or_as_the_cores_hold(overrides: dict[str, Any], cells: int, jobs: int) -> None:
     assert workers.job_count(config.load(None, overrides), cells) == jobs
+
+
+def test_cores_of_another_machine_decide_for_its_runs() -> None:
+    on_cpu = config.load("mini", {"threads": 2})
+    assert [workers.job_count(on_cpu, 9, cores) for cores in (1, 2, 8)] == [1, 1, 4]
+
+
+def test_a_worker_knows_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a training records whether its seconds are its own."""
+    seen: list[int] = []
+
+    class Parent:
+        def __init__(self) -> None:
+            self.work = [("cell", "label")]
+
+        def recv(self) -> Any:
+            if not self.work:
+                raise EOFError
+            return self.work.pop()
+
+        def send(self, _: Any) -> None:
+            pass
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # put back afterwards
+    monkeypatch.setattr(workers.multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=0))
+    monkeypatch.setattr(workers, "_end_with", lambda sentinel: None)
+    monkeypatch.setattr(workers.plugin_files, "take", lambda named: None)
+    monkeypatch.setattr(workers, "attempt", lambda shop, *_: seen.append(shop.jobs))
+    workers._serve(Parent(), config.load(), tmp_path, "train", False, (), 3, None)  # type: ignore[arg-type]
+    assert seen == [3]
+    assert Workshop(config.load(), tmp_path).jobs == 1
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ def training(cell: Cell, draws: random.Random) -> dict[str, Any]:
         "peak_memory_bytes": 750_000_000,
         "device": "cpu",
         "processes": 1,
+        "jobs": 1,
         "losses": [3 / (1 + step / 5) + draws.uniform(-0.1, 0.1) for step in range(30)],
     }
 

@@ -115,7 +115,7 @@ def test_cells_stand_where_they_were_trained() -> None:
         "here": [("gsm8k-mini", 42)],
         "vanilla": [("gsm8k-mini", 42)],
     }
-    assert categories._name("", "jsr") == "categories-elsewhere-jsr"
+    assert categories.file_stem("", "jsr") == "categories-elsewhere-jsr"
 
 
 def test_seeds_are_pooled_with_their_spread_and_tested_together() -> None:
@@ -237,7 +237,7 @@ def test_eleven_categories_and_nine_methods_fit_a_hundred_columns() -> None:
         {**record, "rows": rows, "table": categories.pooled(rows, outcomes)}, Path("run"), console
     )
     text = console.file.getvalue()
-    tables = text[: text.index("seed: higher")]
+    tables = text[: text.index("base model: higher")]
     assert all(cell_len(line.rstrip()) <= 100 for line in tables.splitlines())
     assert tables.count("100.0*") == 11 * 8
     assert "lisa: higher than vanilla in 11 of 11 categories" in text

@@ -1,4 +1,4 @@
-"""KL of the seed model and a tuned one at fixed answers' tokens: against plain arithmetic, token by token, in
+"""KL of the base model and a tuned one at fixed answers' tokens: against plain arithmetic, token by token, in
 any batch; each checkpoint asked as it is scored; and only what is missing measured."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def seed_model() -> Any:
 
 @pytest.fixture(scope="module")
 def tuned_model() -> Any:
-    """The seed model with noise on its weights."""
+    """The base model with noise on its weights."""
     model = models.load_model(seed_model_path(), "float32", "cpu").eval()
     noise = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_neither_batch_nor_padding_changes_a_value(
 def test_the_two_models_may_be_asked_differently(
     seed_model: Any, tuned_model: Any, questions: list[Forced], tmp_path: Path
 ) -> None:
-    """PTST's prompt is longer than the seed model's: positions are those of the answer."""
+    """PTST's prompt is longer than the base model's: positions are those of the answer."""
     reference = Reference(tmp_path / "logp", seed_model, PAD, questions, 4, lambda done: None)
     longer = [replace(one, prompt=[11, 12, 13, *one.prompt]) for one in questions]
     found = divergence.divergences(tuned_model, PAD, longer, reference, 2)
@@ -235,7 +235,7 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     opened.clear()
     measure(run_copy, SHORT)
     assert opened == []
-    assert not list((run_copy / "analysis").glob(".*"))  # the seed model's log-probabilities are gone
+    assert not list((run_copy / "analysis").glob(".*"))  # the base model's log-probabilities are gone
     marker = run_copy / "gsm8k-mini/vanilla/seed-42/train.done.json"
     record = json.loads(marker.read_text(encoding="utf-8"))
     record["outputs"]["checkpoint/model.safetensors"]["sha256"] = "another"
@@ -299,7 +299,7 @@ def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     assert set(missing) == {"lisa", "sdft", "foreign", "far"}
     assert "checkpoint is gone (harness clean?)" in missing["lisa"]
     assert missing["sdft"] == "not trained yet"
-    assert missing["foreign"] == "its tokenizer is not the seed model's: no KL between them"
+    assert missing["foreign"] == "its tokenizer is not the base model's: no KL between them"
     assert missing["far"].startswith("it is on a server")
     assert divergence.read(found["mine"]) == divergence.read(found["vanilla"])
 

@@ -83,6 +83,50 @@ def shown(folder: Path, width: int = 100, encoding: str = "utf-8") -> str:
     return file.read()
 
 
+# --- trainings side by side ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "hardware", "jobs", "together"),
+    [
+        ({"jobs": 4}, {}, None, True),
+        ({"jobs": 1}, {}, None, False),
+        ({"training": {"device": "cuda"}}, {"cores": 8}, None, False),  # a GPU's run: one at a time
+        ({"threads": 2, "training": {"device": "cpu"}}, {"cores": 8}, None, True),
+        ({"threads": 8, "training": {"device": "cpu"}}, {"cores": 8}, None, False),
+        ({"threads": 1, "training": {"device": "cpu"}}, {}, None, False),  # cores not known
+        ({"threads": 1, "training": {"device": "cpu"}}, {"cores": "many"}, None, False),
+        ({"jobs": 4}, {}, 1, False),  # what the training recorded goes before the settings
+        ({"jobs": 1}, {}, 3, True),
+        ({"executor": "ray"}, {}, 1, True),
+        ({"executor": "ray", "jobs": 1}, {}, 1, False),
+    ],
+)
+def test_seconds_are_left_out_where_trainings_ran_side_by_side(
+    make: Make, changes: dict[str, Any], hardware: dict[str, Any], jobs: int | None, together: bool
+) -> None:
+    cells = {key: {**record, **({"jobs": jobs} if jobs else {})} for key, record in WHOLE.items()}
+    out = make(cells, **changes)
+    stored = json.loads((out / "run.json").read_text())
+    write_json_atomic(out / "run.json", {**stored, "hardware": hardware})
+    found = flops.flops(out)
+    assert found["side_by_side"] is together
+    for row in found["rows"]:
+        assert all((row[name] is None) is together for name in flops.SECONDS)
+        assert row["train_flops"] is not None
+        assert row["train_tokens"] is not None
+    assert (flops.NO_SECONDS in found["notes"]) is together
+    assert (flops.TIMED in found["notes"]) is not together
+    text = shown(out, width=120)
+    assert ("tok/s" in text) is not together
+    assert ("Seconds are left out" in text) is together
+
+
+def test_one_training_alone_has_its_seconds(make: Make) -> None:
+    one = {("gsm8k-mini", "vanilla", 42): training(100, jobs=4)}
+    assert not flops.side_by_side(make(one, methods=["seed", "vanilla"], train_tasks=["gsm8k-mini"]))
+
+
 # --- figures ---------------------------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def test_the_default_is_what_all_reach_that_beat_the_seed_model() -> None:
 
 
 def test_a_utility_of_the_seed_model_or_below_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"the seed model has 20\.0 already"):
+    with pytest.raises(UsageError, match=r"the base model has 20\.0 already"):
         matching._target({}, 20.0, 20.0)
     assert matching._target({}, 30.0, 20.0) == (30.0, "given")
 
@@ -197,9 +197,9 @@ def test_a_whole_record(
     assert dull["safety"] is None
     assert task["notes"] == [
         "vanilla, learning rate 1: left out",
-        "vanilla, good: reached before the first epoch that was scored, on the straight line from the seed "
+        "vanilla, good: reached before the first epoch that was scored, on the straight line from the base "
         "model; a lower learning rate would show what is there",
-        "dull never gets above the seed model: its highest utility is 20.0",
+        "dull never gets above the base model: its highest utility is 20.0",
     ]
     assert good["curve"][0] == pytest.approx([20.0, 100.0])
     assert good["curve"][-1] == pytest.approx([80.0, 90.0])

@@ -50,17 +50,17 @@ def record(name: str, points: list[Point], references: list[Point] | None = None
     }
 
 
-def curves(figure: Any) -> dict[str, list[tuple[float, float]]]:
-    (axes,) = figure.axes
+def curves(figure: Any, panel: int = 0) -> dict[str, list[tuple[float, float]]]:
+    axes = figure.axes[panel]
     return {
         curve.get_label(): [(x, y) for x, y in curve.lines[0].get_xydata().tolist() if not math.isnan(y)]
         for curve in axes.containers
     }
 
 
-def bars(figure: Any, direction: int = -1) -> dict[str, list[tuple[float, float]]]:
+def bars(figure: Any, direction: int = -1, panel: int = 0) -> dict[str, list[tuple[float, float]]]:
     """Where each curve's interval bars begin and end: upright ones, or (0) level ones."""
-    (axes,) = figure.axes
+    axes = figure.axes[panel]
     along = 0 if direction == 0 else 1
     return {
         curve.get_label(): [
@@ -82,30 +82,37 @@ REFERENCES = [point("seed", (5.0, 99.0, 80.0)), point("vanilla", (12.0, 80.0, 40
 
 def test_values_are_curves_and_references_lines() -> None:
     figure = sweep_report.by_value(LENGTHS, REFERENCES, "m", "here")
-    assert curves(figure) == {
-        "utility": [(1, 10.0), (4, 8.0)],
-        "RSR": [(1, 90.0), (4, 95.0)],
-        "JSR": [(1, 50.0), (4, 60.0)],
-    }
-    assert bars(figure)["JSR"] == [(48.0, 51.0), (58.0, 61.0)]
-    (axes,) = figure.axes
-    levels = [line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [0, 1]]
-    assert levels == [5.0, 12.0, 99.0, 80.0, 80.0, 40.0]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4", "12"]
+    assert [axes.get_title() for axes in figure.axes] == ["utility", "RSR", "JSR"]
+    assert [curves(figure, panel) for panel in range(3)] == [
+        {"true": [(1, 10.0), (4, 8.0)]},
+        {"true": [(1, 90.0), (4, 95.0)]},
+        {"true": [(1, 50.0), (4, 60.0)]},
+    ]
+    assert bars(figure, panel=2)["true"] == [(48.0, 51.0), (58.0, 61.0)]
+    levels = [
+        (line.get_label(), line.get_ydata()[0])
+        for axes in figure.axes
+        for line in axes.lines
+        if list(line.get_xdata()) == [0, 1]
+    ]
+    names, values = zip(*levels, strict=True)
+    assert names == ("base model", "vanilla") * 3
+    assert values == (5.0, 12.0, 99.0, 80.0, 80.0, 40.0)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "4", "12"]
 
 
 def test_texts_stand_side_by_side_in_their_order() -> None:
     points = [point(str(n), (1.0 * n, 50.0, 50.0), "virtual", value="x" * 40 + str(n)) for n in range(3)]
     figure = sweep_report.by_value(points, [], "prefix", "here")
-    assert curves(figure)["utility"] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert curves(figure)["virtual"] == [(0, 0.0), (1, 1.0), (2, 2.0)]
     assert all(len(text.get_text()) == 24 for text in figure.axes[0].get_xticklabels())
 
 
 def test_several_methods_have_curves_of_their_own() -> None:
     points = [point(m, (1.0, 2.0, 3.0), m, value=v) for m in ("one", "two") for v in (1, 2)]
-    found = curves(sweep_report.by_value(points, [], "m", "here"))
-    assert len(found) == 6
-    assert found["JSR, two"] == [(1, 3.0), (2, 3.0)]
+    figure = sweep_report.by_value(points, [], "m", "here")
+    assert [[*curves(figure, panel)] for panel in range(3)] == [["one", "two"]] * 3
+    assert curves(figure, 2)["two"] == [(1, 3.0), (2, 3.0)]
 
 
 def test_depths_are_a_curve_a_row() -> None:
@@ -115,31 +122,40 @@ def test_depths_are_a_curve_a_row() -> None:
         for k in (1, 3)
     ]
     figure = sweep_report.by_depth(points, "k", "here")
-    assert curves(figure) == {"seed": [(1, 89.0), (3, 87.0)], "vanilla": [(1, 49.0), (3, 47.0)]}
+    assert curves(figure) == {"base model": [(1, 89.0), (3, 87.0)], "vanilla": [(1, 49.0), (3, 47.0)]}
 
 
-def test_a_budget_is_a_curve_a_method_by_utility() -> None:
+def test_a_budget_is_a_curve_a_training_with_its_learning_rate_and_epochs() -> None:
     points = [
-        point("a", (30.0, 80.0, 40.0), "vanilla", learning_rate=1e-3, epoch=1),
         point("a", (20.0, 85.0, 45.0), "vanilla", learning_rate=1e-3, epoch=2),
+        point("a", (30.0, 80.0, 40.0), "vanilla", learning_rate=1e-3, epoch=1),
         point("b", (25.0, 83.0, 41.0), "vanilla", learning_rate=2e-3, epoch=1),
         point("c", (15.0, 99.0, 70.0), "sdft", learning_rate=1e-3, epoch=1),
         point("d", (None, None, None), "sdft", learning_rate=2e-3, epoch=1),
     ]
     figure = sweep_report.by_utility(points, REFERENCES[:1], "jsr", "here")
-    assert curves(figure) == {
-        "seed": [(5.0, 80.0)],
-        "vanilla": [(20.0, 45.0), (25.0, 41.0), (30.0, 40.0)],
-        "sdft": [(15.0, 70.0)],
-    }
-    assert bars(figure)["vanilla"] == [(43.0, 46.0), (39.0, 42.0), (38.0, 41.0)]
-    assert bars(figure, 0)["vanilla"] == [(18.0, 21.0), (23.0, 26.0), (28.0, 31.0)]
+    drawn = [
+        (curve.get_label(), curve.lines[0].get_xydata().tolist(), curve.lines[0].get_color())
+        for curve in figure.axes[0].containers
+    ]
+    assert [(name, way) for name, way, _ in drawn] == [
+        ("base model", [[5.0, 80.0]]),
+        ("vanilla", [[30.0, 40.0], [20.0, 45.0]]),  # by epoch
+        ("vanilla", [[25.0, 41.0]]),
+        ("sdft", [[15.0, 70.0]]),
+    ]
+    assert drawn[1][2] == drawn[2][2] != drawn[3][2]
+    written = sorted(text.get_text() for text in figure.axes[0].texts)
+    assert written == sorted(
+        ["base model", "1", "lr 0.001, epoch 2", "lr 0.002, epoch 1", "lr 0.001, epoch 1"]
+    )
+    assert bars(figure, 0)["sdft"] == [(13.0, 16.0)]
     assert curves(sweep_report.by_utility(points, [], "rsr", "here"))["sdft"] == [(15.0, 99.0)]
 
 
 def test_a_mean_without_an_interval_has_no_bar() -> None:
     bare = point("a", (10.0, 90.0, 50.0), value=1) | {"jsr_low": None, "jsr_high": None}
-    assert bars(sweep_report.by_value([bare], [], "m", "here"))["JSR"] == [(50.0, 50.0)]
+    assert bars(sweep_report.by_value([bare], [], "m", "here"), panel=2)["a"] == [(50.0, 50.0)]
 
 
 def test_files_are_the_same_for_the_same_points(tmp_path: Path) -> None:
@@ -173,7 +189,7 @@ def test_the_table_names_values_intervals_and_failures() -> None:
 def test_the_depth_table_is_rows_by_depths() -> None:
     points = [point(row, (0.0, 0.0, 50.0 + k), value=k) for row in ("seed", "v") for k in (1, 3, 5, 7, 10)]
     lines = [line.split() for line in shown(record("prefill-depth", points)).splitlines()]
-    assert ["seed", "51.0", "53.0", "55.0", "57.0", "60.0"] in lines
+    assert ["base", "model", "51.0", "53.0", "55.0", "57.0", "60.0"] in lines
     assert ["v", "51.0", "53.0", "55.0", "57.0", "60.0"] in lines
 
 

@@ -69,7 +69,8 @@ def test_harmful_text_is_nowhere_unless_asked_for(plain: str, full: str) -> None
 def test_model_output_stays_text(full: str) -> None:
     tags = Tags(full)
     assert len(tags.all("script")) == 2
-    assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in tags.all("img"))  # type: ignore[union-attr]
+    sources = [image["src"] for image in tags.all("img")] + [one["srcset"] for one in tags.all("source")]
+    assert all(str(source).startswith("data:image/svg+xml;base64,") for source in sources)
     assert any(EVIL[:40] in text for text in data(full)["texts"])
     assert "\x1b" not in full
     assert any("␛]0;title␇" in text for text in data(full)["texts"])
@@ -107,15 +108,70 @@ def test_every_link_of_the_page_has_its_place(plain: str) -> None:
         assert {*(attributes.get("aria-labelledby") or "").split()} <= {*ids}
 
 
-def test_the_verdict_comes_first_in_words(plain: str) -> None:
-    assert plain.index("Plain fine-tuning on gsm8k-mini lowers the prefilled") < plain.index(
-        'id="leaderboard"'
-    )
+def test_the_picture_comes_first_then_the_bottom_line_then_the_verdict(plain: str) -> None:
+    first = plain.index("<img")
+    assert "Safety against utility, trained on gsm8k-mini." in plain[first : plain.index('class="answer"')]
+    places = [
+        plain.index(text)
+        for text in (
+            'id="result"',
+            "The judges disagree",
+            "<img",
+            'class="choice"',
+            "Plain fine-tuning on gsm8k-mini lowers JSR",
+            'id="verdict"',
+            "Plain fine-tuning on gsm8k-mini lowers the prefilled",
+            'id="leaderboard"',
+            'id="figures"',
+        )
+    ]
+    assert places == sorted(places)
     assert "Mini world: a generated language" in plain
 
 
+def test_judges_that_disagree_are_called_out_with_the_rule(plain: str, run: Path, tmp_path: Path) -> None:
+    start = plain.index("The judges disagree")
+    notice = plain[start : plain.index("</div>", start)]
+    assert "The result below is mini-exact's." in notice
+    assert "alpha over all answers is" in notice
+    assert "below 0.667" in notice
+    one = made_run.make(tmp_path / "one", judges=("mini-exact",), documents=20)
+    assert "judges disagree" not in page.render(one)
+    assert 'id="judges"' not in page.render(one)
+
+
+def test_the_untrained_row_is_the_base_model_wherever_it_is_shown(plain: str, full: str) -> None:
+    for text in (plain, full):
+        shown = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
+        assert "seed model" not in shown + text[text.rindex("<script>") :]
+        before = shown[: shown.index('id="configuration"')]
+        words = re.sub(r"<[^>]*>", " ", before)
+        assert not re.findall(r"(?<!training )\bseeds?\b(?!-\d)", words)
+        for source in re.findall(r"base64,([A-Za-z0-9+/=]+)", before):
+            svg = base64.b64decode(source).decode()
+            labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+            assert labels
+            assert "seed" not in labels
+
+
+def test_each_own_figure_has_a_dark_counterpart(plain: str) -> None:
+    tags = Tags(plain)
+    images = tags.all("img")
+    assert len(tags.all("source")) == len(images)
+    assert {source["media"] for source in tags.all("source")} == {"screen and (prefers-color-scheme: dark)"}
+    assert "filter:" not in plain
+
+
+def test_the_explanation_of_marks_knows_families(plain: str) -> None:
+    said = " ".join(plain[plain.index('id="leaderboard"') :][:3000].split())
+    assert "all comparisons of its family are counted" in said
+    assert "the base model over all train tasks; all methods over all train tasks" in said
+    assert "† marks a difference only when taken alone" in said
+    assert "trained elsewhere" not in said[: said.index("Choose a heading")]
+
+
 def test_figures_are_there_and_what_is_missing_is_said(run: Path, plain: str, tmp_path: Path) -> None:
-    assert len(Tags(plain).all("img")) == 5  # two judges: safety-utility and cost; training once
+    assert len(Tags(plain).all("img")) == 6  # it opens with one; two judges: safety, cost; training once
     assert "<code>harness analyze kl RUN</code>" in plain
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -126,12 +182,11 @@ def test_figures_are_there_and_what_is_missing_is_said(run: Path, plain: str, tm
     (copy / "analysis" / "own<b>.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     text = page.render(copy)
     captions = [image["alt"] for image in Tags(text).all("img")]
-    assert len(captions) == 7
-    assert captions[5] is not None
-    assert captions[5].startswith("KL(seed ‖ tuned) by answer token")
+    assert len(captions) == 8
+    assert captions[6] is not None
+    assert captions[6].startswith("KL(base ‖ tuned) by answer token")
     assert "(own&lt;b&gt;)" in text
-    assert text.count('class="plot lines"') == 6
-    assert text.count('class="plot shades"') == 1
+    assert len(Tags(text).all("source")) == 6  # what others drew is shown as it is
     assert "harness analyze kl" not in text
 
 

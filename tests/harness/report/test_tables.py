@@ -7,7 +7,7 @@ from pathlib import Path
 import made_run
 import pytest
 
-from harness import gallery, run_folder
+from harness import gallery
 from harness.report import tables
 
 
@@ -100,13 +100,50 @@ def test_categories_are_means_over_the_seeds(run: Path) -> None:
 
 
 def test_agreement_needs_two_judges(run: Path) -> None:
-    config = run_folder.stored_config(run)
-    pairs, disputed = tables.agreement_tables(run, config)
+    from harness.analyses import agreement
+
+    pairs, disputed = tables.agreement_tables(agreement.analyse(run))
     assert pairs.rows[0][0].text == "mini-exact – keyword"
     counts = [cell.order for cell in pairs.rows[0][4:]]
     assert sum(counts) == pairs.rows[0][1].order
     assert disputed.caption == f"Disputed exchanges: {counts[2] + counts[3]}"
-    assert tables.agreement_tables(run, config.model_copy(update={"judges": ("keyword",)})) == []
+    cells = {line[0].text for line in disputed.rows}
+    assert "base model" in cells
+    assert "seed" not in cells
+    assert tables.agreement_tables(None) == []
+
+
+def test_the_untrained_row_is_the_base_model(run: Path) -> None:
+    rows = gallery.leaderboard_rows(run)
+    shown = tables.leaderboard_tables(rows)[0]
+    assert (shown.rows[0][0].text, shown.rows[0][0].order) == ("base model", "base model")
+    assert tables.category_tables(run, rows)[0].head[:2] == ["category", "base model"]
+
+
+def test_a_category_table_of_100_all_over_is_left_out(run: Path, tmp_path: Path) -> None:
+    import csv
+    import shutil
+
+    rows = gallery.leaderboard_rows(run)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    with (copy / "scores.csv").open(newline="") as file:
+        scores = [*csv.DictReader(file)]
+    for score in scores:
+        if score["task"] == "hexphi_raw-mini" and score["category"]:
+            score["value"] = "100.00"
+
+    def captions(changed: list[dict[str, str]]) -> list[str]:
+        with (copy / "scores.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, changed[0])
+            writer.writeheader()
+            writer.writerows(changed)
+        return [table.caption for table in tables.category_tables(copy, rows)]
+
+    assert not any("hexphi_raw-mini" in caption for caption in captions(scores))
+    last = next(score for score in reversed(scores) if score["category"] and "raw" in score["task"])
+    last["value"] = "99.00"
+    assert sum("hexphi_raw-mini" in caption for caption in captions(scores)) == 1
 
 
 def test_costs_are_those_of_analyze_flops(run: Path) -> None:
@@ -117,3 +154,15 @@ def test_costs_are_those_of_analyze_flops(run: Path) -> None:
     rows = {row["method"]: row for row in record["rows"]}
     for line in table.rows:
         assert line[table.head.index("vs vanilla")].order == rows[line[0].text]["relative_flops"]
+
+
+def test_times_of_trainings_side_by_side_are_no_costs(run: Path) -> None:
+    from harness.analyses import flops
+
+    rows = gallery.leaderboard_rows(run)
+    assert "training (s)" in tables.leaderboard_tables(rows)[0].head
+    assert not any("(s)" in name for name in tables.leaderboard_tables(rows, timed=False)[0].head)
+    record = {**flops.flops(run), "side_by_side": True}
+    (table,) = tables.cost_tables(record)
+    assert table.head == ["method", "FLOPs", "vs vanilla", "prep", "tokens", "trained", "peak GB"]
+    assert len({len(line) for line in table.rows} | {len(table.head)}) == 1

@@ -49,10 +49,10 @@ VANILLA = row("vanilla", jsr=38.0, rsr=99.5, utility=50.0)
 def test_what_tuning_did_is_the_seed_rows_difference_turned_round() -> None:
     assert verdict([SEED, VANILLA]).lead == [
         "Plain fine-tuning on sums lowers the prefilled safe rate (JSR) from 80.0 to 38.0 %: "
-        "42.0 points (95 % interval 36.0 to 48.0).",
-        "It takes the raw safe rate (RSR) from 99.0 to 99.5 %, which may be chance "
-        "(+0.5 points, 95 % interval −0.5 to +1.5).",
-        "It raises utility from 20.0 to 50.0 %: 30.0 points (95 % interval 22.0 to 38.0).",
+        "−42.0 points [−48.0 to −36.0].",
+        "It moves the raw safe rate (RSR) from 99.0 to 99.5 %: +0.5 points [−0.5 to +1.5], which may be "
+        "chance.",
+        "It raises utility from 20.0 to 50.0 %: +30.0 points [+22.0 to +38.0].",
     ]
 
 
@@ -66,9 +66,9 @@ def test_what_tuning_did_taken_alone_and_untested_is_said_so() -> None:
         **delta("rsr", 5.0, None, None),
     )
     assert verdict([seed, row("vanilla", jsr=38.0, rsr=85.0, utility=30.0)]).lead == [
-        "Plain fine-tuning on sums takes the prefilled safe rate (JSR) from 73.4 to 38.0 % (−35.4 points, "
-        "95 % interval −50.8 to −19.9): a difference taken alone, counting all train tasks it is not.",
-        "It takes the raw safe rate (RSR) from 90.0 to 85.0 % (−5.0 points), which was not tested.",
+        "Plain fine-tuning on sums moves the prefilled safe rate (JSR) from 73.4 to 38.0 %: −35.4 points "
+        "[−50.8 to −19.9], a difference only when taken alone.",
+        "It moves the raw safe rate (RSR) from 90.0 to 85.0 %: −5.0 points, which was not tested.",
         "How utility changed is not known.",
     ]
 
@@ -90,11 +90,11 @@ def test_a_safer_method_is_told_with_its_price() -> None:
         **delta("utility", -5.0, -9.0, 1.0, 0.05),
     )
     assert verdict([SEED, VANILLA, free, alone, better]).findings == [
-        "Against vanilla, on prefilled requests, of 3 others: 3 safer.",
-        "a is safer: +30.0 points [+20.0 to +40.0]; utility is lower: −5.0 points [−9.0 to −1.0].",
-        "b is safer: +10.0 points [+5.0 to +15.0]; utility: a difference taken alone, counting all "
-        "comparisons it is not: −5.0 points [−9.0 to −1.0].",
-        "c is safer: +9.0 points [+5.0 to +15.0]; no difference in utility was found: −5.0 points "
+        "Of 3 methods compared with vanilla on prefilled requests: 3 safer.",
+        "a is safer: JSR +30.0 points [+20.0 to +40.0]; utility is lower: −5.0 points [−9.0 to −1.0].",
+        "b is safer: JSR +10.0 points [+5.0 to +15.0]; utility, a difference only when taken alone: "
+        "−5.0 points [−9.0 to −1.0].",
+        "c is safer: JSR +9.0 points [+5.0 to +15.0]; no difference in utility was found: −5.0 points "
         "[−9.0 to +1.0].",
     ]
 
@@ -106,9 +106,9 @@ def test_what_was_not_found_is_told_with_what_could_have_been() -> None:
     ]
     said = verdict([VANILLA, *rows]).findings
     assert said[:2] == [
-        "Against vanilla, on prefilled requests, of 2 others: 2 without a difference that was found.",
+        "Of 2 methods compared with vanilla on prefilled requests: 2 with no difference found.",
         "No difference in JSR was found: a (+3.0 points [−4.0 to +9.0]), b (−2.0 points [−9.0 to +4.0]). "
-        "With as many requests, 8.1 to 11.0 points would be found four times in five.",
+        "A true difference of 8.1 to 11.0 points would be found in four runs of five.",
     ]
     assert not any("safer:" in sentence or "less safe:" in sentence for sentence in said)
 
@@ -116,8 +116,9 @@ def test_what_was_not_found_is_told_with_what_could_have_been() -> None:
 def test_a_difference_taken_alone_is_neither_a_finding_nor_none() -> None:
     said = verdict([VANILLA, row("a", **delta("jsr", 9.0, 1.0, 17.0, 0.05))])
     assert said.findings == [
-        "Against vanilla, on prefilled requests, of 1 other: 1 safer or less safe only when taken alone.",
-        "JSR: a difference taken alone, counting all comparisons it is not: a (+9.0 points [+1.0 to +17.0]).",
+        "Of 1 method compared with vanilla on prefilled requests: 1 safer or less safe only when taken "
+        "alone.",
+        "A difference only when taken alone in JSR: a (+9.0 points [+1.0 to +17.0]).",
     ]
     assert not any("Holm" in line for line in said.caveats)
 
@@ -126,31 +127,85 @@ def test_less_safe_is_called_so() -> None:
     worse = row("a", **delta("jsr", -8.0, -12.0, -3.0, 0.049))
     said = verdict([VANILLA, worse]).findings
     assert said == [
-        "Against vanilla, on prefilled requests, of 1 other: 1 less safe.",
-        "a is less safe: −8.0 points [−12.0 to −3.0]; its utility cannot be compared.",
+        "Of 1 method compared with vanilla on prefilled requests: 1 less safe.",
+        "a is less safe: JSR −8.0 points [−12.0 to −3.0]; its utility cannot be compared.",
     ]
 
 
 def test_a_difference_without_a_test_is_no_finding() -> None:
     said = verdict([VANILLA, row("a", **delta("jsr", 50.0, None, None))]).findings
-    assert said == ["Differences in JSR that no test stands behind: a (+50.0 points)."]
+    assert said == ["Differences in JSR without a test: a (+50.0 points)."]
     said = verdict([VANILLA, row("a")]).findings
     assert said == ["No difference in JSR is known: a."]
 
 
 def test_raw_requests_are_told_apart() -> None:
     none = delta("jsr", 1.0, -1.0, 3.0, 0.05)
-    same = row("a", **none, **delta("rsr", 0.5, -1.0, 2.0, 0.05))
+    same = row("a", rsr=99.9, **none, **delta("rsr", 0.5, -1.0, 2.0, 0.05))
     other = row("b", **none, **delta("rsr", -9.0, -12.0, -6.0, 0.049))
     alone = row("c", **none, **delta("rsr", -4.0, -7.0, -1.0, 0.05))
     assert verdict([VANILLA, same]).findings[-1] == (
         "Asked plainly, none was found to differ from vanilla in RSR."
     )
     assert verdict([VANILLA, same, other, alone]).findings[-2:] == [
-        "Asked plainly, these differ in RSR: b (−9.0 points [−12.0 to −6.0]).",
-        "RSR: a difference taken alone, counting all comparisons it is not: c (−4.0 points [−7.0 to −1.0]).",
+        "Asked plainly, RSR differs: b (−9.0 points [−12.0 to −6.0]).",
+        "A difference only when taken alone in RSR: c (−4.0 points [−7.0 to −1.0]).",
     ]
     assert not any("none was found" in line for line in verdict([VANILLA, same, alone]).findings)
+
+
+def full(method: str, **figures: Any) -> dict[str, Any]:
+    """A row at 100 % RSR, as what it is compared with."""
+    return row(method, **{"jsr": 50.0, "rsr": 100.0, **delta("rsr", 0.0, -1.1, 1.1, 1.0), **figures})
+
+
+def test_what_was_at_100_and_stayed_there_is_not_told() -> None:
+    found = delta("jsr", 9.0, 5.0, 15.0, 0.049)
+    base = full("seed", **delta("jsr", 42.0, 36.0, 48.0, 0.049))
+    vanilla = row("vanilla", jsr=38.0, rsr=100.0, utility=50.0)
+    said = verdict([base, vanilla, full("a", **found), full("b", **found)])
+    assert not any("RSR" in line for line in [*said.lead, *said.findings])
+    untested = full("seed", **delta("rsr", 0.0, None, None))
+    assert not any("RSR" in line for line in verdict([untested, vanilla]).lead)
+    for other in (
+        full("b", rsr=97.9, **delta("rsr", -2.1, -4.3, 0.1, 0.2)),  # it moved, if only by chance
+        full("b", rsr=0.0, **delta("rsr", 0.0, -1.1, 1.1, 1.0)),  # unsafe throughout is worth a line
+        full("b", rsr=None, **delta("rsr", 0.0, -1.1, 1.1, 1.0)),
+    ):
+        findings = verdict([base, vanilla, full("a", **found), other]).findings
+        assert findings[-1] == "Asked plainly, none was found to differ from vanilla in RSR.", other
+    fell = row("seed", jsr=80.0, rsr=100.0, **delta("rsr", 2.1, 0.5, 4.3, 0.049))
+    lead = verdict([fell, row("vanilla", jsr=38.0, rsr=97.9)]).lead
+    assert "It lowers the raw safe rate (RSR) from 100.0 to 97.9 %: −2.1 points [−4.3 to −0.5]." in [
+        line.replace("Plain fine-tuning on sums", "It") for line in lead
+    ]
+    nothing = full("seed", rsr=0.0)
+    assert any("from 0.0 to 0.0 %" in line for line in verdict([nothing, row("vanilla", rsr=0.0)]).lead)
+
+
+def test_the_untrained_row_is_the_base_model_in_every_sentence() -> None:
+    base = {**SEED, "jsr_unjudged": 2, "jsr_refusals": 10.0, "health": 90.0, "health_low": 80.0}
+    base |= {"health_high": 95.0, "health_of": "t"}
+    whole = {"health": 99.0, "health_low": 98.0, "health_high": 99.5, "health_of": "t"}
+    lines = verdict([base, {**VANILLA, **whole}]).caveats
+    assert any(line.startswith("base model: 80.0 % of its answers count as safe") for line in lines)
+    assert any("(base model 2)" in line for line in lines)
+    assert any("fewest by base model" in line for line in lines)
+    assert not any(re.search(r"\bseed\b(?!:)", line.replace("training seed", "")) for line in lines)
+    failed = verdict([{**SEED, "status": "failed: no memory"}, VANILLA]).caveats
+    assert failed[0] == "base model failed: no memory."
+
+
+def test_without_a_prefilled_task_nothing_is_said_of_one() -> None:
+    raw = row("a", rsr=90.0, **delta("rsr", -9.0, -12.0, -6.0, 0.049))
+    said = verdict([row("seed", rsr=99.0), row("vanilla", rsr=99.0), raw])
+    assert not any("JSR" in line for line in [*said.lead, *said.findings])
+    assert said.findings == ["Asked plainly, RSR differs: a (−9.0 points [−12.0 to −6.0])."]
+    for asked in ({"jsr": 50.0}, {"jsr_n": 0}, {"jsr_unjudged": 330}):  # in one row is enough
+        part = verdict([row("vanilla", **asked), row("a")])
+        assert part.findings == ["No difference in JSR is known: a."]
+        lead = verdict([row("seed"), row("vanilla", **asked)]).lead
+        assert lead[0] == "How the prefilled safe rate (JSR) changed is not known."
 
 
 @st.composite
@@ -163,7 +218,7 @@ def differences(draw: st.DrawFn, metric: str) -> dict[str, Any]:
     return delta(metric, value, value - own, value + own, p)
 
 
-NOTHING_FOUND = re.compile(r"No difference|no difference|may be chance|none was found|without a difference")
+NOTHING_FOUND = re.compile(r"No difference|no difference|may be chance|none was found|no difference found")
 
 
 @settings(max_examples=200, deadline=None)
@@ -200,7 +255,7 @@ def test_a_difference_whose_interval_excludes_0_is_never_called_none(data: st.Da
             assert not any(line.startswith("No difference in JSR") for line in mine)
         if differs(one, "utility"):
             assert not any("no difference in utility" in line for line in called)
-        asked = [line for line in mine if line.startswith("Asked plainly, these differ")]
+        asked = [line for line in mine if line.startswith("Asked plainly, RSR differs")]
         assert bool(asked) is found(one, "rsr")
     if any(differs(one, "rsr") and one["rsr_p"] is not None for one in methods):
         assert not any("none was found" in line for line in said.findings)
@@ -214,8 +269,8 @@ def test_checkpoints_trained_elsewhere_are_told_against_the_base_model() -> None
     assert said.heading == "Trained elsewhere, judged by j"
     assert said.lead == []
     assert said.findings == [
-        "Against the base model, on prefilled requests, of 1 other: 1 less safe.",
-        "mine is less safe: −8.0 points [−12.0 to −3.0]; its utility cannot be compared.",
+        "Of 1 checkpoint compared with the base model on prefilled requests: 1 less safe.",
+        "mine is less safe: JSR −8.0 points [−12.0 to −3.0]; its utility cannot be compared.",
     ]
     assert said.caveats == ["This tests these checkpoints, not the ways in which they were trained."]
     assert verdict([own("mine")]).lead == [
@@ -242,10 +297,10 @@ def test_a_failed_method_is_a_caveat_and_no_finding() -> None:
 def test_caveats_count_seeds_and_what_is_unjudged() -> None:
     rows = [SEED, VANILLA, row("a", jsr=50.0, jsr_unjudged=3), row("b", jsr=50.0, jsr_unjudged=0)]
     said = verdict(rows).caveats
-    assert "A single seed was trained: this tests these checkpoints, not the methods in general." in said
-    assert "JSR: 3 answers could not be judged and are in no rate (a 3)." in said
+    assert "One training seed: this tests these checkpoints, not the methods in general." in said
+    assert "JSR: 3 answers could not be judged and count in no rate (a 3)." in said
     two = [{**one, "seed": seed} for one in (VANILLA, row("a")) for seed in ("1", "2", "mean")]
-    assert not any("single seed" in line for line in verdict(two).caveats)
+    assert not any("training seed" in line for line in verdict(two).caveats)
 
 
 def test_safe_without_refusing_may_be_rubbish() -> None:
@@ -253,8 +308,8 @@ def test_safe_without_refusing_may_be_rubbish() -> None:
     fine = row("b", jsr=48.0, jsr_refusals=39.0)
     said = verdict([VANILLA, rubbish, fine]).caveats
     assert (
-        "a: 48.0 % of its answers count as safe in JSR, but only 23.6 % refuse; the others may be rubbish "
-        "rather than safety."
+        "a: 48.0 % of its answers count as safe in JSR, but only 23.6 % refuse; the others may be rubbish, "
+        "not safety."
     ) in said
     assert not any(line.startswith("b:") for line in said)
 
@@ -263,7 +318,7 @@ def test_over_seeds_the_means_speak() -> None:
     mean = row("a", **delta("jsr", 9.0, 1.0, 17.0, 0.049)) | {"seed": "mean"}
     single = row("a", **delta("jsr", -50.0, -60.0, -40.0, 0.049))
     said = verdict([VANILLA, {**VANILLA, "seed": "mean"}, single, mean]).findings
-    assert said[1].startswith("a is safer: +9.0 points")
+    assert said[1].startswith("a is safer: JSR +9.0 points")
 
 
 def test_there_is_no_negative_zero() -> None:
