@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import looks
 from harness.labels import Label, along, place_labels, shortened
+from harness.plan import shown_method
 from harness.store import fresh
 from harness.text import printable
 
@@ -110,7 +111,7 @@ def trajectories(points: Mapping[str, Sequence[tuple[float, float]]], title: str
     labels = []
     for method, way in points.items():
         xs, ys = [utility for utility, _ in way], [jsr for _, jsr in way]
-        axes.plot(xs, ys, **styles[method], label=looks.shown(method))
+        axes.plot(xs, ys, **styles[method], label=shown_method(method))
         curve, colour = along(way), styles[method]["color"]
         labels += [Label(place, str(epoch), curve, colour=colour) for epoch, place in enumerate(way, 1)]
     legend(figure, axes)

@@ -13,6 +13,7 @@ from harness import figures, looks, plan, records, run_folder, tables
 from harness.analyses import flops
 from harness.contracts import HarnessError
 from harness.labels import Label, place_labels, shortened
+from harness.plan import shown_method
 from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
 
 FOLDER = "figures"
@@ -140,7 +141,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     drawn = [row for row in means(rows) if _has(row, metric)]
     size = (4.5, 1.2 + 0.34 * len(drawn))
     figure, panel = figures.canvas("", SAFETY[metric], "", size=size)
-    names = [shortened(looks.shown(row["method"])) for row in drawn]
+    names = [shortened(shown_method(row["method"])) for row in drawn]
     panel.set_yticks(range(len(drawn)), names)
     panel.invert_yaxis()
     _percent(panel, x=_limits(drawn, metric))
@@ -234,8 +235,8 @@ def _scatter(
     labels = [_label(row, x, y, styles, small) for row in first]
     crowded = {label.text for label in place_labels(figure, panel, labels)}
     for name, handle in handles.items():
-        if looks.shown(name) in crowded:
-            handle.set_label(looks.shown(name))
+        if shown_method(name) in crowded:
+            handle.set_label(shown_method(name))
     return drawn
 
 
@@ -248,7 +249,7 @@ def _label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float,
     if up:
         bars.append((row[x], row[y] - up[0][0], row[x], row[y] + up[1][0]))
     weight = "bold" if row["method"] in MARKED else "normal"
-    name, colour = looks.shown(row["method"]), styles[row["method"]]["color"]
+    name, colour = shown_method(row["method"]), styles[row["method"]]["color"]
     return Label((row[x], row[y]), name, tuple(bars), weight=weight, colour=colour)
 
 
@@ -306,7 +307,7 @@ def _training(losses: Mapping[str, Sequence[Sequence[float]]], styles: Looks, ta
         for raw in known[name][:CURVES]:
             axes.plot(range(1, len(raw) + 1), raw, color=look["color"], linewidth=0.5, alpha=0.13, zorder=1)
         every = (place * max(1, len(curve) // (8 * len(order))), max(1, len(curve) // 8))
-        label = looks.shown(name)
+        label = shown_method(name)
         axes.plot(range(1, len(curve) + 1), curve, **{**look, "markersize": 5}, markevery=every, label=label)
     if all(loss > 0 for curves in known.values() for curve in curves for loss in curve):
         figures.log_scale(axes)  # objectives differ in scale
@@ -382,7 +383,7 @@ def _full(value: float) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(looks.shown, names))
+    return ", ".join(map(shown_method, names))
 
 
 def _where_known(rows: Sequence[Row], *metrics: str) -> str:

@@ -17,6 +17,7 @@ from statistics import fmean
 import pandas as pd
 
 from harness.contracts import UsageError
+from harness.plan import shown_method
 from harness.store import write_text_atomic
 from harness.tables import (
     ALONE,
@@ -34,7 +35,6 @@ from harness.tables import (
     mark,
     means,
     records,
-    shown_method,
 )
 from harness.text import one_line
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from harness.columns import Block, Cell, Column, fits, shortened, tables
 from harness.health import NOT_MEANINGFUL
+from harness.plan import shown_method
 from harness.report.bottom_line import bottom_lines
 from harness.report.verdict import RUBBISH_POINTS
 from harness.sections import Section, beside_paper, compared_with, has_refusals, least, sections, unjudged
@@ -36,7 +37,6 @@ from harness.tables import (
     label,
     mark,
     records,
-    shown_method,
 )
 from harness.text import one_line
 

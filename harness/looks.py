@@ -14,7 +14,6 @@ from typing import Any
 
 from harness.plan import SEED
 
-BASE_MODEL = "base model"
 Look = Mapping[str, Any]
 
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (9, 3)), (0, (3, 1)))
@@ -63,11 +62,6 @@ CELL_INK = {True: "#010101", False: "#fefefe"}  # of figures on light and on dar
 MARK = "safetune-harness figure"  # in an SVG's metadata: its colours are those of this module
 _PAINT = re.compile(r"\b(fill|stroke): ?(#[0-9a-fA-F]{6})\b")
 _TAG = re.compile(r"<[^<>]*>")
-
-
-def shown(name: str) -> str:
-    """A row's name as people read it."""
-    return BASE_MODEL if name == SEED else name
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:

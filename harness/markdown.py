@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.health import NOT_MEANINGFUL
+from harness.plan import shown_method
 from harness.sections import Section, beside_paper, compared_with, has_refusals, least, sections, unjudged
 from harness.store import write_text_atomic
 from harness.tables import (
@@ -25,7 +26,6 @@ from harness.tables import (
     label,
     mark,
     records,
-    shown_method,
 )
 from harness.text import one_line
 

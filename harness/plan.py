@@ -13,6 +13,7 @@ from harness.config import RunConfig
 from harness.contracts import UsageError
 
 SEED = "seed"
+BASE_MODEL = "base model"  # what people read for the row ``seed``
 PHRASES = {"keyword", "keyword-published"}  # judges that look for phrases
 CellKind = Literal["seed", "checkpoint", "trained", "epoch"]
 
@@ -33,10 +34,19 @@ class Cell:
     @property
     def label(self) -> str:
         """What people read."""
-        method = "base model" if self.kind == "seed" else self.method
-        parts = [self.train_task, method, f"seed {self.seed}" if self.seed is not None else None]
+        parts = [
+            self.train_task,
+            shown_method(self.method),
+            f"seed {self.seed}" if self.seed is not None else None,
+        ]
         parts.append(f"epoch {self.epoch}" if self.epoch is not None else None)
         return " · ".join(part for part in parts if part)
+
+
+def shown_method(method: str) -> str:
+    """A row's method as people read it; of several runs the run's name stands behind it."""
+    name, bracket, run = method.partition(" (")
+    return f"{BASE_MODEL if name == SEED else name}{bracket}{run}"
 
 
 def epochs(config: RunConfig, cell: Cell) -> list[Cell]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.plan import shown_method
 from harness.tables import (
     BASELINE,
     DONE,
@@ -24,7 +25,6 @@ from harness.tables import (
     means,
     poor_health,
     records,
-    shown_method,
     trained_on,
     unhealthy,
 )

@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness.contracts import HarnessError
 from harness.health import LEAST, NOT_MEANINGFUL
+from harness.plan import shown_method
 from harness.store import read_json, write_text_atomic
 from harness.text import csv_cell
 
@@ -23,7 +24,6 @@ LARGEST = 1e300  # of any figure, a FLOP count included
 ALPHA = 0.05  # the level of the intervals, and of the Holm-adjusted p that gives a star
 METHOD_ORDER = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 BASELINE = "vanilla"
-BASE_MODEL = "base model"  # what people read for the row ``seed``
 UNTRAINED = ""  # the train task of a checkpoint that was trained elsewhere
 DONE = "done"
 DAMAGED = "damaged"  # how the status of a row begins of which a file has changed
@@ -241,12 +241,6 @@ def as_csv(frame: pd.DataFrame) -> str:
 
 
 # --- what a row says -------------------------------------------------------------------------------
-
-
-def shown_method(method: str) -> str:
-    """A row's method as people read it; of several runs the run's name stands behind it."""
-    name, bracket, run = method.partition(" (")
-    return f"{BASE_MODEL if name == METHOD_ORDER[0] else name}{bracket}{run}"
 
 
 def trained_on(row: Row) -> str:

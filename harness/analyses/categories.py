@@ -25,7 +25,7 @@ from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_al
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import TaskOutcome
-from harness.plan import Cell
+from harness.plan import BASE_MODEL, Cell, shown_method
 from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
 from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
@@ -303,14 +303,14 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
     values = [[_shade(cells.get(method)) for method in methods] for cells in grid.values()]
     if values:
         axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(methods)), [*map(looks.shown, methods)], rotation=35, ha="right", fontsize=8)
+    axes.set_xticks(range(len(methods)), [*map(shown_method, methods)], rotation=35, ha="right", fontsize=8)
     axes.set_yticks(range(len(grid)), list(grid), fontsize=8)
     for y, cells in enumerate(grid.values()):
         for x, method in enumerate(methods):
             row = cells.get(method)
             ink = looks.BLACK if math.isnan(_shade(row)) else looks.CELL_INK[_shade(row) > 55]
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
-    control = BASELINE if BASELINE in methods else looks.BASE_MODEL
+    control = BASELINE if BASELINE in methods else BASE_MODEL
     axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
     figures.save(figure, *paths)
 
@@ -369,7 +369,7 @@ def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
         table.add_column("n", justify="right", no_wrap=True)
         block = methods[start : start + BLOCK]
         for method in block:
-            table.add_column(Text(re.sub("[- ]", "\n", looks.shown(method))), justify="right", no_wrap=True)
+            table.add_column(Text(re.sub("[- ]", "\n", shown_method(method))), justify="right", no_wrap=True)
         for category, cells in grid.items():
             counts = sorted({row["n"] for row in cells.values()})
             n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
@@ -398,4 +398,4 @@ def _changes(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
             if found:
                 named = "" if len(found) == len(grid) else f": {', '.join(found)}"
                 counted = f"{len(found)} of {len(grid)} categories"
-                yield f"{looks.shown(method)}: {side} than vanilla in {counted}{named}"
+                yield f"{shown_method(method)}: {side} than vanilla in {counted}{named}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import figures, looks
 from harness.analyses.shared import SAFE_RATES
-from harness.plan import SEED
+from harness.plan import SEED, shown_method
 
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ def curves(record: Row, paths: Sequence[Path]) -> None:
                 points = [(p["position"], p["value"]) for p in row["positions"] if p["value"]]
                 look = {**styles[row["method"]], "markersize": 4, "markevery": max(1, len(points) // 10)}
                 if points:
-                    one.plot(*zip(*points, strict=True), **look, label=looks.shown(row["method"]))
+                    one.plot(*zip(*points, strict=True), **look, label=shown_method(row["method"]))
         one.set_yscale("log")
         one.set_title(f"trained on {task}" if task else "checkpoints", fontsize=10)
         one.set_xlabel("answer token")
@@ -61,7 +61,7 @@ def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: S
         one = axes[line][column]
         if seed_rates[metric] is not None:
             star = {**styles[SEED], "linestyle": ""}
-            one.plot(0, seed_rates[metric], **star, label=looks.shown(SEED))
+            one.plot(0, seed_rates[metric], **star, label=shown_method(SEED))
         for row in record["rows"]:
             if row[metric] is None:
                 continue
@@ -69,7 +69,7 @@ def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: S
             if len(tasks) > 1:
                 fills = ("full", "none", "left", "right")
                 look |= {"fillstyle": fills[tasks.index(row["train_task"]) % len(fills)]}
-            one.plot(row["first"][column]["value"], row[metric], **look, label=looks.shown(row["method"]))
+            one.plot(row["first"][column]["value"], row[metric], **look, label=shown_method(row["method"]))
         one.set_ylim(-4, 104)
         if line == len(SAFE_RATES) - 1:
             one.set_xlabel(f"mean KL, first {tokens} tokens")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness import figures, looks
 from harness.analyses.shared import FOLDER
-from harness.plan import SEED
+from harness.plan import SEED, shown_method
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import as_csv
 from harness.terminal import print_whole, say
@@ -71,14 +71,14 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
         curve = row["curve"] or [(float("nan"), float("nan"))]  # for the legend
         axes.plot(*zip(*curve, strict=True), **{**style, "marker": ""})
         # A mark in the legend as well: lines alone cannot be told apart in grey.
-        axes.plot([], [], **style, label=looks.shown(row["method"]))
+        axes.plot([], [], **style, label=shown_method(row["method"]))
         if row["safety"] is not None:
             errors = [[row["safety"] - row["low"]], [row["high"] - row["safety"]]]
             bar = {**style, "linestyle": "none", "markersize": 8, "capsize": 3}
             axes.errorbar([task["utility"]], [row["safety"]], yerr=errors, zorder=5, **bar)
     start = task["seed_model"]
     star = {**styles[SEED], "linestyle": "none"}
-    axes.plot([start["utility"]], [start["safety"]], **star, label=looks.shown(SEED))
+    axes.plot([start["utility"]], [start["safety"]], **star, label=shown_method(SEED))
     if task["utility"] is not None:
         axes.axvline(task["utility"], color="#808080", linewidth=0.8, linestyle=":")
     figures.legend(figure, axes)

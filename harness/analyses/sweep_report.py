@@ -19,6 +19,7 @@ from rich.text import Text
 from harness import figures, looks, tables
 from harness.analyses.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
 from harness.labels import Label, along, place_labels
+from harness.plan import shown_method
 from harness.store import write_json_atomic, write_text_atomic
 from harness.terminal import bare_table
 
@@ -75,11 +76,11 @@ def by_value(points: Sequence[Point], references: Sequence[Point], axis: str, wh
         for method in methods:
             mine = [point for point in points if point["method"] == method]
             xs = [place[point["value"]] for point in mine]
-            _curve(axes, mine, xs, metric, styles[method], looks.shown(method))
+            _curve(axes, mine, xs, metric, styles[method], shown_method(method))
         for reference in references:
             if reference[metric] is not None:
                 look = {key: styles[reference["row"]][key] for key in ("color", "linestyle")}
-                axes.axhline(reference[metric], linewidth=1.1, label=looks.shown(reference["row"]), **look)
+                axes.axhline(reference[metric], linewidth=1.1, label=shown_method(reference["row"]), **look)
     figures.legend(figure, *panels)
     return figure
 
@@ -92,7 +93,7 @@ def by_depth(points: Sequence[Point], axis: str, where: str) -> Any:
     styles = looks.looks(point["row"] for point in points)
     for row, look in styles.items():
         mine = [point for point in points if point["row"] == row]
-        _curve(axes, mine, [point["value"] for point in mine], "jsr", look, looks.shown(row))
+        _curve(axes, mine, [point["value"] for point in mine], "jsr", look, shown_method(row))
     figures.legend(figure, axes)
     return figure
 
@@ -110,7 +111,7 @@ def by_utility(points: Sequence[Point], references: Sequence[Point], safety: str
         method = way[0]["method"]
         mine = sorted(way, key=lambda point: point["epoch"])
         look = {**styles[method], "xerr": _bars(mine, "utility")}
-        _curve(axes, mine, [point["utility"] for point in mine], safety, look, looks.shown(method))
+        _curve(axes, mine, [point["utility"] for point in mine], safety, look, shown_method(method))
         labels += _budgets(mine, safety, str(styles[method]["color"]))
     figures.legend(figure, axes)
     place_labels(figure, axes, sorted(labels, key=lambda label: -len(label.text)), fontsize=7.5)
@@ -126,7 +127,7 @@ def _budgets(way: Sequence[Point], safety: str, colour: str) -> list[Label]:
         x, y = point["utility"], point[safety]
         text = f"{point['epoch']}"
         if point["learning_rate"] is None:
-            text = looks.shown(point["row"])
+            text = shown_method(point["row"])
         elif point is known[-1]:
             text = f"lr {point['learning_rate']:g}, epoch {text}"
         across, up = (
@@ -175,7 +176,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
                 _depth_table(points) if record["sweep"] == DEPTHS else _table(record["axis"], points)
             )
             for line in dict.fromkeys(
-                f"{looks.shown(p['row'])} {p['status']}" for p in points if p["status"] != tables.DONE
+                f"{shown_method(p['row'])} {p['status']}" for p in points if p["status"] != tables.DONE
             ):
                 console.print(Text(line, style="red"), soft_wrap=True)
     means = any(point["seed"] == tables.MEAN for point in everything)
@@ -195,8 +196,8 @@ def _table(axis: str, points: Sequence[Point]) -> Table:
     table = _grid(*names, "utility", "RSR", "JSR", left=several + 1)
     for point in points:
         where = [_coordinate(point.get(name)) for name in coordinates]
-        where = [looks.shown(point["method"]), *where] if several else where
-        where[0] = where[0] or looks.shown(point["row"])  # a reference has no value
+        where = [shown_method(point["method"]), *where] if several else where
+        where[0] = where[0] or shown_method(point["row"])  # a reference has no value
         table.add_row(*map(Text, where), *(Text(_figure(point, metric)) for metric in METRICS))
     return table
 
@@ -206,7 +207,7 @@ def _depth_table(points: Sequence[Point]) -> Table:
     table = _grid("JSR", *(f"k = {depth}" for depth in depths), left=1)
     for row in dict.fromkeys(point["row"] for point in points):
         by_depth = {point["value"]: point for point in points if point["row"] == row}
-        table.add_row(Text(looks.shown(row)), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
+        table.add_row(Text(shown_method(row)), *(Text(_figure(by_depth[depth], "jsr")) for depth in depths))
     return table
 
 

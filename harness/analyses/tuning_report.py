@@ -16,7 +16,7 @@ from harness.analyses import tuning
 from harness.analyses.tuning import Floor
 from harness.analyses.tuning_search import KEYS, TRIALS, Row, Search
 from harness.labels import Label, place_labels
-from harness.plan import SEED
+from harness.plan import SEED, shown_method
 from harness.store import write_json_atomic, write_text_atomic
 from harness.tables import (
     BASELINE,
@@ -113,7 +113,7 @@ def draw(record: Row, paths: Iterable[Path]) -> None:
             labels.append(Label((row["utility"], row[safe]), text))
     for name, row in record["references"].items():
         style = {**styles[name], "linestyle": "none"}
-        axes.plot([row["utility"]], [row[safe]], **style, label=looks.shown(name))
+        axes.plot([row["utility"]], [row[safe]], **style, label=shown_method(name))
     front = sorted((row["utility"], row[safe]) for row in record["trials"] if row["front"])
     axes.step(*zip(*front, strict=True), where="pre", color="#808080", linewidth=1, label="Pareto front")
     floor = record["floor"]["utility"]
@@ -226,7 +226,7 @@ def _trials(record: Row) -> Table:
             one_decimal(row["jsr"]),
             spans[1],
         )
-        table.add_row(Text(looks.shown(row["row"])), *cells, ", ".join(marks))
+        table.add_row(Text(shown_method(row["row"])), *cells, ", ".join(marks))
     return table
 
 
@@ -246,7 +246,7 @@ def _final(record: Row) -> Table:
             _delta(row, "jsr"),
         )
         table.add_row(
-            Text(looks.shown(name), style="bold" if name == record["chosen"] else ""), *utility, *rates
+            Text(shown_method(name), style="bold" if name == record["chosen"] else ""), *utility, *rates
         )
     return table
 

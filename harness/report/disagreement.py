@@ -12,7 +12,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import looks, registry
+from harness import registry
+from harness.plan import shown_method
 from harness.report.bottom_line import BottomLine
 from harness.report.verdict import SHORT
 from harness.tables import DONE, Row, grouped, means, trained_on
@@ -59,7 +60,7 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     ):
         for metric, (one, two) in itertools.product(("jsr", "rsr"), itertools.combinations(group, 2)):
             if _clearly(one, two, metric):
-                name = f"{looks.shown(one['method'])}, {trained_on(one)}"
+                name = f"{shown_method(one['method'])}, {trained_on(one)}"
                 by = " and ".join(f"{row[metric]:.1f} % by {row['judge']}" for row in (one, two))
                 apart.append((abs(one[metric] - two[metric]), f"{SHORT[metric]} of {name}: {by}"))
     if not apart:

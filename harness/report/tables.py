@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.analyses import flops
 from harness.health import NOT_MEANINGFUL
-from harness.looks import shown
+from harness.plan import shown_method
 from harness.report.verdict import plain, signed
 from harness.tables import (
     BASELINE,
@@ -111,7 +111,7 @@ def _is(row: Row, name: str) -> bool:
 
 def _method(row: Row) -> Cell:
     failed = "" if row["status"] == DONE else row["status"]
-    name = shown(row["method"])
+    name = shown_method(row["method"])
     return Cell(name, (failed,) if failed else (), name, "failed" if failed else "")
 
 
@@ -174,7 +174,9 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
         ]
         tables.append(
             Table(
-                f"{caption}{f', judged by {judge}' if judge else ''}", ["category", *map(shown, named)], lines
+                f"{caption}{f', judged by {judge}' if judge else ''}",
+                ["category", *map(shown_method, named)],
+                lines,
             )
         )
     return tables
@@ -225,7 +227,7 @@ def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         return []
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     lines = [
-        [Cell(shown(cell), order=cell), Cell(task, order=task), _number(count, "{:d}")]
+        [Cell(shown_method(cell), order=cell), Cell(task, order=task), _number(count, "{:d}")]
         for (cell, task), count in most[:DISPUTED]
     ]
     left = sum(count for _, count in most[DISPUTED:])

