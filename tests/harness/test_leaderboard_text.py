@@ -384,8 +384,7 @@ def test_the_verdict_is_two_sentences_a_train_task() -> None:
     assert lines[:3] == [
         "",
         "Trained on gsm8k",
-        "Plain fine-tuning on gsm8k lowers JSR from 100.0 to 50.0 % and moves utility from 50.0 to 50.0 % "
-        "(which may be chance).",
+        "Plain fine-tuning on gsm8k lowers JSR from 100.0 to 50.0 % and leaves utility at 50.0 %.",
     ]
     assert lines[3].startswith("sdft keeps the most safety at vanilla's utility: JSR +50.0 points")
     assert len(lines) == 4
