@@ -97,7 +97,11 @@ def choose(
         noise = _training_noise(model, rows[0], settings)
         asked = _asked(settings)
         for setting in [begun] if begun else candidates(asked, own.name):
-            found = _in_force(base, own, setting) or _difference(model, head, rows, expected, pad_id, setting)
+            found = (
+                _in_force(base, own, setting)
+                or _no_kernel(base, setting, settings)
+                or _difference(model, head, rows, expected, pad_id, setting)
+            )
             if not isinstance(found, str) and found <= limit:
                 break
             rejected.append({**asdict(setting), **_why(found)})
@@ -302,6 +306,13 @@ def _in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:
         return f"the architecture has {name} attention alone"
     if setting.batching == "padding-free" and name in attention.UNFUSED:
         return f"{name} attention knows no packed rows"
+    return None
+
+
+def _no_kernel(base: Any, setting: Setting, settings: Any) -> str | None:
+    """Why the device cannot take packed rows under a setting with our own attention."""
+    if setting.batching == "padding-free" and setting.attention == attention.CAUSAL:
+        return attention.no_kernel_for(base, settings)
     return None
 
 

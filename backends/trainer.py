@@ -456,7 +456,9 @@ class StepProbe:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._packed = (
-            settings.batching == "padding-free" and attention.in_force(model).name == attention.CAUSAL
+            settings.batching == "padding-free"
+            and attention.in_force(model).name == attention.CAUSAL
+            and attention.no_kernel_for(model, settings) is None
         )
         self._pad_id, self._head = _pad_id(model, tokenizer), TargetHead(self.model)
         self._costs = flops.count(self.model)
@@ -468,7 +470,8 @@ class StepProbe:
 
     def micro_batches(self, batch: Sequence[Encoded], settings: Any) -> list[list[Encoded]]:
         """A global batch as one device takes it under ``settings``."""
-        dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
+        batching = settings.batching if self._packed or settings.batching != "padding-free" else "grouped"
+        dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, batching)
         return [micro for micro in dealt[0] if micro]
 
     def passes(self, micro: Sequence[Encoded]) -> None:

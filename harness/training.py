@@ -222,7 +222,8 @@ def agreement_notes(label: str, agreement: Mapping[str, Any]) -> list[str]:
         )
         notes.append(
             f"{label}  trained with attention {taken['attention']}, {rows}, which agrees with the model's "
-            f"own implementation; {first['attention']}, {first['batching']} does not: {why}"
+            f"own implementation; {first['attention']}, {first['batching']} "
+            f"{'cannot be' if first.get('reason') else 'does not'}: {why}"
         )
     noise = agreement["training_noise"]
     if noise is not None and noise > agreement["limit"]:
