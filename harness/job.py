@@ -69,7 +69,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     device: str = "cpu" if sharded else settings.device
     if device == "cuda" and several:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    with cost() as training, _enough_memory():
+    with cost(settings.device) as training, _enough_memory():
         model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
         models.settle_sampling(model)
         tokenizer, rows = models.load_tokenizer(job.seed_model), model_limits.embedding_rows(model)

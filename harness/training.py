@@ -113,7 +113,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     def work(scratch: Path) -> None:
         tokenizer = shop.seed_tokenizer
-        with cost() as preparation:
+        with cost(shop.device) as preparation:
             prepared, record = prepare(shop, task, method, cell, label)
         if record.get("note"):
             shop.reporter.send(("note", None, f"{label}  {record['note']}"))
