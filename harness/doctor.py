@@ -178,10 +178,12 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     trained = estimate.training_memory(shop, plan.cells(shop.config), known)
     if trained is None:
         return
-    needed, free = trained[0], estimate.free_memory(shop)
-    line = f"training takes at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
+    needed, free = trained.together, estimate.free_memory(shop)
+    many = f"{trained.jobs} trainings side by side take" if trained.jobs > 1 else "training takes"
+    line = f"{many} at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
     if needed > free:
         mend = "--tuning lora, gradient_checkpointing, a smaller micro_batch_size, or --num-processes"
+        mend = f"fewer --jobs, {mend}" if trained.jobs > 1 else mend
         yield Finding("fail" if needed > 1.2 * free else "warn", "memory", line, mend)
     else:
         yield Finding("pass", "memory", line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,15 @@ class Cell:
         parts = [self.train_task, self.method, f"seed {self.seed}" if self.seed is not None else None]
         parts.append(f"epoch {self.epoch}" if self.epoch is not None else None)
         return " · ".join(part for part in parts if part)
+
+
+def job_count(config: RunConfig, cells: int) -> int:
+    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads."""
+    wanted = config.jobs
+    if wanted is None:
+        on_cpu = config.training.device == "cpu"
+        wanted = (os.cpu_count() or 1) // config.threads if config.threads and on_cpu else 1
+    return max(1, min(wanted, cells))
 
 
 def epochs(config: RunConfig, cell: Cell) -> list[Cell]:

@@ -46,15 +46,6 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def job_count(config: RunConfig, cells: int) -> int:
-    """How many workers: as many as asked for, or as the cores hold when the recipe fixes their threads."""
-    wanted = config.jobs
-    if wanted is None:
-        on_cpu = config.training.device == "cpu"
-        wanted = (os.cpu_count() or 1) // config.threads if config.threads and on_cpu else 1
-    return max(1, min(wanted, cells))
-
-
 def run_cells(
     config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
 ) -> Generator[Outcome, None, None]:

@@ -30,7 +30,7 @@ from harness.workshop import CLOCK, Workshop
     ],
 )
 def test_as_many_jobs_as_asked_or_as_the_cores_hold(overrides: dict[str, Any], cells: int, jobs: int) -> None:
-    assert workers.job_count(config.load(None, overrides), cells) == jobs
+    assert plan.job_count(config.load(None, overrides), cells) == jobs
 
 
 @pytest.fixture
