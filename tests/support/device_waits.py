@@ -2,8 +2,8 @@
 
 ``far_away`` stands in for a device by torch's meta device, which has shapes and no values: whatever has to
 look at a value there fails by itself. ``Copies`` adds what would wait without needing a value: a blocking
-copy from the CPU to the device, such as a tensor made there from a number. ``Looks`` finds the looks at values
-in a step on the CPU, where they work.
+copy from the CPU to the device, such as a tensor made there from a number. ``Looks`` finds the looks at
+values in a step on the CPU, where they work.
 """
 
 from __future__ import annotations
