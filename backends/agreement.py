@@ -14,8 +14,8 @@ settings are tried from the fastest to the slowest:
 Rules. All is compared in evaluation mode: a router that draws at random while it trains (sparse mixtures) is
 the model's own affair, and how far training mode is from evaluation mode is recorded. Weights in 4 bits are
 compared with themselves. Weights that will be sharded (ZeRO-3, FSDP2) are compared before that, by the first
-process alone and on the CPU, where they are whole: of the device's kernels it then says nothing. Gradient
-checkpointing and torch.compile are not part of it, Liger's kernels are.
+process alone: whole on its device, or on the CPU where that does not hold them, which then says nothing of
+the device's kernels. Gradient checkpointing and torch.compile are not part of it, Liger's kernels are.
 """
 
 from __future__ import annotations

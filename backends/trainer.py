@@ -372,25 +372,26 @@ def train(
     before = time.perf_counter()
     arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
     _keep_float32(settings)
-    begun = agreement.begun_under(places.state)
-    agreed = agreement.shared(
-        lambda: agreement.choose(
-            model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
-        ),
-        lambda setting: agreement.follow(base, setting),
-    )
-    settings = agreed.setting.over(settings)
-    if begun is None and arguments.process_index == 0:
-        agreement.keep(agreed.setting, places.state)
-    identity = {**identity, "setting": [settings.attention, settings.batching]}  # of kept log-probabilities
-    seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)
-    context = TrainContext(
-        examples=examples,
-        seed_logp=seed_logp,
-        rng=random.Random(f"{seed} train"),
-        safety_examples=safety_examples,
-    )
-    method.before_training(model, context)
+    with distributed.whole_on(arguments.device, model):
+        begun = agreement.begun_under(places.state)
+        agreed = agreement.shared(
+            lambda: agreement.choose(
+                model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
+            ),
+            lambda setting: agreement.follow(base, setting),
+        )
+        settings = agreed.setting.over(settings)
+        if begun is None and arguments.process_index == 0:
+            agreement.keep(agreed.setting, places.state)
+        kept_under = {**identity, "setting": [settings.attention, settings.batching]}
+        seed_logp = SeedLogp(model, head, pad_id, settings, cache, kept_under)
+        context = TrainContext(
+            examples=examples,
+            seed_logp=seed_logp,
+            rng=random.Random(f"{seed} train"),
+            safety_examples=safety_examples,
+        )
+        method.before_training(model, context)
     costs = flops.count(model)  # which layers are trained is settled now
     planned = global_batches(examples, settings.epochs, settings.batch_size, seed)
     batches = method.batches(planned, context)

@@ -280,4 +280,5 @@ def test_padded_rows_keep_to_the_fast_kernels(
     monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
     found = causal_attention(None, query, key, value, sliding_window=window)[0]
     assert asked == [(True, 2) if shared else (False, 4)]
-    torch.testing.assert_close(found, expected)
+    within = 0.01 if dtype == torch.bfloat16 else 1e-5  # older kernels round repeated heads otherwise
+    torch.testing.assert_close(found, expected, atol=within, rtol=within)
