@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from harness.contracts import HarnessError
+from harness.text import shortened
+
 LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}  # the loss is the method's own
 ARCHITECTURES = "transformers.models."
 
@@ -87,7 +90,13 @@ def liger(model: Any, wanted: bool) -> Iterator[None]:
 
     kept = [(owner, dict(vars(owner))) for owner in _architectures()]
     try:
-        apply_liger_kernel(model, LIGER)
+        try:
+            apply_liger_kernel(model, LIGER)
+        except ImportError as error:
+            raise HarnessError(
+                f"training.liger: liger-kernel cannot be used ({shortened(error, 200)}); pip install -U "
+                "liger-kernel, or set training.liger to false"
+            ) from error
         yield
     finally:
         for owner, names in kept:

@@ -209,6 +209,21 @@ def test_ligers_kernels_are_compared_before_the_first_step(
     assert steps == []
 
 
+def test_a_liger_of_another_time_is_one_line(
+    patches: list[dict[str, Any]],
+    make_model: Callable[..., Any],
+    train: Callable[..., Any],
+    encoded: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.6 imports from transformers what version 5 no longer has."""
+    from harness.contracts import HarnessError
+
+    monkeypatch.delattr(sys.modules["liger_kernel.transformers"], "_apply_liger_kernel_to_instance")
+    with pytest.raises(HarnessError, match=r"^training\.liger: liger-kernel cannot be used \(cannot import"):
+        train(make_model(), encoded[:8], Vanilla(), liger=True)
+
+
 def test_without_liger_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "_architectures", lambda: pytest.fail("looked"))
     with isolation.liger(object(), False):

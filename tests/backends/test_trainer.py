@@ -261,6 +261,7 @@ def test_padding_is_counted_as_the_steps_were_cut(encoded: list[Encoded]) -> Non
 def test_one_process_uses_one_device(devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers would wrap the model for all that it sees (nn.DataParallel)."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # they are counted and not touched
     places = trainer.Places(tmp_path, tmp_path, tmp_path)
     for device in ("cuda", "cpu"):
         arguments = trainer._arguments(TrainingConfig(device=device), 1, places)
