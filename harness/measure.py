@@ -23,14 +23,13 @@ class Cost:
 def cost(device: str) -> Iterator[Cost]:
     """Fills the yielded Cost when the block ends. ``device``: on which it computes ("cpu", "cuda", "cuda:1"):
     of a CUDA device the peak there counts, else the process's, whatever devices the machine has."""
-    on_cuda = device.startswith("cuda")
-    _reset_peak(on_cuda)
+    _reset_peak(device)
     found, start = Cost(), time.perf_counter()
     try:
         yield found
     finally:
         found.seconds = time.perf_counter() - start
-        found.peak_memory_bytes = _peak(on_cuda)
+        found.peak_memory_bytes = _peak(device)
 
 
 class TreeMemory:
@@ -67,23 +66,24 @@ class TreeMemory:
                 return
 
 
-def _cuda(wanted: bool) -> Any:
+def _cuda(device: str) -> Any:
     """torch.cuda, where a block computes there and it is at hand."""
     torch = sys.modules.get("torch")
-    return torch.cuda if wanted and torch is not None and torch.cuda.is_available() else None
+    on_cuda = device.startswith("cuda") and torch is not None and torch.cuda.is_available()
+    return torch.cuda if torch is not None and on_cuda else None
 
 
-def _reset_peak(on_cuda: bool) -> None:
-    if cuda := _cuda(on_cuda):
-        cuda.reset_peak_memory_stats()
+def _reset_peak(device: str) -> None:
+    if cuda := _cuda(device):
+        cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):  # where this is no Linux the peak is the process's own since its start
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(on_cuda: bool) -> int:
-    if cuda := _cuda(on_cuda):
-        return int(cuda.max_memory_allocated())
+def _peak(device: str) -> int:
+    if cuda := _cuda(device):
+        return int(cuda.max_memory_allocated(device))
     try:
         status = Path("/proc/self/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))

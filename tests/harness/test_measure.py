@@ -34,13 +34,13 @@ def test_a_run_on_the_cpu_of_a_machine_with_a_gpu(device: str, monkeypatch: pyte
     """Whose peak it is goes by where the block computes, not by what the machine has."""
     import torch
 
-    reset: list[bool] = []
+    reset: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: reset.append(True))
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda asked: 7 if asked == device else 0)
     with cost(device) as found:
         pass
-    assert reset == ([] if device == "cpu" else [True])
+    assert reset == ([] if device == "cpu" else [device])
     assert (found.peak_memory_bytes == 7) == (device != "cpu")
     assert found.peak_memory_bytes > 0
 
