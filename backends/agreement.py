@@ -14,8 +14,8 @@ settings are tried from the fastest to the slowest:
 Rules. All is compared in evaluation mode: a router that draws at random while it trains (sparse mixtures) is
 the model's own affair, and how far training mode is from evaluation mode is recorded. Weights in 4 bits are
 compared with themselves. Weights that will be sharded (ZeRO-3, FSDP2) are compared before that, by the first
-process alone and on the CPU, where they are whole: of the device's kernels it then says nothing. Gradient
-checkpointing and torch.compile are not part of it, Liger's kernels are.
+process alone: whole on its device, or on the CPU where that does not hold them, which then says nothing of
+the device's kernels. Gradient checkpointing and torch.compile are not part of it, Liger's kernels are.
 """
 
 from __future__ import annotations
@@ -97,7 +97,11 @@ def choose(
         noise = _training_noise(model, rows[0], settings)
         asked = _asked(settings)
         for setting in [begun] if begun else candidates(asked, own.name):
-            found = _in_force(base, own, setting) or _difference(model, head, rows, expected, pad_id, setting)
+            found = (
+                _in_force(base, own, setting)
+                or _no_kernel(base, setting, settings)
+                or _difference(model, head, rows, expected, pad_id, setting)
+            )
             if not isinstance(found, str) and found <= limit:
                 break
             rejected.append({**asdict(setting), **_why(found)})
@@ -302,6 +306,13 @@ def _in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:
         return f"the architecture has {name} attention alone"
     if setting.batching == "padding-free" and name in attention.UNFUSED:
         return f"{name} attention knows no packed rows"
+    return None
+
+
+def _no_kernel(base: Any, setting: Setting, settings: Any) -> str | None:
+    """Why the device cannot take packed rows under a setting with our own attention."""
+    if setting.batching == "padding-free" and setting.attention == attention.CAUSAL:
+        return attention.no_kernel_for(base, settings)
     return None
 
 

@@ -8,6 +8,9 @@ attention (sinks, position biases, soft-capping) is refused, never dropped: agre
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from harness.text import shortened
 
 CAUSAL = "harness_causal"
 EAGER = "eager"
@@ -25,6 +30,9 @@ HARMLESS = {
     *("past_key_values", "past_key_value", "output_attentions", "output_hidden_states", "return_dict"),
     *("output_router_logits", "layer_idx", "num_items_in_batch", "is_causal", "dropout", "deterministic"),
 }
+KERNEL_MODULE = "torch.nn.attention.varlen"  # with torch's kernel for packed rows, where it has one
+KERNEL_TAKES = ("scale", "window_size")  # what is asked of it by name
+HALF = (torch.bfloat16, torch.float16)
 WORDS = {"softcap": "soft-capping", "s_aux": "sinks", "position_bias": "position biases"}
 
 
@@ -57,28 +65,121 @@ def causal_attention(
     gqa = query.shape[1] != key.shape[1]
     if cu_seq_lens_q is None:
         return _over_rows(query, key, value, scaling, sliding_window, gqa), None
-    if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
+    if _takes_kernel(query.device):
         longest = max_length_q or int(cu_seq_lens_q.diff().max())
-        packed = varlen_attn(
-            query[0].transpose(0, 1).to(value.dtype),  # (T, H, D); rotary embeddings leave float32
-            key[0].transpose(0, 1).to(value.dtype),
-            value[0].transpose(0, 1),
-            cu_seq_lens_q,
-            cu_seq_lens_q,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-            enable_gqa=gqa,
-        )
-        assert isinstance(packed, Tensor)
-        return packed.unsqueeze(0), None
+        return _by_kernel(query, key, value, cu_seq_lens_q, longest, scaling, sliding_window), None
     lengths = cu_seq_lens_q.diff().tolist()  # on a CPU there is nothing to wait for
     examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     parts = [_over_rows(q, k, v, scaling, sliding_window, gqa) for q, k, v in examples]
     return torch.cat(parts, dim=1), None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel for packed rows. ``missing``: what is asked of it and it does not know; ``shares_heads``:
+    whether it lets several query heads share a key's."""
+
+    run: Callable[..., Any]
+    missing: tuple[str, ...]
+    shares_heads: bool
+
+    @classmethod
+    def of(cls, run: Callable[..., Any]) -> Kernel:
+        known = inspect.signature(run).parameters
+        return cls(run, tuple(name for name in KERNEL_TAKES if name not in known), "enable_gqa" in known)
+
+    @classmethod
+    def installed(cls) -> Kernel | None:
+        """torch's; None where it has none."""
+        try:
+            return cls.of(importlib.import_module(KERNEL_MODULE).varlen_attn)
+        except (ImportError, AttributeError):
+            return None
+
+
+kernel = Kernel.installed()
+
+
+def no_kernel_for(model: Any, settings: Any) -> str | None:
+    """Why packed rows of a model cannot pass through attention on the device that trains it; None where they
+    can. Asked before the first step: the kernel has limits of its own (half precision, sizes of heads, the
+    device), which a forward and a backward pass over a few tokens find out."""
+    sharded = model.device.type == "cpu" and settings.device != "auto"  # it is moved to the device later
+    device = torch.device(settings.device) if sharded else model.device
+    if not _takes_kernel(device):
+        return None
+    if settings.dtype != "bfloat16":
+        return f"the device's kernel for packed rows takes half precision alone, not {settings.dtype}"
+    if kernel is None:
+        return f"torch {torch.__version__} has no kernel for packed rows ({KERNEL_MODULE})"
+    if kernel.missing:
+        names = " and no ".join(kernel.missing)
+        return f"the kernel for packed rows of torch {torch.__version__} knows no {names}"
+    try:
+        config = model.config.get_text_config()
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        _try_kernel(device, heads, getattr(config, "num_key_value_heads", None) or heads, size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"the device's kernel for packed rows fails ({type(error).__name__}: {shortened(error, 200)})"
+    return None
+
+
+def _takes_kernel(device: torch.device) -> bool:
+    """Whether packed rows pass through torch's kernel: on a CPU each is computed for itself."""
+    return device.type == "cuda"
+
+
+def _try_kernel(device: torch.device, heads: int, shared: int, size: int) -> None:
+    """Two short rows through the kernel and back. Raises whatever it raises."""
+    with torch.enable_grad():
+        query, key, value = (
+            torch.zeros(1, count, 5, size, device=device, dtype=torch.bfloat16, requires_grad=True)
+            for count in (heads, shared, shared)
+        )
+        bounds = torch.tensor([0, 2, 5], dtype=torch.int32, device=device)
+        found = _by_kernel(query, key, value, bounds, 3, None, 2)
+        torch.autograd.grad(found.float().sum(), (query, key, value))
+
+
+def _by_kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """(1, H, T, D) -> (1, T, H, D) in half precision.
+
+    The kernel casts nothing by itself, unlike torch's own attention under autocast: rotary embeddings and
+    norms over heads leave float32 where the weights are float32.
+    """
+    if kernel is None:
+        raise ValueError(f"torch {torch.__version__} has no kernel for packed rows ({KERNEL_MODULE})")
+    dtype = _precision(value)
+    packed = [states[0].transpose(0, 1).to(dtype) for states in (query, key, value)]  # (T, H, D)
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {"scale": scaling}
+    if groups > 1 and kernel.shares_heads:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        packed[1:] = [states.repeat_interleave(groups, dim=1) for states in packed[1:]]
+    options["window_size"] = (-1 if window is None else window - 1, 0)
+    found = kernel.run(*packed, bounds, bounds, longest, longest, **options)
+    assert isinstance(found, Tensor)
+    return found.unsqueeze(0)
+
+
+def _precision(states: Tensor) -> torch.dtype:
+    """In which attention is computed: that of the states, or under autocast that of autocast."""
+    device = states.device.type
+    if states.dtype not in HALF and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return states.dtype
 
 
 def _over_rows(
@@ -90,6 +191,11 @@ def _over_rows(
         position = torch.arange(length, device=query.device)
         distance = position[:, None] - position[None, :]
         mask = (distance >= 0) & (distance < window)
+    # Of CUDA's kernels only flash attention lets heads share, which knows no mask and no float32: another
+    # would keep all scores. There the shared heads are repeated.
+    if gqa and _takes_kernel(query.device) and (mask is not None or _precision(value) not in HALF):
+        groups, gqa = query.shape[1] // key.shape[1], False
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     output: Tensor = scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=gqa
     )

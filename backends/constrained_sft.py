@@ -29,9 +29,8 @@ def token_betas(
 
     position = mask.cumsum(dim=1)  # 1 at the first answer token
     betas = torch.full(mask.shape, beta, dtype=torch.float64, device=mask.device)
-    betas[position <= early_tokens] = beta * early_factor
-    betas[position <= 1] = beta * first_factor
-    return betas
+    betas = betas.masked_fill(position <= early_tokens, beta * early_factor)
+    return betas.masked_fill(position <= 1, beta * first_factor)
 
 
 def constrained_loss(
@@ -62,8 +61,9 @@ def constrained_loss(
         weight = 2.0 * torch.sigmoid(-betas * difference.detach())
         per_token = -weight.clamp(min=min_weight) * logp
     count = mask.sum() if token_count is None else token_count
+    at_least_one = count.clamp(min=1) if isinstance(count, torch.Tensor) else max(1, count)
     total = torch.where(mask, per_token, torch.zeros_like(per_token)).sum()
-    return total / torch.as_tensor(count, device=logp.device).clamp(min=1)
+    return total / at_least_one
 
 
 @dataclass

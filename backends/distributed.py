@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 
 def arguments(settings: Any) -> dict[str, Any]:
@@ -43,3 +47,28 @@ def deepspeed(settings: Any) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
     }
+
+
+@contextlib.contextmanager
+def whole_on(device: torch.device, model: Any) -> Iterator[None]:
+    """For the block, weights that are to be sharded (ZeRO-3, FSDP2) and wait on the CPU until then are whole
+    on the device that trains, so that what scores them before the first step computes there. Where its
+    memory does not hold them they stay where they are."""
+    home = model.device
+    if home.type != "cpu" or device.type == "cpu":
+        yield
+        return
+    try:
+        try:
+            model.to(device)
+        except torch.OutOfMemoryError:  # a part of it is there
+            _back(model, home)
+        yield
+    finally:
+        _back(model, home)
+
+
+def _back(model: Any, home: torch.device) -> None:
+    model.to(home)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

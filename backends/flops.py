@@ -16,22 +16,22 @@ from typing import Any
 
 from torch import nn
 
-# Dense peaks (without sparsity) in TFLOP/s, from the makers' data sheets: bfloat16 (V100: float16), and what
-# float32 products reach, with TF32 where there is any.
+# Dense peaks (without sparsity) in TFLOP/s, from the makers' data sheets: of bfloat16 (V100: float16), of
+# float32 products in TF32 (V100 has none), and of float32.
 PEAKS = {
-    "B200": (2250.0, 1125.0),
-    "GH200": (989.4, 494.7),
-    "H200": (989.4, 494.7),
-    "H100 PCIe": (756.0, 378.0),
-    "H100 NVL": (835.0, 417.5),
-    "H100": (989.4, 494.7),
-    "A100": (312.0, 156.0),
-    "L40S": (362.0, 183.0),
-    "L4": (121.0, 60.5),
-    "A10": (125.0, 62.5),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71.0, 35.6),
-    "V100": (125.0, 15.7),
+    "B200": (2250.0, 1125.0, 75.0),
+    "GH200": (989.4, 494.7, 67.0),
+    "H200": (989.4, 494.7, 67.0),
+    "H100 PCIe": (756.0, 378.0, 51.0),
+    "H100 NVL": (835.0, 417.5, 60.0),
+    "H100": (989.4, 494.7, 67.0),
+    "A100": (312.0, 156.0, 19.5),
+    "L40S": (362.0, 183.0, 91.6),
+    "L4": (121.0, 60.5, 30.3),
+    "A10": (125.0, 62.5, 31.2),
+    "RTX 4090": (165.2, 82.6, 82.6),
+    "RTX 3090": (71.0, 35.6, 35.6),
+    "V100": (125.0, 15.7, 15.7),
 }
 
 Place = tuple[float, float]  # layer, and how far into it: the order in which a forward pass gets there
@@ -126,11 +126,12 @@ def _place(name: str) -> Place:
     return float(number[1]), 2 * ("mlp" in name) + bool(_OUTPUTS.search(name)) + 0.5 * ("lora_B" in name)
 
 
-def peak(device_name: str, dtype: str) -> float | None:
-    """A device's dense peak in FLOP/s by its name as torch gives it; None for one that is not listed."""
-    for name, (bfloat16, float32) in PEAKS.items():
+def peak(device_name: str, dtype: str, *, tf32: bool = False) -> float | None:
+    """A device's dense peak in FLOP/s by its name as torch gives it; None for one that is not listed.
+    ``tf32``: whether float32 products are computed in TF32."""
+    for name, (bfloat16, in_tf32, float32) in PEAKS.items():
         if re.search(rf"\b{name}\b(?!.*Laptop)", device_name, re.IGNORECASE):
-            return 1e12 * (bfloat16 if dtype == "bfloat16" else float32)
+            return 1e12 * (bfloat16 if dtype == "bfloat16" else in_tf32 if tf32 else float32)
     return None
 
 

@@ -94,11 +94,17 @@ class Lisa(Method):
         if self.rho == 0 or self.done <= WITHOUT_PROXIMAL * self.steps:
             return task_loss
         distance = sum(
-            (weight - self.anchor[name].to(weight.device)).square().sum()
+            (weight - self._anchor(name, weight)).square().sum()
             for name, weight in inputs.model.named_parameters()
             if weight.requires_grad
         )
         return task_loss + self.rho / 2 * distance / inputs.micro_batches
+
+    def _anchor(self, name: str, weight: Any) -> Any:
+        """Where the phase began. A resumed training reads it to the CPU: it moves to the device once."""
+        if self.anchor[name].device != weight.device:
+            self.anchor[name] = self.anchor[name].to(weight.device)
+        return self.anchor[name]
 
     def after_step(self, model: Any, step: int) -> None:
         self.done = step

@@ -8,6 +8,7 @@ devices are, and a resumed training goes on at exactly the step where it stopped
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from backends import agreement, attention, distributed, flops, saving, tuning
+from backends import agreement, attention, distributed, flops, isolation, saving, tuning
 from backends.batching import MicroBatch, collate, deal, global_batches, loss_tokens, stand_in
 from backends.logprobs import TargetHead, autocast
 from backends.seed_logp import SeedLogp
@@ -37,6 +38,7 @@ LOSS_INTERVAL = 10  # steps between two looks at the losses: each look waits for
 SAVE_INTERVAL_S = 600.0  # between two resume states, where the recipe does not say
 MARKER = "complete.json"  # written last into a resume state
 METHOD_STATE = "method.safetensors"
+OUT_OF_MEMORY = "out-of-memory.jsonl"  # a line for each time that micro-batches had to become smaller
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,14 @@ class Steps(Dataset[Step]):
     ):
         self.batches, self.settings, self.pad_id = batches, settings, pad_id
         self.rank, self.devices = rank, devices
+        self.smaller: list[tuple[int, int]] = []  # from which step on (from 0) at most how many examples
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Step:
-        batch, settings = self.batches[index], self.settings
-        packed = settings.batching == "padding-free"
-        dealt = deal(
-            batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching, self.devices
-        )
-        mine = dealt[self.rank]
+        batch, packed = self.batches[index], self.settings.batching == "padding-free"
+        mine = self.dealt(index)[self.rank]
         return Step(
             index=index,
             micro_batches=[
@@ -88,9 +87,17 @@ class Steps(Dataset[Step]):
             global_micro_batches=len(mine) * self.devices,
         )
 
-    def cut_smaller(self, size: int) -> None:
-        """From now on at most ``size`` examples in a micro-batch; the loss is the same."""
-        self.settings = self.settings.model_copy(update={"micro_batch_size": size})
+    def dealt(self, index: int) -> list[list[list[Encoded]]]:
+        """A step's micro-batches, by device."""
+        settings = self.settings
+        sizes = [size for step, size in self.smaller if step <= index]
+        size = min(sizes, default=settings.micro_batch_size)
+        batch, tokens = self.batches[index], settings.micro_batch_tokens
+        return deal(batch, size, tokens, settings.batching, self.devices)
+
+    def cut_smaller(self, index: int, size: int) -> None:
+        """From step ``index`` on at most ``size`` examples in a micro-batch; the loss is the same."""
+        self.smaller.append((index, size))
 
 
 class HookedTrainer(transformers.Trainer):
@@ -139,8 +146,10 @@ class HookedTrainer(transformers.Trainer):
         self.model.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.train_dataset.cut_smaller(largest // 2)
-        self.out_of_memory.append({"step": self.state.global_step + 1, "micro_batch_size": largest // 2})
+        self.train_dataset.cut_smaller(step.index, largest // 2)
+        self.out_of_memory.append({"step": step.index + 1, "micro_batch_size": largest // 2})
+        with (self.places.state / OUT_OF_MEMORY).open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(self.out_of_memory[-1])}\n")  # an interrupted one may lack its end
         smaller: Step = self.train_dataset[step.index]
         return smaller
 
@@ -317,6 +326,19 @@ def resume_state(folder: Path, epoch_ends: Mapping[int, int]) -> Path | None:
     return complete[max(usable)] if usable else None
 
 
+def smaller_before(folder: Path) -> list[dict[str, int]]:
+    """When an interrupted training with its state in ``folder`` ran out of memory, so that one that goes on
+    there cuts the same steps the same way. Half a line was being written when it ended."""
+    found = []
+    file = folder / OUT_OF_MEMORY
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            found.append({name: int(row[name]) for name in ("step", "micro_batch_size")})
+    return found
+
+
+@isolation.own_precision()
 def train(
     model: Any,
     tokenizer: Any,
@@ -349,25 +371,27 @@ def train(
 
     before = time.perf_counter()
     arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
-    begun = agreement.begun_under(places.state)
-    agreed = agreement.shared(
-        lambda: agreement.choose(
-            model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
-        ),
-        lambda setting: agreement.follow(base, setting),
-    )
-    settings = agreed.setting.over(settings)
-    if begun is None and arguments.process_index == 0:
-        agreement.keep(agreed.setting, places.state)
-    identity = {**identity, "setting": [settings.attention, settings.batching]}  # of kept log-probabilities
-    seed_logp = SeedLogp(model, head, pad_id, settings, cache, identity)
-    context = TrainContext(
-        examples=examples,
-        seed_logp=seed_logp,
-        rng=random.Random(f"{seed} train"),
-        safety_examples=safety_examples,
-    )
-    method.before_training(model, context)
+    _keep_float32(settings)
+    with distributed.whole_on(arguments.device, model):
+        begun = agreement.begun_under(places.state)
+        agreed = agreement.shared(
+            lambda: agreement.choose(
+                model, base, head, [*examples, *safety_examples], pad_id, settings, begun=begun
+            ),
+            lambda setting: agreement.follow(base, setting),
+        )
+        settings = agreed.setting.over(settings)
+        if begun is None and arguments.process_index == 0:
+            agreement.keep(agreed.setting, places.state)
+        kept_under = {**identity, "setting": [settings.attention, settings.batching]}
+        seed_logp = SeedLogp(model, head, pad_id, settings, cache, kept_under)
+        context = TrainContext(
+            examples=examples,
+            seed_logp=seed_logp,
+            rng=random.Random(f"{seed} train"),
+            safety_examples=safety_examples,
+        )
+        method.before_training(model, context)
     costs = flops.count(model)  # which layers are trained is settled now
     planned = global_batches(examples, settings.epochs, settings.batch_size, seed)
     batches = method.batches(planned, context)
@@ -390,9 +414,10 @@ def train(
             head=head,
             places=places,
         )
-    trainer.settings = settings
-    if settings.liger:  # the Trainer has just put its kernels into the model
-        agreement.confirm(agreed, model, head, pad_id, settings)
+    _keep_float32(settings)
+    trainer.settings, trainer.out_of_memory = settings, smaller_before(places.state)
+    for fewer in trainer.out_of_memory:
+        steps.cut_smaller(fewer["step"] - 1, fewer["micro_batch_size"])
     hooks.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
     resumed = resume_state(places.state, hooks.epoch_ends)
@@ -402,12 +427,15 @@ def train(
         trainer.steps_before = len(trainer.step_losses)
         if (resumed / METHOD_STATE).exists():
             method.load_state(load_file(resumed / METHOD_STATE))
-    trainer.started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    trainer.look_at_losses()
-    seconds = trainer.seconds()
-    method.after_training(trainer.model)
-    trainer.save_weights(places.output / "checkpoint")
+    with isolation.liger(model, settings.liger):
+        if settings.liger:
+            agreement.confirm(agreed, model, head, pad_id, settings)
+        trainer.started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        trainer.look_at_losses()
+        seconds = trainer.seconds()
+        method.after_training(trainer.model)
+        trainer.save_weights(places.output / "checkpoint")
 
     lengths = [len(example.input_ids) for batch in batches for example in batch]
     trained = sum(loss_tokens(example) for batch in batches for example in batch)
@@ -456,7 +484,9 @@ class StepProbe:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._packed = (
-            settings.batching == "padding-free" and attention.in_force(model).name == attention.CAUSAL
+            settings.batching == "padding-free"
+            and attention.in_force(model).name == attention.CAUSAL
+            and attention.no_kernel_for(model, settings) is None
         )
         self._pad_id, self._head = _pad_id(model, tokenizer), TargetHead(self.model)
         self._costs = flops.count(self.model)
@@ -468,7 +498,9 @@ class StepProbe:
 
     def micro_batches(self, batch: Sequence[Encoded], settings: Any) -> list[list[Encoded]]:
         """A global batch as one device takes it under ``settings``."""
-        dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching)
+        padded = settings.batching == "padding-free" and not self._packed
+        batching: Any = "grouped" if padded else settings.batching
+        dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, batching)
         return [micro for micro in dealt[0] if micro]
 
     def passes(self, micro: Sequence[Encoded]) -> None:
@@ -505,7 +537,7 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if settings.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed, where installed, warns that it found none
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(places.state),
         num_train_epochs=1,  # all epochs are in the planned batches
         per_device_train_batch_size=1,  # one planned step
@@ -522,8 +554,6 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         torch_compile=settings.compile,
-        use_liger_kernel=settings.liger,
-        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},
         seed=seed,
         use_cpu=settings.device == "cpu",
         logging_strategy="steps",
@@ -536,6 +566,14 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
         dataloader_pin_memory=False,
         **(distributed.arguments(settings) if several else {}),
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # transformers would spread one process over all devices
+    return arguments
+
+
+def _keep_float32(settings: Any) -> None:
+    """float32 means float32: torch.compile's helpers turn TF32 on."""
+    if settings.dtype == "float32":
+        isolation.exact_float32()
 
 
 def _check_batching(settings: Any) -> None:
@@ -569,20 +607,18 @@ def _padding(steps: Steps) -> int:
     """Computed tokens that are no example's, over all devices and steps."""
     if steps.settings.batching == "padding-free":
         return 0
-    settings, total = steps.settings, 0
-    for batch in steps.batches:
-        for device in deal(
-            batch, settings.micro_batch_size, settings.micro_batch_tokens, settings.batching, steps.devices
-        ):
-            for micro in device:
-                lengths = [len(example.input_ids) for example in micro]
-                total += max(lengths, default=0) * len(lengths) - sum(lengths)
+    total = 0
+    for index in range(len(steps)):
+        for micro in itertools.chain.from_iterable(steps.dealt(index)):
+            lengths = [len(example.input_ids) for example in micro]
+            total += max(lengths, default=0) * len(lengths) - sum(lengths)
     return total
 
 
 def _utilisation(settings: Any, train_flops: float, seconds: float, devices: int) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if settings.device.startswith("cuda") else "cpu"
-    peak = settings.peak_tflops * 1e12 if settings.peak_tflops else flops.peak(name, settings.dtype)
+    listed = flops.peak(name, settings.dtype, tf32=isolation.takes_tf32())
+    peak = settings.peak_tflops * 1e12 if settings.peak_tflops else listed
     return {
         "device": name,
         "peak_tflops": peak / 1e12 if peak else None,

@@ -210,7 +210,7 @@ def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
         return max(1, min(len(parts), shop.config.jobs or cluster.capacity(shop.config)))
     rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
     generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
-    return 1 if generates and shop.engine_name == "vllm" else workers.job_count(shop.config, len(parts))
+    return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
 
 
 def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
@@ -278,7 +278,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
         parts = [part for cell in unanswered for part in stages.parts(shop, cell)]
-        jobs = workers.job_count(config, len(parts))
+        jobs = plan.job_count(config, len(parts))
         expected = forecast.forecast(shop, parts, jobs, until)
         for line in expected.lines(shop, unanswered):
             console.print(escape(line), highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -89,9 +90,10 @@ def _packages(shop: Workshop) -> Iterator[Finding]:
     try:
         needed = metadata.requires(registry.DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        what = f"{registry.DISTRIBUTION} is not installed (a source tree?): what it needs cannot be looked up"
+        needed, what = _needed_by_tree(), f"{registry.DISTRIBUTION} is not installed"
+        tree = Path(registry.__file__).parents[1]
+        what += f": it runs from {tree}" if needed else ", and what it needs cannot be looked up"
         yield Finding("warn", "installation", what, "pip install -c constraints.txt -e .")
-        needed = []
     wrong = []
     for text in needed:
         wanted = Requirement(text)
@@ -110,6 +112,15 @@ def _packages(shop: Workshop) -> Iterator[Finding]:
     else:
         shown = ", ".join(f"{name} {version}" for name, version in shop.libraries.items())
         yield Finding("pass", "packages", shown)
+
+
+def _needed_by_tree() -> list[str]:
+    """What a source tree says that it needs; [] where there is no tree."""
+    try:
+        text = (Path(registry.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+        return list(tomllib.loads(text)["project"]["dependencies"])
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _names(shop: Workshop) -> Iterator[Finding]:
@@ -178,10 +189,12 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
     trained = estimate.training_memory(shop, plan.cells(shop.config), known)
     if trained is None:
         return
-    needed, free = trained[0], estimate.free_memory(shop)
-    line = f"training takes at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
+    needed, free = trained.together, estimate.free_memory(shop)
+    many = f"{trained.jobs} trainings side by side take" if trained.jobs > 1 else "training takes"
+    line = f"{many} at most about {needed / 1e9:.1f} GB a device, {free / 1e9:.1f} GB are free"
     if needed > free:
         mend = "--tuning lora, gradient_checkpointing, a smaller micro_batch_size, or --num-processes"
+        mend = f"fewer --jobs, {mend}" if trained.jobs > 1 else mend
         yield Finding("fail" if needed > 1.2 * free else "warn", "memory", line, mend)
     else:
         yield Finding("pass", "memory", line)

@@ -6,16 +6,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import disk, judging, memory, models, plan, registry, responding
+from harness import disk, judging, memory, models, plan, registry, responding, training
 from harness.config import TrainingConfig
 from harness.contracts import HarnessError
 from harness.workshop import Workshop
 
+SAMPLE = 256  # training rows whose lengths are looked at
 STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
 
 
@@ -79,20 +81,65 @@ def architecture(shop: Workshop) -> memory.Architecture | None:
     return memory.find(shop.config.model, shop.seed_folder if here else None)
 
 
-def training_memory(
-    shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture
-) -> tuple[float, TrainingConfig] | None:
-    """Bytes on a device of the training that takes most, by formula, and its settings; None where nothing is
-    trained."""
-    tasks = {cell.train_task for cell in cells if cell.train_task}
-    if not tasks:
+class Needed(NamedTuple):
+    """Of the training that takes most on a device: bytes, by formula, its settings, and the tokens of its
+    largest micro-batch. ``together``: bytes of all that run side by side, so many (``jobs``) at a time."""
+
+    size: float
+    training: TrainingConfig
+    tokens: int
+    together: float
+    jobs: int
+
+
+def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture) -> Needed | None:
+    """What the cells' trainings take; None where nothing is trained."""
+    trained = [cell for cell in cells if cell.kind == "trained"]
+    found: dict[tuple[str | None, str], tuple[float, TrainingConfig, int]] = {}
+    for cell in trained:
+        if (cell.train_task, cell.method) not in found:
+            found[cell.train_task, cell.method] = _of_cell(shop, cell, known)
+    if not found:
         return None
-    longest = max(registry.load("train task", task).max_length for task in tasks)
-    rows = {cell.method: shop.config.row(cell.method).training for cell in cells if cell.train_task}
-    return max(
-        ((memory.training_bytes(known, row, row.max_length or longest), row) for row in rows.values()),
-        key=lambda found: found[0],
-    )
+    largest = max(found.values(), key=lambda one: one[0])
+    sizes = sorted((found[cell.train_task, cell.method][0] for cell in trained), reverse=True)
+    jobs = plan.job_count(shop.config, len(trained)) if shop.config.executor == "local" else 1
+    return Needed(*largest, together=sum(sizes[:jobs]), jobs=jobs)
+
+
+def _of_cell(
+    shop: Workshop, cell: plan.Cell, known: memory.Architecture
+) -> tuple[float, TrainingConfig, int]:
+    settings = shop.config.row(cell.method).training.model_copy(update={"device": shop.device})
+    max_length = settings.max_length or registry.load("train task", cell.train_task or "").max_length
+    if models.is_here(shop.config.model):
+        max_length = min(max_length, models.context_of(shop.seed_folder))
+    rows = _lengths(shop, cell, max_length)
+    steps = memory.micro_batches(settings, max_length, rows)
+    tokens = max(micro.tokens for step in steps for micro in step)
+    return memory.training_bytes(known, settings, max_length, rows), settings, tokens
+
+
+def _lengths(shop: Workshop, cell: plan.Cell, max_length: int) -> list[memory.Row]:
+    """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base model
+    is going to rewrite is taken to go half as far as it may."""
+    if not models.is_here(shop.config.model):
+        return []
+    settings, task = shop.config.row(cell.method).training, registry.load("train task", cell.train_task or "")
+    rewritten = training.make_method(shop.config, cell.method).prepares_with == "rewrites"
+    try:
+        examples = shop.examples(task)
+        some = examples[:: -(-len(examples) // SAMPLE)]
+        rows = training.encode_all(shop.seed_tokenizer, some, max_length, settings.too_long)[0]
+    except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
+        return []
+    found = []
+    for row in rows:
+        tokens, loss = len(row.input_ids), sum(row.trained)
+        room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
+        more = max(0, (room - loss) // 2)
+        found.append(memory.Row(tokens + more, loss + more))
+    return found
 
 
 def free_memory(shop: Workshop) -> float:
@@ -113,18 +160,28 @@ def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
     found = training_memory(shop, cells, known) if known else None
     if known is None or found is None:
         return None
-    expected, training = found
-    devices = training.num_processes
-    shared = f"each of {devices} devices ({training.distributed})" if devices > 1 else "one device"
+    settings = found.training
+    devices = settings.num_processes
+    shared = f"each of {devices} devices ({settings.distributed})" if devices > 1 else "one device"
     line = (
-        f"Memory: a training takes at most about {gigabytes(expected)} on {shared} "
-        f"({known.parameters / 1e9:.3g} B parameters, {training.tuning} tuning; by formula)"
+        f"Memory: a training takes at most about {gigabytes(found.size)} on {shared} "
+        f"({known.parameters / 1e9:.3g} B parameters, {settings.tuning} tuning, micro-batches of up to "
+        f"{found.tokens:,} tokens; by formula)"
     )
+    if found.jobs > 1:
+        line += f", {found.jobs} side by side about {gigabytes(found.together)}"
     if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
         return line
     free = free_memory(shop)
-    verdict = "fits" if expected <= free else "does NOT fit (harness doctor says what helps)"
-    return f"{line}; {gigabytes(free)} are free here: it {verdict}"
+    return f"{line}; {gigabytes(free)} are free here: {_verdict(found, free)}"
+
+
+def _verdict(found: Needed, free: float) -> str:
+    if found.together <= free:
+        return "it fits" if found.jobs == 1 else "they fit"
+    if found.size > free:
+        return "it does NOT fit (harness doctor says what helps)"
+    return f"they do NOT fit (--jobs {int(free / found.size)} would)"
 
 
 def on_cuda(shop: Workshop) -> bool:

@@ -94,8 +94,10 @@ class Forecast:
         size, rest = self.work.disk, ""
         if self.seconds is None and known:
             size, rest = estimate.checkpoints_bytes(shop, todo, known), " for checkpoints"
-        if known and any(cell.kind == "trained" for cell in todo):
-            rest += f", up to {estimate.gigabytes(estimate.state_bytes(known))} more while a training runs"
+        trained = sum(cell.kind == "trained" for cell in todo)
+        if known and trained:
+            more = estimate.state_bytes(known) * min(self.jobs, trained)
+            rest += f", up to {estimate.gigabytes(more)} more while trainings run"
         place, free = estimate.disk_at(shop.out)
         disk = f"Disk: about {estimate.gigabytes(size)}{rest}; {estimate.gigabytes(free)} are free at {place}"
         return [self.time(), *([self.tokens()] if self.seconds is not None else []), disk]

@@ -66,11 +66,12 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     dtype = registry.load_object("backends.tuning:load_dtype")(settings)
     several = "LOCAL_RANK" in os.environ
     sharded = several and settings.distributed in ("zero3", "fsdp2")
-    device: str = "cpu" if sharded else settings.device
+    device: str = settings.device
     if device == "cuda" and several:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    with cost() as training, _enough_memory():
-        model = models.load_model(job.seed_model, dtype, device, four_bit=settings.tuning == "qlora")
+    with cost(device) as training, _enough_memory():
+        first = "cpu" if sharded else device
+        model = models.load_model(job.seed_model, dtype, first, four_bit=settings.tuning == "qlora")
         models.settle_sampling(model)
         tokenizer, rows = models.load_tokenizer(job.seed_model), model_limits.embedding_rows(model)
         for example in (*job.examples, *job.safety_examples):

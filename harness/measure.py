@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -19,15 +20,16 @@ class Cost:
 
 
 @contextmanager
-def cost() -> Iterator[Cost]:
-    """Fills the yielded Cost when the block ends. On CUDA the device's peak counts, else the process's."""
-    _reset_peak()
+def cost(device: str) -> Iterator[Cost]:
+    """Fills the yielded Cost when the block ends. ``device``: on which it computes ("cpu", "cuda", "cuda:1"):
+    of a CUDA device the peak there counts, else the process's, whatever devices the machine has."""
+    _reset_peak(device)
     found, start = Cost(), time.perf_counter()
     try:
         yield found
     finally:
         found.seconds = time.perf_counter() - start
-        found.peak_memory_bytes = _peak()
+        found.peak_memory_bytes = _peak(device)
 
 
 class TreeMemory:
@@ -64,22 +66,24 @@ class TreeMemory:
                 return
 
 
-def _cuda() -> bool:
+def _cuda(device: str) -> Any:
+    """torch.cuda, where a block computes there and it is at hand."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_available()
+    on_cuda = device.startswith("cuda") and torch is not None and torch.cuda.is_available()
+    return torch.cuda if torch is not None and on_cuda else None
 
 
-def _reset_peak() -> None:
-    if _cuda():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
+def _reset_peak(device: str) -> None:
+    if cuda := _cuda(device):
+        cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):  # where this is no Linux the peak is the process's own since its start
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak() -> int:
-    if _cuda():
-        return int(sys.modules["torch"].cuda.max_memory_allocated())
+def _peak(device: str) -> int:
+    if cuda := _cuda(device):
+        return int(cuda.max_memory_allocated(device))
     try:
         status = Path("/proc/self/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,17 @@ def shown_method(method: str) -> str:
     """A row's method as people read it; of several runs the run's name stands behind it."""
     name, bracket, run = method.partition(" (")
     return f"{BASE_MODEL if name == SEED else name}{bracket}{run}"
+
+
+def job_count(config: RunConfig, cells: int, cores: int | None = None) -> int:
+    """How many workers: as many as asked for, or as the cores (this machine's) hold when the recipe fixes
+    their threads."""
+    wanted = config.jobs
+    if wanted is None:
+        on_cpu = config.training.device == "cpu"
+        cores = cores or os.cpu_count() or 1
+        wanted = cores // config.threads if config.threads and on_cpu else 1
+    return max(1, min(wanted, cells))
 
 
 def epochs(config: RunConfig, cell: Cell) -> list[Cell]:

@@ -139,7 +139,7 @@ def continuations(
         found = stage.done()
         if not found:
             rows = journal.rows()
-            with cost() as making:
+            with cost(shop.device) as making:
                 _make(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
             peak = {"peak_memory_bytes": making.peak_memory_bytes}
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))

@@ -47,6 +47,7 @@ SETTINGS = {
     "vllm": ("tensor_parallel", "max_context"),
     "openai": ("server",),
 }
+OUT_OF_MEMORY = "out_of_memory"  # to how many prompts at once an engine had to come down
 AT_ONCE = 10_000  # documents that lm-eval holds in memory
 ALWAYS = ("dtype", "limit", "thinking")
 
@@ -225,15 +226,16 @@ def answer(
     repeats = max(1, int(lm_task.get_config("repeats") or 1))
     engine.decodings, engine.takes_messages = benchmark.decodings, not benchmark.foreign
     engine.seconds = 0.0
-    engine.out_of_memory = []
     engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
     stored = journal.rows() if journal else []
+    engine.begin(_came_down_to(stored))
     known = _ids(stored)
     kept = journal.writing(stored) if journal else contextlib.nullcontext(lambda row: None)
     asked, ids, missing, returned = ListHash(), set[str](), Counter[str](), set[str]()
     unscored = 0
     lower_is_better = {name for name, higher in lm_task.higher_is_better().items() if not higher}
     with shop.reporter.bar(label, len(chosen) * repeats, "answers") as advance, kept as write:
+        engine.on_fewer = lambda prompts: write({OUT_OF_MEMORY: prompts})
         engine.on_progress = advance if lm_task.OUTPUT_TYPE == "generate_until" else lambda done: None
         for start in range(0, len(chosen), AT_ONCE):
             places = list(chosen[start : start + AT_ONCE])
@@ -277,11 +279,17 @@ def answer(
     if unscored:
         record["unscored"] = {benchmark.unscored: unscored}
     if engine.out_of_memory:
-        record["out_of_memory"] = engine.out_of_memory
+        record[OUT_OF_MEMORY] = engine.out_of_memory
     if settings.part != "all":
         record["part"] = settings.part
         record["parts"] = splits.counts(documents, benchmark, settings)
     return record
+
+
+def _came_down_to(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """To how many prompts at once an interrupted run had to come down, by its journal."""
+    found = [row.get(OUT_OF_MEMORY) for row in rows]
+    return [size for size in found if type(size) is int and size > 0]
 
 
 def _ids(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[int]]:

@@ -113,7 +113,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     def work(scratch: Path) -> None:
         tokenizer = shop.seed_tokenizer
-        with cost() as preparation:
+        with cost(shop.device) as preparation:
             prepared, record = prepare(shop, task, method, cell, label)
         if record.get("note"):
             shop.reporter.send(("note", None, f"{label}  {record['note']}"))
@@ -223,7 +223,8 @@ def agreement_notes(label: str, agreement: Mapping[str, Any]) -> list[str]:
         )
         notes.append(
             f"{label}  trained with attention {taken['attention']}, {rows}, which agrees with the model's "
-            f"own implementation; {first['attention']}, {first['batching']} does not: {why}"
+            f"own implementation; {first['attention']}, {first['batching']} "
+            f"{'cannot be' if first.get('reason') else 'does not'}: {why}"
         )
     noise = agreement["training_noise"]
     if noise is not None and noise > agreement["limit"]:

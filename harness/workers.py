@@ -46,17 +46,6 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def job_count(config: RunConfig, cells: int, cores: int | None = None) -> int:
-    """How many workers: as many as asked for, or as the cores (this machine's) hold when the recipe fixes
-    their threads."""
-    wanted = config.jobs
-    if wanted is None:
-        on_cpu = config.training.device == "cpu"
-        cores = cores or os.cpu_count() or 1
-        wanted = cores // config.threads if config.threads and on_cpu else 1
-    return max(1, min(wanted, cells))
-
-
 def run_cells(
     config: RunConfig, out: Path, todo: Sequence[Cell], until: Step, console: Console, debug: bool, jobs: int
 ) -> Generator[Outcome, None, None]:

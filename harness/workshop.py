@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import benchmarks, chat, data, models, registry
 from harness.config import RunConfig
-from harness.contracts import Example, NotFetchedError, TrainTask
+from harness.contracts import Example, HarnessError, NotFetchedError, TrainTask
 from harness.models import Checkpoint
 from harness.progress import Reporter
 from harness.rows import Unused
@@ -32,6 +32,20 @@ AUTO, OPENAI = "auto", "openai"
 RETRIES = "huggingface_hub.utils._http"  # what logs each try; the last one's error says the same in one line
 WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
+
+
+def version_of(package: str) -> str:
+    """A package's version: by its metadata, or where that is not there (a source tree on PYTHONPATH) by what
+    it says itself. Raises HarnessError where neither does."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    with contextlib.suppress(ImportError):
+        found = getattr(importlib.import_module(package.replace("-", "_")), "__version__", None)
+        if isinstance(found, str) and found:
+            return found
+    raise HarnessError(
+        f"the package {package} is not installed, or does not say its version: pip install {package}"
+    )
 
 
 class Workshop:
@@ -79,7 +93,7 @@ class Workshop:
 
     @cached_property
     def libraries(self) -> dict[str, str]:
-        return {name: metadata.version(name) for name in LIBRARIES}
+        return {name: version_of(name) for name in LIBRARIES}
 
     @cached_property
     def device(self) -> str:

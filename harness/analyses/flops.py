@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness import plan, records, run_folder, workers
+from harness import plan, records, run_folder
 from harness.analyses.shared import mean_of_all
 from harness.contracts import HarnessError
 from harness.plan import Cell
@@ -82,7 +82,7 @@ def side_by_side(out: Path) -> bool:
     if config.executor == "ray":  # as many as the cluster takes
         return config.jobs != 1
     cores = (records.run(out).get("hardware") or {}).get("cores")
-    by_settings = workers.job_count(config, len(trained), cores if isinstance(cores, int) else 1)
+    by_settings = plan.job_count(config, len(trained), cores if isinstance(cores, int) else 1)
     return any((record.get("jobs") or by_settings) > 1 for record in trained)
 
 

@@ -74,6 +74,7 @@ class IdEngine(LM):
         self.known: Mapping[int, list[int]] = {}  # answers of an interrupted run, by request
         self.on_note: Callable[[str], None] = lambda line: None
         self.out_of_memory: list[int] = []  # to how many prompts at once an engine had to come down
+        self.on_fewer: Callable[[int], None] = lambda prompts: None  # it has to, once more
         self.on_answers: Callable[[dict[int, list[int]]], None] = lambda answers: None
 
     # --- what an engine does -----------------------------------------------------------------------
@@ -109,6 +110,11 @@ class IdEngine(LM):
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """For each (context ids, continuation ids): the continuation's log-probability, and whether greedy
         decoding would give it."""
+
+    def begin(self, out_of_memory: Sequence[int] = ()) -> None:
+        """Begin with a task. ``out_of_memory``: to how many prompts at once an interrupted run of it had to
+        come down, so that what is left is batched as it would have batched it."""
+        self.out_of_memory = [*out_of_memory]
 
     def use(self, checkpoint: Checkpoint) -> bool:
         """Answer as another checkpoint from now on, tokenizer and stop tokens included, where that is cheaper

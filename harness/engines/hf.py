@@ -15,6 +15,8 @@ from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
 from harness.models import Checkpoint
 
+AT_ONCE = 256  # positions whose logits are float32 at once
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -43,6 +45,10 @@ class HFEngine(IdEngine):
         model = models.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
         tokenizer = models.load_tokenizer(checkpoint.folder)
         return cls(model, tokenizer, settings.batch_size, static_cache=settings.static_cache)
+
+    def begin(self, out_of_memory: Sequence[int] = ()) -> None:
+        super().begin(out_of_memory)
+        self._fits = min([self.batch_size, *out_of_memory])
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """Sorted by length, so that little is padded; equal lengths keep their order."""
@@ -120,6 +126,7 @@ class HFEngine(IdEngine):
         self._fits = size // 2
         self.on_note(f"out of device memory with {size} prompts at once: {self._fits} from here on")
         self.out_of_memory.append(self._fits)
+        self.on_fewer(self._fits)
 
     def _continue(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
         width = max(map(len, prompts))
@@ -155,16 +162,45 @@ class HFEngine(IdEngine):
         for row, tokens in enumerate(rows):  # padding on the right, where causal attention never looks
             ids[row, : len(tokens)] = torch.tensor(tokens)
         attention = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-        logits = self.model(
-            input_ids=ids.to(self.model.device), attention_mask=attention.long().to(self.model.device)
-        ).logits  # (B, T, V)
-        found = []
-        for row, (context, continuation) in enumerate(pairs):
-            span = logits[row, len(context) - 1 : len(context) + len(continuation) - 1].float()
-            wanted = torch.tensor(continuation, device=span.device)
-            logp = span.log_softmax(-1).gather(-1, wanted[:, None]).sum()
-            found.append((float(logp), bool((span.argmax(-1) == wanted).all())))
-        return found
+        spans = [
+            (row * width + len(context) - 1, len(continuation))
+            for row, (context, continuation) in enumerate(pairs)
+        ]
+        before = torch.cat([torch.arange(start, start + length) for start, length in spans])
+        logits = self._logits(
+            before.to(self.model.device),
+            input_ids=ids.to(self.model.device),
+            attention_mask=attention.long().to(self.model.device),
+        )
+        wanted = torch.tensor([token for _, continuation in pairs for token in continuation]).to(
+            logits.device
+        )
+        logp, best = [], []
+        for some, tokens in zip(logits.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
+            exact = some.float()
+            logp.append(exact.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+            best.append(exact.argmax(-1) == tokens)
+        lengths = [length for _, length in spans]
+        found = zip(torch.cat(logp).cpu().split(lengths), torch.cat(best).cpu().split(lengths), strict=True)
+        return [(float(values.sum()), bool(hits.all())) for values, hits in found]
+
+    def _logits(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """(N, V): at ``positions`` (N,) of the flattened rows. Where the model has an output head to itself,
+        that sees no other position: the logits of all are the largest part of a pass."""
+
+        def select(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (given[0].flatten(0, 1).index_select(0, positions)[None], *given[1:])
+
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(select) if isinstance(head, torch.nn.Module) else None
+        try:
+            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+        finally:
+            if hook:
+                hook.remove()
+        if logits.shape[:2] == inputs["input_ids"].shape:  # a head that uses its weights another way
+            return logits.flatten(0, 1).index_select(0, positions)
+        return logits[0]
 
     def close(self) -> None:
         del self.model

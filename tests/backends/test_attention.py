@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -132,83 +131,6 @@ def test_windows_in_packed_rows(window: int) -> None:
         distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
         scores = (part[0] @ part[1].mT / 2).masked_fill((distance < 0) | (distance >= window), -torch.inf)
         torch.testing.assert_close(packed[:, start:end], (scores.softmax(-1) @ part[2]).transpose(1, 2))
-
-
-class OnDevice(torch.Tensor):
-    """A tensor that says it is on a CUDA device."""
-
-    is_cuda = True
-
-
-def plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
-) -> torch.Tensor:
-    """Causal attention of one example, (T, H, D), head by head, as its definition has it."""
-    length, heads, _ = query.shape
-    distance = torch.arange(length)[:, None] - torch.arange(length)
-    unseen = (distance < 0) | (distance >= (window or length))
-    shared = heads // key.shape[1]
-    parts = []
-    for head in range(heads):
-        scores = query[:, head] @ key[:, head // shared].T * scale
-        parts.append(scores.masked_fill(unseen, -torch.inf).softmax(-1) @ value[:, head // shared])
-    return torch.stack(parts, 1)
-
-
-@pytest.mark.parametrize("window", [None, 1, 2, 3, 5])
-@pytest.mark.parametrize("heads", [2, 4])
-@pytest.mark.parametrize("given", [5, None])
-def test_what_a_devices_kernel_is_asked_for(
-    window: int | None, heads: int, given: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch's kernel for packed rows, stood in for by one that does what torch says of it: it takes
-    (T, H, D) of one precision, and a token sees ``window_size[0]`` tokens before itself (-1: all)."""
-    from torch.nn.attention import varlen
-
-    calls = []
-
-    def kernel(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bounds: torch.Tensor,
-        key_bounds: torch.Tensor,
-        longest: int,
-        longest_key: int,
-        *,
-        scale: float | None,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
-    ) -> torch.Tensor:
-        before, behind = window_size
-        calls.append((bounds.tolist(), key_bounds.tolist(), longest, longest_key, behind, enable_gqa))
-        assert query.dtype == key.dtype == value.dtype
-        parts = [
-            plain(*(each[start:end] for each in (query, key, value)), scale or 0.5, before + 1 or None)
-            for start, end in itertools.pairwise(bounds.tolist())
-        ]
-        return torch.cat(parts)
-
-    monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    torch.manual_seed(0)
-    query, key = torch.randn(1, heads, 9, 4), torch.randn(1, 2, 9, 4)
-    value = torch.randn(1, 2, 9, 4, dtype=torch.float64)  # rotary embeddings may leave another precision
-    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
-    found, weights = causal_attention(
-        None,
-        query.as_subclass(OnDevice),
-        key,
-        value,
-        scaling=0.3,
-        sliding_window=window,
-        cu_seq_lens_q=bounds,
-        max_length_q=given,
-    )
-    assert weights is None
-    assert calls == [([0, 4, 9], [0, 4, 9], 5, 5, 0, heads == 4)]
-    rows = [states[0].transpose(0, 1).double() for states in (query, key, value)]
-    parts = [plain(*(each[start:end] for each in rows), 0.3, window) for start, end in ((0, 4), (4, 9))]
-    torch.testing.assert_close(found.as_subclass(torch.Tensor), torch.cat(parts)[None])
 
 
 def test_an_architectures_own_attention_comes_back() -> None:

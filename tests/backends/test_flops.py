@@ -187,25 +187,37 @@ def test_batches_add_up(one: list[int], other: list[int], head: int, head_too: i
 
 
 @pytest.mark.parametrize(
-    ("name", "bfloat16", "float32"),
+    ("name", "bfloat16", "tf32", "float32"),
     [
-        ("NVIDIA H200", 989.4e12, 494.7e12),
-        ("NVIDIA H100 80GB HBM3", 989.4e12, 494.7e12),
-        ("NVIDIA H100 PCIe", 756e12, 378e12),
-        ("NVIDIA GH200 480GB", 989.4e12, 494.7e12),
-        ("NVIDIA B200", 2250e12, 1125e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12),
-        ("NVIDIA L40S", 362e12, 183e12),
-        ("NVIDIA L4", 121e12, 60.5e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
-        ("Tesla V100-SXM2-16GB", 125e12, 15.7e12),
-        *((unknown, None, None) for unknown in ("cpu", "", "NVIDIA RTX A1000", "NVIDIA A10G")),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA H200", 989.4, 494.7, 67.0),
+        ("NVIDIA H100 80GB HBM3", 989.4, 494.7, 67.0),
+        ("NVIDIA H100 PCIe", 756.0, 378.0, 51.0),
+        ("NVIDIA H100 NVL", 835.0, 417.5, 60.0),
+        ("NVIDIA GH200 480GB", 989.4, 494.7, 67.0),
+        ("NVIDIA B200", 2250.0, 1125.0, 75.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0, 156.0, 19.5),
+        ("NVIDIA A10", 125.0, 62.5, 31.2),
+        ("NVIDIA L40S", 362.0, 183.0, 91.6),
+        ("NVIDIA L4", 121.0, 60.5, 30.3),
+        ("NVIDIA GeForce RTX 4090", 165.2, 82.6, 82.6),
+        ("NVIDIA GeForce RTX 3090", 71.0, 35.6, 35.6),
+        ("Tesla V100-SXM2-16GB", 125.0, 15.7, 15.7),
+        *((unknown, None, None, None) for unknown in ("cpu", "", "NVIDIA RTX A1000", "NVIDIA A10G")),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None, None),
     ],
 )
-def test_peaks_of_devices(name: str, bfloat16: float | None, float32: float | None) -> None:
-    assert flops.peak(name, "bfloat16") == bfloat16
-    assert flops.peak(name, "float32") == float32
+def test_peaks_of_devices(
+    name: str, bfloat16: float | None, tf32: float | None, float32: float | None
+) -> None:
+    """TF32's is float32's where it is on, and of no matter in bfloat16."""
+
+    def teraflops(dtype: str, **named: bool) -> float | None:
+        found = flops.peak(name, dtype, **named)
+        return found and found / 1e12
+
+    assert teraflops("bfloat16") == teraflops("bfloat16", tf32=True) == pytest.approx(bfloat16)
+    assert teraflops("float32", tf32=True) == pytest.approx(tf32)
+    assert teraflops("float32") == teraflops("float32", tf32=False) == pytest.approx(float32)
 
 
 def test_utilisation_is_the_share_of_the_peak() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from backends import trainer
 from backends.batching import global_batches
 from backends.constrained_sft import ConstrainedSFT
 from backends.lisa import Lisa
@@ -157,6 +158,115 @@ def test_out_of_memory_means_smaller_micro_batches_and_the_same_training(
     assert max(tried[1:]) == 2
     assert record["losses"] == pytest.approx(whole["losses"], abs=1e-5)
     assert distance(weights(plain), weights(short)) < 1e-5
+
+
+def test_a_restart_cuts_the_steps_as_the_interrupted_training_did(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    weights: Callable[[Any], Weights],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Out of memory at steps 4 and 6, by chance: when it goes on from step 2 there is memory enough, and the
+    micro-batches are nonetheless those of an uninterrupted training, to the bit."""
+    settings = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "save_steps": 2}
+    logp, cut = TargetHead.logp, []
+    failing = {4: 4, 6: 2}  # step: micro-batches of this size do not fit
+
+    def run(folder: Path, *, stop: int | None = None, scarce: bool = True) -> tuple[dict[str, Any], Weights]:
+        done, model = 0, make_model()
+        cut.clear()
+
+        def on_step(step: int, of: int) -> None:
+            nonlocal done
+            done = step
+            if step == stop:
+                raise StopError
+
+        def sometimes(head: TargetHead, model: Any, micro: Any) -> torch.Tensor:
+            cut.append((done + 1, len(micro.ids)))
+            if scarce and len(micro.ids) == failing.get(done + 1):
+                raise torch.OutOfMemoryError
+            return logp(head, model, micro)
+
+        monkeypatch.setattr(TargetHead, "logp", sometimes)
+        record = train(model, encoded[:32], Vanilla(), folder=folder, on_step=on_step, **settings)
+        return record, weights(model)
+
+    whole, trained = run(tmp_path / "whole")
+    assert whole["out_of_memory"] == [
+        {"step": 4, "micro_batch_size": 2},
+        {"step": 6, "micro_batch_size": 1},
+    ]
+    with pytest.raises(StopError):
+        run(tmp_path / "part", stop=7)
+    state = tmp_path / "part" / "state"
+    for newer in ("checkpoint-4", "checkpoint-6"):
+        assert not (state / newer).exists() or newer == "checkpoint-6"
+    with (state / "out-of-memory.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "micro_')  # a line that was being written
+    again, resumed = run(tmp_path / "part", scarce=False)
+    assert again["resumed_at_step"] == 6
+    assert again["out_of_memory"] == whole["out_of_memory"]
+    assert {size for step, size in cut} == {1}
+    assert again["losses"] == whole["losses"]
+    assert all(torch.equal(resumed[name], trained[name]) for name in trained)
+    shutil.rmtree(state / "checkpoint-6", ignore_errors=True)
+    afresh, begun = run(tmp_path / "part", scarce=False)  # its states are gone, what it learnt is not
+    assert afresh["resumed_at_step"] is None or afresh["resumed_at_step"] == 8
+    assert all(torch.equal(begun[name], trained[name]) for name in trained)
+
+
+def test_a_restart_from_before_the_halving_cuts_larger_until_then(
+    make_model: Callable[..., Any],
+    train: Train,
+    encoded: list[Encoded],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "out-of-memory.jsonl").write_text(
+        '\n{"step": 3, "micro_batch_size": 2}\n\n{"step": 2, "mic\n{"step": "x"}\n[3]\n', encoding="utf-8"
+    )
+    sizes: list[int] = []
+    logp = TargetHead.logp
+
+    def watch(head: TargetHead, model: Any, micro: Any) -> torch.Tensor:
+        sizes.append(len(micro.ids))
+        return logp(head, model, micro)
+
+    monkeypatch.setattr(TargetHead, "logp", watch)
+    record = train(make_model(), encoded[:32], Vanilla(), folder=tmp_path, batch_size=8, micro_batch_size=4)
+    assert sizes == [4, 4, 4, 4, *[2] * 8]
+    assert record["out_of_memory"] == [{"step": 3, "micro_batch_size": 2}]
+
+
+def test_padding_is_counted_as_the_steps_were_cut(encoded: list[Encoded]) -> None:
+    settings = TrainingConfig(batching="in-order", micro_batch_size=4, batch_size=4)
+    steps = trainer.Steps([encoded[:4], encoded[4:8]], settings, 0, 0, 1)
+
+    def padding(rows: list[Encoded]) -> int:
+        lengths = [len(row.input_ids) for row in rows]
+        return max(lengths) * len(lengths) - sum(lengths)
+
+    assert trainer._padding(steps) == padding(encoded[:4]) + padding(encoded[4:8])
+    steps.cut_smaller(1, 2)
+    cut = padding(encoded[4:6]) + padding(encoded[6:8])
+    assert trainer._padding(steps) == padding(encoded[:4]) + cut
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2, 8])
+def test_one_process_uses_one_device(devices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would wrap the model for all that it sees (nn.DataParallel)."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # they are counted and not touched
+    places = trainer.Places(tmp_path, tmp_path, tmp_path)
+    for device in ("cuda", "cpu"):
+        arguments = trainer._arguments(TrainingConfig(device=device), 1, places)
+        assert arguments.n_gpu == (min(1, devices) if device == "cuda" else 0)
+        assert arguments.parallel_mode.value == "not_parallel"
 
 
 def test_gradients_of_a_failed_attempt_do_not_count(

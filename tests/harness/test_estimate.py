@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import config, estimate, judging, plan
+from harness import config, estimate, judging, plan, registry
 from harness.workshop import Workshop
 
 
@@ -71,7 +71,7 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 def test_the_memory_line_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = shop(tmp_path, **{"training.max_examples": 8})
+    workshop = shop(tmp_path, **{"training.max_examples": 8, "jobs": 1})
     cells = plan.cells(workshop.config)
     monkeypatch.setattr(estimate, "free_memory", lambda shop: 20e9)
     assert str(estimate.expected_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
@@ -90,6 +90,71 @@ def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(t
     with (Path(__file__).parents[2] / "results/mini/leaderboard.csv").open(encoding="utf-8") as file:
         measured = [int(row["peak_memory_bytes"]) for row in csv.DictReader(file) if row["method"] != "seed"]
     assert found[0] == pytest.approx(max(measured), rel=0.25)
+
+
+def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a batch as long as the other; a method that rewrites answers lets them go further."""
+    from harness import models, training
+
+    workshop = shop(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
+    known = estimate.architecture(workshop)
+    assert known is not None
+    vanilla, sdft = ([c] for c in plan.cells(workshop.config) if c.kind == "trained")
+    given = workshop.config.training
+    size = given.micro_batch_size
+    task = registry.load("train task", "gsm8k-mini")
+    examples = workshop.examples(task)
+    lengths = sorted(
+        len(row.input_ids)
+        for row in training.encode_all(workshop.seed_tokenizer, examples, task.max_length)[0]
+    )
+    found = estimate.training_memory(workshop, vanilla, known)
+    assert found is not None
+    assert size * lengths[len(lengths) // 2] < found.tokens <= size * lengths[-1]
+    rewritten = estimate.training_memory(workshop, sdft, known)
+    assert rewritten is not None
+    assert found.tokens < rewritten.tokens <= size * task.max_length
+    monkeypatch.setattr(models, "is_here", lambda name: False)
+    unknown = estimate.training_memory(workshop, vanilla, known)
+    assert unknown is not None
+    assert unknown.tokens == size * task.max_length
+    assert unknown.size > rewritten.size > found.size
+
+
+def test_trainings_side_by_side_take_what_they_take_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = {"small": {"method": "vanilla", "training": {"tuning": "lora", "micro_batch_size": 1}}}
+    base = {
+        "training.max_examples": 8, "methods": ["vanilla"], "variants": variants,
+        "train_tasks": "gsm8k-mini", "seeds": [1, 2],
+    }  # fmt: skip
+
+    def needed(**more: Any) -> Any:
+        workshop = shop(tmp_path, **base, **more)
+        known = estimate.architecture(workshop)
+        assert known is not None
+        return workshop, estimate.training_memory(workshop, plan.cells(workshop.config), known)
+
+    _, alone = needed(jobs=1)
+    assert (alone.jobs, alone.together) == (1, alone.size)
+    _, two = needed(jobs=2)
+    assert two.together == pytest.approx(2 * alone.size)  # both seeds of the one that takes most
+    workshop, four = needed(jobs=9)
+    assert four.jobs == 4  # there are no more trainings
+    small = (four.together - two.together) / 2
+    assert 0 < small < alone.size
+    for free, said in (
+        (four.together + 1, "they fit"),
+        (four.size * 2.5, "they do NOT fit (--jobs 2 would)"),
+        (four.size - 1, "it does NOT fit (harness doctor says what helps)"),
+    ):
+        monkeypatch.setattr(estimate, "free_memory", lambda shop, free=free: free)
+        line = str(estimate.expected_memory(workshop, plan.cells(workshop.config)))
+        assert line.endswith(said)
+        assert f", 4 side by side about {estimate.gigabytes(four.together)}; " in line
+    _, on_a_cluster = needed(jobs=2, executor="ray")
+    assert on_a_cluster.jobs == 1
 
 
 def test_disk_is_what_training_writes(small_run: Path) -> None:

@@ -327,6 +327,102 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     assert notes[0] == "mine  out of device memory with 12 prompts at once: 6 from here on"
 
 
+def test_a_resumed_run_batches_as_the_interrupted_one_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in the second of three batches, and killed in the third: when it goes on there is memory
+    enough, and what is left is cut as it would have been. The next task begins with whole batches."""
+    cut: list[int] = []
+
+    def run(out: Path, most: int, *, fails: int | None = None) -> Any:
+        workshop = shop(out, **{"responses.limit": 12, "responses.batch_size": 4})
+        engine: Any = workshop.engine(workshop.seed_checkpoint)
+        generate = engine.model.generate
+        cut.clear()
+
+        def some(**inputs: Any) -> Any:
+            cut.append(len(inputs["input_ids"]))
+            if len(cut) - 1 == fails:
+                raise KeyboardInterrupt
+            if len(inputs["input_ids"]) > (4 if len(cut) == 1 else most):
+                raise torch.OutOfMemoryError
+            return generate(**inputs)
+
+        monkeypatch.setattr(engine.model, "generate", some)
+        responding.respond(workshop, seed_cell(workshop), ["gsm8k-mini"], "")
+        return workshop
+
+    folder = Path("seed") / "gsm8k-mini"
+    whole = run(tmp_path / "whole", 2)
+    assert cut == [4, 4, 2, 2, 2, 2]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "part", 2, fails=4)
+    journal = tmp_path / "part" / "seed" / "gsm8k-mini" / ".respond.journal.jsonl"
+    assert '{"out_of_memory": 2}' in journal.read_text(encoding="utf-8").splitlines()
+    resumed = run(tmp_path / "part", 4)
+    assert cut == [2, 2]
+    for name in ("responses.jsonl", "task.json"):
+        one, two = (out / folder / name for out in (tmp_path / "whole", tmp_path / "part"))
+        assert one.read_bytes() == two.read_bytes()
+    assert read_json(tmp_path / "part" / folder / "task.json")["out_of_memory"] == [2]
+    cut.clear()
+    responding.respond(resumed, seed_cell(resumed), ["samsum-mini"], "")
+    assert cut == [4, 4, 4]
+    assert whole.config.responses.batch_size == 4
+
+
+@pytest.mark.parametrize("damaged", [{"out_of_memory": size} for size in (0, -3, "2", None, [2], True, 2.5)])
+def test_a_journals_damaged_sizes_do_not_count(damaged: dict[str, Any]) -> None:
+    rows = [{"3": [1, 2]}, {"out_of_memory": 8}, damaged, {"out_of_memory": 4}]
+    assert responding._came_down_to(rows) == [8, 4]
+    assert responding._ids(rows) == {3: [1, 2]}
+
+
+def test_log_probabilities_need_the_logits_of_the_continuations_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head sees no other position, and no more than some are float32 at once; the values are those of
+    each row alone, by its definition."""
+    from harness.engines import hf
+
+    workshop = shop(tmp_path, **{"responses.batch_size": 4})
+    engine: Any = workshop.engine(workshop.seed_checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(9, 1), (4, 6), (30, 3), (1, 17)]
+    ids = [torch.randint(5, 90, (a + b,), generator=generator).tolist() for a, b in lengths]
+    pairs = [(row[:a], row[a:]) for row, (a, _) in zip(ids, lengths, strict=True)]
+    with torch.no_grad():  # one that greedy decoding gives
+        greedy = int(engine.model(input_ids=torch.tensor([pairs[0][0]])).logits[0, -1].argmax())
+    pairs[0] = (pairs[0][0], [greedy])
+    seen: list[tuple[int, ...]] = []
+    head = engine.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, made: seen.append(tuple(made.shape[:2])))
+    widest: list[int] = []
+    own = torch.Tensor.log_softmax
+    monkeypatch.setattr(
+        torch.Tensor, "log_softmax", lambda self, dim: (widest.append(len(self)), own(self, dim))[1]
+    )
+    for at_once in (256, 10, 1):
+        seen.clear()
+        widest.clear()
+        monkeypatch.setattr(hf, "AT_ONCE", at_once)
+        found = engine.logprobs(pairs)
+        assert seen == [(1, 27)]
+        assert (max(widest), sum(widest)) == (min(at_once, 27), 27)
+        for (context, continuation), (logp, hit) in zip(pairs, found, strict=True):
+            with torch.no_grad():
+                logits = engine.model(input_ids=torch.tensor([context + continuation])).logits[0].double()
+            values = torch.log_softmax(logits[len(context) - 1 : -1], -1)
+            wanted = sum(values[place, token].item() for place, token in enumerate(continuation))
+            assert logp == pytest.approx(wanted, abs=1e-4)
+            assert hit == (values.argmax(-1).tolist() == continuation)
+    assert found[0][1]
+    monkeypatch.setattr(type(engine.model), "get_output_embeddings", lambda self: None)
+    for (logp, hit), (wanted, wanted_hit) in zip(engine.logprobs(pairs), found, strict=True):
+        assert (logp, hit) == (pytest.approx(wanted, abs=1e-4), wanted_hit)
+    assert len(head._forward_pre_hooks) == 0
+
+
 def test_log_probabilities_that_do_not_fit_are_made_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

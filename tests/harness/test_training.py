@@ -29,7 +29,7 @@ def test_another_setting_is_said_in_a_line_with_its_reason() -> None:
         "token from the model's own implementation"
     ]
     (said,) = notes(ALONE, PACKED | {"reason": "attention without a mask does not know sinks"}, PADDED)
-    assert said.endswith("padding-free does not: attention without a mask does not know sinks")
+    assert said.endswith("padding-free cannot be: attention without a mask does not know sinks")
     assert "attention eager, one row at a time, which" in said
 
 

@@ -31,12 +31,12 @@ from harness.workshop import CLOCK, Workshop
     ],
 )
 def test_as_many_jobs_as_asked_or_as_the_cores_hold(overrides: dict[str, Any], cells: int, jobs: int) -> None:
-    assert workers.job_count(config.load(None, overrides), cells) == jobs
+    assert plan.job_count(config.load(None, overrides), cells) == jobs
 
 
 def test_cores_of_another_machine_decide_for_its_runs() -> None:
     on_cpu = config.load("mini", {"threads": 2})
-    assert [workers.job_count(on_cpu, 9, cores) for cores in (1, 2, 8)] == [1, 1, 4]
+    assert [plan.job_count(on_cpu, 9, cores) for cores in (1, 2, 8)] == [1, 1, 4]
 
 
 def test_a_worker_knows_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
