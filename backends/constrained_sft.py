@@ -1,4 +1,4 @@
-"""Constrained SFT: hold the first answer tokens near the seed model (arXiv 2406.05946; paper eq. 2-3).
+"""Constrained SFT: hold the first answer tokens near the base model (arXiv 2406.05946; paper eq. 2-3).
 
 torch is imported where it is used: planning a run looks at every method, and must not wait for it.
 """
@@ -44,7 +44,7 @@ def constrained_loss(
 ) -> Tensor:
     """The constrained objective, -(2/b_t) log sigmoid(b_t d_t) with d_t = logp - ref_logp (paper eq. 2-3).
 
-    ``logp``, ``ref_logp``: (B, T) log-probabilities of the target tokens under the tuned and the seed model;
+    ``logp``, ``ref_logp``: (B, T) log-probabilities of the target tokens under the tuned and the base model;
     ``mask``: (B, T) bool, true on answer tokens. Returns a scalar: the sum over answer tokens divided by
     ``token_count`` (default: the answer tokens given), 0 where there is none. ``min_weight`` clamps each
     token's gradient weight w_t = 2 (1 - sigmoid(b_t d_t)) from below, as the authors' trainer does (1e-3);
@@ -68,11 +68,11 @@ def constrained_loss(
 
 @dataclass
 class ConstrainedSFT(Method):
-    """The reference log-probabilities are the untouched seed model's, computed once before training."""
+    """The reference log-probabilities are the untouched base model's, computed once before training."""
 
     prepares_with = "seed_logp"
     name = "constrained-sft"
-    summary = "holds the first answer tokens near the seed model's distribution"
+    summary = "holds the first answer tokens near the base model's distribution"
 
     beta: float = BETA
     first_factor: float = FIRST_FACTOR

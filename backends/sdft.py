@@ -1,6 +1,6 @@
-"""SDFT, self-distillation fine-tuning: the seed model rewrites each answer (arXiv 2402.13669, sail-sg/sdft).
+"""SDFT, self-distillation fine-tuning: the base model rewrites each answer (arXiv 2402.13669, sail-sg/sdft).
 
-The text that opens the seed model's answer belongs to its prompt: the rewritten answer is the continuation
+The text that opens the base model's answer belongs to its prompt: the rewritten answer is the continuation
 alone. Plain fine-tuning on the rewritten data follows. A rewrite that is rejected falls back to the original
 answer; how many were kept, and why others were not, goes into the run's record. (TRL's ``sdft`` is another
 method.)
@@ -32,7 +32,7 @@ class SDFT(Method):
     ``max_tokens``: of a rewrite; None: the train task's own."""
 
     name = "sdft"
-    summary = "trains on answers that the seed model has rewritten in its own words"
+    summary = "trains on answers that the base model has rewritten in its own words"
     version = 3  # 1 left a rewrite's own "####" marks in, 2 put the opening into the answer
     prepares_with = "rewrites"
 

@@ -1,7 +1,7 @@
-"""The untouched seed model's log-probabilities of training answers: computed once, kept by content.
+"""The untouched base model's log-probabilities of training answers: computed once, kept by content.
 
 One float32 number a loss-carrying token. They are computed before there is an optimizer, shared among the
-processes of a training, and stored under what they depend on: seed model, token ids, precision. Every epoch,
+processes of a training, and stored under what they depend on: base model, token ids, precision. Every epoch,
 seed and restart reads the same values, and no reference model stays in memory.
 """
 

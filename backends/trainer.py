@@ -356,7 +356,7 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune ``model`` under ``settings`` (config.TrainingConfig), save it, and return the run's record.
 
-    ``model``: the loaded seed model; ``cache`` (harness.store.Cache) and ``identity`` keep the seed model's
+    ``model``: the loaded base model; ``cache`` (harness.store.Cache) and ``identity`` keep the base model's
     log-probabilities; ``snapshots``: save each epoch's weights too. Called by each process of a training.
     ``on_step(step, steps)`` is called after each optimizer step. Raises HarnessError when the loss diverges,
     and for a model that no setting trains as its own implementation has it (agreement.py).

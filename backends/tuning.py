@@ -12,7 +12,7 @@ from harness.text import shortened
 
 
 def load_dtype(settings: Any) -> str:
-    """In what the seed model is loaded: weights that are trained stay float32, but where they are frozen, or
+    """In what the base model is loaded: weights that are trained stay float32, but where they are frozen, or
     where ZeRO keeps a float32 copy of its own."""
     own_copy = settings.num_processes > 1 and settings.distributed in ("zero2", "zero3")
     return "float32" if settings.tuning == "full" and not own_copy else str(settings.dtype)
@@ -21,7 +21,7 @@ def load_dtype(settings: Any) -> str:
 def with_adapters(model: Any, settings: Any) -> Any:
     """The model ready for ``settings.tuning``: itself, or wrapped by peft with new adapters.
 
-    The adapters' B is zero at first, so that the wrapped model still is the seed model (arXiv 2106.09685,
+    The adapters' B is zero at first, so that the wrapped model still is the base model (arXiv 2106.09685,
     §4.1); they are float32 whatever the base is.
     """
     if settings.tuning == "full":
