@@ -61,7 +61,7 @@ def least_difference(comparison: Comparison, alpha: float) -> float | None:
 
 def _of_table(table: NDArray[np.float64], rates: bool, alpha: float) -> float | None:
     spread = statistics.spread_of(table, rates=rates)
-    if spread is None:
+    if spread is None or not spread.variance:
         return None
     least = over_seeds(spread, alpha)
     if not rates:
@@ -98,7 +98,7 @@ def of_rates(differing: int, n: int, alpha: float) -> float | None:
         found = binom.sf(needed, counts, (1 + difference / share) / 2)
         return POWER - float((binom.pmf(counts, n, share) * found).sum())
 
-    return _root(missing)
+    return _root(missing, 1e-9, 1.0)
 
 
 def _of_means(values: Values, baseline: Values, alpha: float) -> float | None:
@@ -118,12 +118,12 @@ def of_means(deviation: float, n: int, alpha: float) -> float | None:
     def missing(difference: float) -> float:
         return POWER - float(nct.sf(needed, n - 1, difference / error))
 
-    return _root(missing, high=error * (needed + 10))
+    return _root(missing, 0.0, error * (needed + 10))
 
 
-def _root(missing: Callable[[float], float], high: float = 1.0) -> float | None:
-    """Where a falling function crosses 0; None where it does not."""
-    return None if missing(high) > 0 else float(brentq(missing, 1e-9, high, xtol=_STEP))
+def _root(missing: Callable[[float], float], low: float, high: float) -> float | None:
+    """Where a function that is positive at ``low`` falls through 0; None where it does not."""
+    return None if missing(high) > 0 else float(brentq(missing, low, high, xtol=_STEP))
 
 
 # --- several seeds -----------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def redrawn(spread: Spread, documents: NDArray[np.float64], rng: np.random.Gener
     seeds = rng.standard_normal(len(documents))
     found = spread.seeds * rng.chisquare(spread.df_seeds, len(documents)) / spread.df_seeds
     variance = spread.documents + found
-    share, error = found / variance, np.sqrt(variance)
+    share, error = found / np.maximum(variance, np.finfo(np.float64).tiny), np.sqrt(variance)
 
     def margin(alpha: float) -> NDArray[np.float64]:
         quantiles = _quantiles(alpha, spread.df_documents, spread.df_seeds)

@@ -172,6 +172,24 @@ def test_a_difference_of_more_than_everything_is_none() -> None:
     assert least_difference(comparison(table, rates=False), 0.05) is None
 
 
+def test_differences_that_are_equal_but_for_rounding_find_almost_anything() -> None:
+    values = {str(i): 0.1 * i / 3 + 0.3 for i in range(20)}
+    baseline = {str(i): 0.1 * i / 3 for i in range(20)}
+    found = least_difference(Comparison([values], [baseline], rates=False), 0.05)
+    assert found is not None
+    assert 0 <= found < 1e-5
+
+
+def test_a_spread_of_nothing_over_seeds_tells_nothing() -> None:
+    table = np.zeros((100, 3))
+    table[[0, 1, 2], [0, 1, 2]] = -1  # the seeds' means are the same, and so are the documents'
+    assert crossed_spread(table, rates=False).variance == 0
+    assert least_difference(comparison(table, rates=False), 0.05) is None
+    rng = np.random.default_rng(9)
+    none = redrawn(Spread(0.0, 0.0, 99, 2), rng.standard_normal(10), rng)
+    assert none.deviation.tolist() == none.margin(0.05).tolist() == [0.0] * 10
+
+
 def test_equal_seeds_find_what_one_of_them_finds() -> None:
     same = np.zeros((330, 3))
     assert least_difference(comparison(same, rates=True), 0.05) == of_rates(0, 330, 0.05)
