@@ -1,0 +1,144 @@
+"""Runs the checks where there is no pytest: each in a process of its own, under its own time limit.
+
+    PYTHONPATH=.:tests python -m gpu.runner --device cuda
+
+Prints ``RESULT`` and a JSON object for each check as it ends. The processes are forks of this one, which has
+imported what they need and has not touched the device: a check costs no second import, and one that crashes
+the device takes no other along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# Asking whether there is a device must not open it here: a fork could not open it again.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # two runs of a check have the same sums
+
+QUICK = ("llama full grouped", "gemma3_text lora padding-free", "lisa", "out of memory", "local judge")
+
+
+def run(names: Sequence[str], device: str, start: str, deadline_s: float) -> Iterator[dict[str, Any]]:
+    """What became of each check: ``outcome`` passed, failed, skipped or over its limit."""
+    from gpu.checks import CHECKS
+
+    ends = time.monotonic() + deadline_s
+    for name in names:
+        limit = min(CHECKS[name].limit_s, ends - time.monotonic())
+        if limit < 1:
+            yield {"check": name, "outcome": "skipped", "reason": "no time left", "seconds": 0.0}
+            continue
+        yield one(name, device, start, limit)
+
+
+def one(name: str, device: str, start: str, limit_s: float) -> dict[str, Any]:
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
+        file = Path(scratch) / "result.json"
+        child = multiprocessing.get_context(start).Process(
+            target=_child, args=(name, device, Path(scratch), file)
+        )
+        child.start()
+        child.join(limit_s)
+        late = child.is_alive()
+        _end(child)
+        seconds = round(time.monotonic() - begun, 2)
+        if late:
+            found: dict[str, Any] = {"outcome": "over its limit", "reason": f"more than {limit_s:.0f} s"}
+        elif file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            found = {"outcome": "failed", "reason": f"its process ended with {child.exitcode}"}
+    return {"check": name, **found, "seconds": seconds}
+
+
+def _end(child: Any) -> None:
+    """The process, and those that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.join()
+
+
+def _child(name: str, device: str, scratch: Path, file: Path) -> None:
+    os.setsid()  # so that all of it can be ended
+    from gpu.checks import CHECKS, NotHereError
+    from gpu.small import Place
+
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)
+    try:
+        found = {"outcome": "passed", "values": CHECKS[name].run(Place(device, scratch / "work"))}
+    except NotHereError as error:
+        found = {"outcome": "skipped", "reason": str(error)}
+    except BaseException as error:
+        traceback.print_exc()
+        found = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:600]}
+    whole = file.with_suffix(".part")
+    whole.write_text(json.dumps(found, default=str), encoding="utf-8")
+    os.replace(whole, file)
+
+
+def _opens_device(device: str) -> None:
+    import torch
+
+    torch.zeros(1, device=device)
+
+
+def start_method(device: str) -> str:
+    """fork, unless an import has already opened the device here."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_opens_device, args=(device,))
+    child.start()
+    child.join(60)
+    if child.is_alive() or child.exitcode:
+        _end(child)
+        print("a fork cannot open the device: each check imports everything anew", file=sys.stderr)
+        return "spawn"
+    return "fork"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--deadline", type=float, default=240.0, help="seconds for all checks")
+    parser.add_argument("--only", nargs="+", help="checks by name")
+    parser.add_argument("--quick", action="store_true", help="a few of them")
+    options = parser.parse_args()
+    ends = time.monotonic() + options.deadline
+    from gpu.checks import CHECKS
+
+    names = options.only or ([*QUICK] if options.quick else [*CHECKS])
+    unknown = sorted({*names} - {*CHECKS})
+    if unknown:
+        sys.exit(f"no such check: {', '.join(unknown)} (there are: {', '.join(CHECKS)})")
+    with contextlib.suppress(ImportError):  # once for all forks
+        import harness.engines.hf
+        import judges.local
+        import peft  # noqa: F401
+    failed = 0
+    for found in run(names, options.device, start_method(options.device), ends - time.monotonic()):
+        failed += found["outcome"] in ("failed", "over its limit")
+        print("RESULT " + json.dumps(found), flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
