@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +54,7 @@ class Place:
     folder: Path
 
     def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._numbers = itertools.count()
 
     @property
@@ -183,8 +183,3 @@ def weights(folder: Path) -> Mapping[str, torch.Tensor]:
 
     files = sorted((folder / "output" / "checkpoint").glob("*.safetensors"))
     return {name: value for file in files for name, value in load_file(file).items()}
-
-
-def clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
