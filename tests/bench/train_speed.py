@@ -75,15 +75,14 @@ def model_of(options: argparse.Namespace, device: str | None = None) -> Any:
     """Random weights, drawn on the device: the same for every contender there. Frozen ones are loaded in the
     computation's precision, as ours are."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     base = {"vocab_size": 32_000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = LlamaConfig(**{**base, **SIZES[options.size]})
     dtype = torch.float32 if options.tuning == "full" else getattr(torch, options.dtype)
-    config.dtype = dtype
     torch.manual_seed(0)
     with torch.device(device or options.device):
-        return LlamaForCausalLM(config).to(dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def settings_of(options: argparse.Namespace) -> Any:

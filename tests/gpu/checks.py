@@ -1,8 +1,8 @@
-"""What must hold on a GPU, each as a function of a ``small.Place``: raises where it does not, returns figures.
+"""What must hold on a GPU: functions of a ``small.Place`` that raise where it does not, and return figures.
 
-A test runs them through pytest (test_gpu.py, ``make test-gpu``); ``python -m gpu.runner`` runs them where there
-is no pytest, each in a process of its own. On a CPU the same functions run too (test_checks.py), so that a
-mistake in a check shows before a GPU is rented.
+pytest runs them as tests (test_gpu.py, ``make test-gpu``), and ``python -m gpu.runner`` where there is none,
+each in a process of its own. On a CPU the same functions run too (test_checks.py), so that a mistake in a
+check shows before a GPU is rented.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import reference, small
+from gpu.small import Place
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import trainer
-from gpu import reference, small
-from gpu.small import Place
 from harness import chat, models
 from harness.contracts import Encoded, Exchange, JudgeContext, Message
 from harness.mini import data, seed_model_path
@@ -343,6 +344,8 @@ def answers(place: Place, **settings: Any) -> dict[str, Any]:
     """Greedy answers of engine hf in float32: the CPU's, one prompt at a time."""
     from harness.engines.hf import HFEngine
 
+    if settings.keys() - signature(HFEngine).parameters.keys():
+        raise NotHereError("the engine has no such setting")
     tokenizer = small.tokenizer_of()
     asked = prompts(tokenizer)
     found = HFEngine(mini(place.device), tokenizer, 4, **settings).generate(asked, 48)
@@ -447,11 +450,21 @@ COMPARED = {
 def compare(place: Place, *, methods: str, extra: Sequence[str] = ()) -> dict[str, Any]:
     """``harness compare`` on the mini world, answers by engine hf and the leaderboard included."""
     out = place.folder / "run"
-    command = [sys.executable, "-m", "harness", "compare", "--methods", methods, "--train-tasks", "gsm8k-mini"]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "compare",
+        "--methods",
+        methods,
+        "--train-tasks",
+        "gsm8k-mini",
+    ]
     command += ["--engine", "hf", "--out", str(out), "--set", f"training.device={place.device}", *extra]
     for key, value in COMPARED.items():
         command += ["--set", f"{key}={value}"]
-    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
+    places = {"HARNESS_CACHE": str(place.folder / "cache"), "HARNESS_STATE": str(place.folder / "state")}
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | places)
     said = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
     assert ended.returncode == 0, " | ".join(said[-3:])
     with (out / "leaderboard.csv").open(encoding="utf-8", newline="") as file:

@@ -1,8 +1,8 @@
 """Everything that is measured on a GPU, in one go of under ten minutes: started by run.sh.
 
-Checks (gpu/checks.py), training and answering benchmarks (tests/bench), and a comparison where a model's folder
-is given. Each part is a process under a time limit of its own. After each figure report.json (rewritten whole)
-and report.md in the output folder are up to date, so that a kill loses the part that was running and no more.
+Checks (gpu/checks.py), training and answering benchmarks (tests/bench), and a comparison where a model's
+folder is given. Each part is a process under a time limit of its own. After each figure report.json and
+report.md in the output folder are up to date, so that a kill loses the part that was running and no more.
 Needed are python, torch and transformers; what a part needs besides is listed first, and a part without it is
 skipped by name.
 """
@@ -34,7 +34,7 @@ from gpu import table
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "tests" / "bench"
 TOTAL_S = 585.0  # of all parts; run.sh ends everything a little later
-RESERVE_S = 3.0  # to end a part and to write
+RESERVE_S = 5.0  # to end a part and to write
 GROUPS = ("checks", "train", "answer", "compare")  # "large" only where it is asked for
 # What may be missing beside python, torch and transformers: name to install, wheel in MB (about, its own).
 WHEELS = {
@@ -85,8 +85,13 @@ class Report:
     folder: Path
     facts: dict[str, Any]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self) -> None:
+        with self._writing:
+            self._write()
+
+    def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         found = {**self.facts, "parts": self.parts}
         for name, text in (
@@ -111,6 +116,9 @@ print(json.dumps(found))
 """
 
 
+DRIVER = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+
+
 def facts(arguments: Sequence[str], cpu: bool) -> dict[str, Any]:
     """Card, driver, versions, command and commit."""
     names = ("torch", "transformers", *(name for name, _ in WHEELS.values()), "triton", "numpy")
@@ -125,7 +133,7 @@ def facts(arguments: Sequence[str], cpu: bool) -> dict[str, Any]:
         "commit": commit(),
         "device": "cpu" if cpu else "cuda",
         "machine": {
-            "driver": _said(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]),
+            "driver": _said(DRIVER),
             "torch sees": json.loads(asked.splitlines()[-1]) if asked else None,
             "cpus": os.cpu_count(),
             "system": platform.platform(),
@@ -228,7 +236,7 @@ def answering(device: str, out: Path) -> list[Part]:
         sizes, batches = "--size mini --limit 2", "2"
     else:
         sizes, batches = "--size 1b --limit 64 --dtype bfloat16 --batch-size 128", "64"
-        command += ["--keep", str(out / "model")]
+        command += ["--keep", str(out / "scratch" / "model")]
     return [
         Part("answer", f"answer {name}", [*command, *shlex.split(f"{sizes} {arguments}")], limit, WHOLE)
         for name, arguments, limit in (
@@ -240,8 +248,7 @@ def answering(device: str, out: Path) -> list[Part]:
 
 def comparison(device: str, model: Path, out: Path) -> Part:
     """The mini world's tasks on a model of somebody's own: it runs, and what it takes."""
-    run = out / "compare"
-    shutil.rmtree(run, ignore_errors=True)
+    run = out / "scratch" / "compare"
     command = [sys.executable, "-m", "harness", "compare", "mini", "--model", str(model), "--engine", "hf"]
     command += ["--methods", "vanilla,constrained-sft", "--train-tasks", "gsm8k-mini", "--out", str(run)]
     settings = {"training.device": device, "training.epochs": 1, "jobs": 1}
@@ -263,14 +270,15 @@ def comparison(device: str, model: Path, out: Path) -> Part:
 
 
 def large() -> list[Part]:
-    """Whole sizes on random weights: Llama-2-7B's, all weights (141 GB), and adapters on Llama-3.1-8B's (80 GB)."""
+    """Whole sizes, random weights: adapters on Llama-3.1-8B's (80 GB), all of Llama-2-7B's (141 GB)."""
     command = [sys.executable, str(BENCH / "train_speed.py"), "--device", "cuda", "--dtype", "bfloat16"]
     command += shlex.split("--contender ours --batching padding-free --warm-up 3")
+    sizes = "--rows 256 --batch 32"
     return [
         Part("large", f"large {name}", [*command, *shlex.split(arguments)], 250, needs)
         for name, arguments, needs in (
-            ("8b lora", "--size 8b --tuning lora --rows 256 --batch 32 --micro-batch 32", (*TRAINING, "peft")),
-            ("7b full", "--size 7b --rows 256 --batch 32 --micro-batch 16 --checkpointing", TRAINING),
+            ("8b lora", f"--size 8b --tuning lora {sizes} --micro-batch 32", (*TRAINING, "peft")),
+            ("7b full", f"--size 7b {sizes} --micro-batch 16 --checkpointing", TRAINING),
         )
     ]  # fmt: skip
 
@@ -307,21 +315,26 @@ def run_part(part: Part, limit_s: float, report: Report) -> None:
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
+        code: int | None = None
         try:
-            code: int | None = child.wait(limit_s)
+            code = child.wait(limit_s)
         except subprocess.TimeoutExpired:
-            code = None
-        _end(child)  # and what it has started
-        reader.join(5)
+            pass
+        finally:
+            _end(child)  # and what it has started
+            reader.join(5)
     entry["seconds"] = round(time.monotonic() - begun, 1)
     _conclude(part, entry, code, log)
     report.write()
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    """End a part and what it has started. It is asked first: the checks end processes of their own then."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(3)
 
 
 def _conclude(part: Part, entry: dict[str, Any], code: int | None, log: Path) -> None:
@@ -330,10 +343,15 @@ def _conclude(part: Part, entry: dict[str, Any], code: int | None, log: Path) ->
     if code is None:
         entry |= {"outcome": "over its limit", "reason": f"stopped after {entry['limit_s']:g} s"}
     elif bad:
-        entry |= {"outcome": "failed", "reason": f"{len(bad)} of {len(entry['results'])} checks: {', '.join(bad)}"}
+        entry |= {
+            "outcome": "failed",
+            "reason": f"{len(bad)} of {len(entry['results'])} checks: {', '.join(bad)}",
+        }
     elif code:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        last = next((line for line in reversed(lines) if line and not line.startswith("RESULT ")), "no output")
+        last = next(
+            (line for line in reversed(lines) if line and not line.startswith("RESULT ")), "no output"
+        )
         entry |= {"outcome": "failed", "reason": f"ended with {code}: {last[:300]}"}
     else:
         try:
@@ -385,6 +403,10 @@ def main() -> None:
     if options.model:
         options.model = options.model.resolve()
     begun = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and the part that runs with it
+    os.environ["HARNESS_CACHE"] = str(options.out / "scratch" / "cache")  # nothing is known from before
+    os.environ["HARNESS_STATE"] = str(options.out / "scratch" / "state")
+    shutil.rmtree(options.out / "scratch", ignore_errors=True)
     report = Report(options.out, facts(sys.argv[1:], options.cpu))
     report.write()
     for group, lacking in report.facts["missing"].items():
@@ -394,8 +416,7 @@ def main() -> None:
         sys.exit("torch sees no CUDA device here (tests/gpu/run.sh --cpu tries the script on a CPU)")
     run(parts(options), report, options.total - (time.monotonic() - begun))
     print((options.out / "report.md").read_text(encoding="utf-8"))
-    shutil.rmtree(options.out / "model", ignore_errors=True)
-    shutil.rmtree(options.out / "compare", ignore_errors=True)
+    shutil.rmtree(options.out / "scratch", ignore_errors=True)
     wrong = [one for one in report.parts.values() if one["outcome"] in ("failed", "over its limit")]
     sys.exit(1 if wrong else 0)
 

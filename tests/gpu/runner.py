@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -54,9 +55,11 @@ def one(name: str, device: str, start: str, limit_s: float) -> dict[str, Any]:
             target=_child, args=(name, device, Path(scratch), file)
         )
         child.start()
-        child.join(limit_s)
-        late = child.is_alive()
-        _end(child)
+        try:
+            child.join(limit_s)
+            late = child.is_alive()
+        finally:
+            _end(child)
         seconds = round(time.monotonic() - begun, 2)
         if late:
             found: dict[str, Any] = {"outcome": "over its limit", "reason": f"more than {limit_s:.0f} s"}
@@ -77,6 +80,7 @@ def _end(child: Any) -> None:
 
 def _child(name: str, device: str, scratch: Path, file: Path) -> None:
     os.setsid()  # so that all of it can be ended
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from gpu.checks import CHECKS, NotHereError
     from gpu.small import Place
 
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="checks by name")
     parser.add_argument("--quick", action="store_true", help="a few of them")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and the check that runs
     ends = time.monotonic() + options.deadline
     from gpu.checks import CHECKS
 
@@ -130,9 +135,8 @@ def main() -> None:
     if unknown:
         sys.exit(f"no such check: {', '.join(unknown)} (there are: {', '.join(CHECKS)})")
     with contextlib.suppress(ImportError):  # once for all forks
-        import harness.engines.hf
-        import judges.local
-        import peft  # noqa: F401
+        for module in ("peft", "judges.local", "harness.engines.hf"):
+            importlib.import_module(module)
     failed = 0
     for found in run(names, options.device, start_method(options.device), ends - time.monotonic()):
         failed += found["outcome"] in ("failed", "over its limit")

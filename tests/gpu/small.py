@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from backends import trainer
+from backends import trainer, tuning
 from backends.vanilla import Vanilla
 from harness import chat, registry
 from harness.config import TrainingConfig
@@ -71,14 +71,16 @@ def tokenizer_of() -> Any:
     return AutoTokenizer.from_pretrained(seed_model_path())
 
 
-def model_of(family: str, device: str, **changes: Any) -> Any:
-    """A random model of three layers with the mini world's vocabulary."""
+def model_of(family: str, device: str, dtype: str = "float32", **changes: Any) -> Any:
+    """A random model of three layers with the mini world's vocabulary, its weights in ``dtype``."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = tokenizer_of()
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     sizes = {"vocab_size": len(tokenizer), **SIZES, **FAMILIES[family], **special, **changes}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **sizes), dtype=getattr(torch, dtype)
+    )
     draw(model, lambda name: not name.endswith(("norm.weight", "bias")))
     return model.to(device)
 
@@ -163,7 +165,7 @@ def train(
     where = folder or place.fresh()
     torch.manual_seed(0)
     return trainer.train(
-        model if model is not None else model_of(family, place.device),
+        model if model is not None else model_of(family, place.device, tuning.load_dtype(settings)),
         tokenizer,
         rows if rows is not None else prepared(one, tokenizer),
         one,

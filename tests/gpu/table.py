@@ -13,20 +13,22 @@ def markdown(report: dict[str, Any]) -> str:
         [
             *_head(report),
             *_parts(parts),
-            *_training(_results(parts, "train", "large")),
-            *_answering(_results(parts, "answer")),
-            *_comparison(_results(parts, "compare")),
-            *_checks(_results(parts, "checks")),
+            *_training(_results(parts, "mfu", "train", "large")),
+            *_answering(_results(parts, "whole_s", "answer")),
+            *_comparison(_results(parts, None, "compare")),
+            *_checks(_results(parts, "check", "checks")),
         ]
     )
 
 
-def _results(parts: dict[str, Any], *groups: str) -> list[dict[str, Any]]:
+def _results(parts: dict[str, Any], key: str | None, *groups: str) -> list[dict[str, Any]]:
+    """The figures of some groups that have ``key``."""
     return [
         {"part": name, **one}
         for name, part in parts.items()
         if part["group"] in groups
         for one in part["results"]
+        if key is None or key in one
     ]
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import checks, reference, runner, small
 
 from backends import attention, constrained_sft
-from gpu import checks, reference, runner, small
 
 # What takes a minute on a CPU, or a compiler. The rest of the matrix differs in settings alone.
 QUICK = (

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from gpu import checks, small
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the device is opened: repeatable sums
@@ -14,7 +13,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before the device
 
 @pytest.mark.requires_gpu
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.timeout(one.limit_s)) for name, one in checks.CHECKS.items()]
+    "name",
+    [pytest.param(name, marks=pytest.mark.timeout(one.limit_s)) for name, one in checks.CHECKS.items()],
 )
 def test_on_a_gpu(name: str, tmp_path: Path) -> None:
     try:
