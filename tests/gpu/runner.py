@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,43 +32,80 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # two runs of a check have the same sums
 
+RESULT = "result.json"
 QUICK = ("llama full grouped", "gemma3_text lora padding-free", "lisa", "out of memory", "local judge")
 
 
-def run(names: Sequence[str], device: str, start: str, deadline_s: float) -> Iterator[dict[str, Any]]:
-    """What became of each check: ``outcome`` passed, failed, skipped or over its limit."""
-    from gpu.checks import CHECKS
+@dataclass
+class Running:
+    """A check at work in a process of its own, and where it writes what it finds."""
 
-    ends = time.monotonic() + deadline_s
-    for name in names:
-        limit = min(CHECKS[name].limit_s, ends - time.monotonic())
-        if limit < 1:
-            yield {"check": name, "outcome": "skipped", "reason": "no time left", "seconds": 0.0}
-            continue
-        yield one(name, device, start, limit)
+    name: str
+    limit_s: float
+    child: Any
+    scratch: tempfile.TemporaryDirectory[str]
+    begun: float = field(default_factory=time.monotonic)
 
-
-def one(name: str, device: str, start: str, limit_s: float) -> dict[str, Any]:
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
-        file = Path(scratch) / "result.json"
+    @classmethod
+    def begin(cls, name: str, device: str, start: str, limit_s: float) -> Running:
+        scratch = tempfile.TemporaryDirectory(prefix="gpu-check-")
         child = multiprocessing.get_context(start).Process(
-            target=_child, args=(name, device, Path(scratch), file)
+            target=_child, args=(name, device, Path(scratch.name))
         )
         child.start()
-        try:
-            child.join(limit_s)
-            late = child.is_alive()
-        finally:
-            _end(child)
-        seconds = round(time.monotonic() - begun, 2)
+        return cls(name, limit_s, child, scratch)
+
+    def result(self) -> dict[str, Any] | None:
+        """What became of it; None while it may go on."""
+        seconds = round(time.monotonic() - self.begun, 2)
+        late = self.child.is_alive() and seconds >= self.limit_s
+        if self.child.is_alive() and not late:
+            return None
+        self.child.join(0)
+        code, file = self.child.exitcode, Path(self.scratch.name) / RESULT
         if late:
-            found: dict[str, Any] = {"outcome": "over its limit", "reason": f"more than {limit_s:.0f} s"}
+            found: dict[str, Any] = {
+                "outcome": "over its limit",
+                "reason": f"more than {self.limit_s:.0f} s",
+            }
         elif file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
         else:
-            found = {"outcome": "failed", "reason": f"its process ended with {child.exitcode}"}
-    return {"check": name, **found, "seconds": seconds}
+            found = {"outcome": "failed", "reason": f"its process ended with {code}"}
+        self.end()
+        return {"check": self.name, **found, "seconds": seconds}
+
+    def end(self) -> None:
+        _end(self.child)
+        self.scratch.cleanup()
+
+
+def run(
+    names: Sequence[str], device: str, start: str, deadline_s: float, workers: int = 1
+) -> Iterator[dict[str, Any]]:
+    """What became of each check, as they end: ``outcome`` passed, failed, skipped or over its limit. At most
+    ``workers`` are at work at once, which share the device."""
+    from gpu.checks import CHECKS
+
+    ends = time.monotonic() + deadline_s
+    waiting, active = list(names), list[Running]()
+    try:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                name = waiting.pop(0)
+                limit = min(CHECKS[name].limit_s, ends - time.monotonic())
+                if limit < 1:
+                    yield {"check": name, "outcome": "skipped", "reason": "no time left", "seconds": 0.0}
+                else:
+                    active.append(Running.begin(name, device, start, limit))
+            for one in [*active]:
+                if (found := one.result()) is not None:
+                    active.remove(one)
+                    yield found
+            time.sleep(0.02)
+    finally:
+        for one in active:
+            one.end()
 
 
 def _end(child: Any) -> None:
@@ -78,7 +116,7 @@ def _end(child: Any) -> None:
     child.join()
 
 
-def _child(name: str, device: str, scratch: Path, file: Path) -> None:
+def _child(name: str, device: str, scratch: Path) -> None:
     os.setsid()  # so that all of it can be ended
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from gpu.checks import CHECKS, NotHereError
@@ -95,9 +133,9 @@ def _child(name: str, device: str, scratch: Path, file: Path) -> None:
     except BaseException as error:
         traceback.print_exc()
         found = {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:600]}
-    whole = file.with_suffix(".part")
+    whole = scratch / f"{RESULT}.part"
     whole.write_text(json.dumps(found, default=str), encoding="utf-8")
-    os.replace(whole, file)
+    os.replace(whole, scratch / RESULT)
 
 
 def _opens_device(device: str) -> None:
@@ -123,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--deadline", type=float, default=240.0, help="seconds for all checks")
+    parser.add_argument("--workers", type=int, default=3, help="checks at work at once")
     parser.add_argument("--only", nargs="+", help="checks by name")
     parser.add_argument("--quick", action="store_true", help="a few of them")
     options = parser.parse_args()
@@ -138,7 +177,8 @@ def main() -> None:
         for module in ("peft", "judges.local", "harness.engines.hf"):
             importlib.import_module(module)
     failed = 0
-    for found in run(names, options.device, start_method(options.device), ends - time.monotonic()):
+    start = start_method(options.device)
+    for found in run(names, options.device, start, ends - time.monotonic(), options.workers):
         failed += found["outcome"] in ("failed", "over its limit")
         print("RESULT " + json.dumps(found), flush=True)
     sys.exit(1 if failed else 0)

@@ -150,7 +150,10 @@ def crashing(place: small.Place) -> dict[str, Any]:
     os._exit(7)
 
 
-def test_what_fails_hangs_or_crashes_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_fails_hangs_or_crashes_takes_no_other_along(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     works = {
         "broken": checks.Check(broken),
         "endless": checks.Check(endless, limit_s=2),
@@ -161,7 +164,7 @@ def test_what_fails_hangs_or_crashes_takes_no_other_along(monkeypatch: pytest.Mo
         "good": checks.Check(lambda place: {"folder": place.folder.is_dir()}),
     }
     monkeypatch.setattr(checks, "CHECKS", works)
-    found = {one["check"]: one for one in runner.run([*works], "cpu", "fork", 60)}
+    found = {one["check"]: one for one in runner.run([*works], "cpu", "fork", 60, workers)}
     assert {name: one["outcome"] for name, one in found.items()} == {
         "broken": "failed", "endless": "over its limit", "crashing": "failed", "absent": "skipped",
         "needy": "skipped", "cuda's": "skipped", "good": "passed",

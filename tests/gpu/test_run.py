@@ -85,6 +85,7 @@ def test_each_part_ends_in_its_own_way_and_stops_no_other(tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".report*"))
 
 
+@pytest.mark.slow
 def test_checks_that_are_stopped_leave_no_process(tmp_path: Path) -> None:
     """The check that runs is in a session of its own."""
     code = (
