@@ -204,7 +204,7 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
             cache=Cache(folder / "cache"),
             identity={},
         )
-    taken = record["agreement"]["taken"]
+    taken, cuts = record["agreement"]["taken"], record["out_of_memory"]
     return {
         "losses": record["losses"],
         "seconds": clock.seconds,
@@ -212,8 +212,8 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
         "peak_memory_bytes": clock.peak_bytes,
         "setting": f"{taken['batching']}, micro-batch {settings_of(options).micro_batch_size}"
         + (", compiled" if options.compile else "")
-        + (", Liger" if options.liger else ""),
-        "out_of_memory": record["out_of_memory"],
+        + (", Liger" if options.liger else "")
+        + "".join(f", {cut['micro_batch_size']} from step {cut['step']} on (memory)" for cut in cuts),
     }
 
 

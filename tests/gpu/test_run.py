@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -196,25 +197,34 @@ def test_the_commit_may_come_from_outside(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_every_package_that_may_be_missing_has_its_size() -> None:
     named = {name for names in run.FOR.values() for name in names}
-    options = run.argparse.Namespace(cpu=False, out=Path("/out"), model=Path("/model"), parts=None, limit=[])
-    needed = {name for one in run.parts(options) for name in one.needs}
+    needed = {name for one in run.parts(planned(model=Path("/model"))) for name in one.needs}
     assert named | needed <= {*run.WHEELS}
     assert needed <= named
 
 
-def test_the_whole_is_planned_within_its_time() -> None:
-    """On a GPU: groups in their order, "large" only by name, a comparison with a model alone."""
-    make = run.argparse.Namespace
-    plain = run.parts(make(cpu=False, out=Path("/out"), model=None, parts=None, limit=[("checks", 9.0)]))
-    assert [one.group for one in plain] == sorted(
-        (one.group for one in plain), key=("checks", "train", "answer").index
-    )
+def planned(**changes: Any) -> argparse.Namespace:
+    plain = {"cpu": False, "out": Path("/out"), "model": None, "parts": None, "limit": [], "memory": 150e9}
+    return argparse.Namespace(**plain | changes)
+
+
+def test_what_matters_most_is_run_first() -> None:
+    """ "large" only by name, a comparison with a model alone."""
+    plain = run.parts(planned(limit=[("checks", 9.0)]))
+    assert [one.name for one in plain][:6] == [
+        "checks", "train ours padding-free", "train trl padded", "train trl packing", "answer ours",
+        "answer lm-eval",
+    ]  # fmt: skip
+    assert {one.group for one in plain} == {"checks", "train", "answer"}
     assert plain[0].limit_s == 9.0
-    assert max(one.limit_s for one in plain) < 240
-    named = run.parts(
-        make(cpu=False, out=Path("/out"), model=Path("/m"), parts=["large", "compare"], limit=[])
-    )
+    assert max(one.limit_s for one in run.parts(planned())) < 240
+    named = run.parts(planned(model=Path("/m"), parts=["large", "compare"]))
     assert [one.name for one in named] == ["compare", "large 8b lora", "large 7b full"]
+
+
+def test_trl_takes_what_the_card_holds() -> None:
+    for memory, size in ((150e9, "32"), (85e9, "16")):
+        padded = next(one for one in run.parts(planned(memory=memory)) if one.name == "train trl padded")
+        assert padded.command[-1] == size
 
 
 @pytest.mark.slow
