@@ -233,11 +233,13 @@ def _repeatable(place: Place) -> Iterator[None]:
 # --- memory ---------------------------------------------------------------------------------------------
 
 
+# Rows of a micro-batch, tokens of each, and a vocabulary whose logits fill gigabytes.
+ON_CUDA: tuple[int, int, dict[str, Any]] = (32, 512, {"vocab_size": 16_384})
+
+
 def out_of_memory(place: Place) -> dict[str, Any]:
     """Where a micro-batch does not fit, half of it is taken, which the record says, and losses stay."""
-    size = 32 if place.cuda else 8
-    tokens = 512 if place.cuda else 24
-    model: dict[str, Any] = {"vocab_size": 16_384} if place.cuda else {}  # logits that fill memory
+    size, tokens, model = ON_CUDA if place.cuda else (8, 24, {})
     generator = torch.Generator().manual_seed(1)
     rows = [
         Encoded(

@@ -321,6 +321,10 @@ def run_part(part: Part, limit_s: float, report: Report) -> None:
             code = child.wait(limit_s)
         except subprocess.TimeoutExpired:
             pass
+        except SystemExit:
+            entry |= {"outcome": "stopped", "reason": "the whole was ended from outside"}
+            report.write()
+            raise
         finally:
             _end(child)  # and what it has started
             reader.join(5)

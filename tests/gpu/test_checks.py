@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from gpu import checks, reference, runner, small
 
-from backends import attention, constrained_sft
+from backends import attention, constrained_sft, trainer
 
 # What takes a minute on a CPU, or a compiler. The rest of the matrix differs in settings alone.
 QUICK = (
@@ -69,6 +70,66 @@ def test_what_is_there_and_what_the_matrix_holds() -> None:
     assert {*small.METHODS, "vanilla"} == packaged
 
 
+# --- what only a GPU is asked, with a stand-in for torch.cuda ------------------------------------------
+
+
+class Pretended(small.Place):
+    """A CPU that passes for a GPU."""
+
+    @property
+    def cuda(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What torch.cuda is asked, in order. 1,000 bytes are taken by the first training, then 2,000."""
+    calls: list[Any] = []
+    taken = iter([1000, 2000, 3000])
+    memory = SimpleNamespace(total_memory=10_000)
+    answers: dict[str, Any] = {
+        "set_sync_debug_mode": calls.append,
+        "set_per_process_memory_fraction": calls.append,
+        "max_memory_reserved": lambda: next(taken),
+        "reset_peak_memory_stats": lambda: None,
+        "get_device_properties": lambda number: memory,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return calls
+
+
+def test_a_gpus_steps_are_watched_one_by_one(tmp_path: Path, asked: list[Any]) -> None:
+    assert checks.CHECKS["no waiting grouped"].run(Pretended("cpu", tmp_path)) == {"steps": 3}
+    first, rest = asked[:3], asked[3:]
+    assert first == ["default"] * 3  # steps that are not watched end so too
+    assert rest == ["error", "default"] * 3 + ["default"]
+
+
+def test_a_gpus_memory_is_cut_between_both_sizes_and_given_back(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "ON_CUDA", (8, 24, {}))
+    loss = trainer.HookedTrainer.micro_batch_loss
+
+    def limited(self: Any, model: Any, micro: Any, step: Any) -> Any:
+        if asked and asked[-1] < 1 and len(micro.ids) > 4:
+            raise torch.OutOfMemoryError("as a GPU says it")
+        return loss(self, model, micro, step)
+
+    monkeypatch.setattr(trainer.HookedTrainer, "micro_batch_loss", limited)
+    found = checks.CHECKS["out of memory"].run(Pretended("cpu", tmp_path))
+    assert asked == [0.15, 1.0]
+    assert found["losses"] <= checks.TOLERANCE["float32"]
+
+
+def test_a_gpus_two_trainings_are_made_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    found = checks.CHECKS["resumed float32"].run(Pretended("cpu", tmp_path))
+    assert found["resumed has"]
+    assert not torch.are_deterministic_algorithms_enabled()  # put back
+
+
 # --- a check finds what it is for -----------------------------------------------------------------------
 
 
@@ -110,8 +171,6 @@ def test_a_step_that_waits_is_found(place: small.Place, monkeypatch: pytest.Monk
     monkeypatch.setattr(constrained_sft, "constrained_loss", waiting)
     with pytest.raises(RuntimeError, match="waits for the device"):
         checks.CHECKS["no waiting constrained-sft"].run(place)
-    from backends import trainer
-
     assert trainer.HookedTrainer.training_step.__module__ == "backends.trainer"  # put back
 
 
