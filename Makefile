@@ -8,7 +8,7 @@ FUZZ_S ?= 60
 # Tests that share what their file makes once go to one worker, the others to whichever is free.
 PARALLEL := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: compare test test-slow test-extras test-exhaustive test-kills test-properties mutation due check bench fuzz clean
+.PHONY: compare test test-slow test-extras test-gpu test-exhaustive test-kills test-properties mutation due check bench fuzz clean
 
 compare: .venv/run.done
 	@$(BIN)/harness compare --methods all
@@ -26,6 +26,10 @@ test-extras: .venv/extras.done
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
 	@command -v pdflatex >/dev/null || apt-get install -y -qq texlive-latex-recommended >/dev/null 2>&1 || echo "no pdflatex: its tests are skipped"
 	$(BIN)/pytest tests/extras tests/harness/test_latex.py
+
+# On a CUDA machine, four minutes at most; without one each test is skipped by name. tests/gpu/run.sh measures too.
+test-gpu: .venv/test.done
+	$(BIN)/pytest -rs -n 3 --session-timeout=240 -m requires_gpu tests/gpu
 
 # By hand, and by whoever changes what it covers: `make due` says which part is due, and why.
 test-exhaustive: test-kills test-properties fuzz mutation
@@ -50,7 +54,7 @@ check: .venv/test.done
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Performance beside peers, printed and never asserted. A GPU machine: tests/bench/train_speed.py --help.
+# Performance beside peers, printed and never asserted. On a GPU machine: tests/gpu/run.sh.
 bench: .venv/bench.done
 	$(BIN)/python tests/bench/train_speed.py
 	$(BIN)/python tests/bench/train_speed.py --dataset samsum

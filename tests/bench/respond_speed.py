@@ -4,6 +4,7 @@
     python tests/bench/respond_speed.py --size mini
     python tests/bench/respond_speed.py --size 110m --limit 24
     python tests/bench/respond_speed.py --size 1b --device cuda --dtype bfloat16 --vllm     # on a GPU
+    python tests/bench/respond_speed.py --only ours --keep FOLDER    # one contender; the model stays there
 
 Each contender is a command in a process of its own. Whole: its seconds from start to end. Generation alone:
 what it spends in generating, as seconds of wall time with the machine for itself (ours in one job, so that
@@ -34,16 +35,19 @@ SIZES = {
     },
 }  # fmt: skip
 ENDS = 150  # of 32,000 tokens end an answer of a random model, so that answers differ in length
+CONTENDERS = ("ours", "plain", "habit")
 HABIT = 16  # the reference scripts' batch size
 
 
-def build(size: str, folder: Path) -> Path:
-    """The mini model, or a random Llama in its tokenizer whose answers end."""
+def build(size: str, folder: Path, device: str = "cpu", dtype: str = "float32") -> Path:
+    """The mini model, or a random Llama in its tokenizer whose answers end, drawn on ``device``."""
     from harness import models
     from harness.mini import seed_model_path
 
     if size == "mini":
         return seed_model_path()
+    if (folder / "config.json").exists():  # of a call before (--keep)
+        return folder
     import random
 
     import torch
@@ -58,7 +62,9 @@ def build(size: str, folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         **SIZES[size],
     )
-    model = LlamaForCausalLM(config)
+    with torch.device(device):  # a billion weights take long to draw on a CPU
+        model = LlamaForCausalLM(config)
+    model = model.to("cpu", getattr(torch, dtype))
     ends = random.Random(0).sample(range(len(tokenizer), 32_000), ENDS)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
     models.save(model, tokenizer, folder)
@@ -215,6 +221,55 @@ def _tasks() -> str:
     return str(registry.task_folders()[0])
 
 
+def measure(options: argparse.Namespace, place: Path) -> None:
+    """Run the contenders on the model at ``place``, which is made if it is not there, and print each figure
+    as it comes, once as a line and once as JSON behind RESULT."""
+    folder = build(options.size, place, options.device, options.dtype)
+    documents = sum(min(n, options.limit or n) for n in (200, 200, 330, 330))
+    print(f"{options.size}, {documents} answers, {options.dtype}, {options.device}, {os.cpu_count()} cores")
+    print(f"{'':32} {'whole s':>8} {'generation s':>13}", flush=True)
+    found: dict[str, tuple[float, float]] = {}
+
+    def line(name: str, whole: float, generation: float) -> None:
+        found[name] = whole, generation
+        print(f"{name:32} {whole:8.1f} {generation:13.1f}", flush=True)
+        result = {"contender": name, "whole_s": whole, "generation_s": generation, "answers": documents}
+        print("RESULT " + json.dumps(result), flush=True)
+
+    many = 0.0
+    if "ours" in options.only:
+        alone = ours(options, folder, "hf", jobs=1)
+        whole = alone[0] if options.once else ours(options, folder, "hf", jobs=None)[0]
+        line("ours, hf", whole, alone[1])
+        if options.vllm:
+            line("ours, vllm", *ours(options, folder, "vllm", jobs=None))
+        many = ours_many(options, folder) if options.checkpoints > 1 else 0.0
+    if "plain" in options.only:
+        for size in dict.fromkeys(min(size, options.limit or size) for size in options.plain_batches):
+            line(f"lm-eval hf, batch {size}", *plain(options, folder, size))
+    if "habit" in options.only:
+        line("a process a task, batch 16", *habit(options, folder))
+    if {*options.only} == {*CONTENDERS}:
+        summary(options, found, many, documents)
+
+
+def summary(
+    options: argparse.Namespace, found: dict[str, tuple[float, float]], many: float, documents: int
+) -> None:
+    """The others' seconds by ours; of plain lm-eval, those of its best batch size."""
+    whole, generation = found["ours, hf"]
+    plain_ones = [seconds for name, seconds in found.items() if name.startswith("lm-eval")]
+    best = min(plain_ones)[0], min(seconds for _, seconds in plain_ones)
+    reference = found["a process a task, batch 16"]
+    for name, (seconds, decoding) in (("lm-eval's best", best), ("the reference's habit", reference)):
+        print(f"{name} / ours: {seconds / whole:.2f}x whole, {decoding / generation:.2f}x generation")
+    if options.checkpoints > 1:
+        n = options.checkpoints
+        print(f"a run of {n} checkpoints, ours: {many:.1f} s; {n} times the others' figures for one / ours:")
+        print(f"  lm-eval {n * best[0] / many:.2f}x, the reference's habit {n * reference[0] / many:.2f}x")
+    print(f"ours, answers a second: {documents / whole:.1f} whole, {documents / generation:.1f} generation")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=("mini", *SIZES), default="mini")
@@ -225,42 +280,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoints", type=int, default=1, help="a run of so many, too")
     parser.add_argument("--vllm", action="store_true", help="ours with vLLM too (it must be installed)")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="contenders")
+    parser.add_argument("--once", action="store_true", help="ours in one job alone, for both figures")
+    parser.add_argument("--keep", type=Path, help="a folder for the model, which is made there once")
     options = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as made:
-        folder = build(options.size, Path(made, "model"))
-        documents = sum(min(n, options.limit or n) for n in (200, 200, 330, 330))
-        print(
-            f"{options.size}, {documents} answers, {options.dtype}, {options.device}, {os.cpu_count()} cores"
-        )
-        print(f"{'':32} {'whole s':>8} {'generation s':>13}", flush=True)
-
-        def line(name: str, whole: float, generation: float) -> None:
-            print(f"{name:32} {whole:8.1f} {generation:13.1f}", flush=True)
-
-        whole = ours(options, folder, "hf", jobs=None)[0]
-        generation = ours(options, folder, "hf", jobs=1)[1]
-        line("ours, hf", whole, generation)
-        if options.vllm:
-            line("ours, vllm", *ours(options, folder, "vllm", jobs=None))
-        found = {}
-        for size in dict.fromkeys(min(size, options.limit or size) for size in options.plain_batches):
-            found[size] = plain(options, folder, size)
-            line(f"lm-eval hf, batch {size}", *found[size])
-        best, best_generation = min(found.values()), min(seconds for _, seconds in found.values())
-        many = ours_many(options, folder) if options.checkpoints > 1 else 0.0
-        reference, reference_generation = habit(options, folder)
-        line("a process a task, batch 16", reference, reference_generation)
-    for name, seconds, decoding in (
-        ("lm-eval's best", best[0], best_generation),
-        ("the reference's habit", reference, reference_generation),
-    ):
-        print(f"{name} / ours: {seconds / whole:.2f}x whole, {decoding / generation:.2f}x generation")
-    if options.checkpoints > 1:
-        n = options.checkpoints
-        print(f"a run of {n} checkpoints, ours: {many:.1f} s; {n} times the others' figures for one / ours:")
-        print(f"  lm-eval {n * best[0] / many:.2f}x, the reference's habit {n * reference / many:.2f}x")
-    print(f"ours, answers a second: {documents / whole:.1f} whole, {documents / generation:.1f} generation")
+    if options.keep:
+        measure(options, options.keep)
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            measure(options, Path(made, "model"))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,13 @@
     python tests/bench/train_speed.py --size 1b --dtype bfloat16 --device cuda --micro-batch 16
 
 Each trainer runs in a process of its own, one after the other, several times; what is printed is the median
-of real (not padding) tokens a second after the first step, as ratios to TRL's two settings, and the largest
-difference of the losses. Lengths follow GSM8K's and SAMSum's under Llama-2's tokenizer.
+of real (not padding) tokens a second after the first steps (``--warm-up``), as ratios to TRL's settings, and
+the largest difference of the losses. Lengths follow GSM8K's and SAMSum's under Llama-2's tokenizer.
+
+Utilisation (MFU) is printed by two counts of the same steps: backends/flops.py's, which counts the output
+head on loss-carrying tokens alone and attention's square, and 6 N a token (adapters: 4 N), as most published
+figures have it. TRL's packing (``trl packing``) trains on whole packs, in other batches: its losses are not
+ours, and its tokens are counted by the share of steps.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +39,17 @@ SIZES = {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
     },
+    "7b": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    },
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128_256,
+    },
 }  # fmt: skip
 CONTENDERS = ("ours", "trl padded", "trl padding-free")
+FURTHER = ("trl packing",)
+PACK = 2048  # tokens of one of TRL's packs
 
 
 def rows(dataset: str, count: int, vocabulary: int) -> list[tuple[list[int], int]]:
@@ -56,13 +71,18 @@ def rows(dataset: str, count: int, vocabulary: int) -> list[tuple[list[int], int
     ]
 
 
-def model_of(options: argparse.Namespace) -> Any:
+def model_of(options: argparse.Namespace, device: str | None = None) -> Any:
+    """Random weights, drawn on the device: the same for every contender there. Frozen ones are loaded in the
+    computation's precision, as ours are."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    torch.manual_seed(0)
     base = {"vocab_size": 32_000, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**{**base, **SIZES[options.size]})).to(options.device)
+    config = LlamaConfig(**{**base, **SIZES[options.size]})
+    dtype = torch.float32 if options.tuning == "full" else getattr(torch, options.dtype)
+    torch.manual_seed(0)
+    with torch.device(device or options.device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def settings_of(options: argparse.Namespace) -> Any:
@@ -82,27 +102,75 @@ def settings_of(options: argparse.Namespace) -> Any:
             "lora": {"r": 16, "alpha": 32},
             "gradient_checkpointing": options.checkpointing,
             "compile": options.compile,
+            "liger": options.liger,
         }
     )
 
 
 class Clock:
-    """Seconds from the end of the first step to the end of the last."""
+    """Seconds from the end of step number ``warm_up`` to the end of the last, the device waited for at these
+    two alone."""
 
-    def __init__(self, device: str):
-        self.device, self.marks = device, list[float]()
+    def __init__(self, device: str, warm_up: int):
+        self.device, self.warm_up = device, warm_up
+        self.marks, self.steps, self.peak_bytes = list[float](), 0, 0
 
-    def __call__(self, *_: Any) -> None:
-        if len(self.marks) == 0 or self.device != "cpu":
+    def __call__(self, step: int, steps: int) -> None:
+        self.steps = steps
+        if step not in (min(self.warm_up, steps - 1), steps):
+            return
+        if self.device != "cpu":
             import torch
 
-            if self.device != "cpu":
-                torch.cuda.synchronize()
+            torch.cuda.synchronize()
         self.marks.append(time.perf_counter())
+        self.peak_bytes = peak_bytes(self.device)
 
     @property
     def seconds(self) -> float:
         return self.marks[-1] - self.marks[0]
+
+    @property
+    def watched(self) -> int:
+        """Steps in that time."""
+        return self.steps - min(self.warm_up, self.steps - 1)
+
+
+def peak_bytes(device: str) -> int:
+    """What this process has taken at most: of a GPU by torch's allocator, of a CPU's memory as a whole."""
+    if device == "cpu":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())
+
+
+def utilisation(options: argparse.Namespace, data: list[tuple[list[int], int]], seconds: float) -> Any:
+    """Of so many seconds for these rows: FLOP/s by both counts, and the shares of the device's peak where it
+    is known."""
+    import torch
+
+    from backends import flops, tuning
+
+    model = model_of(options, "meta")
+    if options.tuning != "full":
+        model = tuning.with_adapters(model, settings_of(options))
+    lengths = [len(ids) for ids, _ in data]
+    ours = flops.count(model).train(lengths, sum(len(ids) - prompt for ids, prompt in data))
+    weights = sum(p.numel() for p in model.parameters())
+    by_n = (6 if options.tuning == "full" else 4) * weights * sum(lengths)
+    name = torch.cuda.get_device_name() if options.device != "cpu" else "cpu"
+    peak = flops.peak(name, options.dtype)
+    return {
+        "parameters": weights,
+        "tflops": ours / seconds / 1e12,
+        "tflops_by_n": by_n / seconds / 1e12,
+        "mfu": flops.mfu(ours, seconds, peak) if peak else None,
+        "mfu_by_n": flops.mfu(by_n, seconds, peak) if peak else None,
+    }
 
 
 def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict[str, Any]:
@@ -115,12 +183,13 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
         Encoded(str(n), ids, [False] * prompt + [True] * (len(ids) - prompt))
         for n, (ids, prompt) in enumerate(data)
     ]
-    clock = Clock(options.device)
+    clock = Clock(options.device, options.warm_up)
     trainer.global_batches = (
         lambda examples, epochs, size, seed: [  # in the order given
             examples[start : start + size] for start in range(0, len(examples), size)
         ]
     )
+    trainer.HookedTrainer.save_weights = lambda self, folder: None  # nobody reads them
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         record = trainer.train(
@@ -135,7 +204,17 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
             cache=Cache(folder / "cache"),
             identity={},
         )
-    return {"losses": record["losses"], "seconds": clock.seconds, "mfu": record["mfu"]}
+    taken, cuts = record["agreement"]["taken"], record["out_of_memory"]
+    return {
+        "losses": record["losses"],
+        "seconds": clock.seconds,
+        "steps": clock.watched,
+        "peak_memory_bytes": clock.peak_bytes,
+        "setting": f"{taken['batching']}, micro-batch {settings_of(options).micro_batch_size}"
+        + (", compiled" if options.compile else "")
+        + (", Liger" if options.liger else "")
+        + "".join(f", {cut['micro_batch_size']} from step {cut['step']} on (memory)" for cut in cuts),
+    }
 
 
 class Tokenizer:
@@ -148,7 +227,14 @@ class Tokenizer:
         pass
 
 
-def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bool) -> dict[str, Any]:
+def flash(options: argparse.Namespace) -> str | None:
+    """The attention that keeps TRL's packed rows apart; None: the model's own."""
+    if options.device == "cpu":
+        return None
+    return options.flash or ("flash_attention_2" if find_spec("flash_attn") else "sdpa")
+
+
+def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], how: str) -> dict[str, Any]:
     import torch
     import transformers
     from datasets import Dataset
@@ -161,18 +247,23 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bo
 
     class Watch(transformers.TrainerCallback):
         def __init__(self) -> None:
-            self.clock, self.losses = Clock(options.device), list[float]()
+            self.clock, self.losses = Clock(options.device, options.warm_up), list[float]()
 
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            self.clock()
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.clock(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 self.losses.append(logs["loss"])
 
-    model = model_of(options)
-    if free and options.device == "cuda":
-        model.set_attn_implementation(options.flash)
+    model, attention = model_of(options), flash(options)
+    if attention and how != "padded":
+        model.set_attn_implementation(attention)
+    liger = how == "packing" and find_spec("liger_kernel") is not None
+    size = options.micro_batch
+    if how == "packing":  # as many tokens in a step as the others' batches have
+        packs = sum(len(ids) for ids, _ in data) / len(data) * options.batch / PACK
+        size = max(1, round(packs))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -188,8 +279,8 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bo
             args=SFTConfig(
                 output_dir=scratch,
                 num_train_epochs=1,
-                per_device_train_batch_size=options.micro_batch,
-                gradient_accumulation_steps=options.batch // options.micro_batch,
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=1 if how == "packing" else options.batch // size,
                 learning_rate=1e-4,
                 lr_scheduler_type="linear",
                 adam_beta2=0.999,
@@ -199,8 +290,10 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bo
                 use_cpu=options.device == "cpu",
                 gradient_checkpointing=options.checkpointing,
                 completion_only_loss=True,
-                padding_free=free,
-                max_length=None,
+                padding_free=how != "padded",
+                packing=how == "packing",
+                use_liger_kernel=liger,
+                max_length=PACK if how == "packing" else None,
                 logging_steps=1 if options.device == "cpu" else 10,
                 save_strategy="no",
                 report_to="none",
@@ -219,7 +312,16 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], free: bo
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    return {"losses": watch.losses, "seconds": watch.clock.seconds}
+    return {
+        "losses": [] if how == "packing" else watch.losses,
+        "seconds": watch.clock.seconds,
+        "steps": watch.clock.watched,
+        "peak_memory_bytes": watch.clock.peak_bytes,
+        "share": watch.clock.watched / watch.clock.steps if how == "packing" else None,
+        "setting": f"{how}, micro-batch {size}"
+        + (f", {attention}" if attention and how != "padded" else "")
+        + (", Liger" if liger else ""),
+    }
 
 
 def tokenizer_for_trl() -> Any:
@@ -241,9 +343,14 @@ def measure(options: argparse.Namespace) -> None:
     if options.contender == "ours":
         found = ours(options, data)
     else:
-        found = trl(options, data, free=options.contender.endswith("free"))
-    found["tokens"] = sum(len(ids) for ids, _ in data[options.batch :])
-    print("RESULT " + json.dumps(found))
+        found = trl(options, data, options.contender.removeprefix("trl "))
+    timed = data[options.batch * min(options.warm_up, -(-len(data) // options.batch) - 1) :]
+    share = found.pop("share", None)
+    whole = sum(len(ids) for ids, _ in data)
+    found["tokens"] = whole * share if share else sum(len(ids) for ids, _ in timed)
+    seconds = found["seconds"] / (share or 1.0)  # packs hold all rows: for so many seconds, all of them
+    found |= utilisation(options, data if share else timed, seconds)
+    print("RESULT " + json.dumps({"contender": options.contender, **found}), flush=True)
 
 
 def compare(options: argparse.Namespace, arguments: list[str]) -> None:
@@ -275,8 +382,9 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> None:
         same = found["ours"][0]["losses"]
         apart = max((abs(a - b) for a, b in zip(losses, same, strict=False)), default=0.0)
         note = f"largest difference of losses to ours {apart:.1e}" if name != "ours" else ""
-        mfu = found[name][0].get("mfu")
-        note += f"MFU {mfu:.1%}" if mfu else ""
+        if found[name][0]["mfu"]:
+            note += f"  MFU {found[name][0]['mfu']:.1%}, by 6N {found[name][0]['mfu_by_n']:.1%}"
+        note += f"  peak {found[name][0]['peak_memory_bytes'] / 1e9:.1f} GB"
         print(
             f"  {name:17s} {speed:9,.0f} real tokens/s   ours / it = {speeds['ours'] / speed:5.2f}   {note}"
         )
@@ -296,14 +404,14 @@ def main() -> None:
     parser.add_argument("--tuning", choices=["full", "lora"], default="full")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--flash", default="flash_attention_2", help="TRL's attention for padding-free on a GPU"
-    )
+    parser.add_argument("--flash", help="TRL's attention for packed rows on a GPU")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--liger", action="store_true", help="Liger's kernels in ours")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before the clock begins")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=(*CONTENDERS, *FURTHER), help="measure this one, here")
     options = parser.parse_args()
     if options.contender:
         measure(options)
