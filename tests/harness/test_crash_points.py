@@ -143,7 +143,8 @@ class Walk:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor a forecast, nor a look for foreign packages: together they would take most of the time."""
     monkeypatch.setattr(figures, "save", lambda figure, path, *about: path.write_bytes(b""))
-    monkeypatch.setattr("harness.report.page._pictures", lambda run: [])
+    for drawn in ("images", "openings"):
+        monkeypatch.setattr(f"harness.report.pictures.{drawn}", lambda *about: [])
     monkeypatch.setattr(registry, "foreign_packages", list)
     monkeypatch.setattr(forecast, "forecast", lambda *about: forecast.Forecast(1))
 

@@ -62,7 +62,7 @@ MODULES = {
     "backends/lookahead.py": "tests/backends/test_lookahead.py",
     "backends/batching.py": "tests/backends/test_batching.py",
     "backends/logprobs.py": "tests/backends/test_logprobs.py",
-    "backends/attention.py": "tests/backends/test_attention.py",
+    "backends/attention.py": "tests/backends/test_attention.py tests/backends/test_packed_kernel.py",
     "backends/sdft.py": "tests/backends/test_sdft.py",
     "backends/constrained_sft.py": "tests/backends/test_constrained_sft.py",
     "backends/lisa.py": "tests/backends/test_lisa.py",
@@ -120,14 +120,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
         "core/ReplaceComparisonOperator_Is_Eq 0",
     ): "what a layer says of itself is True, False or None",
-    **{
-        ("backends/attention.py", line, f"core/NumberReplacer {number}"): "packed rows stand in one, B is 1"
-        for line, number in (
-            ("query[0].transpose(0, 1).to(value.dtype),  # (T, H, D); rotary embeddings leave float32", 5),
-            ("key[0].transpose(0, 1).to(value.dtype),", 11),
-            ("value[0].transpose(0, 1),", 17),
-        )
-    },
     **{
         ("backends/attention.py", "if window is not None and length > window:", f"core/{operator}"): (
             "in a window as wide as the row, or wider, a token sees all before it, as it does without a mask"
