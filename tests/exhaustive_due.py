@@ -105,6 +105,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "tests/backends/test_batching.py",
             "tests/backends/test_logprobs.py",
             "tests/backends/test_attention.py",
+            "tests/backends/test_packed_kernel.py",
             "tests/backends/test_sdft.py",
             "tests/backends/test_constrained_sft.py",
             "tests/backends/test_lisa.py",

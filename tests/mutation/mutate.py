@@ -208,11 +208,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
         "core/ReplaceTrueWithFalse 2",
     ): "a copy that is waited for holds the same values",
-    (
-        "backends/constrained_sft.py",
-        "betas[position <= 1] = beta * first_factor",
-        "core/ReplaceComparisonOperator_LtE_Eq 1",
-    ): "at position 0 stand tokens before the answer, whose b_t the mask takes out of the loss",
     **{
         (
             "backends/constrained_sft.py",
