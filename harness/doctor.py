@@ -215,7 +215,9 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
     cells = plan.cells(shop.config)
     whole = estimate.checkpoints_bytes(shop, cells, known) + estimate.state_bytes(known) + SPARE_BYTES
     count = sum(cell.kind == "trained" for cell in cells)
-    line = f"{count} checkpoints take about {whole / 1e9:.1f} GB, {free / 1e9:.0f} GB are free at {place}"
+    spare = estimate.gigabytes(SPARE_BYTES)
+    line = f"a run takes about {estimate.gigabytes(whole)} ({count} checkpoints, {spare} to spare), "
+    line += f"{estimate.gigabytes(free)} are free at {place}"
     if whole > free:
         yield Finding("fail", "disk", line, "another --out, or harness clean on old runs")
     else:

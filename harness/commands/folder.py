@@ -81,7 +81,7 @@ def clean(
         if dry_run:
             click.echo("".join(f"{target}\n" for target in targets) + f"Would remove {what} ({size}).")
             return
-        if not (yes or click.confirm(f"Remove {what} ({size})?")):
+        if not (yes or _agreed(f"Remove {what} ({size})?")):
             click.echo("Nothing removed.")
             return
         if rows or tasks:
@@ -98,6 +98,16 @@ def clean(
     derived = [str(run / name) for name in ("figures", "analysis") if (run / name).exists()]
     if (rows or tasks) and derived:
         click.echo(f"Not made anew: {' and '.join(derived)} (harness figures {run}; harness analyze).")
+
+
+def _agreed(question: str) -> bool:
+    """What somebody answers. Raises UsageError where nobody does: in a script, whose input has ended."""
+    try:
+        return click.confirm(question)
+    except click.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            raise
+        raise UsageError("nothing removed, since nobody answered; --yes removes without asking") from None
 
 
 def _table(run: Path, config: RunConfig) -> None:

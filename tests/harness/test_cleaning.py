@@ -51,6 +51,23 @@ def test_a_row_is_taken_out(command: Command, run_copy: Path, values: Any, snaps
     assert all(now[name] == content for name, content in left.items() if "/lisa/" not in name)
 
 
+def test_a_script_that_answers_nothing_is_told_of_yes(
+    run_copy: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("click.termui.visible_prompt_func", _ended)
+    files = sorted(run_copy.rglob("*"))
+    ended = command("clean", run_copy)
+    assert (ended.code, ended.err) == (
+        2,
+        "Error: nothing removed, since nobody answered; --yes removes without asking\n",
+    )
+    assert sorted(run_copy.rglob("*")) == files
+
+
+def _ended(prompt: str) -> str:
+    raise EOFError
+
+
 def test_it_asks_first_and_takes_no_for_an_answer(
     command: Command, run_copy: Path, snapshot: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,19 @@ def test_the_whole_shows_examples_and_every_command(command: Command) -> None:
     assert command().code == 2
 
 
+@pytest.mark.parametrize("listed", ["recipes", "tasks", "judges", "methods"])
+def test_lists_break_no_name_at_80_columns(
+    command: Command, listed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = command(listed).out
+    assert max(map(len, shown.splitlines())) <= 80
+    names = [row[key] for row in json.loads(command(listed, "--json").out) for key in row][:200]
+    named = [name for name in names if isinstance(name, str) and " " not in name and len(name) <= 40]
+    assert named
+    assert [name for name in named if name not in shown] == []
+
+
 def test_recipes_lists_the_packaged_ones_and_what_one_may_hold(command: Command) -> None:
     assert "llama2-7b-paper" in command("recipes").out
     listed = command("recipes", "--keys").out
