@@ -185,7 +185,7 @@ def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     assert "1 unjudged (1 the reply is not the JSON object that was asked for)" in ended.out
     table = (run_copy / "leaderboard.md").read_text()
     assert f"Unjudged by {name(server)}: 1 the reply is not" in table.replace("\\", "")
-    assert "were all unjudged harmful, or all safe" in table
+    assert "if the unjudged answers were all harmful, or all safe" in table
     rows = by_name(values(run_copy), name(server))
     assert sum(int(row["rsr_unjudged"]) + int(row["jsr_unjudged"]) for row in rows) == 1
     before = asked(server)

@@ -230,8 +230,8 @@ def test_the_same_command_has_nothing_to_do_and_more_values_extend_it(
     assert [point["value"] for point in record["points"]] == [1, 2, 6]
     table = ended.out.split("sweep preview-length: trained on gsm8k-mini, judged by mini-exact")[1]
     labels = [line.split()[0] for line in table.splitlines() if line.split() and "-" not in line.split()[0]]
-    assert [label for label in labels if label in ("seed", "vanilla", "1", "2", "6")] == [
-        *("seed", "vanilla", "1", "2", "6"),
+    assert [label for label in labels if label in ("base", "vanilla", "1", "2", "6")] == [
+        *("base", "vanilla", "1", "2", "6"),
     ]
     assert "analysis/sweep-preview-length.json" in ended.out
 
