@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import registry
 from harness.config import TrainingConfig
 
 # Published sizes of the packaged recipes' models, under the keys of their config.json.
@@ -108,6 +109,11 @@ class Row(NamedTuple):
     tokens: int
     loss: float
 
+    @property
+    def input_ids(self) -> range:
+        """As many as an encoded example would have: by them a batch is cut."""
+        return range(self.tokens)
+
 
 def micro_batches(training: TrainingConfig, max_length: int, rows: Sequence[Row] = ()) -> list[list[Row]]:
     """What one device passes through the model in each of some steps. Without ``rows`` every row is taken to
@@ -121,29 +127,17 @@ def micro_batches(training: TrainingConfig, max_length: int, rows: Sequence[Row]
 
 
 def _dealt(batch: list[Row], training: TrainingConfig) -> list[Row]:
-    """A device's share of a global batch, cut as backends/batching.py cuts it."""
+    """A device's share of a global batch, cut as the trainer cuts it."""
+    deal = registry.load_object("backends.batching:deal")
+    size, tokens = training.micro_batch_size, training.micro_batch_tokens
+    mine = deal(batch, size, tokens, training.batching, training.num_processes)[0]
     packed = training.batching == "padding-free"
+    return [_together(rows, packed) for rows in mine if rows]
 
-    def together(rows: Sequence[Row]) -> Row:
-        lengths = [row.tokens for row in rows]
-        return Row(sum(lengths) if packed else max(lengths) * len(rows), sum(row.loss for row in rows))
 
-    cut: list[list[Row]] = []
-    ordered = batch if training.batching == "in-order" else sorted(batch, key=lambda row: -row.tokens)
-    for row in ordered:
-        full = not cut or len(cut[-1]) == training.micro_batch_size
-        most = training.micro_batch_tokens
-        if full or (most is not None and together([*cut[-1], row]).tokens > most):
-            cut.append([])
-        cut[-1].append(row)
-    devices = training.num_processes
-    while len(cut) % devices and any(len(rows) > 1 for rows in cut):  # no device is idle
-        widest = max(cut, key=lambda rows: together(rows).tokens if len(rows) > 1 else 0)
-        cut.remove(widest)
-        cut += [widest[: len(widest) // 2], widest[len(widest) // 2 :]]
-    if devices > 1:
-        cut.sort(key=lambda rows: -together(rows).tokens)
-    return [together(rows) for rows in cut][::devices]
+def _together(rows: Sequence[Row], packed: bool) -> Row:
+    lengths = [row.tokens for row in rows]
+    return Row(sum(lengths) if packed else max(lengths) * len(rows), sum(row.loss for row in rows))
 
 
 def training_bytes(
