@@ -3,8 +3,11 @@ the memory and the disk that they take. Time and tokens need a probe (forecast.p
 
 from __future__ import annotations
 
+import functools
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +17,7 @@ from rich.table import Table
 
 from harness import disk, judging, memory, models, plan, registry, responding, training
 from harness.config import TrainingConfig
-from harness.contracts import HarnessError
+from harness.contracts import Encoded, HarnessError, TrainTask
 from harness.workshop import Workshop
 
 SAMPLE = 256  # training rows whose lengths are looked at
@@ -96,9 +99,10 @@ def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Ar
     """What the cells' trainings take; None where nothing is trained."""
     trained = [cell for cell in cells if cell.kind == "trained"]
     found: dict[tuple[str | None, str], tuple[float, TrainingConfig, int]] = {}
+    trainings = _Trainings(shop, known)
     for cell in trained:
         if (cell.train_task, cell.method) not in found:
-            found[cell.train_task, cell.method] = _of_cell(shop, cell, known)
+            found[cell.train_task, cell.method] = trainings.take(cell)
     if not found:
         return None
     largest = max(found.values(), key=lambda one: one[0])
@@ -107,39 +111,61 @@ def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Ar
     return Needed(*largest, together=sum(sizes[:jobs]), jobs=jobs)
 
 
-def _of_cell(
-    shop: Workshop, cell: plan.Cell, known: memory.Architecture
-) -> tuple[float, TrainingConfig, int]:
-    settings = shop.config.row(cell.method).training.model_copy(update={"device": shop.device})
-    max_length = settings.max_length or registry.load("train task", cell.train_task or "").max_length
-    if models.is_here(shop.config.model):
-        max_length = min(max_length, models.context_of(shop.seed_folder))
-    rows = _lengths(shop, cell, max_length)
-    steps = memory.micro_batches(settings, max_length, rows)
-    tokens = max(micro.tokens for step in steps for micro in step)
-    return memory.training_bytes(known, settings, max_length, rows), settings, tokens
+@dataclass
+class _Trainings:
+    """What each training of a run takes; what the next method needs again is kept."""
 
+    shop: Workshop
+    known: memory.Architecture
+    encoded: dict[tuple[str | None, int, str], list[Encoded]] = field(default_factory=dict)
 
-def _lengths(shop: Workshop, cell: plan.Cell, max_length: int) -> list[memory.Row]:
-    """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base model
-    is going to rewrite is taken to go half as far as it may."""
-    if not models.is_here(shop.config.model):
-        return []
-    settings, task = shop.config.row(cell.method).training, registry.load("train task", cell.train_task or "")
-    rewritten = training.make_method(shop.config, cell.method).prepares_with == "rewrites"
-    try:
-        examples = shop.examples(task)
-        some = examples[:: -(-len(examples) // SAMPLE)]
-        rows = training.encode_all(shop.seed_tokenizer, some, max_length, settings.too_long)[0]
-    except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
-        return []
-    found = []
-    for row in rows:
-        tokens, loss = len(row.input_ids), sum(row.trained)
-        room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
-        more = max(0, (room - loss) // 2)
-        found.append(memory.Row(tokens + more, loss + more))
-    return found
+    @functools.cached_property
+    def context(self) -> float:
+        """Tokens that the model has room for; any number, where it is not here."""
+        is_here = models.is_here(self.shop.config.model)
+        return models.context_of(self.shop.seed_folder) if is_here else math.inf
+
+    def take(self, cell: plan.Cell) -> tuple[float, TrainingConfig, int]:
+        """Bytes, settings, and the tokens of the largest micro-batch."""
+        row = self.shop.config.row(cell.method).training
+        settings = row.model_copy(update={"device": self.shop.device})
+        task: TrainTask = registry.load("train task", cell.train_task or "")
+        max_length = int(min(settings.max_length or task.max_length, self.context))
+        rows = self._lengths(cell, task, settings, max_length)
+        steps = memory.micro_batches(settings, max_length, rows)
+        tokens = max(micro.tokens for step in steps for micro in step)
+        return memory.training_bytes(self.known, settings, max_length, rows), settings, tokens
+
+    def _lengths(
+        self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
+    ) -> list[memory.Row]:
+        """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
+        model is going to rewrite is taken to go half as far as it may."""
+        if not models.is_here(self.shop.config.model):
+            return []
+        rewritten = training.make_method(self.shop.config, cell.method).prepares_with == "rewrites"
+        try:
+            rows = self._encoded(cell, task, settings, max_length)
+        except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
+            return []
+        found = []
+        for row in rows:
+            tokens, loss = len(row.input_ids), sum(row.trained)
+            room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
+            more = max(0, (room - loss) // 2)
+            found.append(memory.Row(tokens + more, loss + more))
+        return found
+
+    def _encoded(
+        self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
+    ) -> list[Encoded]:
+        key = cell.train_task, max_length, settings.too_long
+        if key not in self.encoded:
+            examples = self.shop.examples(task)
+            some = examples[:: -(-len(examples) // SAMPLE)]
+            tokenizer = self.shop.seed_tokenizer
+            self.encoded[key] = training.encode_all(tokenizer, some, max_length, settings.too_long)[0]
+        return self.encoded[key]
 
 
 def free_memory(shop: Workshop) -> float:
