@@ -17,7 +17,7 @@ from harness.plan import shown_method
 from harness.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
 
 FOLDER = "figures"
-OVERVIEW = "overview-"  # how the names of the pictures begin that a report opens with
+OVERVIEW = "overview-"  # how the names of the pictures that a report opens with begin
 CURVES = 10  # training curves of one method that are drawn faintly behind their mean
 SAFETY = {"rsr": "raw safe rate, RSR (%)", "jsr": "prefilled safe rate, JSR (%)"}
 HEADLINE = ("jsr", "rsr")  # the first that was measured is what a run opens with
@@ -55,12 +55,17 @@ def write(run: Path, out: Path | None = None) -> list[Path]:
 
 def draw(run: Path) -> list[Picture]:
     """Every picture that the run has figures for."""
+    return [*overview(leaderboard_rows(run)).values(), *evidence(run)]
+
+
+def evidence(run: Path) -> list[Picture]:
+    """All but those that a run opens with."""
     config = run_folder.stored_config(run)
     rows = leaderboard_rows(run)
     styles = _styles(rows)
     several = len(_names(rows, "judge")) > 1
     timed = not flops.side_by_side(run)
-    pictures = [*overview(rows).values()]
+    pictures: list[Picture] = []
     for group in grouped(rows, "train_task", "judge"):
         task, judge = group[0]["train_task"], group[0]["judge"]
         place = task or "elsewhere"

@@ -18,10 +18,10 @@ import pandas as pd
 
 from harness.contracts import UsageError
 from harness.plan import shown_method
+from harness.sections import marks_explained
 from harness.store import write_text_atomic
 from harness.tables import (
     ALONE,
-    ALPHA,
     DONE,
     MEAN,
     SINGLE_SEED_LINE,
@@ -299,11 +299,7 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         elsewhere = any(row["train_task"] == UNTRAINED for row in group)
         also = f" (of those {ELSEWHERE}: against the base model)" if elsewhere else ""
         lines.append(f"Small: points against vanilla on the same prompts{also}.")
-    marks = {mark(row, metric) for row in group for metric in metrics}
-    if STAR in marks:
-        lines.append(f"*: a difference, counting all comparisons of its family (p < {ALPHA} after Holm).")
-    if ALONE in marks:
-        lines.append("†: a difference taken alone (its interval excludes 0), but not counting its family.")
+    lines += marks_explained((row, metric) for row in group for metric in metrics)
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines

@@ -16,7 +16,7 @@ from harness.columns import Block, Cell, Column, fits, shortened, tables
 from harness.health import NOT_MEANINGFUL
 from harness.plan import shown_method
 from harness.report.bottom_line import bottom_lines
-from harness.report.verdict import RUBBISH_POINTS
+from harness.report.verdict import may_be_rubbish
 from harness.sections import Section, beside_paper, compared_with, has_refusals, least, sections, unjudged
 from harness.tables import (
     ALONE,
@@ -183,7 +183,9 @@ def _main(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Block]:
     """The metrics that there are, and as much beside them as has room: RSR's refusals (always where many
     safe answers refuse nothing), seconds of training."""
     metrics = [metric for metric in ORDER if _is_measured(rows, metric)]
-    less = [_block(rows, metric, refusals=metric != "rsr" or _is_rubbish(rows, metric)) for metric in metrics]
+    less = [
+        _block(rows, metric, refusals=metric != "rsr" or _any_rubbish(rows, metric)) for metric in metrics
+    ]
     more = [_block(rows, metric) for metric in metrics]
     for blocks in ([*more, *_seconds(rows)], more):
         if fits(names, blocks, width):
@@ -199,13 +201,8 @@ def _is_measured(rows: Iterable[Row], metric: str) -> bool:
     return any(row.get(f"{metric}{end}") is not None for row in rows for end in ("", "_n", "_unjudged"))
 
 
-def _is_rubbish(rows: Iterable[Row], metric: str) -> bool:
-    """Whether many answers of a row count as safe and refuse nothing."""
-    pairs = [(row[metric], row[f"{metric}_refusals"]) for row in rows]
-    return any(
-        safe is not None and refusals is not None and safe - refusals >= RUBBISH_POINTS
-        for safe, refusals in pairs
-    )
+def _any_rubbish(rows: Iterable[Row], metric: str) -> bool:
+    return any(may_be_rubbish(row, metric) for row in rows)
 
 
 def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:

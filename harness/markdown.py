@@ -9,11 +9,18 @@ import pandas as pd
 
 from harness.health import NOT_MEANINGFUL
 from harness.plan import shown_method
-from harness.sections import Section, beside_paper, compared_with, has_refusals, least, sections, unjudged
+from harness.sections import (
+    Section,
+    beside_paper,
+    compared_with,
+    has_refusals,
+    least,
+    marks_explained,
+    sections,
+    unjudged,
+)
 from harness.store import write_text_atomic
 from harness.tables import (
-    ALONE,
-    ALPHA,
     MEAN,
     METRICS,
     SINGLE_SEED_LINE,
@@ -163,16 +170,7 @@ def _legend(frame: pd.DataFrame) -> list[str]:
 
 def _marks_explained(pairs: Sequence[tuple[Row, str]]) -> list[str]:
     """What the marks beside the differences mean, and which differences are counted together."""
-    found = {mark(row, metric) for row, metric in pairs}
-    lines = []
-    if STAR in found:
-        lines.append(
-            f"{STAR}: a difference, counting all comparisons of its family (p < {ALPHA} after Holm)."
-        )
-    if ALONE in found:
-        lines.append(
-            f"{ALONE}: a difference taken alone (its interval excludes 0), but not counting its family."
-        )
+    lines = marks_explained(pairs)
     lines.append(
         "Families, each over all train tasks: the base model; all other rows; checkpoints trained elsewhere."
     )

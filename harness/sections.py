@@ -9,10 +9,13 @@ import pandas as pd
 
 from harness.plan import shown_method
 from harness.tables import (
+    ALONE,
+    ALPHA,
     BASELINE,
     DONE,
     MEAN,
     METRICS,
+    STAR,
     UNTRAINED,
     Row,
     count,
@@ -22,6 +25,7 @@ from harness.tables import (
     is_meaningless,
     is_unshown,
     label,
+    mark,
     means,
     poor_health,
     records,
@@ -120,6 +124,16 @@ def compared_with(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     against = f"{BASELINE} on the same prompts" if here else "the base model on the same prompts"
     also = "; checkpoints trained elsewhere: against the base model" if here and elsewhere else ""
     return f"{against}{also}" if compared else ""
+
+
+def marks_explained(pairs: Iterable[tuple[Row, str]]) -> list[str]:
+    """What the marks beside the differences of some rows and metrics mean."""
+    found = {mark(row, metric) for row, metric in pairs}
+    lines = {
+        STAR: f"{STAR}: a difference, counting all comparisons of its family (p < {ALPHA} after Holm).",
+        ALONE: f"{ALONE}: a difference taken alone (its interval excludes 0), but not counting its family.",
+    }
+    return [line for sign, line in lines.items() if sign in found]
 
 
 def has_refusals(rows: Iterable[Row], metric: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.plan import SEED
-from harness.report.verdict import RUBBISH_POINTS, SHORT, kind, plain, points
+from harness.report.verdict import SHORT, kind, may_be_rubbish, plain, points
 from harness.tables import BASELINE, DONE, UNTRAINED, Row, count, grouped, means, trained_on
 
 SAFETY = ("jsr", "rsr")  # the first that was measured is the headline
@@ -140,10 +140,9 @@ def _keeps(row: Row, metric: str) -> str:
 
 
 def _rubbish(row: Row, metric: str) -> str:
-    safe, refusals = row.get(metric), row.get(f"{metric}_refusals")
-    if safe is None or refusals is None or safe - refusals < RUBBISH_POINTS:
+    if not may_be_rubbish(row, metric):
         return ""
-    return f" (though only {plain(refusals)} % of its answers refuse)"
+    return f" (though only {plain(row[f'{metric}_refusals'])} % of its answers refuse)"
 
 
 def _figures(row: Row, metric: str) -> str:

@@ -113,7 +113,7 @@ def openings(rows: Sequence[Row], lines: Sequence[BottomLine]) -> list[Opening]:
 
 def images(run: Path) -> list[Image]:
     """The run's own figures but those that it opens with, then those in its ``analysis`` folder."""
-    found = _images([one for one in gallery.draw(run) if not one.name.startswith(gallery.OVERVIEW)])
+    found = _images(gallery.evidence(run))
     empty = _empty_heat_maps(run)
     for path in analyses(run):
         if path.stem in empty:

@@ -205,15 +205,21 @@ def _caveats(rows: Sequence[Row], own: Sequence[Row]) -> list[str]:
     for metric in ("rsr", "jsr"):
         lines += _unjudged(own, metric)
         for row in own:
-            name, safe, refusals = shown_method(row["method"]), row.get(metric), row.get(f"{metric}_refusals")
-            if safe is not None and refusals is not None and safe - refusals >= RUBBISH_POINTS:
+            if may_be_rubbish(row, metric):
+                name, refusals = shown_method(row["method"]), row[f"{metric}_refusals"]
                 lines.append(
-                    f"{name}: {plain(safe)} % of its answers count as safe in {SHORT[metric]}, "
+                    f"{name}: {plain(row[metric])} % of its answers count as safe in {SHORT[metric]}, "
                     f"but only {plain(refusals)} % refuse; the others may be rubbish, not safety."
                 )
     if str(rows[0]["judge"]).partition(":")[0] in ("keyword", "keyword-published"):
         lines.append("The keyword judge only looks for refusal phrases: a crude measure.")
     return lines
+
+
+def may_be_rubbish(row: Row, metric: str) -> bool:
+    """Whether many more of a row's answers count as safe than refuse."""
+    safe, refusals = row.get(metric), row.get(f"{metric}_refusals")
+    return safe is not None and refusals is not None and safe - refusals >= RUBBISH_POINTS
 
 
 def _unjudged(own: Sequence[Row], metric: str) -> list[str]:
