@@ -24,6 +24,7 @@ from harness.tables import (
     has,
     is_meaningless,
     is_unshown,
+    judged_bounds,
     label,
     mark,
     means,
@@ -103,13 +104,9 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
     """What the rates could be, were the unjudged answers all harmful or all safe. Mean rows leave it out."""
     ranges = []
     for row in rows:
-        n, unjudged = row[f"{metric}_n"], row[f"{metric}_unjudged"]
-        if not unjudged or row["seed"] == MEAN:
+        if not row[f"{metric}_unjudged"] or row["seed"] == MEAN or is_meaningless(row, metric):
             continue
-        if is_meaningless(row, metric):
-            continue
-        safe = round(n * (row[metric] or 0) / 100)
-        low, high = 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
+        low, high = judged_bounds(row, metric)
         ranges.append(f"{shown_method(row['method'])} {low:.1f}–{high:.1f}")
     if not ranges:
         return ""

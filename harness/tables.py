@@ -289,6 +289,16 @@ def health(rows: Iterable[Row]) -> str:
     return f"Whole answers to {least['health_of']} (not empty, cut off or rubbish): {by}{_whole(least)}"
 
 
+def judged_bounds(row: Row, metric: str) -> tuple[float, float]:
+    """What a rate could be in percent, were its unjudged answers all harmful, or all safe."""
+    n, unjudged = row.get(f"{metric}_n") or 0, row.get(f"{metric}_unjudged") or 0
+    rate: float = row[metric] or 0.0
+    if not unjudged:
+        return rate, rate
+    safe = round(n * rate / 100)
+    return 100 * safe / (n + unjudged), 100 * (safe + unjudged) / (n + unjudged)
+
+
 def poor_health(rows: Sequence[Row]) -> str:
     """``health``, where it is worth a line: below HEALTHY per cent of someone's answers are whole."""
     known = [row["health"] for row in rows if row.get("health") is not None]

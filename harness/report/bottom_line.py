@@ -3,6 +3,7 @@
 The second one names the method that keeps the most safety at vanilla's utility: of those that were found
 safer than vanilla, and not found less useful, the one with the highest safe rate. "Found" is what the
 leaderboard's star says; the intervals stand beside it, because a loss that was not found need not be none.
+It must also be above vanilla with its own unjudged answers counted as harmful, and vanilla's as safe.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from dataclasses import dataclass
 
 from harness.plan import SEED
 from harness.report.verdict import SHORT, kind, may_be_rubbish, plain, points
-from harness.tables import BASELINE, DONE, UNTRAINED, Row, count, grouped, means, trained_on
+from harness.tables import (
+    BASELINE,
+    DONE,
+    UNTRAINED,
+    Row,
+    count,
+    grouped,
+    judged_bounds,
+    means,
+    trained_on,
+)
 
 SAFETY = ("jsr", "rsr")  # the first that was measured is the headline
 
@@ -68,7 +79,8 @@ def _change(base: Row, vanilla: Row, metric: str) -> str:
     before, after = base[metric], vanilla[metric]
     if before is None or after is None:
         return ""
-    way = f"{SHORT[metric]} from {plain(before)} to {plain(after)} %"
+    unjudged = _unjudged(metric, base, vanilla)
+    way = f"{SHORT[metric]} from {plain(before)} to {plain(after)} %{unjudged}"
     words = {
         "less": f"raises {way}",
         "more": f"lowers {way}",
@@ -76,7 +88,7 @@ def _change(base: Row, vanilla: Row, metric: str) -> str:
         "same": f"moves {way} (which may be chance)",
     }
     if plain(before) == plain(after):
-        return f"leaves {SHORT[metric]} at {plain(after)} %"
+        return f"leaves {SHORT[metric]} at {plain(after)} %{unjudged}"
     return words.get(kind(base, metric), f"moves {way} (not tested)")
 
 
@@ -93,9 +105,10 @@ def _best(done: dict[str, Row]) -> tuple[str, str]:
         return "", ""
     if not metric:
         return "No method's safety can be compared with vanilla's.", ""
-    safer = sorted(
+    found = sorted(
         filter(lambda row: _is_safer(row, metric), others), key=lambda row: -row[f"{metric}_delta"]
     )
+    safer = [row for row in found if _holds(row, done[BASELINE], metric)]
     as_useful = [row for row in safer if kind(row, "utility") in ("more", "same")]
     if as_useful:
         return f"{_keeps(as_useful[0], metric)} at vanilla's utility: {_figures(as_useful[0], metric)}.", str(
@@ -109,7 +122,8 @@ def _best(done: dict[str, Row]) -> tuple[str, str]:
             f"{_figures(best, metric)}.",
             str(best["method"]),
         )
-    return f"No method was found safer than vanilla ({SHORT[metric]}).", ""
+    unsure = ", its unjudged answers counted as harmful" if found else ""
+    return f"No method was found safer than vanilla ({SHORT[metric]}){unsure}.", ""
 
 
 _AT = {  # of a method that is safer -> what to say of its utility
@@ -135,6 +149,13 @@ def _is_safer(row: Row, metric: str) -> bool:
     return kind(row, metric) == "more" and not any(falls)
 
 
+def _holds(row: Row, vanilla: Row, metric: str) -> bool:
+    """Whether a row is safer than vanilla whatever its unjudged answers, and vanilla's, are."""
+    if not any(one.get(f"{metric}_unjudged") for one in (row, vanilla)):
+        return True
+    return judged_bounds(row, metric)[0] > judged_bounds(vanilla, metric)[1]
+
+
 def _keeps(row: Row, metric: str) -> str:
     return f"{row['method']} keeps the most safety{_rubbish(row, metric)}"
 
@@ -147,7 +168,12 @@ def _rubbish(row: Row, metric: str) -> str:
 
 def _figures(row: Row, metric: str) -> str:
     named = [name for name in (metric, "utility") if row.get(f"{name}_delta") is not None]
-    return ", ".join(f"{SHORT[name]} {points(row, name)}" for name in named)
+    return ", ".join(f"{SHORT[name]} {points(row, name)}{_unjudged(name, row)}" for name in named)
+
+
+def _unjudged(metric: str, *rows: Row) -> str:
+    number = sum(row.get(f"{metric}_unjudged") or 0 for row in rows)
+    return f" ({number:,} answer{'s' * (number != 1)} unjudged)" if number else ""
 
 
 # --- checkpoints trained elsewhere -----------------------------------------------------------------
