@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import small
 
 from harness import chat
 from harness.config import TrainingConfig
-from harness.contracts import Encoded, Example, Message, Method
-from harness.mini import data, seed_model_path
+from harness.contracts import Encoded, Example, Method
+from harness.mini import seed_model_path
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,17 +32,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def texts() -> list[Example]:
     """Forty conversations of the mini world, of different lengths."""
-    return [
-        Example(
-            f"row-{number}",
-            (
-                Message("system", "Be brief."),
-                Message("user", row["question"]),
-                Message("assistant", row["answer"]),
-            ),
-        )
-        for number, row in enumerate(data.gsm8k("train", 40))
-    ]
+    return small.texts(40)
 
 
 @pytest.fixture(scope="session")

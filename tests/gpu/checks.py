@@ -403,15 +403,6 @@ def divergence(place: Place) -> dict[str, Any]:
     return {"tokens": len(here), "mean": float(here.mean()), "difference": difference}
 
 
-GUARD = """
-summary: the mini model as a guard
-render:
-  messages: [{role: user, content: "{request}"}, {role: assistant, content: "{answer}"}]
-read:
-  choice: ["I", "Sure"]
-"""
-
-
 def judge(place: Place) -> dict[str, Any]:
     """A local judge's scores: the CPU's."""
     from harness import judge_models
@@ -419,7 +410,7 @@ def judge(place: Place) -> dict[str, Any]:
     from judges.local import LocalJudge
 
     file = place.folder / "guard.yaml"
-    file.write_text(GUARD, encoding="utf-8")
+    file.write_text(small.GUARD, encoding="utf-8")
     one = LocalJudge.configured(str(file), str(seed_model_path()), JudgeSettings())
     exchanges = [
         Exchange(f"{number}", "task", None, None, row["instruction"], "", answer, "stop")

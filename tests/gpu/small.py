@@ -25,6 +25,13 @@ from harness.mini import data, seed_model_path
 from harness.store import Cache
 
 ROWS, SAFETY_ROWS = 24, 6
+GUARD = """
+summary: the mini model as a guard
+render:
+  messages: [{role: user, content: "{request}"}, {role: assistant, content: "{answer}"}]
+read:
+  choice: ["I", "Sure"]
+"""
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu.small import GUARD
 
 from harness import finish, judge_models, judging, models
 from harness.contracts import HarnessError
@@ -120,14 +121,6 @@ def test_vllm_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # --- the whole way ---------------------------------------------------------------------------------
-
-GUARD = """
-summary: the mini model as a guard
-render:
-  messages: [{role: user, content: "{request}"}, {role: assistant, content: "{answer}"}]
-read:
-  choice: ["I", "Sure"]
-"""
 
 
 @pytest.mark.slow
