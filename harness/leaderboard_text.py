@@ -36,6 +36,7 @@ from harness.tables import (
     is_meaningless,
     label,
     mark,
+    one_decimal,
     records,
 )
 from harness.text import one_line
@@ -219,7 +220,7 @@ def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
         least = len(NOT_MEANINGFUL) - (1 + columns[0].width if columns else 0)
     columns.append(Column(name, values, least))
     refused = (
-        [Cell(_decimal(row[f"{metric}_refusals"])) for row in rows] if has_refusals(rows, metric) else []
+        [Cell(one_decimal(row[f"{metric}_refusals"])) for row in rows] if has_refusals(rows, metric) else []
     )
     if refusals and any(cell.text for cell in refused):
         columns.append(Column("refusals", refused))
@@ -227,14 +228,14 @@ def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
 
 
 def _seconds(rows: Sequence[Row]) -> list[Block]:
-    seconds = [Cell(_decimal(row["train_seconds"])) for row in rows]
+    seconds = [Cell(one_decimal(row["train_seconds"])) for row in rows]
     return [[Column("train s", seconds)]] if any(cell.text for cell in seconds) else []
 
 
 def _value(row: Row, metric: str) -> Cell:
     if is_meaningless(row, metric):
         return Cell(NOT_MEANINGFUL, style="yellow", spans=True)
-    return Cell(_decimal(row[metric]) or "-", unjudged(row, metric))
+    return Cell(one_decimal(row[metric]) or "-", unjudged(row, metric))
 
 
 def _delta(row: Row, metric: str) -> Cell:
@@ -251,7 +252,7 @@ def _paper(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> list
         pairs = [found.get(metric) for _, found in beside]
         if any(pairs):
             ours = Column(f"{label(metric)} vs paper", [Cell(_signed(p[0]) if p else "") for p in pairs])
-            blocks.append([ours, Column("paper", [Cell(_decimal(p[1]) if p else "") for p in pairs])])
+            blocks.append([ours, Column("paper", [Cell(one_decimal(p[1]) if p else "") for p in pairs])])
     return blocks
 
 
@@ -262,8 +263,8 @@ def _intervals(rows: Sequence[Row], metrics: Iterable[str]) -> list[Block]:
         name = label(metric)
         columns = [
             Column(f"Δ {name}", [Cell(_span(row, f"{metric}_delta", _signed, " to ")) for row in rows]),
-            Column("detectable", [Cell(_decimal(least(row, metric))) for row in rows]),
-            Column(name, [Cell(_span(row, metric, _decimal, "–")) for row in rows]),
+            Column("detectable", [Cell(one_decimal(least(row, metric))) for row in rows]),
+            Column(name, [Cell(_span(row, metric, one_decimal, "–")) for row in rows]),
         ]
         if block := [column for column in columns if any(cell.text for cell in column.cells)]:
             blocks.append(block)
@@ -273,10 +274,6 @@ def _intervals(rows: Sequence[Row], metrics: Iterable[str]) -> list[Block]:
 def _span(row: Row, name: str, figure: Callable[[float], str], between: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return "" if low is None or high is None else f"{figure(low)}{between}{figure(high)}"
-
-
-def _decimal(value: float | None) -> str:
-    return "" if value is None else f"{round(value, 1) + 0.0:.1f}"  # + 0.0: there is no negative zero
 
 
 def _signed(value: float) -> str:

@@ -350,4 +350,4 @@ def mark(row: Row, metric: str) -> str:
 
 
 def one_decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    return "" if value is None else f"{round(value, 1) + 0.0:.1f}"  # + 0.0: there is no negative zero

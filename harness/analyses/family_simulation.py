@@ -215,8 +215,13 @@ def part(frame: pd.DataFrame) -> Part:
 
 def summary(frame: pd.DataFrame) -> str:
     known = frame.dropna(subset=["false"])
+    by_seeds = "; ".join(
+        f"{_seeds(seeds)} {group['false'].mean():.1f} ({group['false'].max():g})"
+        for seeds, group in known.groupby("seeds")
+    )
     text = (
-        f"False stars: at most {known['false'].max():g} % of the runs, mean {known['false'].mean():.1f} %. "
+        f"False stars: at most {known['false'].max():g} % of the runs, mean {known['false'].mean():.1f} %; "
+        f"mean (most) by seeds: {by_seeds}. "
         f"Max-T's intervals hold {LEAST:.0f} % or more together in "
         f"{int((frame['together'] >= LEAST).sum())} of {len(frame)} families."
     )
@@ -225,8 +230,12 @@ def summary(frame: pd.DataFrame) -> str:
     for seeds in sorted({int(number) for number in power["seeds"]}):
         group = power[power["seeds"] == seeds]
         parts = [f"{name} {_gain(group, name)}" for name in ("any", "average", "all")]
-        gains.append(f"{seeds} seed{'s' if seeds > 1 else ''}: {', '.join(parts)}")
+        gains.append(f"{_seeds(seeds)}: {', '.join(parts)}")
     return f"{text} Power of max-T less the star's, in points, mean (lowest to highest): {'; '.join(gains)}."
+
+
+def _seeds(number: Any) -> str:
+    return f"{number:g} seed{'s' if number > 1 else ''}"
 
 
 def _gain(frame: pd.DataFrame, name: str) -> str:

@@ -103,7 +103,9 @@ def test_the_table_says_what_is_outside_and_how_the_rules_compare() -> None:
     assert first["rate"].tolist() == [50.0, 70.0]
     frame = first.assign(false=[9.0, 5.0], together=[95.0, 90.0], any_max_t=[None, 80.0], any=[None, 70.0])
     said = family_simulation.summary(frame)
-    assert "at most 9 % of the runs, mean 7.0 %" in said
+    assert "at most 9 % of the runs, mean 7.0 %; mean (most) by seeds: 1 seed 7.0 (9)." in said
+    three = family_simulation.summary(frame.assign(seeds=[1, 3]))
+    assert "by seeds: 1 seed 9.0 (9); 3 seeds 5.0 (5)." in three
     assert "in 1 of 2 families" in said
     assert "1 seed: any +10.0 (+10.0 to +10.0)" in said
     part = family_simulation.part(first)
