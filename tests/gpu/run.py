@@ -307,12 +307,16 @@ def run_part(part: Part, limit_s: float, report: Report) -> None:
         def read() -> None:
             assert child.stdout is not None
             for line in child.stdout:
+                try:
+                    figures = json.loads(line.removeprefix("RESULT ")) if line.startswith("RESULT ") else None
+                except ValueError:
+                    figures = None
+                if figures is not None:  # not into the log, where it could end up amid a line of stderr
+                    entry["results"].append(figures)
+                    report.write()
+                    continue
                 said.write(line)
                 said.flush()
-                if line.startswith("RESULT "):
-                    with contextlib.suppress(ValueError):
-                        entry["results"].append(json.loads(line.removeprefix("RESULT ")))
-                        report.write()
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
@@ -354,9 +358,7 @@ def _conclude(part: Part, entry: dict[str, Any], code: int | None, log: Path) ->
         }
     elif code:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        last = next(
-            (line for line in reversed(lines) if line and not line.startswith("RESULT ")), "no output"
-        )
+        last = next((line for line in reversed(lines) if line), "no output")
         entry |= {"outcome": "failed", "reason": f"ended with {code}: {last[:300]}"}
     else:
         try:
