@@ -495,6 +495,30 @@ class StepProbe:
             self._trained, lr=0.0, fused=settings.optimizer == "adamw_torch_fused"
         )
         self.model.train()
+        self.layers = self._layers()
+
+    def _layers(self) -> int:
+        """How many layers a pass may be cut to the first of; 0 where the model runs all of them whatever its
+        configuration says."""
+        config, ran = self.model.config.get_text_config(), list[int]()
+        blocks = getattr(self.model.get_decoder(), "layers", ())
+        hooks = [block.register_forward_pre_hook(lambda *given: ran.append(1)) for block in blocks]
+        with contextlib.suppress(Exception), self._cut_to(1), torch.no_grad():
+            self.model(input_ids=torch.full((1, 1), self._pad_id, device=self.model.device))
+        for hook in hooks:
+            hook.remove()
+        return int(config.num_hidden_layers) if len(ran) == 1 else 0
+
+    @contextlib.contextmanager
+    def _cut_to(self, layers: int) -> Iterator[None]:
+        """Hugging Face's decoders run as many of their layers as their configuration counts."""
+        config = self.model.config.get_text_config()
+        whole = config.num_hidden_layers
+        config.num_hidden_layers = layers
+        try:
+            yield
+        finally:
+            config.num_hidden_layers = whole
 
     def micro_batches(self, batch: Sequence[Encoded], settings: Any) -> list[list[Encoded]]:
         """A global batch as one device takes it under ``settings``."""
@@ -503,23 +527,26 @@ class StepProbe:
         dealt = deal(batch, settings.micro_batch_size, settings.micro_batch_tokens, batching)
         return [micro for micro in dealt[0] if micro]
 
-    def passes(self, micro: Sequence[Encoded]) -> None:
-        """One micro-batch forwards and backwards."""
+    def passes(self, micro: Sequence[Encoded], layers: int | None = None) -> None:
+        """One micro-batch forwards and backwards, through the first ``layers`` alone where they are given."""
         inputs = collate(micro, self._pad_id, self._packed).to(self.model.device)
-        with autocast(self.model, self.settings):
-            loss = -self._head.logp(self.model, inputs).sum() / max(1, len(inputs.targets))
-        loss.backward()
+        with self._cut_to(layers) if layers else contextlib.nullcontext():
+            with autocast(self.model, self.settings):
+                loss = -self._head.logp(self.model, inputs).sum() / max(1, len(inputs.targets))
+            loss.backward()
 
     def update(self) -> None:
         """What ends a step. The gradients stay, so that the next one has as much to do."""
         torch.nn.utils.clip_grad_norm_(self._trained, self.settings.max_grad_norm or 1.0)
         self._optimizer.step()
 
-    def flops(self, micro: Sequence[Encoded]) -> int:
-        """Of one micro-batch forwards and backwards, padding included where there is any."""
+    def flops(self, micro: Sequence[Encoded], layers: int | None = None) -> int:
+        """Of ``passes`` with the same arguments, padding included where there is any."""
         lengths = [len(example.input_ids) for example in micro]
         computed = lengths if self._packed else [max(lengths)] * len(lengths)
-        return self._costs.train(computed, sum(map(loss_tokens, micro)))
+        whole = self._costs.train(computed, sum(map(loss_tokens, micro)))
+        left_out = 1 - layers / self.layers if layers else 0.0
+        return whole - round(left_out * self._costs.train(computed, 0))
 
     @staticmethod
     def cut(example: Encoded, tokens: int) -> Encoded:

@@ -224,6 +224,17 @@ class Asked:
     read: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Beginnings:
+    """Of some answers: the places of their prompts, the prompts' tokens, the answers' tokens, and the seconds
+    that all took."""
+
+    places: Sequence[int] = ()
+    prompts: Sequence[int] = ()
+    found: Sequence[list[int]] = ()
+    seconds: float = 0.0
+
+
 class Probe:
     """Measures each kind of work once, with the base model, and scales it to a cell's size."""
 
@@ -236,6 +247,7 @@ class Probe:
         self.training: Training | None = None
         self.answering: Answering | None = None
         self.engine: Any = None
+        self.jobs, self.known_s = 1, 0.0  # seconds that the work takes at least, by what is known so far
         self._plain: dict[str, Rows] = {}
         self._prepared: dict[tuple[str, str], tuple[Rows, Work]] = {}
         self._tasks: dict[str, Work] = {}
@@ -246,16 +258,17 @@ class Probe:
         answers = any(self._names(cell, cell) for cell in todo)
         if not (trained or answers):
             return [Work()] * len(todo)
+        self.jobs = jobs
         tokens = sum(self._epochs(cell) * self._raw(cell).tokens for cell in trained)
-        self.budget.grant(6 * parameters * tokens / _fastest(self.shop.device) / jobs)
+        self._grant(6 * parameters * tokens / _fastest(self.shop.device))
         self._load()
         rewrites = any(
             training.make_method(self.shop.config, c.method).prepares_with == "rewrites" for c in trained
         )
         if trained:
-            self._time_training(trained, jobs, alone=not (answers or rewrites))
-            seconds = sum(self._train_s(cell, self._raw(cell)) for cell in trained)
-            self.budget.grant(seconds / jobs)
+            self._time_training(trained, alone=not (answers or rewrites))
+            self.known_s = sum(self._train_s(cell, self._raw(cell)) for cell in trained)
+            self._grant()
         if answers or rewrites:
             self._time_answers()
         found = [self._cell(cell) for cell in todo]
@@ -265,8 +278,13 @@ class Probe:
             found = [self._cell(cell) for cell in todo]
         return found
 
+    def _grant(self, more_s: float = 0.0) -> None:
+        """Allow what is known of the work, and ``more_s`` seconds of it, justify."""
+        self.budget.grant((self.known_s + more_s) / self.jobs)
+
     def _load(self) -> None:
         shop, folder = self.shop, self.shop.seed_folder
+        self.budget.check()
         expected = load_seconds(folder, self.budget.clock)
         if expected > LOAD_SHARE * self.budget.left():
             raise NotProbedError(f"its weights take about {expected:.0f} s to load")
@@ -321,8 +339,9 @@ class Probe:
             ) -> list[str]:
                 nonlocal made
                 prompts, opened = preparation.prompted(shop, conversations, opening)
-                work, found = self._answers(prompts, max_tokens)
+                work, found = self._answers(prompts, max_tokens, whole)
                 made += work * whole
+                self.known_s += work.seconds * whole
                 texts = {place: self.engine.completion(ids, opened).text for place, ids in found.items()}
                 return [texts.get(place, "") for place in range(len(prompts))]
 
@@ -331,7 +350,7 @@ class Probe:
             self._prepared[key] = Rows(rows, whole * len(rows)), Work(seconds=made.seconds)
         return self._prepared[key]
 
-    def _time_training(self, trained: Sequence[plan.Cell], jobs: int, *, alone: bool) -> None:
+    def _time_training(self, trained: Sequence[plan.Cell], *, alone: bool) -> None:
         settings, rows = self.shop.config.training, self._raw(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.
         model = self.model if alone else copy.deepcopy(self.model)
@@ -343,7 +362,7 @@ class Probe:
             self._epochs(cell) * self._raw(cell).number * self.training.count(rows, settings)
             for cell in trained
         )
-        self.budget.grant(pass_s * passes / jobs)
+        self._grant(pass_s * passes)
         with self.budget.part(1.0 if alone else TRAINING_SHARE):
             self.training.measure(self.budget)
 
@@ -429,7 +448,9 @@ class Probe:
         around_s = load_s + (self.budget.clock() - start) * number / some
         made = Work(seconds=self._read_s(asked.read), read=sum(asked.read))
         for limit, prompts in asked.prompts.items():
-            made += self._answers(prompts, limit)[0]
+            work = self._answers(prompts, limit, number / some)[0]
+            made += work
+            self.known_s += work.seconds * number / some
         size = sum(len(json.dumps(row, ensure_ascii=False)) for row in rows) + LETTERS * made.written
         if benchmark.kind == "safety":
             size += VERDICT_BYTES * len(rows) * len(self.shop.config.judges)
@@ -459,64 +480,71 @@ class Probe:
         assert self.answering is not None
         return sum(self.answering.prompts(max(batch) * len(batch)) for batch in batches)
 
-    def _answers(self, prompts: Sequence[list[int]], limit: int) -> tuple[Work, dict[int, list[int]]]:
+    def _answers(
+        self, prompts: Sequence[list[int]], limit: int, times: float
+    ) -> tuple[Work, dict[int, list[int]]]:
         """What all prompts take, in batches, and the beginnings of those answers that the probe has made, by
-        their prompts' places."""
+        their prompts' places. ``times``: how many such prompts the work has for each of these.
+
+        One look after another, each at more of a batch's rows and further into their answers, as long as what
+        the last has shown justifies the time.
+        """
         size = self.shop.config.responses.batch_size
         if self.answering is None:
             return Work(), {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         batch = order[:: -(-len(order) // size)]
-        places, found, took = self._beginnings(prompts, batch, limit)
-        work = self._extrapolated(
-            [len(prompts[place]) for place in batch],
-            [len(prompts[place]) for place in places],
-            found,
-            took,
-            limit,
-        )
-        work.read = sum(map(len, prompts)) * len(batch) / len(prompts)
-        return work * (len(prompts) / len(batch)), dict(zip(places, found, strict=True))
-
-    def _beginnings(
-        self, prompts: Sequence[list[int]], batch: Sequence[int], limit: int
-    ) -> tuple[list[int], list[list[int]], float]:
-        """Answers to as many of a batch's prompts, as far, as there is time for; and the seconds."""
-        assert self.answering is not None
-        for rows, longest in ((len(batch), LONGEST), *FEWER):
-            places = list(batch[:: -(-len(batch) // min(rows, len(batch)))])
-            tokens = min(limit, longest)
-            expected = self.answering.batch(len(places), max(len(prompts[place]) for place in places), tokens)
-            if MARGIN * expected > TASK_SHARE * self.budget.left():
-                continue
+        share = len(prompts) / len(batch)
+        lengths = [len(prompts[place]) for place in batch]
+        looks = [(len(batch), LONGEST), *FEWER]
+        seen = Beginnings()
+        while True:
+            least = self._extrapolated(lengths, seen, limit, typical_rest=0.0)
+            self._grant(least.seconds * share * times)
+            place = self._next_look(looks, prompts, batch, limit)
+            if place is None:
+                break
+            rows, tokens = looks[place]
             with contextlib.suppress(OutOfTimeError), self.budget.watching(self.model):
-                found, took = self._generated([prompts[place] for place in places], tokens)
-                return places, found, took
-        return [], [], 0.0
+                seen = self._begun(prompts, _spread(batch, rows), min(limit, tokens))
+            looks = looks[:place]
+        work = self._extrapolated(lengths, seen, limit, TYPICAL_REST)
+        work.read = sum(map(len, prompts)) / share
+        return work * share, dict(zip(seen.places, seen.found, strict=True))
 
-    def _generated(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float]:
-        """Continuations, and their seconds."""
-        found: list[list[int]] = []
-        took = timed(self.budget, lambda: found.extend(self.engine.generate(prompts, tokens)))
-        return found, took
+    def _next_look(
+        self, looks: Sequence[tuple[int, int]], prompts: Sequence[list[int]], batch: Sequence[int], limit: int
+    ) -> int | None:
+        """The place of the largest look, of so many rows and tokens, that there is time for."""
+        assert self.answering is not None
+        for place, (rows, tokens) in enumerate(looks):
+            longest = max(len(prompts[one]) for one in _spread(batch, rows))
+            expected = self.answering.batch(min(rows, len(batch)), longest, min(limit, tokens))
+            if MARGIN * expected <= TASK_SHARE * self.budget.left():
+                return place
+        return None
 
-    def _extrapolated(
-        self, batch: Sequence[int], some: Sequence[int], found: Sequence[list[int]], took: float, limit: int
-    ) -> Work:
-        """A whole batch from the beginnings of some of its answers. ``batch``, ``some``: tokens of its
-        prompts, and of those whose answers ``found`` are."""
-        speed, rows, prompt = self.answering, len(batch), max(batch)
+    def _begun(self, prompts: Sequence[list[int]], places: Sequence[int], tokens: int) -> Beginnings:
+        """Answers to the prompts at ``places``, of ``tokens`` at most."""
+        some, found = [prompts[place] for place in places], list[list[int]]()
+        took = timed(self.budget, lambda: found.extend(self.engine.generate(some, tokens)))
+        return Beginnings(places, [len(prompt) for prompt in some], found, took)
+
+    def _extrapolated(self, batch: Sequence[int], seen: Beginnings, limit: int, typical_rest: float) -> Work:
+        """A whole batch from the beginnings of some of its answers. ``batch``: tokens of its prompts;
+        ``typical_rest``: of what the limit leaves, how far an answer goes that was cut off."""
+        speed, rows, prompt, found, some = self.answering, len(batch), max(batch), seen.found, seen.prompts
         assert speed is not None
         if not found:
-            tokens = limit * TYPICAL_REST
+            tokens = max(1.0, limit * typical_rest)
             return Work(seconds=speed.batch(rows, prompt, tokens), written=rows * tokens)
         steps = max(map(len, found))
         cut = [len(ids) == steps and ids[-1] not in self.engine.stop_ids for ids in found]
-        rest = (limit - steps) * TYPICAL_REST if any(cut) else 0.0
+        rest = (limit - steps) * typical_rest if any(cut) else 0.0
         # What generate() does besides the model's passes, or the machine being slower or faster than before.
-        apart = took - speed.batch(len(some), max(some), steps)
-        whole = speed.batch(rows, prompt, steps) + apart if rows > len(some) else took
-        seconds = max(took, whole) + speed.more(rows, prompt + steps, rest)
+        apart = seen.seconds - speed.batch(len(some), max(some), steps)
+        whole = speed.batch(rows, prompt, steps) + apart if rows > len(some) else seen.seconds
+        seconds = max(seen.seconds, whole) + speed.more(rows, prompt + steps, rest)
         return Work(seconds=seconds, written=(sum(map(len, found)) + rest * sum(cut)) * rows / len(found))
 
     # --- a cell ------------------------------------------------------------------------------------
@@ -538,6 +566,11 @@ class Probe:
 def _train_task(cell: plan.Cell) -> TrainTask:
     task: TrainTask = registry.load("train task", cell.train_task or "")
     return task
+
+
+def _spread(places: Sequence[int], number: int) -> list[int]:
+    """At most ``number`` of them, evenly spread."""
+    return list(places[:: -(-len(places) // min(number, len(places)))])
 
 
 def _in_dtype(model: Any, dtype: str) -> Any:

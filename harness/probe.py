@@ -1,9 +1,10 @@
 """How fast this machine trains and answers with a model, from small pieces of the work, within a time budget.
 
 A step of a large model takes longer than a forecast may. So pieces of it are timed, the smallest first,
-each next one only if it will fit: a few tokens, a row, some rows, a whole micro-batch. Two sizes give the
-fixed cost of a pass and its cost for each unit of work, and with them any other size. Should a piece take
-longer than its predecessors let expect, it is broken off between two layers.
+each next one only if it will fit: a few tokens, a micro-batch's rows through the first of the layers, through
+more of them, through all. Two sizes give the fixed cost of a pass and its cost for each unit of work, and
+with them any other size. Should a piece take longer than its predecessors let expect, it is broken off
+between two layers.
 """
 
 from __future__ import annotations
@@ -105,10 +106,11 @@ class Line:
         return self.fixed + self.slope * amount
 
     @classmethod
-    def through(cls, points: Sequence[Point]) -> Line:
+    def through(cls, points: Sequence[Point], share: float = 1.0) -> Line:
         """From (amount, seconds) of a smallest and a largest size, each the median of its points: what else
-        a machine does for a moment is no part of it. Where the larger took less, or so much more that a
-        pass would begin below zero, seconds go with the amount."""
+        a machine does for a moment is no part of it. ``share``: how much of the fixed cost the largest has.
+        Where the larger took less, or so much more that a pass would begin below zero, seconds go with the
+        amount."""
         sizes = sorted({amount for amount, _ in points})
         small, large = sizes[0], sizes[-1]
         took_small, took_large = (
@@ -116,8 +118,8 @@ class Line:
             for size in (small, large)
         )
         if large > small:
-            slope = (took_large - took_small) / (large - small)
-            if took_large > took_small * (1 - ROUNDING) and took_small >= slope * small:
+            slope = (took_large - share * took_small) / (large - share * small)
+            if took_large > share * took_small * (1 - ROUNDING) and took_small >= slope * small:
                 return cls(took_small - max(0.0, slope) * small, max(0.0, slope))
         return cls(0.0, took_large / large)
 
@@ -200,23 +202,25 @@ class Training:
         self.step, self.passes, self.update_s = step, Line(0.0, 0.0), 0.0
         self._points: list[Point] = []
         self._warm_s = 0.0
-        self._pieces = [(float(step.flops(some)), some) for some in _pieces(step, rows)]
+        self._pieces = {float(step.flops(*piece)): piece for piece in _pieces(step, rows)}
 
     def warm_up(self, budget: Budget) -> float:
         """The first, smallest pass: its seconds. A usual one hardly takes less than half of them."""
+        budget.check()
         with budget.watching(self.step.model):
-            self._warm_s = timed(budget, lambda: self.step.passes(self._pieces[0][1]))
+            self._warm_s = timed(budget, lambda: self.step.passes(*self._pieces[min(self._pieces)]))
         return self._warm_s
 
     def measure(self, budget: Budget) -> None:
         """Time what fits; once more makes it surer. Raises OutOfTimeError where nothing does."""
 
-        def piece(rows: Sequence[Any]) -> Piece:
-            return lambda: timed(budget, lambda: self.step.passes(rows))
+        def piece(rows: Sequence[Any], layers: int | None) -> Piece:
+            return lambda: timed(budget, lambda: self.step.passes(rows, layers))
 
         with budget.watching(self.step.model):
-            self._points += growing(budget, [(amount, piece(rows)) for amount, rows in self._pieces])
-        self.passes = Line.through(self._points)
+            self._points += growing(budget, [(amount, piece(*what)) for amount, what in self._pieces.items()])
+        _, layers = self._pieces[max(amount for amount, _ in self._points)]
+        self.passes = Line.through(self._points, layers / self.step.layers if layers else 1.0)
         if self._warm_s < budget.left():  # the first makes the optimizer's states
             self.update_s = timed(budget, self.step.update)
             if GROWTH_MARGIN * self.update_s <= budget.left():
@@ -251,15 +255,23 @@ class Training:
         return sum(self.passes(self.step.flops([row])) for row in rows) / 3
 
 
-def _pieces(step: Any, rows: Sequence[Any]) -> list[list[Any]]:
-    """Of a micro-batch, from some tokens of one row to the whole."""
+def _pieces(step: Any, rows: Sequence[Any]) -> list[tuple[list[Any], int | None]]:
+    """Of a micro-batch, from some tokens of one row to the whole; and through how many layers, None for all.
+    A few layers of the whole say more of its speed than all layers of one row: large products run faster, and
+    what they leave behind is read and written more slowly."""
     settings = step.settings
     micros = step.micro_batches([rows[number % len(rows)] for number in range(settings.batch_size)], settings)
     whole = list(sorted(micros, key=step.flops)[len(micros) // 2])
     usual = sorted(whole, key=lambda row: len(row.input_ids))[len(whole) // 2]
     length = len(usual.input_ids)
-    parts = [[step.cut(usual, tokens)] for tokens in (16, 32, 64, 128, 256, 512, 1024) if tokens < length]
-    return [*parts, *(whole[-size:] for size in _powers(len(whole)))]
+    cuts = (16, 64) if step.layers else (16, 32, 64, 128, 256, 512, 1024)
+    parts = [([step.cut(usual, tokens)], None) for tokens in cuts if tokens < length] or [([usual], None)]
+    if not step.layers:
+        return [*parts, *((whole[-size:], None) for size in _powers(len(whole)))]
+    begun = [(whole[-size:], 1) for size in _powers(len(whole))]
+    begun += [(whole, layers) for layers in _powers(step.layers)[1:-1]]
+    least = step.flops(*parts[0])  # the smallest goes through all: the optimizer needs all gradients
+    return [*parts, *(piece for piece in begun if step.flops(*piece) > least), (whole, None)]
 
 
 # --- answers ---------------------------------------------------------------------------------------

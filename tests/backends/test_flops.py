@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from backends import flops, tuning
 from backends.batching import MicroBatch, collate
 from backends.flops import ModelFlops, Work
 from backends.logprobs import TargetHead
+from backends.trainer import StepProbe
 from harness.config import TrainingConfig
 from harness.contracts import Encoded
 
@@ -222,3 +224,31 @@ def test_peaks_of_devices(
 
 def test_utilisation_is_the_share_of_the_peak() -> None:
     assert flops.mfu(6e12, 2.0, 12e12) == 0.25
+
+
+def step_probe(model: Any, **settings: Any) -> StepProbe:
+    own = {"device": "cpu", "attention": "eager", "batching": "grouped", **settings}
+    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    return StepProbe(model, tokenizer, TrainingConfig.model_validate(own))
+
+
+@pytest.mark.parametrize("tuned", [{}, {"tuning": "lora", "lora": {"r": 4}}], ids=["full", "lora"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "qwen3", "gemma3", "mistral", "phi3"])
+def test_a_pass_through_the_first_layers_as_torch_counts_it(variant: str, tuned: dict[str, Any]) -> None:
+    """What it computes is left out of, not only what the formula says; then the model is whole again."""
+    model = build(variant)
+    probe = step_probe(model, **tuned)
+    rows = [Encoded(str(n), list(range(5, 45)), [False] * 30 + [True] * 10) for n in range(3)]
+    assert probe.layers == model.config.num_hidden_layers == 3
+    for layers in (1, 2, None):
+        with FlopCounterMode(display=False) as counter:
+            probe.passes(rows, layers)
+        # The formula takes each layer for an average one; LoRA's first needs no gradient of its input.
+        assert probe.flops(rows, layers) == pytest.approx(
+            counter.get_total_flops(), rel=0.07 if tuned and layers else CLOSE
+        )
+    assert model.config.num_hidden_layers == 3
+
+
+def test_a_decoder_that_always_runs_whole_is_not_cut() -> None:
+    assert step_probe(build("gpt2")).layers == 0

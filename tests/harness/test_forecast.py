@@ -152,13 +152,13 @@ def answering(tmp_path: Path) -> Probe:
 
 
 def test_an_answer_that_the_probe_cut_off_is_taken_to_go_on(answering: Probe) -> None:
-    work, found = answering._answers([[1, 2, 3]] * 2, 1000)
+    work, found = answering._answers([[1, 2, 3]] * 2, 1000, 1.0)
     rest = (1000 - forecast.LONGEST) / 2
     assert work.written == 2 * (forecast.LONGEST + rest)
     assert work.read == 6
     assert found == {0: [7] * forecast.LONGEST, 1: [7] * forecast.LONGEST}
     assert work.seconds == pytest.approx(0.001 * 2 * rest)  # the beginnings took no time
-    assert answering._answers([[1, 2, 3]], 10)[0].written == 10
+    assert answering._answers([[1, 2, 3]], 10, 1.0)[0].written == 10
 
 
 def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: Probe) -> None:
@@ -172,7 +172,7 @@ def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: Probe) -
 
     answering.engine.generate = generate
     # 16 prompts of 100 tokens and 64 tokens each: 2.6 s, more than a task may take of the 4 s that there are
-    work, found = answering._answers([[5] * 100] * 40, 300)
+    work, found = answering._answers([[5] * 100] * 40, 300, 1.0)
     assert len(found) == 4
     apart = 0.001 * 4 * 104  # what the beginnings took more than was expected
     assert work.seconds == pytest.approx(40 / 16 * (0.001 * 16 * 104 + apart), rel=0.08)
@@ -184,7 +184,7 @@ def test_answers_that_there_is_no_time_for_are_taken_to_be_of_half_their_limit(a
     now = [0.0]
     answering.budget = Budget(clock=lambda: now[0])
     now[0] = 10.0
-    work, found = answering._answers([[5] * 10] * 16, 300)
+    work, found = answering._answers([[5] * 10] * 16, 300, 1.0)
     assert found == {}
     assert work.written == 16 * 150
     assert work.seconds == pytest.approx(0.001 * 16 * (10 + 150))

@@ -199,20 +199,23 @@ def rows(lengths: Sequence[int]) -> list[Encoded]:
 
 
 class KnownStep:
-    """A pass takes 0.2 s and a millisecond a token, an update 0.7 s; micro-batches are of two rows."""
+    """A pass takes 0.2 s and a millisecond a token, an update 0.7 s; micro-batches are of two rows. Of
+    ``layers``, where a pass can be cut to the first, each has its part of both."""
 
     settings = SimpleNamespace(batch_size=8)
     model = torch.nn.Linear(1, 1)
 
-    def __init__(self, clock: Clock, slowness: float = 1.0):
-        self.clock, self.slowness, self.passed = clock, slowness, list[int]()
+    def __init__(self, clock: Clock, slowness: float = 1.0, layers: int = 0):
+        self.clock, self.slowness, self.layers, self.passed = clock, slowness, layers, list[int]()
 
-    def flops(self, micro: Sequence[Encoded]) -> int:
-        return max(len(row.input_ids) for row in micro) * len(micro)
+    def flops(self, micro: Sequence[Encoded], layers: int | None = None) -> int:
+        whole = max(len(row.input_ids) for row in micro) * len(micro)
+        return whole * (layers or 1) // (self.layers if layers else 1)
 
-    def passes(self, micro: Sequence[Encoded]) -> None:
+    def passes(self, micro: Sequence[Encoded], layers: int | None = None) -> None:
         self.passed.append(self.flops(micro))
-        self.clock.now += self.slowness * (0.2 + 0.001 * self.flops(micro))
+        share = layers / self.layers if layers else 1.0
+        self.clock.now += self.slowness * (0.2 * share + 0.001 * self.flops(micro, layers))
 
     def update(self) -> None:
         self.clock.now += self.slowness * 0.7
@@ -226,20 +229,30 @@ class KnownStep:
 
 
 @pytest.mark.parametrize("slowness", [0.01, 1.0])
-def test_parts_of_a_step_give_the_steps_time(slowness: float) -> None:
-    """Whether or not there is time for a whole micro-batch, which takes 4.2 s at the slower speed."""
+@pytest.mark.parametrize("layers", [0, 1, 20])
+def test_parts_of_a_step_give_the_steps_time(slowness: float, layers: int) -> None:
+    """Whether or not there is time for a whole micro-batch, which takes 4.2 s at the slower speed; where a
+    pass can be cut to its first layers, all rows of it are looked at even so."""
     clock = Clock()
-    step, some = KnownStep(clock, slowness), rows([2000, 1900] * 8)
+    step, some = KnownStep(clock, slowness, layers), rows([2000, 1900] * 8)
     measured = Training(step, some)
     budget = Budget(clock)
     measured.warm_up(budget)
     measured.measure(budget)
-    assert (max(step.passed) == 4000) == (slowness < 1)
+    assert (max(step.passed) == 4000) == (slowness < 1 or layers == 20)
     one_step = 4 * (0.2 + 0.001 * 4000) + 0.7
     assert measured.seconds_by_example(some, step.settings) == pytest.approx(slowness * one_step / 8)
     assert measured.count(some, step.settings) == 4 / 8
     assert measured.forward_s(some) == pytest.approx(slowness * (16 * 0.2 + 8 * 3.9) / 3)
     assert budget.spent() <= LEAST_S + slowness * 0.7  # an update has no layers to look between
+
+
+@given(length=st.integers(1, 200), count=st.integers(1, 9), layers=st.integers(1, 40))
+def test_the_smallest_piece_goes_through_all_layers(length: int, count: int, layers: int) -> None:
+    pieces = probe._pieces(KnownStep(Clock(), layers=layers), rows([length] * count))
+    sizes = {KnownStep(Clock(), layers=layers).flops(*piece): piece for piece in pieces}
+    assert sizes[min(sizes)][1] is None
+    assert sizes[max(sizes)] == (pieces[-1][0], None)
 
 
 def test_every_update_has_gradients_to_work_on(tmp_path: Any) -> None:
