@@ -42,6 +42,7 @@ LONGEST = 64  # tokens of a probed answer
 FEWER = ((4, 64), (2, 64), (2, 32), (2, 16), (1, 8))  # rows and tokens, where a whole batch takes too long
 MARGIN = 1.5  # a batch may take so many times what its parts let expect
 TYPICAL_REST = 0.5  # of what a task's token limit leaves: how far an answer goes that the probe cut off
+UNSEEN = 32  # tokens of an answer, at least about, that no look has been taken at
 LETTERS = 4.0  # bytes of a token in a stored answer, about
 AGREEMENT_PASSES = 4  # forward passes over some rows, before a training (backends/agreement.py)
 AGREEMENT_ROWS = 4
@@ -247,7 +248,7 @@ class Probe:
         self.training: Training | None = None
         self.answering: Answering | None = None
         self.engine: Any = None
-        self.jobs, self.known_s = 1, 0.0  # seconds that the work takes at least, by what is known so far
+        self.jobs, self.known_s, self._least_s = 1, 0.0, 0.0  # seconds: of the work as far as it is known
         self._plain: dict[str, Rows] = {}
         self._prepared: dict[tuple[str, str], tuple[Rows, Work]] = {}
         self._tasks: dict[str, Work] = {}
@@ -279,8 +280,10 @@ class Probe:
         return found
 
     def _grant(self, more_s: float = 0.0) -> None:
-        """Allow what is known of the work, and ``more_s`` seconds of it, justify."""
-        self.budget.grant((self.known_s + more_s) / self.jobs)
+        """Allow what the known seconds of the work, and ``more_s``, justify. What was once justified stays
+        so: all of them are the least that the work takes."""
+        self._least_s = max(self._least_s, (self.known_s + more_s) / self.jobs)
+        self.budget.grant(self._least_s)
 
     def _load(self) -> None:
         shop, folder = self.shop, self.shop.seed_folder
@@ -536,7 +539,7 @@ class Probe:
         speed, rows, prompt, found, some = self.answering, len(batch), max(batch), seen.found, seen.prompts
         assert speed is not None
         if not found:
-            tokens = max(1.0, limit * typical_rest)
+            tokens = limit * typical_rest if typical_rest else min(limit, UNSEEN)
             return Work(seconds=speed.batch(rows, prompt, tokens), written=rows * tokens)
         steps = max(map(len, found))
         cut = [len(ids) == steps and ids[-1] not in self.engine.stop_ids for ids in found]

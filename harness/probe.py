@@ -22,9 +22,10 @@ from typing import Any
 LEAST_S, SHARE, MOST_S = 4.0, 0.04, 24.0
 GROWTH_MARGIN = 1.5  # a larger piece may take so many times what a smaller one lets expect
 GROWTH = 8.0  # and is at most so many times as large
-RISK = 4.0  # times the amount may cost as much, for the first larger piece
+RISK = 6.0  # times the amount may cost as much, for the first larger piece
 REPEATS = 4  # timed pieces of one size, at most
 ROUNDING = 1e-6
+HELD = 1024  # tokens that a row holds, where it is seen what they cost
 DECODED = 2  # tokens of a decoding piece, behind one that warms up
 
 Point = tuple[float, float]  # amount of work, seconds
@@ -142,11 +143,17 @@ def _wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int = REPEATS) -> list[Point]:
-    """(amount, seconds) of the largest of ``pieces`` that fits into the budget, and of the smallest where
-    that fits beside it, each up to ``repeats`` times. Raises OutOfTimeError where not even the smallest fits.
+def growing(
+    budget: Budget,
+    pieces: Sequence[tuple[float, Piece]],
+    repeats: int = REPEATS,
+    warm_s: float | None = None,
+) -> list[Point]:
+    """(amount, seconds) of the largest of ``pieces`` that fits into the budget, and of the smallest, each up
+    to ``repeats`` times. Raises OutOfTimeError where not even the smallest fits.
 
-    The smallest warms up. A larger one is begun if it fits into half of what is left, going by those before.
+    The smallest warms up, where that has not been done in ``warm_s`` seconds; it counts where there is no
+    time for it again. A larger one is begun if it fits into half of what is left, going by those before.
     While one size alone is known, which may be little more than what any pass costs, one larger piece is
     risked: what is too much is broken off.
     """
@@ -160,7 +167,11 @@ def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int 
         costs[amount] = budget.clock() - start
         return amount, seconds
 
-    points, place = [take(*sizes[0])], 0
+    if warm_s is None:
+        _, warm_s = take(*sizes[0])
+    least = sizes[0][0]
+    costs.setdefault(least, warm_s)
+    points, place = list[Point](), 0
     with contextlib.suppress(OutOfTimeError):
         while (following := _next(budget, sizes, place, costs)) is not None:
             place, points = following, [take(*sizes[following])]
@@ -169,9 +180,10 @@ def growing(budget: Budget, pieces: Sequence[tuple[float, Piece]], repeats: int 
                 if number == 0 and place and amount == sizes[place][0]:
                     continue  # that was the first
                 if GROWTH_MARGIN * costs[amount] > budget.left():
-                    return points
-                timed_again = take(amount, piece)
-                points = [*points, timed_again] if place or number else [timed_again]  # not what warmed up
+                    raise OutOfTimeError
+                points.append(take(amount, piece))
+    if all(amount != least and warm_s <= seconds for amount, seconds in points):
+        return [(least, warm_s), *points]  # what took longer had something to read first
     return points
 
 
@@ -218,7 +230,8 @@ class Training:
             return lambda: timed(budget, lambda: self.step.passes(rows, layers))
 
         with budget.watching(self.step.model):
-            self._points += growing(budget, [(amount, piece(*what)) for amount, what in self._pieces.items()])
+            pieces = [(amount, piece(*what)) for amount, what in self._pieces.items()]
+            self._points += growing(budget, pieces, warm_s=self._warm_s or None)
         _, layers = self._pieces[max(amount for amount, _ in self._points)]
         self.passes = Line.through(self._points, layers / self.step.layers if layers else 1.0)
         if self._warm_s < budget.left():  # the first makes the optimizer's states
@@ -296,10 +309,10 @@ class Answering:
             with budget.part(0.6):
                 points = growing(budget, [self._decode(budget, count, 1) for count in _powers(rows)], 2)
                 self.decoded = Line.through(points)
-            with contextlib.suppress(OutOfTimeError):
+            with contextlib.suppress(OutOfTimeError, AttributeError, RuntimeError):
                 most = max(amount for amount, _ in points)
-                _, long = self._decode(budget, int(most), context)
-                self.held = max(0.0, long() - self.decoded(most)) / (most * context)
+                _, long = self._decode(budget, int(most), 1, times=HELD)
+                self.held = max(0.0, long() - self.decoded(most)) / (most * HELD)
 
     def _prompt(self, budget: Budget, rows: int, tokens: int) -> tuple[float, Piece]:
         return float(rows * tokens), lambda: timed(budget, lambda: self._read(rows, tokens))
@@ -310,13 +323,18 @@ class Answering:
         ids = torch.full((rows, tokens), self._token, device=self.model.device)
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def _decode(self, budget: Budget, rows: int, held: int) -> tuple[float, Piece]:
-        """A decoded token of ``rows`` copies of one row that holds ``held`` tokens."""
+    def _decode(self, budget: Budget, rows: int, held: int, times: int = 1) -> tuple[float, Piece]:
+        """A decoded token of ``rows`` copies of one row that holds ``held`` tokens, ``times`` over. Raises
+        AttributeError or RuntimeError for a cache that cannot be lengthened."""
         import torch
 
         def piece() -> float:
             cache = self._read(1, held)
             cache.batch_repeat_interleave(rows)
+            if times > 1:
+                for layer in cache.layers:  # to read so many would take far longer
+                    layer.keys = layer.keys.repeat(1, 1, times, 1)
+                    layer.values = layer.values.repeat(1, 1, times, 1)
             ids = torch.full((rows, 1), self._token, device=self.model.device)
 
             def decode(tokens: int) -> None:

@@ -124,9 +124,13 @@ def test_one_larger_piece_is_risked_where_the_smallest_takes_most_of_the_time() 
     budget = Budget(clock)
     costs = {16.0: 1.2, 64.0: 1.4, 128.0: 2.5, 2000.0: 30.0}
     pieces = [(size, clock.taking(seconds)) for size, seconds in costs.items()]
-    assert growing(budget, pieces) == [(128.0, 2.5)]
+    assert growing(budget, pieces) == [(16.0, 1.2), (128.0, 2.5)]  # what warmed up counts
     budget.grant(400.0)
     assert {amount for amount, _ in growing(budget, pieces)} == {16.0, 128.0}
+    budget.grant(1e6)
+    cold = growing(budget, pieces, repeats=1, warm_s=9.0)  # what warmed up read its weights first
+    assert (16.0, 9.0) not in cold
+    assert (128.0, 2.5) in cold
 
 
 def test_a_piece_that_takes_longer_than_foreseen_is_the_last() -> None:
@@ -283,8 +287,24 @@ def test_a_last_step_that_is_not_full_is_filled_up() -> None:
 
 
 class Cache:
+    """Of one layer, as transformers keeps it."""
+
     def __init__(self, rows: int, tokens: int):
-        self.rows, self.tokens = rows, tokens
+        self.rows, self.layers = rows, [SimpleNamespace(keys=self._of(tokens), values=self._of(tokens))]
+
+    @staticmethod
+    def _of(tokens: int) -> torch.Tensor:
+        return torch.empty(1, 1, tokens, 1)
+
+    @property
+    def tokens(self) -> int:
+        (layer,) = self.layers
+        assert layer.keys.shape == layer.values.shape
+        return int(layer.keys.shape[2])
+
+    def append(self, tokens: int) -> None:
+        (layer,) = self.layers
+        layer.keys = layer.values = self._of(self.tokens + tokens)
 
     def batch_repeat_interleave(self, times: int) -> None:
         self.rows *= times
@@ -306,11 +326,11 @@ class Decoder(torch.nn.Module):
     def forward(self, input_ids: Any, past_key_values: Cache | None = None, **options: Any) -> Any:
         count, tokens = input_ids.shape
         assert int(input_ids.max()) < 50
-        cache = past_key_values or Cache(count, 0)
+        cache = Cache(count, 0) if past_key_values is None else past_key_values
         assert cache.rows == count
         self.most = max(self.most, count)
         self.clock.now += self.seconds(count, tokens, cache.tokens)
-        cache.tokens += tokens
+        cache.append(tokens)
         return SimpleNamespace(past_key_values=cache)
 
     @staticmethod
