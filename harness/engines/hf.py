@@ -1,4 +1,4 @@
-"""transformers as an engine: batches of like length, left-padded."""
+"""transformers as an engine: prompts of like length are answered together (decoding.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from harness import model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.base import IdEngine
+from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.models import Checkpoint
 
 AT_ONCE = 256  # positions whose logits are float32 at once
@@ -28,13 +29,14 @@ class HFEngine(IdEngine):
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, static_cache: bool = False):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self._static_cache = static_cache
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
         self.rows = model_limits.embedding_rows(model)
         self.stop_ids = models.stop_ids(eos, tokenizer, self.rows)
         self.context_tokens = model_limits.context_tokens(model)
-        self._pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
+        self._pad_id = pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
+        self._decoder = Decoder(model, self.stop_ids, pad_id, static=static_cache)
+        self._told = static_cache  # why no row leaves a batch before its end
         # generate() fills what a call leaves open from the model's own configuration, which may sample,
         # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
         model.generation_config = GenerationConfig()
@@ -69,29 +71,33 @@ class HFEngine(IdEngine):
             self._check(prompt, room=1)
         longest = max(map(len, prompts), default=0)
         max_new_tokens = min(max_new_tokens, self.context_tokens - longest)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        config = GenerationConfig(
-            **(sampling if temperature > 0 else {"do_sample": False}),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.stop_ids),
-            pad_token_id=self._pad_id,
-            **({"cache_implementation": "static"} if self._static_cache else {}),
-        )
+        found: dict[int, list[int]] = {}
+        for number, batch in enumerate(self.plan(prompts)):
+            drawn = Drawing(temperature, top_p, seed + number * self.batch_size) if temperature > 0 else None
+            for index, answer in self._answered(batch, prompts, max_new_tokens, drawn):
+                found[index] = answer
+            self.on_progress(len(batch))
+        return [found[index] for index in range(len(prompts))]
+
+    def _answered(
+        self, batch: list[int], prompts: Sequence[list[int]], max_new_tokens: int, drawing: Drawing | None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """(place, continuation) of the prompts at the places of ``batch``."""
+        rows = {index: row for row, index in enumerate(batch)}
 
         def work(part: list[int]) -> list[list[int]]:
-            return self._continue([prompts[index] for index in part], config)
+            places = [rows[index] for index in part]
+            sampling = drawing and Sampling(drawing, places, len(batch))
+            return self._decoder.answers([prompts[index] for index in part], max_new_tokens, sampling)
 
         def about(index: int) -> str:
             return f"one prompt of {len(prompts[index]):,} tokens and its answer"
 
-        found: dict[int, list[int]] = {}
-        for number, batch in enumerate(self.plan(prompts)):
-            draws = _own_draws(seed + number * self.batch_size, self.model.device)
-            with draws if temperature > 0 else contextlib.nullcontext():
-                for rows, made in self._fitting(batch, work, about):
-                    found |= zip(rows, made, strict=True)
-            self.on_progress(len(batch))
-        return [found[index] for index in range(len(prompts))]
+        for part, made in self._fitting(batch, work, about):
+            yield from zip(part, made, strict=True)
+        if self._decoder.whole and not self._told:
+            self._told = True
+            self.on_note(f"a batch takes as long as its longest answer: {self._decoder.whole}")
 
     def _check(self, ids: Sequence[int], *, room: int = 0) -> None:
         """Raises HarnessError for ids that the model has not, or too many for ``room`` tokens behind them."""
@@ -127,24 +133,6 @@ class HFEngine(IdEngine):
         self.on_note(f"out of device memory with {size} prompts at once: {self._fits} from here on")
         self.out_of_memory.append(self._fits)
         self.on_fewer(self._fits)
-
-    def _continue(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._pad_id)
-        attention = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention[row, width - len(prompt) :] = 1
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=attention.to(self.model.device),
-            generation_config=config,
-        )
-        return [self._until_stop(generated) for generated in output[:, width:].tolist()]
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
-        return ids if end is None else ids[: end + 1]
 
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         def about(pair: tuple[list[int], list[int]]) -> str:
@@ -205,11 +193,3 @@ class HFEngine(IdEngine):
     def close(self) -> None:
         del self.model
         models.free_device()
-
-
-@contextlib.contextmanager
-def _own_draws(seed: int, device: torch.device) -> Iterator[None]:
-    """Random draws from ``seed``, and the process's own state (CPU and ``device``) as it was afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -308,15 +308,16 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     engine = workshop.engine(workshop.seed_checkpoint)
     rows, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
     assert "out_of_memory" not in record
-    generate, sizes = engine.model.generate, []  # type: ignore[attr-defined]
+    decoder = engine._decoder  # type: ignore[attr-defined]
+    decode, sizes = decoder.answers, []
 
-    def small(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if len(inputs["input_ids"]) > 4:
+    def small(prompts: Any, *how: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 4:
             raise torch.OutOfMemoryError
-        return generate(**inputs)
+        return decode(prompts, *how)
 
-    monkeypatch.setattr(engine.model, "generate", small)  # type: ignore[attr-defined]
+    monkeypatch.setattr(decoder, "answers", small)
     said: list[Any] = []
     workshop.reporter.send = said.append
     again, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
@@ -337,18 +338,18 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
     def run(out: Path, most: int, *, fails: int | None = None) -> Any:
         workshop = shop(out, **{"responses.limit": 12, "responses.batch_size": 4})
         engine: Any = workshop.engine(workshop.seed_checkpoint)
-        generate = engine.model.generate
+        decode = engine._decoder.answers
         cut.clear()
 
-        def some(**inputs: Any) -> Any:
-            cut.append(len(inputs["input_ids"]))
+        def some(prompts: Any, *how: Any) -> Any:
+            cut.append(len(prompts))
             if len(cut) - 1 == fails:
                 raise KeyboardInterrupt
-            if len(inputs["input_ids"]) > (4 if len(cut) == 1 else most):
+            if len(prompts) > (4 if len(cut) == 1 else most):
                 raise torch.OutOfMemoryError
-            return generate(**inputs)
+            return decode(prompts, *how)
 
-        monkeypatch.setattr(engine.model, "generate", some)
+        monkeypatch.setattr(engine._decoder, "answers", some)
         responding.respond(workshop, seed_cell(workshop), ["gsm8k-mini"], "")
         return workshop
 
