@@ -131,10 +131,11 @@ class Decoder:
     def _fixed(self, tokens: int) -> StaticCache:
         """A cache whose length depends on its batch alone. One that transformers makes is as long as the
         longest before it, and a resumed run has other batches before it."""
-        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
-            name = type(self._model).__name__
+        model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            name = type(model).__name__
             raise HarnessError(f"{name} takes no cache of fixed length: set responses.static_cache=false")
-        config = self._model.config.get_text_config(decoder=True)
+        config = model.config.get_text_config(decoder=True)
         return StaticCache(config=config, max_cache_len=math.ceil(tokens / STEP) * STEP)
 
 

@@ -17,6 +17,8 @@ from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.models import Checkpoint
 
 AT_ONCE = 256  # positions whose logits are float32 at once
+LOGIT_BYTES = 2**30  # of logits in the model's own precision at once
+VOCABULARY = 2**18  # no more is taken to be a model's, where its embedding does not tell
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -155,41 +157,79 @@ class HFEngine(IdEngine):
             for row, (context, continuation) in enumerate(pairs)
         ]
         before = torch.cat([torch.arange(start, start + length) for start, length in spans])
-        logits = self._logits(
-            before.to(self.model.device),
-            input_ids=ids.to(self.model.device),
-            attention_mask=attention.long().to(self.model.device),
-        )
-        wanted = torch.tensor([token for _, continuation in pairs for token in continuation]).to(
-            logits.device
-        )
-        logp, best = [], []
-        for some, tokens in zip(logits.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
-            exact = some.float()
-            logp.append(exact.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
-            best.append(exact.argmax(-1) == tokens)
+        device = self.model.device
+        wanted = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
+        inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
+        logp: list[torch.Tensor] = []
+        best: list[torch.Tensor] = []
+        done = 0
+        for logits in self._logits(before.to(device), **inputs):
+            for some in logits.split(AT_ONCE):
+                exact, right = some.float(), wanted[done : done + len(some)].to(some.device)
+                logp.append(exact.log_softmax(-1).gather(-1, right[:, None])[:, 0])
+                best.append(exact.argmax(-1) == right)
+                done += len(some)
         lengths = [length for _, length in spans]
         found = zip(torch.cat(logp).cpu().split(lengths), torch.cat(best).cpu().split(lengths), strict=True)
         return [(float(values.sum()), bool(hits.all())) for values, hits in found]
 
-    def _logits(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """(N, V): at ``positions`` (N,) of the flattened rows. Where the model has an output head to itself,
-        that sees no other position: the logits of all are the largest part of a pass."""
-
-        def select(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (given[0].flatten(0, 1).index_select(0, positions)[None], *given[1:])
-
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(select) if isinstance(head, torch.nn.Module) else None
-        try:
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        finally:
-            if hook:
-                hook.remove()
-        if logits.shape[:2] == inputs["input_ids"].shape:  # a head that uses its weights another way
-            return logits.flatten(0, 1).index_select(0, positions)
-        return logits[0]
+    def _logits(self, positions: torch.Tensor, **inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        """(n, V), one part after the other: at ``positions`` (N,) of the flattened rows. Where the model has
+        an output head to itself, that sees no other position, and at most LOGIT_BYTES of logits are made at
+        once: the logits of all are the largest part of a pass."""
+        size = min(self.rows, VOCABULARY) * self.model.dtype.itemsize
+        with _layers_once(self.model):
+            for part in positions.split(max(1, LOGIT_BYTES // size)):
+                with _head_at(self.model, part):
+                    logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+                if logits.shape[:2] == inputs["input_ids"].shape:  # a head that uses its weights another way
+                    yield logits.flatten(0, 1).index_select(0, positions)
+                    return
+                yield logits[0]
 
     def close(self) -> None:
         del self.model
         models.free_device()
+
+
+@contextlib.contextmanager
+def _head_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
+    """The output head of ``model``, where it has one to itself, sees ``positions`` of the flattened rows and
+    no other, as one row."""
+
+    def select(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given[0].flatten(0, 1).index_select(0, positions)[None], *given[1:])
+
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(select) if isinstance(head, torch.nn.Module) else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _layers_once(model: Any) -> Iterator[None]:
+    """The layers of ``model`` work at their first call, and any further one, which has the same inputs, gets
+    what they made then. So the model's own way from there to logits can be gone for other positions."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+    layers = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if layers is None or layers is model:
+        yield
+        return
+    own, before = layers.forward, vars(layers).get("forward")
+    made: list[Any] = []
+
+    def forward(*given: Any, **more: Any) -> Any:
+        if not made:
+            made.append(own(*given, **more))
+        return made[0]
+
+    layers.forward = forward
+    try:
+        yield
+    finally:
+        del layers.forward
+        if before is not None:
+            layers.forward = before
