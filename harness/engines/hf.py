@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig
 
 from harness import model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
+from harness.engines import continuous
 from harness.engines.base import IdEngine
 from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.models import Checkpoint
@@ -26,10 +28,21 @@ Made = TypeVar("Made")
 
 class HFEngine(IdEngine):
     """``model`` is a loaded causal language model, ``tokenizer`` its tokenizer. ``static_cache``: a key-value
-    cache of fixed size, which transformers compiles on CUDA (on a CPU it only costs)."""
+    cache of fixed size, which transformers compiles on CUDA (on a CPU it only costs). ``continuous``: greedy
+    answers by transformers' continuous batching. ``cudnn_attention``: False keeps cuDNN out of attention."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, static_cache: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int,
+        *,
+        static_cache: bool = False,
+        continuous: bool = False,
+        cudnn_attention: bool = True,
+    ):
         super().__init__()
+        self._continuous, self._cudnn = continuous, cudnn_attention
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
@@ -48,16 +61,27 @@ class HFEngine(IdEngine):
         assert checkpoint.folder is not None
         model = models.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
         tokenizer = models.load_tokenizer(checkpoint.folder)
-        return cls(model, tokenizer, settings.batch_size, static_cache=settings.static_cache)
+        return cls(
+            model,
+            tokenizer,
+            settings.batch_size,
+            static_cache=settings.static_cache,
+            continuous=settings.continuous,
+            cudnn_attention=settings.cudnn_attention,
+        )
 
     def begin(self, out_of_memory: Sequence[int] = ()) -> None:
         super().begin(out_of_memory)
         self._fits = min([self.batch_size, *out_of_memory])
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Sorted by length, so that little is padded; equal lengths keep their order."""
+        """Sorted by length, so that little is padded; equal lengths keep their order. Continuous batching
+        wants more prompts than are answered at once."""
+        return self._cut(prompts, self.batch_size * (continuous.ROUNDS if self._continuous else 1))
+
+    def _cut(self, prompts: Sequence[list[int]], size: int) -> list[list[int]]:
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     @torch.inference_mode()
     def generate(
@@ -73,18 +97,39 @@ class HFEngine(IdEngine):
             self._check(prompt, room=1)
         longest = max(map(len, prompts), default=0)
         max_new_tokens = min(max_new_tokens, self.context_tokens - longest)
+        if self._continuous and temperature <= 0 and prompts:
+            return self._in_slots(prompts, max_new_tokens)
         found: dict[int, list[int]] = {}
-        for number, batch in enumerate(self.plan(prompts)):
+        for number, batch in enumerate(self._cut(prompts, self.batch_size)):
             drawn = Drawing(temperature, top_p, seed + number * self.batch_size) if temperature > 0 else None
-            for index, answer in self._answered(batch, prompts, max_new_tokens, drawn):
-                found[index] = answer
+            with self._kernels():
+                found |= self._answered(batch, prompts, max_new_tokens, drawn)
             self.on_progress(len(batch))
         return [found[index] for index in range(len(prompts))]
 
+    def _in_slots(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """By continuous batching, with fewer prompts at once where memory asks for it."""
+        while True:
+            made = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                made = continuous.answers(
+                    self.model, prompts, max_new_tokens, self.stop_ids, self._pad_id, self._fits
+                )
+            if made is not None:
+                self.on_progress(len(prompts))
+                return made
+            self._halve(self._fits, f"one prompt of {max(map(len, prompts)):,} tokens and its answer")
+
+    def _kernels(self) -> contextlib.AbstractContextManager[Any]:
+        """Without cuDNN's attention, where it is not wanted: it plans anew for each shape."""
+        if self._cudnn:
+            return contextlib.nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
     def _answered(
         self, batch: list[int], prompts: Sequence[list[int]], max_new_tokens: int, drawing: Drawing | None
-    ) -> Iterator[tuple[int, list[int]]]:
-        """(place, continuation) of the prompts at the places of ``batch``."""
+    ) -> dict[int, list[int]]:
+        """The continuations of the prompts at the places of ``batch``, by place."""
         rows = {index: row for row, index in enumerate(batch)}
 
         def work(part: list[int]) -> list[list[int]]:
@@ -95,11 +140,13 @@ class HFEngine(IdEngine):
         def about(index: int) -> str:
             return f"one prompt of {len(prompts[index]):,} tokens and its answer"
 
+        found: dict[int, list[int]] = {}
         for part, made in self._fitting(batch, work, about):
-            yield from zip(part, made, strict=True)
+            found |= zip(part, made, strict=True)
         if self._decoder.whole and not self._told:
             self._told = True
             self.on_note(f"a batch takes as long as its longest answer: {self._decoder.whole}")
+        return found
 
     def _check(self, ids: Sequence[int], *, room: int = 0) -> None:
         """Raises HarnessError for ids that the model has not, or too many for ``room`` tokens behind them."""

@@ -27,6 +27,7 @@ from harness import (
     responding,
     scores,
 )
+from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
@@ -425,6 +426,19 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     for (logp, hit), (wanted, wanted_hit) in zip(engine.logprobs(pairs), found, strict=True):
         assert (logp, hit) == (pytest.approx(wanted, abs=1e-4), wanted_hit)
     assert len(head._forward_pre_hooks) == 0
+
+
+def test_settings_that_came_later_are_in_an_identity_only_where_they_are_set(tmp_path: Path) -> None:
+    def identity(**settings: Any) -> Any:
+        workshop = shop(tmp_path, **settings)
+        return responding.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs["responses"]
+
+    plain = identity()
+    assert plain.keys() == {"dtype", "limit", "thinking", "batch_size", "static_cache"}
+    assert identity(**{"responses.continuous": True}) == {**plain, "continuous": True}
+    assert identity(**{"responses.cudnn_attention": False}) == {**plain, "cudnn_attention": False}
+    vllm = responding.settings_of_answers(ResponsesConfig(continuous=True), "vllm")
+    assert vllm.keys() == {"dtype", "limit", "thinking", "tensor_parallel", "max_context"}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "opt", "gpt2"])
