@@ -27,7 +27,7 @@ from transformers import (
 
 from harness.contracts import HarnessError
 
-LEAVING = 1 / 8  # of a piece's rows: so many that have ended leave together
+LEAVING = 1 / 4  # of a piece's rows: so many that have ended leave together
 STEP = 256  # tokens: the length of a static cache is a multiple of it, so that few are compiled
 # Layers of a cache that hold keys and values by row and nothing else. Others have further states.
 REDUCIBLE = ("DynamicLayer", "DynamicSlidingWindowLayer")
