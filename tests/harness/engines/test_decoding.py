@@ -93,6 +93,18 @@ def test_answers_are_those_of_each_prompt_alone(family: str, sizes: list[int]) -
     assert min(sizes) < 5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    ["bloom", "cohere2", "deepseek_v3", "falcon", "gemma2", "gpt_neox", "gpt_oss", "llama4_text", "olmo2"]
+    + ["opt", "phi3", "qwen2_moe", "qwen3_next", "smollm3", "stablelm"],
+)
+def test_answers_are_those_of_the_whole_batch(family: str) -> None:
+    model, stops = tiny(family), list(range(7, 90, 9))
+    prompts = random_prompts(1, [3, 5, 5, 9, 12, 14])
+    assert Decoder(model, stops, PAD).answers(prompts, TOKENS) == generated(model, prompts, stops)
+
+
 def test_an_answer_that_does_not_end_goes_on_alone(sizes: list[int]) -> None:
     """Of eight rows seven end at their first token: what is left has one row."""
     model = tiny("llama")
