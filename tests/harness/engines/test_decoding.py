@@ -96,8 +96,23 @@ def test_answers_are_those_of_each_prompt_alone(family: str, sizes: list[int]) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
-    ["bloom", "cohere2", "deepseek_v3", "falcon", "gemma2", "gpt_neox", "gpt_oss", "llama4_text", "olmo2"]
-    + ["opt", "phi3", "qwen2_moe", "qwen3_next", "smollm3", "stablelm"],
+    [
+        "bloom",
+        "cohere2",
+        "deepseek_v3",
+        "falcon",
+        "gemma2",
+        "gpt_neox",
+        "gpt_oss",
+        "llama4_text",
+        "olmo2",
+        "opt",
+        "phi3",
+        "qwen2_moe",
+        "qwen3_next",
+        "smollm3",
+        "stablelm",
+    ],
 )
 def test_answers_are_those_of_the_whole_batch(family: str) -> None:
     model, stops = tiny(family), list(range(7, 90, 9))
