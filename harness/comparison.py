@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness import (
+    answer_memory,
     benchmarks,
     crash,
     disk,
@@ -274,7 +275,8 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
         responding.check_functions(benchmarks.get(task, benchmarks.own(config)))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
-    for line in missing:
+    side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
+    for line in [*([side_by_side] if side_by_side else []), *missing]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
         parts = [part for cell in unanswered for part in stages.parts(shop, cell)]

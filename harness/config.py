@@ -210,6 +210,10 @@ class ResponsesConfig(Section):
     """hf: prompts at once"""
     static_cache: bool = False
     """hf: a cache of fixed size, compiled on CUDA"""
+    continuous: bool = False
+    """hf: greedy answers by transformers' continuous batching (not measured)"""
+    cudnn_attention: bool = True
+    """hf: false keeps cuDNN, which plans anew for each shape, out of attention on CUDA (not measured)"""
 
     tensor_parallel: int = Field(default=1, ge=1)
     """vllm: devices that hold one model"""

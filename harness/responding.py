@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import benchmarks, disk, finish, models, plugin_files, splits, training
 from harness.benchmarks import Benchmark
+from harness.config import ResponsesConfig
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
 from harness.models import Checkpoint
 from harness.plan import Cell
@@ -47,6 +48,7 @@ SETTINGS = {
     "vllm": ("tensor_parallel", "max_context"),
     "openai": ("server",),
 }
+FURTHER = {"hf": ("continuous", "cudnn_attention")}  # the same, where they are not the default
 OUT_OF_MEMORY = "out_of_memory"  # to how many prompts at once an engine had to come down
 AT_ONCE = 10_000  # documents that lm-eval holds in memory
 ALWAYS = ("dtype", "limit", "thinking")
@@ -141,17 +143,24 @@ def engine_versions(engine: str) -> dict[str, str]:
     return {d.metadata["Name"]: d.version for name in packages for d in metadata.distributions(name=name)}
 
 
+def settings_of_answers(settings: ResponsesConfig, engine: str) -> dict[str, Any]:
+    """Those that answers of ``engine`` depend on."""
+    values, usual = settings.model_dump(mode="json"), ResponsesConfig().model_dump(mode="json")
+    names = [*ALWAYS, *SETTINGS.get(engine, ())]
+    names += [name for name in FURTHER.get(engine, ()) if values[name] != usual[name]]
+    return {name: values[name] for name in names}
+
+
 def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     """The answers of a cell's checkpoint to one task's documents."""
     benchmark = benchmarks.get(task, cell.sets)
     engine = _engine(shop, cell)
-    settings = shop.config.responses.model_dump(mode="json")
     inputs: dict[str, Any] = {
         "version": RESPOND_VERSION,
         "weights": _weights(shop, cell),
         "task": {"name": task, "version": benchmark.version, "content": benchmark.content},
         "engine": engine,
-        "responses": {name: settings[name] for name in (*ALWAYS, *SETTINGS.get(engine["name"], ()))},
+        "responses": settings_of_answers(shop.config.responses, engine["name"]),
         "device": shop.device,
         "libraries": shop.libraries,
     }

@@ -136,7 +136,8 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         files += brought
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         if fixed.get("engine") != now["engine"]:  # its settings differ because it does
-            added |= {f"responses.{name}" for names in responding.SETTINGS.values() for name in names}
+            by_engine = [*responding.SETTINGS.values(), *responding.FURTHER.values()]
+            added |= {f"responses.{name}" for names in by_engine for name in names}
         there_now = {**elsewhere, **fixed}
         differing = [
             f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
@@ -313,8 +314,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
     values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
-    answering = {*responding.ALWAYS, *responding.SETTINGS.get(shop.engine_name, ())}
-    values["responses"] = {k: v for k, v in values["responses"].items() if k in answering}
+    values["responses"] = responding.settings_of_answers(config.responses, shop.engine_name)
     values["responses"]["part"] = config.responses.part
     if config.responses.part != "all":
         values["responses"]["validation_share"] = config.responses.validation_share

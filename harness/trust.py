@@ -87,6 +87,7 @@ INERT = frozenset(
         *("responses.dtype", "responses.limit", "responses.part", "responses.validation_share"),
         *("responses.thinking", "responses.batch_size", "responses.static_cache", "responses.gpu_memory"),
         *("responses.max_context", "responses.timeout_s"),
+        *("responses.continuous", "responses.cudnn_attention"),
         "safety.judged_scope",  # both values are published protocols, and every table names the one it has
         *("judging.engine", "judging.dtype", "judging.batch_size", "judging.timeout_s"),
         *("judging.attempts", "judging.max_cost"),

@@ -1,4 +1,4 @@
-"""transformers as an engine: batches of like length, left-padded."""
+"""transformers as an engine: prompts of like length are answered together (decoding.py)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig
 
 from harness import model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
+from harness.engines import continuous
 from harness.engines.base import IdEngine
+from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.models import Checkpoint
 
 AT_ONCE = 256  # positions whose logits are float32 at once
+LOGIT_BYTES = 2**30  # of logits in the model's own precision at once
+VOCABULARY = 2**18  # no more is taken to be a model's, where its embedding does not tell
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -23,18 +28,30 @@ Made = TypeVar("Made")
 
 class HFEngine(IdEngine):
     """``model`` is a loaded causal language model, ``tokenizer`` its tokenizer. ``static_cache``: a key-value
-    cache of fixed size, which transformers compiles on CUDA (on a CPU it only costs)."""
+    cache of fixed size, which transformers compiles on CUDA (on a CPU it only costs). ``continuous``: greedy
+    answers by transformers' continuous batching. ``cudnn_attention``: False keeps cuDNN out of attention."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, *, static_cache: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int,
+        *,
+        static_cache: bool = False,
+        continuous: bool = False,
+        cudnn_attention: bool = True,
+    ):
         super().__init__()
+        self._continuous, self._cudnn = continuous, cudnn_attention
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self._static_cache = static_cache
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
         self.rows = model_limits.embedding_rows(model)
         self.stop_ids = models.stop_ids(eos, tokenizer, self.rows)
         self.context_tokens = model_limits.context_tokens(model)
-        self._pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
+        self._pad_id = pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
+        self._decoder = Decoder(model, self.stop_ids, pad_id, static=static_cache)
+        self._told = static_cache  # why no row leaves a batch before its end
         # generate() fills what a call leaves open from the model's own configuration, which may sample,
         # penalise repetition or forbid an early end: nothing of it may reach a greedy answer.
         model.generation_config = GenerationConfig()
@@ -44,16 +61,27 @@ class HFEngine(IdEngine):
         assert checkpoint.folder is not None
         model = models.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
         tokenizer = models.load_tokenizer(checkpoint.folder)
-        return cls(model, tokenizer, settings.batch_size, static_cache=settings.static_cache)
+        return cls(
+            model,
+            tokenizer,
+            settings.batch_size,
+            static_cache=settings.static_cache,
+            continuous=settings.continuous,
+            cudnn_attention=settings.cudnn_attention,
+        )
 
     def begin(self, out_of_memory: Sequence[int] = ()) -> None:
         super().begin(out_of_memory)
         self._fits = min([self.batch_size, *out_of_memory])
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Sorted by length, so that little is padded; equal lengths keep their order."""
+        """Sorted by length, so that little is padded; equal lengths keep their order. Continuous batching
+        wants more prompts than are answered at once."""
+        return self._cut(prompts, self.batch_size * (continuous.ROUNDS if self._continuous else 1))
+
+    def _cut(self, prompts: Sequence[list[int]], size: int) -> list[list[int]]:
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     @torch.inference_mode()
     def generate(
@@ -69,29 +97,56 @@ class HFEngine(IdEngine):
             self._check(prompt, room=1)
         longest = max(map(len, prompts), default=0)
         max_new_tokens = min(max_new_tokens, self.context_tokens - longest)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        config = GenerationConfig(
-            **(sampling if temperature > 0 else {"do_sample": False}),
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.stop_ids),
-            pad_token_id=self._pad_id,
-            **({"cache_implementation": "static"} if self._static_cache else {}),
-        )
+        if self._continuous and temperature <= 0 and prompts:
+            return self._in_slots(prompts, max_new_tokens)
+        found: dict[int, list[int]] = {}
+        for number, batch in enumerate(self._cut(prompts, self.batch_size)):
+            drawn = Drawing(temperature, top_p, seed + number * self.batch_size) if temperature > 0 else None
+            with self._kernels():
+                found |= self._answered(batch, prompts, max_new_tokens, drawn)
+            self.on_progress(len(batch))
+        return [found[index] for index in range(len(prompts))]
+
+    def _in_slots(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """By continuous batching, with fewer prompts at once where memory asks for it."""
+        while True:
+            made = None
+            with contextlib.suppress(torch.OutOfMemoryError):
+                made = continuous.answers(
+                    self.model, prompts, max_new_tokens, self.stop_ids, self._pad_id, self._fits
+                )
+            if made is not None:
+                self.on_progress(len(prompts))
+                return made
+            self._halve(self._fits, f"one prompt of {max(map(len, prompts)):,} tokens and its answer")
+
+    def _kernels(self) -> contextlib.AbstractContextManager[Any]:
+        """Without cuDNN's attention, where it is not wanted: it plans anew for each shape."""
+        if self._cudnn:
+            return contextlib.nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+    def _answered(
+        self, batch: list[int], prompts: Sequence[list[int]], max_new_tokens: int, drawing: Drawing | None
+    ) -> dict[int, list[int]]:
+        """The continuations of the prompts at the places of ``batch``, by place."""
+        rows = {index: row for row, index in enumerate(batch)}
 
         def work(part: list[int]) -> list[list[int]]:
-            return self._continue([prompts[index] for index in part], config)
+            places = [rows[index] for index in part]
+            sampling = drawing and Sampling(drawing, places, len(batch))
+            return self._decoder.answers([prompts[index] for index in part], max_new_tokens, sampling)
 
         def about(index: int) -> str:
             return f"one prompt of {len(prompts[index]):,} tokens and its answer"
 
         found: dict[int, list[int]] = {}
-        for number, batch in enumerate(self.plan(prompts)):
-            draws = _own_draws(seed + number * self.batch_size, self.model.device)
-            with draws if temperature > 0 else contextlib.nullcontext():
-                for rows, made in self._fitting(batch, work, about):
-                    found |= zip(rows, made, strict=True)
-            self.on_progress(len(batch))
-        return [found[index] for index in range(len(prompts))]
+        for part, made in self._fitting(batch, work, about):
+            found |= zip(part, made, strict=True)
+        if self._decoder.whole and not self._told:
+            self._told = True
+            self.on_note(f"a batch takes as long as its longest answer: {self._decoder.whole}")
+        return found
 
     def _check(self, ids: Sequence[int], *, room: int = 0) -> None:
         """Raises HarnessError for ids that the model has not, or too many for ``room`` tokens behind them."""
@@ -128,24 +183,6 @@ class HFEngine(IdEngine):
         self.out_of_memory.append(self._fits)
         self.on_fewer(self._fits)
 
-    def _continue(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), self._pad_id)
-        attention = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention[row, width - len(prompt) :] = 1
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=attention.to(self.model.device),
-            generation_config=config,
-        )
-        return [self._until_stop(generated) for generated in output[:, width:].tolist()]
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        end = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
-        return ids if end is None else ids[: end + 1]
-
     def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         def about(pair: tuple[list[int], list[int]]) -> str:
             return f"one prompt of {sum(map(len, pair)):,} tokens with its answer"
@@ -167,40 +204,35 @@ class HFEngine(IdEngine):
             for row, (context, continuation) in enumerate(pairs)
         ]
         before = torch.cat([torch.arange(start, start + length) for start, length in spans])
-        logits = self._logits(
-            before.to(self.model.device),
-            input_ids=ids.to(self.model.device),
-            attention_mask=attention.long().to(self.model.device),
-        )
-        wanted = torch.tensor([token for _, continuation in pairs for token in continuation]).to(
-            logits.device
-        )
-        logp, best = [], []
-        for some, tokens in zip(logits.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
-            exact = some.float()
-            logp.append(exact.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
-            best.append(exact.argmax(-1) == tokens)
+        device = self.model.device
+        wanted = torch.tensor([token for _, continuation in pairs for token in continuation], device=device)
+        inputs = {"input_ids": ids.to(device), "attention_mask": attention.long().to(device)}
+        logp: list[torch.Tensor] = []
+        best: list[torch.Tensor] = []
+        done = 0
+        for logits in self._logits(before.to(device), **inputs):
+            for some in logits.split(AT_ONCE):
+                exact, right = some.float(), wanted[done : done + len(some)].to(some.device)
+                logp.append(exact.log_softmax(-1).gather(-1, right[:, None])[:, 0])
+                best.append(exact.argmax(-1) == right)
+                done += len(some)
         lengths = [length for _, length in spans]
         found = zip(torch.cat(logp).cpu().split(lengths), torch.cat(best).cpu().split(lengths), strict=True)
         return [(float(values.sum()), bool(hits.all())) for values, hits in found]
 
-    def _logits(self, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """(N, V): at ``positions`` (N,) of the flattened rows. Where the model has an output head to itself,
-        that sees no other position: the logits of all are the largest part of a pass."""
-
-        def select(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (given[0].flatten(0, 1).index_select(0, positions)[None], *given[1:])
-
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(select) if isinstance(head, torch.nn.Module) else None
-        try:
-            logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
-        finally:
-            if hook:
-                hook.remove()
-        if logits.shape[:2] == inputs["input_ids"].shape:  # a head that uses its weights another way
-            return logits.flatten(0, 1).index_select(0, positions)
-        return logits[0]
+    def _logits(self, positions: torch.Tensor, **inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        """(n, V), one part after the other: at ``positions`` (N,) of the flattened rows. Where the model has
+        an output head to itself, that sees no other position, and at most LOGIT_BYTES of logits are made at
+        once: the logits of all are the largest part of a pass."""
+        size = min(self.rows, VOCABULARY) * self.model.dtype.itemsize
+        with _layers_once(self.model):
+            for part in positions.split(max(1, LOGIT_BYTES // size)):
+                with _head_at(self.model, part):
+                    logits: torch.Tensor = self.model(**inputs, use_cache=False).logits
+                if logits.shape[:2] == inputs["input_ids"].shape:  # a head that uses its weights another way
+                    yield logits.flatten(0, 1).index_select(0, positions)
+                    return
+                yield logits[0]
 
     def close(self) -> None:
         del self.model
@@ -208,8 +240,43 @@ class HFEngine(IdEngine):
 
 
 @contextlib.contextmanager
-def _own_draws(seed: int, device: torch.device) -> Iterator[None]:
-    """Random draws from ``seed``, and the process's own state (CPU and ``device``) as it was afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+def _head_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
+    """The output head of ``model``, where it has one to itself, sees ``positions`` of the flattened rows and
+    no other, as one row."""
+
+    def select(head: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given[0].flatten(0, 1).index_select(0, positions)[None], *given[1:])
+
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(select) if isinstance(head, torch.nn.Module) else None
+    try:
         yield
+    finally:
+        if hook:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _layers_once(model: Any) -> Iterator[None]:
+    """The layers of ``model`` work at their first call, and any further one, which has the same inputs, gets
+    what they made then. So the model's own way from there to logits can be gone for other positions."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # below an adapter
+    layers = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if layers is None or layers is model:
+        yield
+        return
+    own, before = layers.forward, vars(layers).get("forward")
+    made: list[Any] = []
+
+    def forward(*given: Any, **more: Any) -> Any:
+        if not made:
+            made.append(own(*given, **more))
+        return made[0]
+
+    layers.forward = forward
+    try:
+        yield
+    finally:
+        del layers.forward
+        if before is not None:
+            layers.forward = before

@@ -5,11 +5,14 @@
     python tests/bench/respond_speed.py --size 110m --limit 24
     python tests/bench/respond_speed.py --size 1b --device cuda --dtype bfloat16 --vllm     # on a GPU
     python tests/bench/respond_speed.py --only ours --keep FOLDER    # one contender; the model stays there
+    python tests/bench/respond_speed.py --endless                 # one answer of a batch does not end
+    python tests/bench/respond_speed.py --only ours static continuous no-cudnn --device cuda     # settings
 
 Each contender is a command in a process of its own. Whole: its seconds from start to end. Generation alone:
 what it spends in generating, as seconds of wall time with the machine for itself (ours in one job, so that
-all have the same threads). Plain lm-eval runs with several batch sizes and its best counts. The reference
-habit is a process a task: load, decode the prompts in their order in batches of 16, write, end.
+all have the same threads). Before: ours with whole batches, as it was. Plain lm-eval runs with several batch
+sizes and its best counts. The reference habit is a process a task: load, decode the prompts in their order
+in batches of 16, write, end.
 """
 
 from __future__ import annotations
@@ -35,7 +38,13 @@ SIZES = {
     },
 }  # fmt: skip
 ENDS = 150  # of 32,000 tokens end an answer of a random model, so that answers differ in length
-CONTENDERS = ("ours", "plain", "habit")
+CONTENDERS = ("ours", "before", "plain", "habit")
+SETTINGS = {  # ours otherwise: contenders that run where they are named
+    "static": "responses.static_cache=true",
+    "continuous": "responses.continuous=true",
+    "no-cudnn": "responses.cudnn_attention=false",
+}
+PROMPT = 32  # tokens, where one answer does not end
 HABIT = 16  # the reference scripts' batch size
 
 
@@ -89,16 +98,26 @@ def _run(command: list[str]) -> float:
     return seconds
 
 
-def ours(options: argparse.Namespace, folder: Path, engine: str, *, jobs: int | None) -> tuple[float, float]:
+def ours(
+    options: argparse.Namespace,
+    folder: Path,
+    engine: str,
+    *,
+    jobs: int | None,
+    program: tuple[str, ...] = ("-m", "harness.cli"),
+    setting: str = "",
+) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as out:
         command = [
-            *(sys.executable, "-m", "harness.cli", "respond", str(folder), "--tasks", ",".join(TASKS)),
+            *(sys.executable, *program, "respond", str(folder), "--tasks", ",".join(TASKS)),
             *("--engine", engine, "--out", f"{out}/run"),
             *("--set", f"responses.batch_size={options.batch_size}"),
             *("--set", f"responses.dtype={options.dtype}", "--set", f"training.device={options.device}"),
         ]
         if options.limit:
             command += ["--set", f"responses.limit={options.limit}"]
+        if setting:
+            command += ["--set", setting]
         if jobs:  # all threads in one job, as the others have them
             command += ["--set", f"jobs={jobs}", "--set", "threads=null"]
         elif options.size != "mini":
@@ -106,6 +125,16 @@ def ours(options: argparse.Namespace, folder: Path, engine: str, *, jobs: int | 
         seconds = _run(command)
         timing = json.loads(Path(out, "run", "run.json").read_text(encoding="utf-8"))["timing"]
     return seconds, timing["generation"]
+
+
+def before_here(arguments: list[str]) -> None:
+    """Our command line, whose batches stay whole until their last answer ends."""
+    from harness import cli
+    from harness.engines import decoding
+
+    decoding._state_elsewhere = lambda model: "to see what it costs"
+    sys.argv = ["harness", *arguments]
+    cli.main()
 
 
 def ours_many(options: argparse.Namespace, folder: Path) -> float:
@@ -244,6 +273,12 @@ def measure(options: argparse.Namespace, place: Path) -> None:
         if options.vllm:
             line("ours, vllm", *ours(options, folder, "vllm", jobs=None))
         many = ours_many(options, folder) if options.checkpoints > 1 else 0.0
+    for name, setting in SETTINGS.items():
+        if name in options.only:
+            line(f"ours, {name}", *ours(options, folder, "hf", jobs=1, setting=setting))
+    if "before" in options.only:
+        program = (__file__, "--before")
+        line("ours, whole batches", *ours(options, folder, "hf", jobs=1, program=program))
     if "plain" in options.only:
         for size in dict.fromkeys(min(size, options.limit or size) for size in options.plain_batches):
             line(f"lm-eval hf, batch {size}", *plain(options, folder, size))
@@ -267,7 +302,50 @@ def summary(
         n = options.checkpoints
         print(f"a run of {n} checkpoints, ours: {many:.1f} s; {n} times the others' figures for one / ours:")
         print(f"  lm-eval {n * best[0] / many:.2f}x, the reference's habit {n * reference[0] / many:.2f}x")
+    whole_batches = found["ours, whole batches"][1]
+    print(f"ours with whole batches / ours: {whole_batches / generation:.2f}x generation")
     print(f"ours, answers a second: {documents / whole:.1f} whole, {documents / generation:.1f} generation")
+
+
+# --- one answer that does not end ----------------------------------------------------------------------
+
+
+def endless(options: argparse.Namespace, place: Path) -> None:
+    """A batch of which all answers but one end soon, with whole batches and with rows that leave."""
+    import torch
+
+    from harness import models
+    from harness.engines.decoding import Decoder
+
+    folder = build(options.size, place, options.device, options.dtype)
+    model = models.load_model(folder, options.dtype, options.device).eval()
+    rows, tokens = options.batch_size, options.tokens
+    draw = torch.Generator().manual_seed(0)
+    prompts = torch.randint(5, 90, (rows, PROMPT), generator=draw).tolist()
+    with torch.inference_mode():
+        free = Decoder(model, [model.config.vocab_size - 1], 0).answers(prompts, tokens)
+        stops = _stops(free)
+        seconds = {}
+        for name, why in (("whole batches", "to see what it costs"), ("rows leave", None)):
+            decoder = Decoder(model, stops, 0)
+            decoder.whole = why
+            begun = time.perf_counter()
+            found = decoder.answers(prompts, tokens)
+            seconds[name] = time.perf_counter() - begun
+            lengths = sorted(map(len, found))
+            print(f"{name}: {seconds[name]:.2f} s; {rows} answers, median {lengths[rows // 2]} tokens")
+            print(f"  longest {lengths[-1]}, second {lengths[-2] if rows > 1 else 0}", flush=True)
+    ratio = seconds["whole batches"] / seconds["rows leave"]
+    print(f"an answer without an end: {ratio:.2f}x as fast when rows leave their batch")
+    print("RESULT " + json.dumps({"contender": "endless", "ratio": ratio, **seconds}), flush=True)
+
+
+def _stops(answers: list[list[int]]) -> list[int]:
+    """For each answer but the longest a token in its first quarter that the longest has not."""
+    longest = max(answers, key=lambda ids: len({*ids}))
+    quarter = len(longest) // 4
+    found = {next((t for t in ids[quarter // 2 : quarter] if t not in longest), None) for ids in answers}
+    return sorted(token for token in found if token is not None)
 
 
 def main() -> None:
@@ -280,21 +358,27 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoints", type=int, default=1, help="a run of so many, too")
     parser.add_argument("--vllm", action="store_true", help="ours with vLLM too (it must be installed)")
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="contenders")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*CONTENDERS, *SETTINGS), default=CONTENDERS, help="contenders"
+    )
+    parser.add_argument("--endless", action="store_true", help="one answer of a batch does not end")
+    parser.add_argument("--tokens", type=int, default=256, help="of that answer")
     parser.add_argument("--once", action="store_true", help="ours in one job alone, for both figures")
     parser.add_argument("--keep", type=Path, help="a folder for the model, which is made there once")
     options = parser.parse_args()
-
+    work = endless if options.endless else measure
     if options.keep:
-        measure(options, options.keep)
+        work(options, options.keep)
     else:
         with tempfile.TemporaryDirectory() as made:
-            measure(options, Path(made, "model"))
+            work(options, Path(made, "model"))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--plain"]:
         plain_here(Path(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1:2] == ["--before"]:
+        before_here(sys.argv[2:])
     elif sys.argv[1:2] == ["--habit"]:
         habit_here(*sys.argv[2:5], json.loads(sys.argv[5]))
     else:

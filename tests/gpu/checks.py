@@ -504,6 +504,10 @@ CHECKS: dict[str, Check] = {
     "answers static cache": Check(
         functools.partial(answers, static_cache=True), limit_s=60, needs=("lm_eval",), only="cuda"
     ),
+    "answers continuous": Check(functools.partial(answers, continuous=True), limit_s=60, needs=("lm_eval",)),
+    "answers without cuDNN": Check(
+        functools.partial(answers, cudnn_attention=False), needs=("lm_eval",), only="cuda"
+    ),
     "divergence": Check(divergence, needs=("lm_eval",)),
     "local judge": Check(judge),
     "compile": Check(functools.partial(kernels, compile=True), limit_s=90),

@@ -184,10 +184,11 @@ def parts(options: argparse.Namespace) -> list[Part]:
     checks += ["--deadline", f"{limit - 5:.0f}", *(["--quick", "--workers", "1"] if options.cpu else [])]
     found = [Part("checks", "checks", checks, limit, TRAINING)]
     trainings = training(device, options.memory)
-    found += [*trainings[:3], *answering(device, options.out)]
+    answers = answering(device, options.out)
+    found += [*trainings[:3], *answers[:3]]
     if options.model:
         found.append(comparison(device, options.model, options.out))
-    found += [*trainings[3:], *([] if options.cpu else large())]
+    found += [*trainings[3:], *answers[3:], *([] if options.cpu else large())]
     wanted = options.parts or GROUPS
     limits = dict(options.limit)
     return [
@@ -232,18 +233,20 @@ def training(device: str, memory: int) -> list[Part]:
 
 
 def answering(device: str, out: Path) -> list[Part]:
+    """Ours, lm-eval's and ours as it was, then ours under settings that have not been measured."""
     command = [sys.executable, str(BENCH / "respond_speed.py"), "--device", device, "--once"]
     if device == "cpu":
         sizes, batches = "--size mini --limit 2", "2"
     else:
         sizes, batches = "--size 1b --limit 64 --dtype bfloat16 --batch-size 128", "64"
         command += ["--keep", str(out / "scratch" / "model")]
+    contenders = [("ours", "--only ours"), ("lm-eval", f"--only plain --plain-batches {batches}")]
+    if device != "cpu":
+        others = ("before", "static", "no-cudnn", "continuous")
+        contenders += [(f"ours, {name}", f"--only {name}") for name in others]
     return [
-        Part("answer", f"answer {name}", [*command, *shlex.split(f"{sizes} {arguments}")], limit, WHOLE)
-        for name, arguments, limit in (
-            ("ours", "--only ours", 75),
-            ("lm-eval", f"--only plain --plain-batches {batches}", 75),
-        )
+        Part("answer", f"answer {name}", [*command, *shlex.split(f"{sizes} {arguments}")], 75, WHOLE)
+        for name, arguments in contenders
     ]
 
 

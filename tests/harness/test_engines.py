@@ -220,6 +220,19 @@ def test_a_continuation_reads_as_it_does_after_its_prefill(engine: HFEngine, tok
     assert engine.completion([tokenizer.eos_token_id], ids) == type(completion)("", 1, "stop")
 
 
+def test_cudnn_can_be_kept_out_of_attention(tokenizer: Any, prompts: list[list[int]]) -> None:
+    model = models.load_model(seed_model_path(), "float32", "cpu")
+    allowed: list[bool] = []
+    model.register_forward_pre_hook(lambda *given: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    found = [
+        HFEngine(model, tokenizer, 8, cudnn_attention=on).generate(prompts[:2], 1) for on in (True, False)
+    ]
+    assert allowed == [before, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    assert found[0] == found[1]
+
+
 def test_progress_counts_every_prompt_once(engine: HFEngine, prompts: list[list[int]]) -> None:
     done: list[int] = []
     engine.on_progress = done.append

@@ -11,6 +11,7 @@ from typing import Any
 
 import completions_server
 import pytest
+import tiny_models
 import torch
 
 from harness import (
@@ -26,6 +27,7 @@ from harness import (
     responding,
     scores,
 )
+from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
@@ -308,15 +310,16 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     engine = workshop.engine(workshop.seed_checkpoint)
     rows, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
     assert "out_of_memory" not in record
-    generate, sizes = engine.model.generate, []  # type: ignore[attr-defined]
+    decoder = engine._decoder  # type: ignore[attr-defined]
+    decode, sizes = decoder.answers, []
 
-    def small(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if len(inputs["input_ids"]) > 4:
+    def small(prompts: Any, *how: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 4:
             raise torch.OutOfMemoryError
-        return generate(**inputs)
+        return decode(prompts, *how)
 
-    monkeypatch.setattr(engine.model, "generate", small)  # type: ignore[attr-defined]
+    monkeypatch.setattr(decoder, "answers", small)
     said: list[Any] = []
     workshop.reporter.send = said.append
     again, record = responding.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
@@ -337,18 +340,18 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
     def run(out: Path, most: int, *, fails: int | None = None) -> Any:
         workshop = shop(out, **{"responses.limit": 12, "responses.batch_size": 4})
         engine: Any = workshop.engine(workshop.seed_checkpoint)
-        generate = engine.model.generate
+        decode = engine._decoder.answers
         cut.clear()
 
-        def some(**inputs: Any) -> Any:
-            cut.append(len(inputs["input_ids"]))
+        def some(prompts: Any, *how: Any) -> Any:
+            cut.append(len(prompts))
             if len(cut) - 1 == fails:
                 raise KeyboardInterrupt
-            if len(inputs["input_ids"]) > (4 if len(cut) == 1 else most):
+            if len(prompts) > (4 if len(cut) == 1 else most):
                 raise torch.OutOfMemoryError
-            return generate(**inputs)
+            return decode(prompts, *how)
 
-        monkeypatch.setattr(engine.model, "generate", some)
+        monkeypatch.setattr(engine._decoder, "answers", some)
         responding.respond(workshop, seed_cell(workshop), ["gsm8k-mini"], "")
         return workshop
 
@@ -402,13 +405,15 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     monkeypatch.setattr(
         torch.Tensor, "log_softmax", lambda self, dim: (widest.append(len(self)), own(self, dim))[1]
     )
-    for at_once in (256, 10, 1):
+    row_bytes = 4 * engine.rows
+    for at_once, at_head in ((256, 27), (10, 27), (1, 27), (256, 10), (3, 10), (256, 1)):
         seen.clear()
         widest.clear()
         monkeypatch.setattr(hf, "AT_ONCE", at_once)
+        monkeypatch.setattr(hf, "LOGIT_BYTES", at_head * row_bytes + 1)
         found = engine.logprobs(pairs)
-        assert seen == [(1, 27)]
-        assert (max(widest), sum(widest)) == (min(at_once, 27), 27)
+        assert [rows for _, rows in seen] == [at_head] * (27 // at_head) + [27 % at_head] * (27 % at_head > 0)
+        assert (max(widest), sum(widest)) == (min(at_once, at_head), 27)
         for (context, continuation), (logp, hit) in zip(pairs, found, strict=True):
             with torch.no_grad():
                 logits = engine.model(input_ids=torch.tensor([context + continuation])).logits[0].double()
@@ -421,6 +426,52 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     for (logp, hit), (wanted, wanted_hit) in zip(engine.logprobs(pairs), found, strict=True):
         assert (logp, hit) == (pytest.approx(wanted, abs=1e-4), wanted_hit)
     assert len(head._forward_pre_hooks) == 0
+
+
+def test_settings_that_came_later_are_in_an_identity_only_where_they_are_set(tmp_path: Path) -> None:
+    def identity(**settings: Any) -> Any:
+        workshop = shop(tmp_path, **settings)
+        return responding.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs["responses"]
+
+    plain = identity()
+    assert plain.keys() == {"dtype", "limit", "thinking", "batch_size", "static_cache"}
+    assert identity(**{"responses.continuous": True}) == {**plain, "continuous": True}
+    assert identity(**{"responses.cudnn_attention": False}) == {**plain, "cudnn_attention": False}
+    vllm = responding.settings_of_answers(ResponsesConfig(continuous=True), "vllm")
+    assert vllm.keys() == {"dtype", "limit", "thinking", "tensor_parallel", "max_context"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "opt", "gpt2"])
+def test_logits_made_in_parts_have_gone_the_models_own_way(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capping, scaling and projections behind the layers are done to each part, and the layers work once."""
+    from harness.engines import hf
+
+    model = tiny_models.build(family)
+    engine = HFEngine.__new__(HFEngine)
+    engine.model, engine.rows, engine._pad_id = model, tiny_models.VOCABULARY, 0
+    worked: list[int] = []
+    norms = [module for module in model.modules() if "Attention" in type(module).__name__]
+    norms[0].register_forward_hook(lambda module, given, made: worked.append(1))
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (9, 12, 20)]
+    pairs = [(row[:4], row[4:]) for row in rows]
+    found = {}
+    for positions in (1000, 7, 1):
+        worked.clear()
+        monkeypatch.setattr(hf, "LOGIT_BYTES", positions * 4 * tiny_models.VOCABULARY)
+        found[positions] = engine._logprobs(pairs)
+        assert len(worked) == 1
+        assert not any("forward" in vars(module) for module in model.modules())
+    for (context, continuation), *values in zip(pairs, *found.values(), strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([context + continuation])).logits[0].double()
+        each = torch.log_softmax(logits[len(context) - 1 : -1], -1)
+        wanted = sum(each[place, token].item() for place, token in enumerate(continuation))
+        for logp, hit in values:
+            assert logp == pytest.approx(wanted, abs=1e-3)
+            assert hit == (each.argmax(-1).tolist() == continuation)
 
 
 def test_log_probabilities_that_do_not_fit_are_made_in_parts(
