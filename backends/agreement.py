@@ -15,7 +15,8 @@ Rules. All is compared in evaluation mode: a router that draws at random while i
 the model's own affair, and how far training mode is from evaluation mode is recorded. Weights in 4 bits are
 compared with themselves. Weights that will be sharded (ZeRO-3, FSDP2) are compared before that, by the first
 process alone: whole on its device, or on the CPU where that does not hold them, which then says nothing of
-the device's kernels. Gradient checkpointing is not part of it; Liger's kernels and torch.compile are compared once more.
+the device's kernels. Gradient checkpointing is not part of it; Liger's kernels and compiled layers are, once
+they are there.
 """
 
 from __future__ import annotations

@@ -110,9 +110,9 @@ def no_kernel_for(model: Any, settings: Any) -> str | None:
 
 
 def no_kernel(device: Any, dtype: str, config: Any = None) -> str | None:
-    """Why packed rows cannot pass through attention on a device; None where they can. The kernel has limits of
-    its own (half precision, sizes of heads, the device), which a forward and a backward pass over a few tokens
-    find out. ``config``: of a model's language part, for its heads."""
+    """Why packed rows cannot pass through attention on a device; None where they can. ``config``: of a
+    model's language part, for its heads. The kernel has limits of its own (half precision, sizes of heads,
+    the device), which a forward and a backward pass over a few tokens find out."""
     device = torch.device(device)
     if not _takes_kernel(device):
         return None

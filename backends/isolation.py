@@ -137,15 +137,17 @@ def compiled(model: Any, head: Any, wanted: bool) -> Iterator[None]:
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """The layers that transformers checkpoints or shards one by one, whichever it says of an architecture."""
+    """The layers that transformers checkpoints or shards one by one, whichever it says of an architecture;
+    none within another."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     names = {*(getattr(model, "_no_split_modules", None) or ())}
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names
-    ]
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():  # outer ones come first
+        within = any(name.startswith(f"{outer}.") for outer in found)
+        if not within and (isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names):
+            found[name] = module
+    return [*found.values()]
 
 
 @contextlib.contextmanager

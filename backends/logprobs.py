@@ -26,34 +26,37 @@ def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
 
 def chunked_logp(logits: Tensor, targets: Tensor) -> Tensor:
     """``token_logp`` of some rows at a time: what is kept for the backward pass are the logits as they come,
-    and one number a row, where torch keeps all logits once more in float32, and makes as many gradients."""
+    and two numbers a row, where torch keeps all logits once more in float32, and makes as many gradients."""
     found = _Chunked.apply(logits, targets)
     assert isinstance(found, Tensor)
     return found
 
 
 class _Chunked(torch.autograd.Function):
-    """log p = x_target - logsumexp(x); its gradient by x is 1 at the target less the softmax of x."""
+    """log p = (x_target - max x) - log sum exp(x - max x), which is exact far from zero too; its gradient by
+    x is 1 at the target less the softmax of x."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        logp = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-        totals = torch.empty_like(logp)
+        logp, largest, total = torch.empty(3, len(targets), dtype=torch.float32, device=logits.device)
         for rows in _chunks(logits):
             states = logits[rows].float()
-            totals[rows] = states.logsumexp(1)
-            logp[rows] = states.gather(1, targets[rows, None])[:, 0] - totals[rows]
-        ctx.save_for_backward(logits, targets, totals)
+            largest[rows] = states.amax(1)
+            chosen = states.gather(1, targets[rows, None])[:, 0]
+            total[rows] = (states - largest[rows, None]).exp_().sum(1).log_()
+            logp[rows] = (chosen - largest[rows]) - total[rows]
+        ctx.save_for_backward(logits, targets, largest, total)
         return logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        logits, targets, totals = ctx.saved_tensors
+        logits, targets, largest, total = ctx.saved_tensors
         gradients = torch.empty_like(logits)
         for rows in _chunks(logits):
             above = upstream[rows, None]
-            part = (logits[rows].float() - totals[rows, None]).exp_().mul_(-above)
+            states = logits[rows].float() - largest[rows, None]
+            part = states.sub_(total[rows, None]).exp_().mul_(-above)
             gradients[rows] = part.scatter_add_(1, targets[rows, None], above)
         return gradients, None
 
