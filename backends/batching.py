@@ -92,11 +92,14 @@ class MicroBatch:
     def to(self, device: Any) -> MicroBatch:
         own = [*self.inputs.values(), self.positions, self.targets, self.slots, self.mask]
         here = {id(value): value for value in own if isinstance(value, Tensor)}  # one may stand there twice
-        moved = dict(zip(here, moved_together([*here.values()], device), strict=True))
+        there = dict(zip(here, moved_together([*here.values()], device), strict=True))
         return replace(
             self,
-            inputs={name: moved.get(id(value), value) for name, value in self.inputs.items()},
-            **{name: moved[id(getattr(self, name))] for name in ("positions", "targets", "slots", "mask")},
+            inputs={name: there.get(id(value), value) for name, value in self.inputs.items()},
+            positions=there[id(self.positions)],
+            targets=there[id(self.targets)],
+            slots=there[id(self.slots)],
+            mask=there[id(self.mask)],
         )
 
 

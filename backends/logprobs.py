@@ -38,7 +38,8 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        logp, largest, total = torch.empty(3, len(targets), dtype=torch.float32, device=logits.device)
+        largest, total = torch.empty(2, len(targets), dtype=torch.float32, device=logits.device)
+        logp = torch.empty_like(total)
         for rows in _chunks(logits):
             states = logits[rows].float()
             largest[rows] = states.amax(1)

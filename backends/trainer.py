@@ -564,6 +564,9 @@ def optimizer_like(settings: Any, trained: Sequence[Tensor]) -> torch.optim.Opti
         with contextlib.suppress(Exception):
             from bitsandbytes.optim import AdamW
 
+            first = torch.nn.Parameter(torch.zeros(8192, device=trained[0].device))
+            first.grad = torch.zeros_like(first)
+            AdamW([first], lr=0.0, weight_decay=0.0, optim_bits=8).step()
             found: torch.optim.Optimizer = AdamW(trained, lr=0.0, weight_decay=0.0, optim_bits=8)
             return found
     return torch.optim.AdamW(

@@ -303,9 +303,25 @@ def test_a_compiled_training_resumes_and_keeps_its_names(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("_on_device")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batching", BATCHINGS)
-@pytest.mark.parametrize("tuned", TUNINGS)
+@pytest.mark.parametrize(
+    ("tuned", "batching", "dtype"),
+    [("full", "grouped", "float32"), ("full", "padding-free", "bfloat16"), ("lora", "grouped", "bfloat16")],
+)
 def test_torchs_own_compiler(tuned: str, batching: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the same to 1e-5. In bfloat16 it rounds less often than torch does uncompiled: no further
+    from float32 than that, to a fifth."""
     monkeypatch.setattr(isolation, "BACKEND", "inductor")
-    test_log_probabilities_and_gradients_stay("compiled", tuned, batching, dtype)
+    usual = TrainingConfig(device="cpu", dtype=dtype, batching=batching, **TUNINGS[tuned])
+    micros = [rows(), rows()[1:]]
+    exact, exact_gradients = passed(usual.model_copy(update={"dtype": "float32"}), micros)
+    plain, plain_gradients = passed(usual, micros)
+    found, gradients = passed(usual.model_copy(update={"compile": True}), micros)
+    assert gradients.keys() == exact_gradients.keys()
+    if dtype == "float32":
+        torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
+    else:
+        assert (found - exact).norm() <= 1.2 * (plain - exact).norm()
+    for name, expected in exact_gradients.items():
+        apart = (gradients[name].float() - expected.float()).norm()
+        rounding = (plain_gradients[name].float() - expected.float()).norm()
+        assert apart <= (1e-5 * expected.norm() + 1e-7 if dtype == "float32" else 1.5 * rounding), name
