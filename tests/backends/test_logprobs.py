@@ -283,7 +283,9 @@ def test_logits_are_no_result_of_a_wrapped_model(
     """accelerate's mixed precision makes float32 of all that a model returns: once its head has entered it,
     these are the log-probabilities alone. Whoever else calls the model gets its logits."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier training left
     batch, model = collate(encoded[:3], 0), make_model()
     head, seen = TargetHead(model), list[torch.dtype]()
     expected = head.logp(model, batch)
@@ -308,3 +310,4 @@ def test_logits_are_no_result_of_a_wrapped_model(
         logits = wrapped(**batch.inputs).logits
         assert logits.shape[:2] == batch.inputs["input_ids"].shape
         assert [*model.state_dict()] == [*make_model().state_dict()]
+    AcceleratorState._reset_state(reset_partial_state=True)
