@@ -15,7 +15,8 @@ Rules. All is compared in evaluation mode: a router that draws at random while i
 the model's own affair, and how far training mode is from evaluation mode is recorded. Weights in 4 bits are
 compared with themselves. Weights that will be sharded (ZeRO-3, FSDP2) are compared before that, by the first
 process alone: whole on its device, or on the CPU where that does not hold them, which then says nothing of
-the device's kernels. Gradient checkpointing and torch.compile are not part of it, Liger's kernels are.
+the device's kernels. Gradient checkpointing is not part of it; Liger's kernels and compiled layers are, once
+they are there.
 """
 
 from __future__ import annotations
@@ -128,9 +129,12 @@ def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settin
     with _evaluating(model, settings):
         found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
     if isinstance(found, str) or found > LIMITS[settings.dtype]:
+        asked = {"Liger's kernels": settings.liger, "compiled layers": settings.compile}
+        put_in = " and ".join(name for name, wanted in asked.items() if wanted)
+        keys = " and ".join(f"training.{key}" for key in ("liger", "compile") if getattr(settings, key))
         raise HarnessError(
-            f"model type '{kind_of(model)}': with Liger's kernels its log-probabilities are not those of its "
-            f"own implementation ({told(_why(found))}); set training.liger to false"
+            f"model type '{kind_of(model)}': with {put_in} its log-probabilities are not those of its "
+            f"own implementation ({told(_why(found))}); set {keys} to false"
         )
 
 

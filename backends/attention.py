@@ -32,6 +32,7 @@ HARMLESS = {
 }
 KERNEL_MODULE = "torch.nn.attention.varlen"  # with torch's kernel for packed rows, where it has one
 KERNEL_TAKES = ("scale", "window_size")  # what is asked of it by name
+USUAL_HEADS = (8, 2, 64)  # of queries, of keys, and their size
 HALF = (torch.bfloat16, torch.float16)
 WORDS = {"softcap": "soft-capping", "s_aux": "sinks", "position_bias": "position biases"}
 
@@ -102,29 +103,40 @@ kernel = Kernel.installed()
 
 def no_kernel_for(model: Any, settings: Any) -> str | None:
     """Why packed rows of a model cannot pass through attention on the device that trains it; None where they
-    can. Asked before the first step: the kernel has limits of its own (half precision, sizes of heads, the
-    device), which a forward and a backward pass over a few tokens find out."""
+    can. Asked before the first step."""
     sharded = model.device.type == "cpu" and settings.device != "auto"  # it is moved to the device later
     device = torch.device(settings.device) if sharded else model.device
+    return no_kernel(device, settings.dtype, model.config.get_text_config())
+
+
+def no_kernel(device: Any, dtype: str, config: Any = None) -> str | None:
+    """Why packed rows cannot pass through attention on a device; None where they can. ``config``: of a
+    model's language part, for its heads. The kernel has limits of its own (half precision, sizes of heads,
+    the device), which a forward and a backward pass over a few tokens find out."""
+    device = torch.device(device)
     if not _takes_kernel(device):
         return None
-    if settings.dtype != "bfloat16":
-        return f"the device's kernel for packed rows takes half precision alone, not {settings.dtype}"
+    if dtype != "bfloat16":
+        return f"the device's kernel for packed rows takes half precision alone, not {dtype}"
     if kernel is None:
         return f"torch {torch.__version__} has no kernel for packed rows ({KERNEL_MODULE})"
     if kernel.missing:
         names = " and no ".join(kernel.missing)
         return f"the kernel for packed rows of torch {torch.__version__} knows no {names}"
     try:
-        config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        _try_kernel(device, heads, getattr(config, "num_key_value_heads", None) or heads, size)
+        _try_kernel(device, *(_heads(config) if config is not None else USUAL_HEADS))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         return f"the device's kernel for packed rows fails ({type(error).__name__}: {shortened(error, 200)})"
     return None
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """The heads of queries, those of keys and values, and their size."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
 
 def _takes_kernel(device: torch.device) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,63 +90,90 @@ class MicroBatch:
     ids: list[str]
 
     def to(self, device: Any) -> MicroBatch:
-        def move(value: Any) -> Any:
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-        return MicroBatch(
-            inputs={name: move(value) for name, value in self.inputs.items()},
-            positions=move(self.positions),
-            targets=move(self.targets),
-            slots=move(self.slots),
-            shape=self.shape,
-            mask=move(self.mask),
-            ids=self.ids,
+        own = [*self.inputs.values(), self.positions, self.targets, self.slots, self.mask]
+        here = {id(value): value for value in own if isinstance(value, Tensor)}  # one may stand there twice
+        there = dict(zip(here, moved_together([*here.values()], device), strict=True))
+        return replace(
+            self,
+            inputs={name: there.get(id(value), value) for name, value in self.inputs.items()},
+            positions=there[id(self.positions)],
+            targets=there[id(self.targets)],
+            slots=there[id(self.slots)],
+            mask=there[id(self.mask)],
         )
+
+
+def moved_together(tensors: Sequence[Tensor], device: Any) -> list[Tensor]:
+    """Tensors of the CPU on another device. A GPU gets them in one copy from pinned memory, for which the
+    CPU does not wait."""
+    if torch.device(device).type != "cuda":
+        return [tensor.to(device, non_blocking=True) for tensor in tensors]
+    return taken_apart(end_to_end(tensors, pinned=True).to(device, non_blocking=True), tensors)
+
+
+def end_to_end(tensors: Sequence[Tensor], *, pinned: bool = False) -> Tensor:
+    """The bytes of tensors, one behind the other, each from a multiple of eight on."""
+    whole = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, pin_memory=pinned)
+    for place, tensor in zip(taken_apart(whole, tensors), tensors, strict=True):
+        place.copy_(tensor)
+    return whole
+
+
+def taken_apart(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in bytes that lie end to end, with the types and shapes that ``like`` have."""
+    found, start = [], 0
+    for tensor in like:
+        found.append(whole[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+        start += _room(tensor)
+    return found
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // 8) * 8
 
 
 def collate(micro: Sequence[Encoded], pad_id: int, packed: bool = False) -> MicroBatch:
     """Padded rows, or all examples in one row without padding. Nothing without a loss-carrying token fails:
     its loss is 0."""
-    lengths = [len(example.input_ids) for example in micro]
-    width = max(loss_tokens(example) for example in micro)
+    lengths = np.array([len(example.input_ids) for example in micro])
+    total, longest = int(lengths.sum()), int(lengths.max())
+    starts = np.concatenate(([0], lengths.cumsum()))  # of each example, end to end; and the end
+    ids = np.fromiter(chain.from_iterable(example.input_ids for example in micro), np.int64, total)
+    trained = np.fromiter(chain.from_iterable(example.trained for example in micro), np.bool_, total)
+    trained[starts[:-1][lengths > 0]] = False  # a first token is never predicted
+    row_of = np.arange(len(micro)).repeat(lengths)
+    column = np.arange(total) - starts[row_of]
+    found = trained.nonzero()[0]
+    rows = row_of[found]
+    counts = np.bincount(rows, minlength=len(micro))
+    width = int(counts.max())
+    slots = rows * width + np.arange(len(found)) - (counts.cumsum() - counts)[rows]
+    mask = np.zeros(len(micro) * width, np.bool_)
+    mask[slots] = True
     inputs: dict[str, Any]
     if packed:
-        starts = [0]
-        for length in lengths:
-            starts.append(starts[-1] + length)
-        bounds = torch.tensor(starts, dtype=torch.int32)
+        bounds = torch.from_numpy(starts.astype(np.int32))
         inputs = {
-            "input_ids": torch.tensor([token for example in micro for token in example.input_ids])[None],
-            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "input_ids": torch.from_numpy(ids)[None],
+            "position_ids": torch.from_numpy(column)[None],
             "cu_seq_lens_q": bounds,
             "cu_seq_lens_k": bounds,
-            "max_length_q": max(lengths),
-            "max_length_k": max(lengths),
+            "max_length_q": longest,
+            "max_length_k": longest,
         }
+        positions = found - 1
     else:
-        starts = [row * max(lengths) for row in range(len(micro))]
-        ids = torch.full((len(micro), max(lengths)), pad_id)
-        for row, example in enumerate(micro):
-            ids[row, : lengths[row]] = torch.tensor(example.input_ids)
-        inputs = {"input_ids": ids}
-    positions: list[int] = []
-    targets: list[int] = []
-    slots: list[int] = []
-    for row, example in enumerate(micro):
-        found = [place for place in range(1, lengths[row]) if example.trained[place]]
-        positions += [starts[row] + place - 1 for place in found]
-        targets += [example.input_ids[place] for place in found]
-        slots += range(row * width, row * width + len(found))
-    places = torch.tensor(slots, dtype=torch.long)
-    mask = torch.zeros(len(micro) * width, dtype=torch.bool)
-    mask[places] = True
+        padded = np.full((len(micro), longest), pad_id, np.int64)
+        padded[row_of, column] = ids
+        inputs = {"input_ids": torch.from_numpy(padded)}
+        positions = rows * longest + column[found] - 1
     return MicroBatch(
         inputs=inputs,
-        positions=torch.tensor(positions, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
-        slots=places,
+        positions=torch.from_numpy(positions),
+        targets=torch.from_numpy(ids[found]),
+        slots=torch.from_numpy(slots),
         shape=(len(micro), width),
-        mask=mask.view(len(micro), width),
+        mask=torch.from_numpy(mask).view(len(micro), width),
         ids=[example.id for example in micro],
     )
 

@@ -1,8 +1,8 @@
 """What libraries change in the whole process for the sake of one training, undone behind it.
 
-The process goes on: it trains the next model and answers as this one. torch.compile turns TF32 on, against
-the promise of float32; Liger puts its kernels into the modules and classes of an architecture, and thereby
-into every model of it that is loaded later.
+The process goes on: it trains the next model and answers as this one. Libraries turn TF32 on, against the
+promise of float32; torch.compile keeps what it has compiled; Liger puts its kernels into the modules and
+classes of an architecture, and thereby into every model of it that is loaded later.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from harness.text import shortened
 
 LIGER = {"fused_linear_cross_entropy": False, "cross_entropy": False}  # the loss is the method's own
 ARCHITECTURES = "transformers.models."
+BACKEND = "inductor"  # torch.compile's own
+COMPILER = ("torch._dynamo", "torch._inductor")  # whose errors are no training's
+VARIANTS = 64  # of a layer: its kind of attention, a batch of one row or of several, training or not
 
 
 # --- float32 ---------------------------------------------------------------------------------------
@@ -75,6 +78,87 @@ def _precision() -> Callable[[], None]:
             place.fp32_precision = precision
 
     return restore
+
+
+# --- attention -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cudnn_attention(allowed: bool = True) -> Iterator[None]:
+    """For the block, torch's attention leaves cuDNN's kernel alone unless it is allowed; behind it all is as
+    before, whatever the block has set."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before and allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+# --- torch.compile ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def compiled(model: Any, head: Any, wanted: bool) -> Iterator[None]:
+    """For the block, the decoder layers of ``model`` and the loss of ``head`` (logprobs.TargetHead) compiled,
+    if that is wanted. The layers are compiled in place, so that weights keep their names.
+
+    Not the whole model: a method looks into it, layers are alike and compiled once, and the library's path
+    to it turns TF32 on. Raises HarnessError where it cannot be done.
+    """
+    if not wanted:
+        yield
+        return
+    layers, own = decoder_layers(model), head.token_logp
+    if not layers:
+        raise HarnessError(
+            f"training.compile: model type '{model.config.model_type}' has no decoder layers that could be "
+            "told from its other modules; set training.compile to false"
+        )
+    try:
+        for layer in layers:
+            layer.compile(dynamic=True, backend=BACKEND)
+        if head.can_be_compiled:
+            head.token_logp = torch.compile(own, dynamic=True, backend=BACKEND)
+        with _many_variants():
+            yield
+    except Exception as error:
+        if not type(error).__module__.startswith(COMPILER):
+            raise
+        raise HarnessError(
+            f"training.compile: torch cannot compile this model here ({type(error).__name__}: "
+            f"{shortened(error, 200)}); set training.compile to false"
+        ) from error
+    finally:
+        head.token_logp = own
+        for layer in layers:
+            layer._compiled_call_impl = None
+        torch._dynamo.reset()
+
+
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """The layers that transformers checkpoints or shards one by one, whichever it says of an architecture;
+    none within another."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    names = {*(getattr(model, "_no_split_modules", None) or ())}
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():  # outer ones come first
+        within = any(name.startswith(f"{outer}.") for outer in found)
+        if not within and (isinstance(module, GradientCheckpointingLayer) or type(module).__name__ in names):
+            found[name] = module
+    return [*found.values()]
+
+
+@contextlib.contextmanager
+def _many_variants() -> Iterator[None]:
+    """Layers share their code, and torch compiles one code at most eight times before it goes on uncompiled:
+    less than the kinds of layers and of batches may be."""
+    import torch._dynamo.config as limits
+
+    name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"
+    with limits.patch({name: max(VARIANTS, getattr(limits, name))}):
+        yield
 
 
 # --- Liger -----------------------------------------------------------------------------------------

@@ -339,6 +339,7 @@ def smaller_before(folder: Path) -> list[dict[str, int]]:
 
 
 @isolation.own_precision()
+@isolation.cudnn_attention()
 def train(
     model: Any,
     tokenizer: Any,
@@ -367,11 +368,13 @@ def train(
     base, model = model, tuning.with_adapters(model, settings)
     pad_id = _pad_id(model, tokenizer)
     saving.rehearse(model, tokenizer, settings)
-    head = TargetHead(model)
+    head = TargetHead(model, chunked=settings.chunked_loss)
 
     before = time.perf_counter()
     arguments = _arguments(settings, seed, places)  # joins the other processes, if there are any
     _keep_float32(settings)
+    if not settings.cudnn_attention:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     with distributed.whole_on(arguments.device, model):
         begun = agreement.begun_under(places.state)
         agreed = agreement.shared(
@@ -383,7 +386,7 @@ def train(
         settings = agreed.setting.over(settings)
         if begun is None and arguments.process_index == 0:
             agreement.keep(agreed.setting, places.state)
-        kept_under = {**identity, "setting": [settings.attention, settings.batching]}
+        kept_under = {**identity, "setting": [settings.attention, settings.batching, *_rounding(settings)]}
         seed_logp = SeedLogp(model, head, pad_id, settings, cache, kept_under)
         context = TrainContext(
             examples=examples,
@@ -427,8 +430,10 @@ def train(
         trainer.steps_before = len(trainer.step_losses)
         if (resumed / METHOD_STATE).exists():
             method.load_state(load_file(resumed / METHOD_STATE))
-    with isolation.liger(model, settings.liger):
-        if settings.liger:
+    head.enter(model)
+    with _kernels(model, head, settings):
+        here = model.device.type == arguments.device.type  # weights to be sharded wait on the CPU
+        if settings.liger or (settings.compile and here):
             agreement.confirm(agreed, model, head, pad_id, settings)
         trainer.started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -467,6 +472,23 @@ def train(
     }
 
 
+@contextlib.contextmanager
+def _kernels(model: Any, head: TargetHead, settings: Any) -> Iterator[None]:
+    """For the block, what a training computes with beside its model's own code."""
+    with (
+        isolation.liger(model, settings.liger),
+        isolation.compiled(model, head, settings.compile),
+        tuning.adapter_casts(model, settings),
+    ):
+        yield
+
+
+def _rounding(settings: Any) -> list[str]:
+    """The settings under which the same log-probabilities are rounded otherwise than without them."""
+    asked = {"chunked_loss": settings.chunked_loss, "no cudnn_attention": not settings.cudnn_attention}
+    return [name for name, wanted in asked.items() if wanted]
+
+
 class StepProbe:
     """The parts of a training's steps, each alone, to be timed for a forecast. The weights stay as they are.
 
@@ -488,12 +510,11 @@ class StepProbe:
             and attention.in_force(model).name == attention.CAUSAL
             and attention.no_kernel_for(model, settings) is None
         )
-        self._pad_id, self._head = _pad_id(model, tokenizer), TargetHead(self.model)
+        self._pad_id = _pad_id(model, tokenizer)
+        self._head = TargetHead(self.model, chunked=settings.chunked_loss)
         self._costs = flops.count(self.model)
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._trained, lr=0.0, fused=settings.optimizer == "adamw_torch_fused"
-        )
+        self._optimizer = optimizer_like(settings, self._trained)
         self.model.train()
         self.layers = self._layers()
 
@@ -531,9 +552,18 @@ class StepProbe:
         """One micro-batch forwards and backwards, through the first ``layers`` alone where they are given."""
         inputs = collate(micro, self._pad_id, self._packed).to(self.model.device)
         with self._cut_to(layers) if layers else contextlib.nullcontext():
-            with autocast(self.model, self.settings):
+            with autocast(self.model, self.settings), self._kernels():
                 loss = -self._head.logp(self.model, inputs).sum() / max(1, len(inputs.targets))
             loss.backward()
+
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """Those of the settings but Liger's, and nothing compiled: that takes longer than a forecast may."""
+        with (
+            isolation.cudnn_attention(self.settings.cudnn_attention),
+            tuning.adapter_casts(self.model, self.settings),
+        ):
+            yield
 
     def update(self) -> None:
         """What ends a step. The gradients stay, so that the next one has as much to do."""
@@ -552,6 +582,23 @@ class StepProbe:
     def cut(example: Encoded, tokens: int) -> Encoded:
         """The last ``tokens`` tokens of an example."""
         return replace(example, input_ids=example.input_ids[-tokens:], trained=example.trained[-tokens:])
+
+
+def optimizer_like(settings: Any, trained: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a training under ``settings``, which changes nothing. Where its package is missing
+    (the training then says so), or fails on this device, torch's own stands in."""
+    if settings.optimizer == "adamw_8bit":
+        with contextlib.suppress(Exception):
+            from bitsandbytes.optim import AdamW
+
+            first = torch.nn.Parameter(torch.zeros(8192, device=trained[0].device))
+            first.grad = torch.zeros_like(first)
+            AdamW([first], lr=0.0, weight_decay=0.0, optim_bits=8).step()
+            found: torch.optim.Optimizer = AdamW(trained, lr=0.0, weight_decay=0.0, optim_bits=8)
+            return found
+    return torch.optim.AdamW(
+        trained, lr=0.0, weight_decay=0.0, fused=settings.optimizer == "adamw_torch_fused"
+    )
 
 
 def _pad_id(model: Any, tokenizer: Any) -> int:
@@ -580,7 +627,6 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
         bf16=settings.dtype == "bfloat16",
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=settings.compile,
         seed=seed,
         use_cpu=settings.device == "cpu",
         logging_strategy="steps",
@@ -598,7 +644,7 @@ def _arguments(settings: Any, seed: int, places: Places) -> transformers.Trainin
 
 
 def _keep_float32(settings: Any) -> None:
-    """float32 means float32: torch.compile's helpers turn TF32 on."""
+    """float32 means float32: libraries turn TF32 on when the arguments and when the trainer are made."""
     if settings.dtype == "float32":
         isolation.exact_float32()
 

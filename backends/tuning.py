@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,6 +52,26 @@ def with_adapters(model: Any, settings: Any) -> Any:
             f"model type '{model.config.model_type}' takes no adapters ({shortened(error, 200)}); set "
             "training.lora.target_modules to the names of other layers, or training.tuning to full"
         ) from error
+
+
+@contextlib.contextmanager
+def adapter_casts(model: Any, settings: Any) -> Iterator[None]:
+    """For the block, peft casts what goes into adapters to their float32 as ``settings`` ask. Under autocast
+    in bfloat16 it is cast back at once, to the same numbers, so that without dropout between the two casts
+    none is needed. Raises HarnessError where peft cannot leave it."""
+    spared = not settings.adapter_casts and settings.tuning == "lora" and settings.dtype == "bfloat16"
+    if not spared or settings.lora.dropout:
+        yield
+        return
+    try:
+        from peft.helpers import disable_input_dtype_casting
+    except ImportError as error:
+        raise HarnessError(
+            "training.adapter_casts: the installed peft always casts; pip install -U peft, or set "
+            "training.adapter_casts to true"
+        ) from error
+    with disable_input_dtype_casting(model):
+        yield
 
 
 def _no_plain_products(model: Any) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar, cast
 from harness import disk, models, plugin_files, responding
 from harness.config import RunConfig, changed
 from harness.contracts import HarnessError
+from harness.job import settle_allocator
 from harness.plan import Cell
 from harness.progress import Display, Event, Reporter
 from harness.stages import Step
@@ -266,6 +267,7 @@ def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Ou
     send((BEGUN, f"{platform.node()}, process {os.getpid()}"))
     try:
         with _place(order, cell) as (config, out):
+            settle_allocator(config.training)
             shop = Workshop(config, out, Reporter(send))
             _same(_versions(shop), order.libraries)
             try:

@@ -31,7 +31,10 @@ from harness.plugin_code import Kind
 from harness.reading import check, yaml_value
 from harness.text import WEIGHTS, is_name, printable, without_keys
 
-NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops")  # training keys that change no result
+# Training keys that change no result, and those that came later: left out of a training's identity where they
+# say what held before there were any, so that older trainings stay what they are.
+NO_EFFECT = ("save_steps", "report_to", "launcher", "peak_tflops", "expandable_segments")
+LATER = ("chunked_loss", "cudnn_attention", "adapter_casts")
 OF_THE_RUN = (*NO_EFFECT, "max_examples", "device")  # training keys that all rows of a run share
 TASK_DIRS = "task_dirs"  # of a command alone: folders of tasks of the user's own
 BY_TASK = ("train_data", "columns")  # keys that may hold something for each train task
@@ -137,9 +140,17 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     """compute activations twice rather than keep them"""
     compile: bool = False
-    """torch.compile"""
+    """torch.compile for the decoder layers and the loss"""
     liger: bool = False
     """Liger kernels (GPU; the package liger-kernel)"""
+    chunked_loss: bool = False
+    """the loss of a part of the tokens at a time: less memory with a large vocabulary"""
+    cudnn_attention: bool = True
+    """false: torch's attention leaves cuDNN's kernel alone (GPU)"""
+    adapter_casts: bool = True
+    """false: lora in bfloat16 spares its adapters' casts to float32 and back"""
+    expandable_segments: bool = False
+    """torch grows its blocks of memory rather than take others (GPU)"""
 
     num_processes: int = Field(default=1, ge=1)
     """devices of one training, one process each"""
@@ -154,6 +165,12 @@ class TrainingConfig(Section):
     """trackers that log each training"""
     peak_tflops: float | None = Field(default=None, gt=0)
     """of one device, for MFU; null: known devices"""
+
+    def identity(self) -> dict[str, Any]:
+        """All that a training's result may depend on."""
+        values = self.model_dump(mode="json", exclude={*NO_EFFECT})
+        usual = {key: type(self).model_fields[key].default for key in LATER}
+        return {key: value for key, value in values.items() if key not in usual or value != usual[key]}
 
     @field_serializer("launcher", when_used="json")
     def _without_keys(self, value: str | None) -> str | None:

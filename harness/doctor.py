@@ -62,6 +62,7 @@ def examine(config: RunConfig, out: Path) -> list[Finding]:
         _plan,
         _needs,
         _device,
+        _packing,
         _memory,
         _disk,
         _model,
@@ -176,6 +177,33 @@ def _device(shop: Workshop) -> Iterator[Finding]:
     if count and shop.config.training.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         yield Finding("fail", "bfloat16", f"{names}: no bfloat16", "--set training.dtype=float32")
     yield Finding("pass", "device", names or cores)
+
+
+def _packing(shop: Workshop) -> Iterator[Finding]:
+    """Where rows are to be packed on a GPU, whether its kernel takes them: else they are padded."""
+    trained = [cell for cell in plan.cells(shop.config) if cell.kind == "trained"]
+    rows = [shop.config.row(cell.method).training for cell in trained]
+    packed = {row.dtype for row in rows if row.batching == "padding-free" and row.attention == "auto"}
+    if not packed or not estimate.on_cuda(shop):
+        return
+    no_kernel = registry.load_object("backends.attention:no_kernel")
+    for dtype in sorted(packed):
+        reason = no_kernel(shop.device, dtype, _language_part(shop))
+        if reason:
+            line = f"padding-free becomes grouped here, which is slower: {reason}"
+            mend = "--set training.dtype=bfloat16, or a torch whose kernel takes this model on this device"
+            yield Finding("warn", "batching", line, mend)
+        else:
+            yield Finding("pass", "batching", "padding-free: the device's kernel takes packed rows")
+
+
+def _language_part(shop: Workshop) -> Any:
+    """The model's configuration, as far as it reads text; None where it is not here."""
+    if not models.is_here(shop.config.model):
+        return None
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(shop.seed_folder, trust_remote_code=False).get_text_config()
 
 
 def _memory(shop: Workshop) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from harness.store import Cache, fresh, read_json, read_jsonl, write_json_atomic
 from harness.text import shortened, shown_traceback
 
 POLL_S = 0.5
+# All releases of torch take the first; 2.9.1 takes no expandable segments from the second, which is newer.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +96,13 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     return record
 
 
+def settle_allocator(settings: TrainingConfig, environment: MutableMapping[str, str] = os.environ) -> None:
+    """What ``settings`` ask of torch's memory, in the environment of a process that has not started torch.
+    What the user has set there stays."""
+    if settings.expandable_segments and not any(name in environment for name in ALLOCATOR):
+        environment[ALLOCATOR[0]] = "expandable_segments:True"
+
+
 @contextlib.contextmanager
 def _enough_memory() -> Iterator[None]:
     """What smaller micro-batches cannot mend, weights and the optimizer's states, is one line."""
@@ -133,6 +142,7 @@ def launch(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]
     )
     command = [*shlex.split(launcher), "-m", "harness.job", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads or 1)}
+    settle_allocator(settings, environment)
     log = folder / "log.txt"
     with fresh(log).open("wb") as output:
         try:

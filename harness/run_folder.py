@@ -19,7 +19,7 @@ from typing import Any
 
 from harness import __version__, benchmarks, data, plan, plugin_files, records, responding, trust
 from harness import config as configuration
-from harness.config import NO_EFFECT, OF_THE_RUN, CodeConfig, RunConfig
+from harness.config import OF_THE_RUN, CodeConfig, RunConfig
 from harness.contracts import HarnessError
 from harness.plan import Cell
 from harness.store import content_hash, held, odd_below, write_json_atomic
@@ -313,7 +313,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     config = shop.config
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
-    values["training"] = {k: v for k, v in values["training"].items() if k not in NO_EFFECT}
+    values["training"] = config.training.identity()
     values["responses"] = responding.settings_of_answers(config.responses, shop.engine_name)
     values["responses"]["part"] = config.responses.part
     if config.responses.part != "all":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import chat, crash, figures, models, plugin_files, registry
-from harness.config import NO_EFFECT, RunConfig
+from harness.config import RunConfig
 from harness.contracts import Encoded, Example, HarnessError, Method, TrainTask, UsageError
 from harness.job import TrainJob, launch, run
 from harness.measure import cost
@@ -82,12 +82,14 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
         ],
         "method": {"name": row.method, "version": method.version, "options": options}
         | plugin_files.sha256("method", row.method),
-        "training": row.training.model_dump(mode="json", exclude=set(NO_EFFECT)) | {"device": shop.device},
+        "training": row.training.identity() | {"device": shop.device},
         "snapshots": shop.config.eval_every_epoch,
         "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
         "seed": cell.seed,
         "libraries": shop.libraries,
     }
+    if row.training.compile:
+        inputs["compiled"] = "layers"  # it was the whole model once, in TF32
     if method.needs_safety_data:
         inputs["safety_examples"] = shop.safety_examples_hash(task)
     epochs = range(1, row.training.epochs) if shop.config.eval_every_epoch else ()

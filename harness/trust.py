@@ -83,6 +83,8 @@ INERT = frozenset(
         *("training.dtype", "training.device", "training.micro_batch_size", "training.micro_batch_tokens"),
         *("training.batching", "training.attention", "training.optimizer", "training.distributed"),
         *("training.gradient_checkpointing", "training.compile", "training.liger"),
+        *("training.chunked_loss", "training.cudnn_attention", "training.adapter_casts"),
+        "training.expandable_segments",
         *("training.save_steps", "training.peak_tflops"),
         *("responses.dtype", "responses.limit", "responses.part", "responses.validation_share"),
         *("responses.thinking", "responses.batch_size", "responses.static_cache", "responses.gpu_memory"),

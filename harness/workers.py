@@ -28,6 +28,7 @@ from harness import disk, forecast, plugin_code, plugin_files
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.disk import DiskFullError
+from harness.job import settle_allocator
 from harness.plan import Cell
 from harness.progress import Display, Reporter
 from harness.stages import Step, run_cell
@@ -81,6 +82,7 @@ def _in_this_process(
     debug: bool,
     announce: Sequence[Cell],
 ) -> Generator[Outcome, None, None]:
+    settle_allocator(shop.config.training)
     if announce:
         _announce(shop, announce, 1, until)
     try:
@@ -207,6 +209,7 @@ def _serve(
     plugin_files.take(named)
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    settle_allocator(config.training)
     shop = Workshop(config, out, Reporter(parent.send))
     shop.jobs = jobs
     if announce:

@@ -68,7 +68,7 @@ def test_both_counts_of_operations(tuning: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(flops, "peak", lambda name, dtype: 1e12)
     options = argparse.Namespace(
         size="tiny", tuning=tuning, dtype="float32", device="cpu", batch=2, micro_batch=2,
-        our_micro_batch=None, batching="grouped", checkpointing=False, compile=False, liger=False,
+        our_micro_batch=None, batching="grouped", checkpointing=False, set=[],
     )  # fmt: skip
     found = train_speed.utilisation(options, [([1] * 10, 6), ([1] * 6, 3)], seconds=2.0)
     linear, head = 2 * (4 * 64 * 64 + 3 * 64 * 192), 64 * 32_000
@@ -99,3 +99,20 @@ def test_a_contenders_figures_are_one_line() -> None:
     rows = train_speed.rows("gsm8k", 12, 32_000)
     assert found["tokens"] == sum(len(ids) for ids, _ in rows[4:])
     assert (found["steps"], len(found["losses"])) == (2, 3)
+    assert found["whole"]["tokens"] == sum(len(ids) for ids, _ in rows)
+    assert found["whole"]["seconds"] > found["seconds"]
+
+
+@pytest.mark.slow
+def test_each_setting_is_a_line_and_a_broken_one_stops_no_other() -> None:
+    command = [sys.executable, SCALE.with_name("train_speed.py"), "--size", "tiny", "--rows", "8"]
+    command += ["--batch", "4", "--micro-batch", "2", "--threads", "1", "--contender", "ours"]
+    command += ["--each", "", "--each", "lora=7", "--each", "chunked_loss=true batching=in-order"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("RESULT ")]
+    usual, other = (json.loads(line.removeprefix("RESULT ")) for line in lines)
+    assert usual["setting"] == "grouped, micro-batch 2"
+    assert other["setting"] == "in-order, micro-batch 2, chunked_loss=true, batching=in-order"
+    assert other["losses"] == pytest.approx(usual["losses"], abs=1e-5)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("lora=7: ValidationError: ")

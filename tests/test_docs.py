@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from harness import detectable, statistics
+from harness import config, detectable, statistics
 from harness.analyses import family_simulation
 
 ROOT = Path(__file__).parents[1]
@@ -49,3 +50,19 @@ def test_the_false_stars_are_those_of_the_simulation() -> None:
     assert "1 seed 2.6 (5); 3 seeds 8.1 (15); 5 seeds 4.4 (7)" in said
     for share in ("in 2.6 % of runs with one", "in 4.4 % with five", "three seeds it is 8.1 %", "up to 15 %"):
         assert share in PAGE.replace("\n  ", " ")
+
+
+# --- docs/gpu.md ---------------------------------------------------------------------------------------
+
+
+def test_each_setting_for_speed_is_on_the_page_as_it_is_not_by_default() -> None:
+    page = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+): (\S+)` \|", page, re.MULTILINE)
+    fields = config.TrainingConfig.model_fields
+    assert {*config.LATER, "compile", "liger", "expandable_segments"} <= {key for key, _ in named}
+    for key, value in named:
+        _, parsed = config.parse_setting(f"training.{key}={value}")
+        settings = config.load("mini", {f"training.{key}": parsed}).training
+        assert getattr(settings, key) == parsed != fields[key].default
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    assert all("not on a GPU yet" in line for line in lines if "`batching" not in line)

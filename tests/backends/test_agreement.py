@@ -289,14 +289,25 @@ def test_an_attention_that_is_not_installed() -> None:
         chosen(tiny_models.build("llama"), attention="flash_attention_2")
 
 
-def test_kernels_that_come_later_are_compared_too(off_by: Any) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"liger": True}, r"with Liger's kernels its .* nats a token\); set training\.liger to"),
+        ({"compile": True}, r"with compiled layers its .* nats a token\); set training\.compile to"),
+        (
+            {"liger": True, "compile": True},
+            r"Liger's kernels and compiled layers its .*; set training\.liger and training\.compile to",
+        ),
+    ],
+)
+def test_kernels_that_come_later_are_compared_too(asked: dict[str, bool], said: str, off_by: Any) -> None:
     model = tiny_models.build("llama")
-    settings = TrainingConfig(device="cpu", batching="padding-free")
+    settings = TrainingConfig(device="cpu", batching="padding-free", **asked)
     head = TargetHead(model)
     agreed = agreement.choose(model, model, head, rows(), 0, settings)
     agreement.confirm(agreed, model, head, 0, settings)
     model.model.norm.weight.data *= 1.01  # stands for a kernel
-    with pytest.raises(HarnessError, match=r"Liger's kernels .* nats a token\); set training\.liger"):
+    with pytest.raises(HarnessError, match=said):
         agreement.confirm(agreed, model, head, 0, settings)
 
 

@@ -10,7 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.batching import collate, deal, global_batches, loss_tokens, stand_in
+from backends import batching
+from backends.batching import (
+    collate,
+    deal,
+    end_to_end,
+    global_batches,
+    loss_tokens,
+    stand_in,
+    taken_apart,
+)
 from harness.contracts import Encoded
 
 ROWS = [Encoded("a", [5, 6, 7, 8], [False, False, True, True]), Encoded("b", [9, 4], [False, True])]
@@ -198,6 +207,90 @@ def test_moving_changes_nothing_but_the_place() -> None:
     assert moved.inputs["cu_seq_lens_q"].device.type == "meta"
     assert moved.inputs["max_length_q"] == 4
     assert (moved.shape, moved.ids) == (batch.shape, batch.ids)
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=9), min_size=1, max_size=6
+    ),
+    packed=st.booleans(),
+)
+def test_each_place_by_a_walk_over_tokens(rows: list[list[tuple[int, bool]]], packed: bool) -> None:
+    micro = [
+        Encoded(str(n), [token for token, _ in row], [trained for _, trained in row])
+        for n, row in enumerate(rows)
+    ]
+    batch = collate(micro, 100, packed)
+    longest = max(map(len, rows))
+    laid = [token for row in rows for token, _ in row]
+    padded = [[token for token, _ in row] + [100] * (longest - len(row)) for row in rows]
+    assert batch.inputs["input_ids"].tolist() == ([laid] if packed else padded)
+    flat = batch.inputs["input_ids"].flatten().tolist()
+    width = max(sum(trained for _, trained in row[1:]) for row in rows)
+    start, walked, mask = 0, [], []
+    for number, row in enumerate(rows):
+        found = [start + place - 1 for place in range(1, len(row)) if row[place][1]]
+        walked += [(place, flat[place + 1], number * width + nth) for nth, place in enumerate(found)]
+        mask.append([nth < len(found) for nth in range(width)])
+        start += len(row) if packed else longest
+    found = zip(batch.positions.tolist(), batch.targets.tolist(), batch.slots.tolist(), strict=True)
+    assert [*found] == walked
+    assert batch.mask.tolist() == mask
+    assert batch.shape == (len(rows), width)
+    tensors = (batch.inputs["input_ids"], batch.positions, batch.targets, batch.slots)
+    assert {tensor.dtype for tensor in tensors} == {torch.int64}
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(
+            st.sampled_from([torch.int64, torch.int32, torch.bool, torch.float32]),
+            st.lists(st.integers(0, 5), max_size=2),
+        ),
+        max_size=6,
+    )
+)
+def test_what_moves_together_comes_apart_again(shapes: list[tuple[torch.dtype, list[int]]]) -> None:
+    tensors = [torch.randint(0, 2, tuple(shape)).to(dtype) for dtype, shape in shapes]
+    whole = end_to_end(tensors)
+    assert whole.dtype == torch.uint8
+    for tensor, found in zip(tensors, taken_apart(whole, tensors), strict=True):
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor)
+        assert found.storage_offset() * found.element_size() % 8 == 0
+
+
+def test_a_gpu_gets_one_copy_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for its memory. The bounds, which stand in the inputs twice, travel once."""
+    asked: list[tuple[Any, bool, bool]] = []
+    own = batching.end_to_end
+
+    class Pinned:
+        def __init__(self, whole: torch.Tensor):
+            self.whole = whole
+
+        def to(self, device: Any, non_blocking: bool) -> torch.Tensor:
+            asked.append((device, non_blocking, self.whole.dtype == torch.uint8))
+            return self.whole
+
+    def made(tensors: Any, *, pinned: bool) -> Any:
+        flags.append((len(tensors), pinned))
+        return Pinned(own(tensors))
+
+    flags: list[tuple[int, bool]] = []
+    monkeypatch.setattr(batching, "end_to_end", made)
+    for packed, many in ((True, 7), (False, 5)):
+        asked.clear()
+        flags.clear()
+        batch = collate(ROWS, 3, packed)
+        moved = batch.to("cuda")
+        assert asked == [("cuda", True, True)]
+        assert flags == [(many, True)]
+        for name in ("positions", "targets", "slots", "mask"):
+            assert torch.equal(getattr(moved, name), getattr(batch, name))
+        for name, value in batch.inputs.items():
+            assert torch.equal(torch.as_tensor(moved.inputs[name]), torch.as_tensor(value))
+        assert (moved.shape, moved.ids) == (batch.shape, batch.ids)
 
 
 def test_a_micro_batch_stays_as_it_was_made() -> None:

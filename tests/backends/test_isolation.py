@@ -117,6 +117,46 @@ def test_a_training_that_turns_tf32_on(
     assert not isolation.takes_tf32()
 
 
+# --- attention -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_cudnns_attention_is_as_before(before: bool, allowed: bool) -> None:
+    cuda = torch.backends.cuda
+    kept = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(before)
+    try:
+        with pytest.raises(KeyError), isolation.cudnn_attention(allowed):  # noqa: PT012
+            assert cuda.cudnn_sdp_enabled() == (before and allowed)
+            cuda.enable_cudnn_sdp(not before)
+            raise KeyError
+        assert cuda.cudnn_sdp_enabled() == before
+    finally:
+        cuda.enable_cudnn_sdp(kept)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_training_leaves_cudnns_attention_alone(
+    allowed: bool, make_model: Callable[..., Any], train: Callable[..., Any], encoded: list[Encoded]
+) -> None:
+    """From the comparison before its first step on, and no longer than it lasts."""
+    seen: list[bool] = []
+
+    class Watching(Vanilla):
+        def before_training(self, model: Any, context: Any) -> None:
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+        def loss(self, inputs: Any) -> Any:
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return super().loss(inputs)
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    train(make_model(), encoded[:8], Watching(), cudnn_attention=allowed)
+    assert seen == [before and allowed] * 2
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 # --- Liger -----------------------------------------------------------------------------------------
 
 

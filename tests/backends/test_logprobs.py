@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from backends import logprobs
 from backends.attention import CAUSAL, use
 from backends.batching import collate
-from backends.logprobs import TargetHead, autocast
+from backends.logprobs import TargetHead, autocast, chunked_logp, token_logp
 from harness.config import TrainingConfig
 from harness.contracts import Encoded
 
@@ -218,3 +219,95 @@ def test_the_precision_of_training(
     for settings in (TrainingConfig(dtype=dtype), SimpleNamespace(dtype="".join(dtype))):
         with autocast(model, settings):
             assert model(torch.tensor([[5, 6]])).logits.dtype == expected_dtype
+
+
+# --- in chunks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_in_chunks_is_the_whole_one(
+    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows at a time; values and gradients in double precision, by another formula."""
+    monkeypatch.setattr(logprobs, "CHUNK", 8 * 50 + 3)
+    torch.manual_seed(0)
+    given = (torch.randn(rows, 50) * 20).to(dtype)
+    targets, above = torch.randint(0, 50, (rows,)), torch.randn(rows)
+    exact = given.double().requires_grad_()
+    wanted = torch.log_softmax(exact, 1)[torch.arange(rows), targets]
+    (wanted * above).sum().backward()
+    assert exact.grad is not None
+    for how in (token_logp, chunked_logp):
+        logits = given.clone().requires_grad_()
+        found = how(logits, targets)
+        assert (found.dtype, found.shape) == (torch.float32, (rows,))
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-6)
+        (found * above).sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.dtype == dtype
+        within = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(logits.grad.double(), exact.grad, atol=within / 10, rtol=within)
+
+
+def test_logits_far_from_zero_stay_numbers() -> None:
+    logits = torch.tensor([[3e4, -3e4, 0.0], [-3e4, -3e4, -3e4]], requires_grad=True)
+    found = chunked_logp(logits, torch.tensor([1, 2]))
+    assert found.tolist() == pytest.approx([-6e4, -math.log(3)], rel=1e-6)
+    found.sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 1, 0], [-1 / 3, -1 / 3, 2 / 3]]))
+
+
+def test_in_chunks_no_second_copy_of_the_logits_is_kept() -> None:
+    """For the backward pass: the logits as they are, the targets and two numbers a row."""
+    logits = torch.randn(40, 64, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        chunked_logp(logits, torch.zeros(40, dtype=torch.long))
+    assert sorted(tensor.numel() for tensor in kept) == [40, 40, 40, 40 * 64]
+    assert {tensor.dtype for tensor in kept if tensor.numel() > 40} == {torch.bfloat16}
+
+
+# --- within a model's own forward pass ------------------------------------------------------------------
+
+
+def test_logits_are_no_result_of_a_wrapped_model(
+    make_model: Callable[..., Any], encoded: list[Encoded]
+) -> None:
+    """accelerate's mixed precision makes float32 of all that a model returns: once its head has entered it,
+    these are the log-probabilities alone. Whoever else calls the model gets its logits."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier training left
+    batch, model = collate(encoded[:3], 0), make_model()
+    head, seen = TargetHead(model), list[torch.dtype]()
+    expected = head.logp(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = head.logp(model, batch)
+    assert not torch.equal(rounded, expected)
+
+    def watched(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.dtype)
+        return token_logp(logits, targets)
+
+    head.token_logp = watched
+    for enters, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        model = make_model()
+        model.get_output_embeddings().register_forward_pre_hook(head._select)
+        if enters:
+            head.enter(model)
+        wrapped = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+        seen.clear()
+        assert torch.equal(head.logp(wrapped, batch), rounded)
+        assert seen == [dtype]
+        logits = wrapped(**batch.inputs).logits
+        assert logits.shape[:2] == batch.inputs["input_ids"].shape
+        assert [*model.state_dict()] == [*make_model().state_dict()]
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backends import trainer
+from backends import logprobs, trainer
 from backends.batching import global_batches
 from backends.constrained_sft import ConstrainedSFT
 from backends.lisa import Lisa
@@ -853,3 +855,50 @@ def test_a_stopped_trainings_state_runs_nothing(
     with pytest.raises(Exception, match=r"(?i)weights.only|safetensors"):
         train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, **settings)
     assert not (tmp_path / "mark").exists()
+
+
+# --- a forecast's optimizer ----------------------------------------------------------------------------
+
+
+class EightBit(torch.optim.AdamW):
+    """As bitsandbytes has it: one class for each number of bits."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, optim_bits: int):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.bits = optim_bits
+
+
+class NotHere(EightBit):
+    def step(self, closure: Any = None) -> Any:
+        raise RuntimeError("no kernel for this device")
+
+
+@pytest.mark.parametrize("there", [EightBit, NotHere, None])
+def test_a_forecast_times_the_recipes_optimizer(
+    there: Any, make_model: Callable[..., Any], tokenizer: Any, encoded: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where its package is missing or fails here, torch's stands in; the weights stay as they are."""
+    package = types.ModuleType("bitsandbytes")
+    package.optim = types.SimpleNamespace(AdamW=there)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package if there else None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package.optim if there else None)
+    model = make_model()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    settings = TrainingConfig(optimizer="adamw_8bit", weight_decay=0.1, device="cpu", chunked_loss=True)
+    probe = trainer.StepProbe(model, tokenizer, settings)
+    probe.passes(encoded[:2])
+    probe.update()
+    assert type(probe._optimizer) is (EightBit if there is EightBit else torch.optim.AdamW)
+    assert getattr(probe._optimizer, "bits", 8) == 8
+    assert probe._head.token_logp is logprobs.chunked_logp
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name])
+        assert weight.grad is not None
+
+
+@pytest.mark.parametrize(("name", "fused"), [("adamw_torch_fused", True), ("adamw_torch", False)])
+def test_torchs_own_optimizer_is_fused_where_the_recipe_says_so(name: str, fused: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    found = trainer.optimizer_like(TrainingConfig(optimizer=name), [weight])
+    assert (type(found), found.defaults["fused"]) == (torch.optim.AdamW, fused)

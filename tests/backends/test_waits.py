@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from device_waits import Copies, Looks, WaitError, far_away
+from kernel_stand_in import packed_attention
 
 from backends import attention, batching, trainer, tuning
 from backends.attention import CAUSAL, Kernel
@@ -27,26 +28,9 @@ SETTINGS = [
 ]
 
 
-def without_waiting(
-    query: Any, key: Any, value: Any, bounds: Any, key_bounds: Any, longest: int, longest_key: int,
-    *, scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """The kernel for packed rows, as a device has it: it knows their lengths without telling anybody."""
-    place = torch.arange(len(query), device=query.device)
-    row = (place[:, None] >= bounds[None, 1:]).sum(1)
-    distance = place[:, None] - place[None, :]
-    window = window_size[0] + 1 if window_size[0] >= 0 else len(query)
-    seen = (row[:, None] == row[None, :]) & (distance >= 0) & (distance < window)
-    heads = [states.transpose(0, 1)[None] for states in (query, key, value)]
-    found = torch.nn.functional.scaled_dot_product_attention(
-        *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
-    )
-    return found[0].transpose(0, 1)
-
-
 @pytest.fixture(autouse=True)
 def _on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "kernel", Kernel.of(without_waiting))
+    monkeypatch.setattr(attention, "kernel", Kernel.of(packed_attention))
     monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
 
 

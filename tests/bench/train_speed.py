@@ -4,8 +4,14 @@
     python tests/bench/train_speed.py --size 1b --dtype bfloat16 --device cuda --micro-batch 16
 
 Each trainer runs in a process of its own, one after the other, several times; what is printed is the median
-of real (not padding) tokens a second after the first steps (``--warm-up``), as ratios to TRL's settings, and
-the largest difference of the losses. Lengths follow GSM8K's and SAMSum's under Llama-2's tokenizer.
+of real (not padding) tokens a second after the first steps (``--warm-up``), as ratios to TRL's settings, the
+same over the whole training (compiling included), peak memory, and the largest difference of the losses.
+Lengths follow GSM8K's and SAMSum's under Llama-2's tokenizer.
+
+Ours takes any key of a recipe's section training (``--set compile=true``), and with ``--each`` trains under
+several in one process, each a line of figures:
+
+    --contender ours --each "" --each chunked_loss=true --each "compile=true chunked_loss=true"
 
 Utilisation (MFU) is printed by two counts of the same steps: backends/flops.py's, which counts the output
 head on loss-carrying tokens alone and attention's square, and 6 N a token (adapters: 4 N), as most published
@@ -16,6 +22,7 @@ ours, and its tokens are counted by the share of steps.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -23,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,7 +94,7 @@ def model_of(options: argparse.Namespace, device: str | None = None) -> Any:
 
 
 def settings_of(options: argparse.Namespace) -> Any:
-    from harness.config import TrainingConfig
+    from harness.config import TrainingConfig, parse_setting
 
     return TrainingConfig.model_validate(
         {
@@ -101,8 +109,7 @@ def settings_of(options: argparse.Namespace) -> Any:
             "tuning": options.tuning,
             "lora": {"r": 16, "alpha": 32},
             "gradient_checkpointing": options.checkpointing,
-            "compile": options.compile,
-            "liger": options.liger,
+            **dict(map(parse_setting, options.set)),
         }
     )
 
@@ -183,7 +190,7 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
         Encoded(str(n), ids, [False] * prompt + [True] * (len(ids) - prompt))
         for n, (ids, prompt) in enumerate(data)
     ]
-    clock = Clock(options.device, options.warm_up)
+    clock, settings = Clock(options.device, options.warm_up), settings_of(options)
     trainer.global_batches = (
         lambda examples, epochs, size, seed: [  # in the order given
             examples[start : start + size] for start in range(0, len(examples), size)
@@ -197,7 +204,7 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
             Tokenizer(),
             examples,
             Vanilla(),
-            settings_of(options),
+            settings,
             0,
             clock,
             places=trainer.Places(folder / "output", folder / "state", folder / "reports"),
@@ -208,11 +215,10 @@ def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict
     return {
         "losses": record["losses"],
         "seconds": clock.seconds,
+        "whole_seconds": record["loop_seconds"],
         "steps": clock.watched,
         "peak_memory_bytes": clock.peak_bytes,
-        "setting": f"{taken['batching']}, micro-batch {settings_of(options).micro_batch_size}"
-        + (", compiled" if options.compile else "")
-        + (", Liger" if options.liger else "")
+        "setting": ", ".join([f"{taken['batching']}, micro-batch {settings.micro_batch_size}", *options.set])
         + "".join(f", {cut['micro_batch_size']} from step {cut['step']} on (memory)" for cut in cuts),
     }
 
@@ -311,10 +317,13 @@ def trl(options: argparse.Namespace, data: list[tuple[list[int], int]], how: str
             callbacks=[watch],
         )
         trainer.remove_callback(transformers.PrinterCallback)
+        begun = time.perf_counter()
         trainer.train()
+        whole = time.perf_counter() - begun
     return {
         "losses": [] if how == "packing" else watch.losses,
         "seconds": watch.clock.seconds,
+        "whole_seconds": whole,
         "steps": watch.clock.watched,
         "peak_memory_bytes": watch.clock.peak_bytes,
         "share": watch.clock.watched / watch.clock.steps if how == "packing" else None,
@@ -334,30 +343,58 @@ def tokenizer_for_trl() -> Any:
 
 
 def measure(options: argparse.Namespace) -> None:
+    from harness.job import settle_allocator
+
+    settle_allocator(settings_of(options))
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
     vocabulary = SIZES[options.size].get("vocab_size", 32_000)
     data = rows(options.dataset, options.rows, int(vocabulary))
+    failed, given = [], options.set
+    for more in options.each or [""]:
+        options.set = [*given, *more.split()]
+        try:
+            print("RESULT " + json.dumps(figures(options, data)), flush=True)
+        except Exception as error:  # the others' figures are no worse for it
+            if not options.each:
+                raise
+            traceback.print_exc()
+            failed.append(f"{more or 'usual'}: {type(error).__name__}: {error}")
+        gc.collect()
+        if options.device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    if failed:
+        sys.exit("; ".join(" ".join(one.split())[:200] for one in failed))
+
+
+def figures(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict[str, Any]:
+    """One contender's: ``seconds``, ``tokens`` and shares of the peak without the first steps, and under
+    ``whole`` with them."""
     if options.contender == "ours":
         found = ours(options, data)
     else:
         found = trl(options, data, options.contender.removeprefix("trl "))
     timed = data[options.batch * min(options.warm_up, -(-len(data) // options.batch) - 1) :]
-    share = found.pop("share", None)
-    whole = sum(len(ids) for ids, _ in data)
-    found["tokens"] = whole * share if share else sum(len(ids) for ids, _ in timed)
+    share, whole_s = found.pop("share", None), found.pop("whole_seconds")
+    tokens = sum(len(ids) for ids, _ in data)
+    found["tokens"] = tokens * share if share else sum(len(ids) for ids, _ in timed)
     seconds = found["seconds"] / (share or 1.0)  # packs hold all rows: for so many seconds, all of them
     found |= utilisation(options, data if share else timed, seconds)
-    print("RESULT " + json.dumps({"contender": options.contender, **found}), flush=True)
+    whole = {"seconds": whole_s, "tokens": tokens, **utilisation(options, data, whole_s)}
+    return {"contender": options.contender, **found, "whole": whole}
 
 
 def compare(options: argparse.Namespace, arguments: list[str]) -> None:
     """Run every contender in turn, ``repeats`` times, and print the medians side by side."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    contenders = (
+        CONTENDERS if options.device == "cpu" else (*CONTENDERS, *FURTHER)
+    )  # a CPU keeps no packs apart
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(options.repeats):
-        for name in CONTENDERS:
+        for name in contenders:
             command = [sys.executable, __file__, *arguments, "--contender", name]
             done = subprocess.run(command, capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -382,9 +419,13 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> None:
         same = found["ours"][0]["losses"]
         apart = max((abs(a - b) for a, b in zip(losses, same, strict=False)), default=0.0)
         note = f"largest difference of losses to ours {apart:.1e}" if name != "ours" else ""
-        if found[name][0]["mfu"]:
-            note += f"  MFU {found[name][0]['mfu']:.1%}, by 6N {found[name][0]['mfu_by_n']:.1%}"
-        note += f"  peak {found[name][0]['peak_memory_bytes'] / 1e9:.1f} GB"
+        first, whole = found[name][0], found[name][0]["whole"]
+        count = "6N" if options.tuning == "full" else "4N"
+        if first["mfu"]:
+            note += f"  MFU {first['mfu']:.1%}, by {count} {first['mfu_by_n']:.1%}"
+            note += f" (whole {whole['mfu']:.1%}, by {count} {whole['mfu_by_n']:.1%})"
+        note += f"  whole {whole['tokens'] / whole['seconds']:,.0f} tokens/s"
+        note += f"  peak {first['peak_memory_bytes'] / 1e9:.1f} GB"
         print(
             f"  {name:17s} {speed:9,.0f} real tokens/s   ours / it = {speeds['ours'] / speed:5.2f}   {note}"
         )
@@ -406,8 +447,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--flash", help="TRL's attention for packed rows on a GPU")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--liger", action="store_true", help="Liger's kernels in ours")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="ours: a setting")
+    parser.add_argument("--each", action="append", metavar="SETTINGS", help="ours: train once under each")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the clock begins")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=3)

@@ -97,10 +97,13 @@ def method(place: Place, *, name: str) -> dict[str, Any]:
     return held(record, name, TOLERANCE["bfloat16"], "padding-free")
 
 
-def kernels(place: Place, **settings: Any) -> dict[str, Any]:
-    """``compile`` or ``liger`` on: the losses are those without."""
-    record = small.train(place, batching="padding-free", dtype="bfloat16", **settings)
-    return held(record, "llama full", TOLERANCE["bfloat16"], "padding-free")
+def kernels(
+    place: Place, *, tuning: str = "full", batching: str = "padding-free", **settings: Any
+) -> dict[str, Any]:
+    """A setting for speed on: the losses are those without."""
+    changes = small.TUNINGS[tuning] | settings
+    record = small.train(place, batching=batching, dtype="bfloat16", **changes)
+    return held(record, f"llama {tuning}", TOLERANCE["bfloat16"], batching)
 
 
 def qlora(place: Place) -> dict[str, Any]:
@@ -173,8 +176,10 @@ def without_waiting(place: Place, warm_up: int) -> Iterator[list[int]]:
         trainer._Hooks.on_step_end = end  # type: ignore[method-assign]
 
 
-def no_waiting(place: Place, *, name: str, batching: str, tuning: str = "full") -> dict[str, Any]:
-    settings = {"batching": batching, "dtype": "bfloat16", **small.TUNINGS[tuning]}
+def no_waiting(
+    place: Place, *, name: str, batching: str, tuning: str = "full", **more: Any
+) -> dict[str, Any]:
+    settings = {"batching": batching, "dtype": "bfloat16", **small.TUNINGS[tuning], **more}
     with without_waiting(place, warm_up=3) as watched:
         small.train(place, method=name, **settings)
     assert watched == [4, 5, 6]
@@ -489,6 +494,9 @@ CHECKS: dict[str, Check] = {
     **{name: Check(functools.partial(method, name=name)) for name in small.METHODS},
     "no waiting grouped": Check(functools.partial(no_waiting, name="vanilla", batching="grouped")),
     "no waiting padding-free": Check(functools.partial(no_waiting, name="vanilla", batching="padding-free")),
+    "no waiting chunked loss": Check(
+        functools.partial(no_waiting, name="vanilla", batching="padding-free", chunked_loss=True)
+    ),
     "no waiting lora": Check(
         functools.partial(no_waiting, name="vanilla", batching="padding-free", tuning="lora"),
         needs=("peft",),
@@ -511,6 +519,18 @@ CHECKS: dict[str, Check] = {
     "divergence": Check(divergence, needs=("lm_eval",)),
     "local judge": Check(judge),
     "compile": Check(functools.partial(kernels, compile=True), limit_s=90),
+    "compile grouped": Check(functools.partial(kernels, compile=True, batching="grouped"), limit_s=90),
+    "compile lora": Check(
+        functools.partial(kernels, compile=True, tuning="lora", adapter_casts=False),
+        limit_s=90,
+        needs=("peft",),
+        only="cuda",
+    ),
+    "chunked loss": Check(functools.partial(kernels, chunked_loss=True)),
+    "no cudnn attention": Check(functools.partial(kernels, cudnn_attention=False, batching="grouped")),
+    "no adapter casts": Check(
+        functools.partial(kernels, tuning="lora", adapter_casts=False), needs=("peft",)
+    ),
     "liger": Check(functools.partial(kernels, liger=True), needs=("liger_kernel",), only="cuda"),
     "qlora": Check(qlora, needs=("peft", "bitsandbytes"), only="cuda"),
     "vllm": Check(vllm_answers, limit_s=90, needs=("vllm", "lm_eval")),

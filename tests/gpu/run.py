@@ -199,7 +199,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 
 
 def training(device: str, memory: int) -> list[Part]:
-    """Ours and TRL's two settings, then further ones of ours."""
+    """Ours and TRL's two settings, then each setting of ours on and off."""
     if device == "cpu":
         sizes = "--size tiny --rows 12 --batch 4 --threads 1 --warm-up 1"
         small, large, wide = "2", "4", "2"
@@ -212,24 +212,34 @@ def training(device: str, memory: int) -> list[Part]:
         return Part("train", f"train {name}", [*command, *shlex.split(arguments)], limit, needs)
 
     ours, trl = "--contender ours --batching", (*TRAINING, "trl", "datasets")
+    packed, padded = f"{ours} padding-free --micro-batch {large}", f"{ours} grouped --micro-batch {small}"
     found = [
-        part("ours padding-free", f"{ours} padding-free --micro-batch {large}", 55),
+        part("ours padding-free", packed, 55),
         part("trl padded", f"--contender 'trl padded' --micro-batch {wide}", 65, trl),
     ]
     if device != "cpu":
+        few = "--rows 640"  # ten steps for each setting, half of them timed
         found += [
             part("trl packing", f"--contender 'trl packing' --micro-batch {wide}", 65, trl),
-            part("ours compiled", f"{ours} padding-free --micro-batch {large} --compile", 80),
-            part("ours grouped", f"{ours} grouped --micro-batch {small}", 50),
+            part("settings", f"{packed} {few} {each('', 'chunked_loss=true', 'compile=true')}", 90),
+            part("settings grouped", f"{padded} {few} {each('', 'cudnn_attention=false')}", 60),
             part(
-                "ours with Liger",
-                f"{ours} padding-free --micro-batch {large} --liger",
-                50,
-                (*TRAINING, "liger_kernel"),
+                "settings lora",
+                f"{packed} {few} --tuning lora "
+                + each("", "adapter_casts=false", "adapter_casts=false compile=true"),
+                90,
+                (*TRAINING, "peft"),
             ),
-            part("ours padded", f"{ours} in-order --micro-batch {wide}", 50),
+            part("settings memory", f"{packed} {few} --set expandable_segments=true", 45),
+            part("ours with Liger", f"{packed} {few} --set liger=true", 50, (*TRAINING, "liger_kernel")),
+            part("ours padded", f"{ours} in-order --micro-batch {wide} {few}", 50),
         ]
     return found
+
+
+def each(*settings: str) -> str:
+    """Arguments that have ours train under each of these in turn; "": as a recipe has it."""
+    return " ".join(f"--each {shlex.quote(one)}" for one in settings)
 
 
 def answering(device: str, out: Path) -> list[Part]:

@@ -80,8 +80,8 @@ def _share(value: float | None) -> str:
 
 
 def _training(results: list[dict[str, Any]]) -> list[str]:
-    speeds = {one["part"]: one["tokens"] / one["seconds"] for one in results}
-    padded, packing = (speeds.get(f"train trl {name}") for name in ("padded", "packing"))
+    first = {one["part"]: _speed(one) for one in reversed(results)}
+    padded, packing = (first.get(f"train trl {name}") for name in ("padded", "packing"))
 
     def beside(speed: float, other: float | None) -> str:
         return f"{speed / other:.2f}x" if other else ""
@@ -89,23 +89,31 @@ def _training(results: list[dict[str, Any]]) -> list[str]:
     return _rows(
         (
             *("training", "setting", "real tokens/s", "ms a step", "MFU (flops.py)", "MFU by 6N (LoRA: 4N)"),
-            *("peak GB", "beside TRL padded", "beside TRL packing", "steps timed"),
+            *("whole: tokens/s", "MFU", "by 6N", "peak GB", "beside TRL padded", "beside TRL packing"),
+            "steps timed",
         ),
         [
             (
                 one["part"].partition(" ")[2],
                 one["setting"],
-                f"{speeds[one['part']]:,.0f}",
+                f"{_speed(one):,.0f}",
                 f"{1000 * one['seconds'] / one['steps']:.0f}",
                 _share(one["mfu"]),
                 _share(one["mfu_by_n"]),
+                f"{_speed(one['whole']):,.0f}",
+                _share(one["whole"]["mfu"]),
+                _share(one["whole"]["mfu_by_n"]),
                 f"{one['peak_memory_bytes'] / 1e9:.1f}",
-                *(beside(speeds[one["part"]], other) for other in (padded, packing)),
+                *(beside(_speed(one), other) for other in (padded, packing)),
                 one["steps"],
             )
             for one in results
         ],
     )
+
+
+def _speed(one: dict[str, Any]) -> float:
+    return float(one["tokens"] / one["seconds"])
 
 
 def _answering(results: list[dict[str, Any]]) -> list[str]:

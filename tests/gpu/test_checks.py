@@ -20,7 +20,8 @@ from backends import attention, constrained_sft, trainer
 # What takes a minute on a CPU, or a compiler. The rest of the matrix differs in settings alone.
 QUICK = (
     "llama full grouped", "gemma3_text lora padding-free", "safety-mixing", "no waiting padding-free",
-    "no waiting constrained-sft", "resumed float32", "out of memory", "answers", "divergence", "local judge",
+    "no waiting constrained-sft", "chunked loss", "no adapter casts", "no cudnn attention",
+    "resumed float32", "out of memory", "answers", "divergence", "local judge",
 )  # fmt: skip
 RELEASES = 1e-3  # nats a token between two releases of the libraries
 

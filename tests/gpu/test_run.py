@@ -16,6 +16,8 @@ import psutil
 import pytest
 from gpu import run, table
 
+from harness.config import LATER
+
 ROOT = Path(__file__).parents[2]
 FACTS: dict[str, Any] = {
     "started": "2026-11-26 10:00:00 UTC", "command": "tests/gpu/run.sh", "commit": "abc", "device": "cuda",
@@ -154,6 +156,7 @@ def test_the_table_has_ratios_and_both_counts() -> None:
         result = {
             "contender": name, "setting": f"{name}, micro-batch 4", "seconds": seconds, "steps": 10,
             "tokens": 1000, "mfu": 0.298, "mfu_by_n": 0.36, "peak_memory_bytes": 11_100_000_000,
+            "whole": {"tokens": 1200, "seconds": seconds * 2, "mfu": 0.15, "mfu_by_n": 0.18},
         }  # fmt: skip
         return {"group": "train", "outcome": "done", "limit_s": 9, "seconds": 1, "results": [result]}
 
@@ -172,6 +175,14 @@ def test_the_table_has_ratios_and_both_counts() -> None:
                 "train ours": training("ours", 2.0),
                 "train trl padded": training("trl padded", 8.0),
                 "train trl packing": training("trl packing", 4.0),
+                "train settings": {
+                    **training("settings", 1.0),
+                    "results": [
+                        one
+                        for name, seconds in (("settings", 1.0), ("other", 4.0))
+                        for one in training(name, seconds)["results"]
+                    ],
+                },
                 "answer ours": answers("ours, hf", 10.0),
                 "answer lm-eval": answers("lm-eval hf, batch 64", 30.0),
                 "compare": {"group": "compare", "outcome": "done", "limit_s": 9, "results": compared},
@@ -179,7 +190,10 @@ def test_the_table_has_ratios_and_both_counts() -> None:
         }
     )
     assert "# Measured on NVIDIA H200, 150 GB" in text
-    assert "| ours | ours, micro-batch 4 | 500 | 200 | 29.8% | 36.0% | 11.1 | 4.00x | 2.00x | 10 |" in text
+    line = "| ours | ours, micro-batch 4 | 500 | 200 | 29.8% | 36.0% | 300 | 15.0% | 18.0% "
+    assert f"{line}| 11.1 | 4.00x | 2.00x | 10 |" in text
+    assert "| settings | settings, micro-batch 4 | 1,000 |" in text
+    assert "| settings | other, micro-batch 4 | 250 |" in text
     assert "| lm-eval hf, batch 64 | 64 | 30.0 | 15.0 | 3.00x | 3.00x |" in text
     assert "| vanilla | 40.0 | done \\| whole |" in text
     assert "Seconds by stage: training 1.2" in text
@@ -219,6 +233,24 @@ def test_what_matters_most_is_run_first() -> None:
     assert max(one.limit_s for one in run.parts(planned())) < 240
     named = run.parts(planned(model=Path("/m"), parts=["large", "compare"]))
     assert [one.name for one in named] == ["compare", "large 8b lora", "large 7b full"]
+
+
+def test_each_setting_for_speed_is_run_on_and_off() -> None:
+    """In one process, but the one that torch reads when it starts, which "ours padding-free" has off."""
+    commands = {one.name: list(one.command) for one in run.parts(planned()) if one.group == "train"}
+
+    def settings(name: str) -> list[str]:
+        words = commands[f"train {name}"]
+        return [words[place + 1] for place, word in enumerate(words) if word == "--each"]
+
+    assert settings("settings") == ["", "chunked_loss=true", "compile=true"]
+    assert settings("settings grouped") == ["", "cudnn_attention=false"]
+    assert settings("settings lora") == ["", "adapter_casts=false", "adapter_casts=false compile=true"]
+    assert commands["train settings memory"][-1] == "expandable_segments=true"
+    assert commands["train settings memory"][-2] == "--set"
+    tried = {one.partition("=")[0] for name in commands for one in " ".join(commands[name]).split()}
+    assert {*LATER, "expandable_segments", "compile", "liger"} <= tried
+    assert sum(one.limit_s for one in run.parts(planned(parts=["train"]))) <= run.TOTAL_S
 
 
 def test_trl_takes_what_the_card_holds() -> None:

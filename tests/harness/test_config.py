@@ -311,3 +311,48 @@ def test_a_key_says_what_it_means_and_which_values_it_takes() -> None:
         "training.lora.alpha",
         "training.lora.target_modules",
     ]  # their names say it
+
+
+# --- what a training depends on ------------------------------------------------------------------------
+
+# Of trainings of release 1: a key that is added here, or a default that changes, makes all of them anew.
+IDENTITY = {
+    *("epochs", "learning_rate", "batch_size", "schedule", "warmup_steps", "betas", "weight_decay"),
+    *(
+        "max_grad_norm",
+        "max_examples",
+        "max_length",
+        "too_long",
+        "tuning",
+        "lora",
+        "merge",
+        "dtype",
+        "device",
+    ),
+    *("micro_batch_size", "micro_batch_tokens", "batching", "attention", "optimizer", "compile", "liger"),
+    *("gradient_checkpointing", "num_processes", "distributed"),
+}
+
+
+@pytest.mark.parametrize("recipe", config.recipe_names())
+def test_an_older_training_stays_what_it_is(recipe: str) -> None:
+    training = config.load(recipe).training
+    found = training.identity()
+    assert found.keys() == IDENTITY
+    assert found == {key: training.model_dump(mode="json")[key] for key in IDENTITY}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("chunked_loss", True), ("cudnn_attention", False), ("adapter_casts", False)]
+)
+def test_a_later_key_is_part_of_a_training_that_asks_for_it(key: str, value: bool) -> None:
+    usual, asked = (config.load("mini", {f"training.{key}": one}).training for one in (not value, value))
+    assert usual == config.load("mini").training
+    assert asked.identity() == usual.identity() | {key: value}
+
+
+def test_how_memory_grows_is_no_part_of_a_training() -> None:
+    asked = config.load("mini", {"training.expandable_segments": True}).training
+    assert asked.identity() == config.load("mini").training.identity()
+    with pytest.raises(UsageError, match="expandable_segments: all rows share it"):
+        config.load("mini", {"variants.x": {"method": "vanilla", "training": {"expandable_segments": True}}})

@@ -163,3 +163,78 @@ def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mo
     found = examined(tmp_path)
     assert found["broken"].status == "warn"
     assert found["engine"].status == "pass"
+
+
+# --- packed rows on a GPU ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A GPU, whose kernel for packed rows is tried with these."""
+    from backends import attention
+
+    tried: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(doctor.estimate, "on_cuda", lambda shop: True)
+    monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
+    monkeypatch.setattr(attention, "kernel", attention.Kernel(lambda *given: None, (), True))
+    monkeypatch.setattr(attention, "_try_kernel", lambda device, *heads: tried.append(heads))
+    return tried
+
+
+def packing(out: Path, **training: Any) -> doctor.Finding | None:
+    settings = {"dtype": "bfloat16", "batching": "padding-free"} | training
+    shop = doctor.Workshop(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
+    return next(doctor._packing(shop), None)
+
+
+def test_a_kernel_that_takes_packed_rows(tmp_path: Path, on_cuda: list[Any]) -> None:
+    """Tried with the model's own heads."""
+    found = packing(tmp_path)
+    assert found is not None
+    assert found.status == "pass"
+    mini = json.loads((seed_model_path() / "config.json").read_text(encoding="utf-8"))
+    heads = mini["num_attention_heads"]
+    size = mini.get("head_dim") or mini["hidden_size"] // heads
+    assert on_cuda == [(heads, mini.get("num_key_value_heads") or heads, size)]
+
+
+def test_packed_rows_that_will_be_padded_are_said_beforehand(
+    tmp_path: Path, on_cuda: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backends import attention
+
+    found = packing(tmp_path, dtype="float32")
+    assert found is not None
+    assert (found.status, found.about) == ("warn", "batching")
+    assert "padding-free becomes grouped here" in found.found
+    assert "half precision alone, not float32" in found.found
+    assert "training.dtype=bfloat16" in found.mend
+
+    def failing(device: Any, *heads: int) -> None:
+        raise RuntimeError("heads of 7\nare not for it")
+
+    monkeypatch.setattr(attention, "_try_kernel", failing)
+    found = packing(tmp_path)
+    assert found is not None
+    assert found.found.endswith("fails (RuntimeError: heads of 7 are not for it)")
+    monkeypatch.setattr(attention, "kernel", None)
+    found = packing(tmp_path)
+    assert found is not None
+    assert "has no kernel for packed rows" in found.found
+
+
+def test_rows_that_are_not_packed_or_not_on_a_gpu_need_no_kernel(
+    tmp_path: Path, on_cuda: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert packing(tmp_path, batching="grouped") is None
+    assert packing(tmp_path, attention="flash_attention_2") is None
+    monkeypatch.setattr(doctor.estimate, "on_cuda", lambda shop: False)
+    assert packing(tmp_path) is None
+    assert on_cuda == []
+
+
+def test_a_variants_rows_are_packed_too(tmp_path: Path, on_cuda: list[Any]) -> None:
+    packed = {"method": "vanilla", "training": {"batching": "padding-free"}}
+    shop = doctor.Workshop(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
+    (found,) = doctor._packing(shop)
+    assert "not float32" in found.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from harness import chat, config, models, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
-from harness.job import TrainJob, launch, run
+from harness.job import TrainJob, launch, run, settle_allocator
 
 ROWS = 160
 
@@ -174,3 +175,43 @@ def test_training_processes_end_with_the_command_that_waits_for_them(job: Callab
     assert not psutil.pid_exists(process.pid) or process.returncode != 0
     assert not (orphan.folder / "result.json").exists()
     waiting.wait(timeout=10)
+
+
+# --- the allocator -------------------------------------------------------------------------------------
+
+GROWING = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "expected"),
+    [
+        (False, {}, {}),
+        (True, {}, GROWING),
+        *((True, {name: "own"}, {name: "own"}) for name in (
+            "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF",
+        )),
+        (True, {"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": ""}),
+    ],
+)  # fmt: skip
+def test_the_allocator_is_asked_unless_the_user_has(
+    asked: bool, there: dict[str, str], expected: dict[str, str]
+) -> None:
+    environment = dict(there)
+    settle_allocator(TrainingConfig(expandable_segments=asked), environment)
+    assert environment == expected
+
+
+def test_processes_under_a_launcher_get_it(
+    job: Callable[..., TrainJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if "ALLOC_CONF" not in k})
+    name = "PYTORCH_CUDA_ALLOC_CONF"
+    show = f"import os, sys; open(sys.argv[-1] + '/seen', 'w').write(str(os.environ.get('{name}')))"
+    for asked in (True, False):
+        launcher = shlex.join([sys.executable, "-c", show])
+        given = job(f"asked-{asked}", launcher=launcher, expandable_segments=asked)
+        with pytest.raises(HarnessError, match="exit code 0"):
+            launch(given, ignore)
+        seen = (given.folder / "seen").read_text()
+        assert seen == (GROWING["PYTORCH_CUDA_ALLOC_CONF"] if asked else "None")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
