@@ -25,7 +25,7 @@ test-slow: .venv/test.done
 test-extras: .venv/extras.done
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "no chromium: tests in it are skipped"
 	@command -v pdflatex >/dev/null || apt-get install -y -qq texlive-latex-recommended >/dev/null 2>&1 || echo "no pdflatex: its tests are skipped"
-	$(BIN)/pytest tests/extras tests/harness/test_latex.py
+	$(BIN)/pytest tests/extras tests/harness/leaderboard/test_latex.py
 
 # On a CUDA machine, four minutes at most; without one each test is skipped by name. tests/gpu/run.sh measures too.
 test-gpu: .venv/test.done
@@ -39,7 +39,7 @@ test-kills: .venv/test.done
 	$(BIN)/pytest $(PARALLEL) -m exhaustive tests/harness/test_random_kills.py tests/harness/test_crash_points.py
 
 test-properties: .venv/test.done
-	$(BIN)/pytest -m exhaustive tests/harness/mini/test_properties.py
+	$(BIN)/pytest -m exhaustive tests/harness/studies/test_mini_properties.py
 
 # Each formula's changes, one by one; stopped, it goes on there.
 mutation: .venv/mutation.done

@@ -90,7 +90,7 @@ class ConstrainedSFT(Method):
     def loss(self, inputs: LossInputs) -> Tensor:
         import torch
 
-        from backends.batching import moved_together
+        from harness.training.batching import moved_together
 
         rows, width = inputs.logp.shape
         stored = [self.reference[example_id] for example_id in inputs.ids]

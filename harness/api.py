@@ -7,11 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import comparison, gate, notebook, plugin_files, run_folder, tables
 from harness import config as configuration
 from harness.config import RunConfig
+from harness.console import notebook
 from harness.contracts import UsageError
-from harness.gate import REFUSALS, Against, Condition, Finding
+from harness.leaderboard import gate, tables
+from harness.leaderboard.gate import REFUSALS, Against, Condition, Finding
+from harness.pipeline import compare as comparison
+from harness.plugins import plugin_files
+from harness.run import run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +201,7 @@ def _number(name: str, value: Any, least: float) -> float:
 
 
 def _check_names(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    from harness import registry
+    from harness.plugins import registry
 
     for name in given:
         if name not in known:

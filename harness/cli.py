@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import click
 
-from harness import __version__, disk, plugin_code, plugin_files, registry
+from harness import __version__
 from harness.commands import (
     agreement,
     analyze,
@@ -27,6 +27,8 @@ from harness.commands import (
 )
 from harness.commands.options import Commands, show_defaults
 from harness.contracts import HarnessError, JudgePendingError, UsageError
+from harness.plugins import plugin_code, plugin_files, registry
+from harness.storage import disk
 from harness.text import one_line, shortened, shown_traceback, without_keys
 
 

@@ -345,7 +345,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSettings:
-    """The recipe's ``judging`` section, as judges see it (harness/config.py says what each key means)."""
+    """The recipe's ``judging`` section, as judges see it (harness/config says what each key means)."""
 
     rubric: Path | None = None
     threshold: float | None = None

@@ -17,9 +17,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from harness import parquet
 from harness.contracts import HarnessError
 from harness.reading import LARGEST_FILE, check_size, json_value
+from harness.storage import parquet
 from harness.text import printable, shortened, shown
 
 COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}  # how such a file begins

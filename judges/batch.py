@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import crash, http_client, server_errors
 from harness.contracts import (
     REFUSED_TO_JUDGE,
     Exchange,
@@ -24,6 +23,8 @@ from harness.contracts import (
     Verdict,
 )
 from harness.reading import json_value
+from harness.servers import http_client, server_errors
+from harness.storage import crash
 from harness.text import is_name, is_word, shown_words
 from judges import prices, replies
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from harness.contracts import Exchange, Judge, JudgeContext, Label, Verdict
-from harness.plugin_code import line_of
+from harness.plugins.plugin_code import line_of
 
 
 class Finding(NamedTuple):

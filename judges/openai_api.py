@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness import http_client, server_errors
 from harness.contracts import (
     REFUSED_TO_JUDGE,
     Exchange,
@@ -29,7 +28,8 @@ from harness.contracts import (
     Verdict,
     threshold,
 )
-from harness.server_errors import Complaint
+from harness.servers import http_client, server_errors
+from harness.servers.server_errors import Complaint
 from harness.text import is_word, shown_words, whole
 from judges import prices, replies, rubric
 from judges.dispatch import Dispatcher, TransientError

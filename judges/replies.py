@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness import finish, reasoning
+from harness import finish
 from harness.contracts import REFUSED_TO_JUDGE
 from harness.keywords import refusal_phrase, straight
+from harness.models import reasoning
 from harness.reading import json_value
 from harness.text import whole
 from judges import rubric

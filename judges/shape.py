@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from harness.server_errors import Complaint
+from harness.servers.server_errors import Complaint
 
 REASONING_TOKENS = 4_000  # models that think before they reply need room for it
 MOST_TOKENS = 16_000  # to which that is doubled, where reasoning was cut off

@@ -35,7 +35,7 @@ SMALL = {
 }
 
 
-LONG = ("test_random_kills.py", "mini/test_properties.py", "test_job.py")  # begun last, the others would wait
+LONG = ("test_random_kills.py", "test_mini_properties.py", "test_job.py")  # begun last, the others would wait
 SHARED_RUN = "small_run"  # half a minute to make: while one worker does, the other has what needs none
 
 
@@ -189,7 +189,7 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Non
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, Any], None]:
     """``plugin("judge", "strict", StrictJudge)`` installs an object under a name for one test."""
-    from harness import registry
+    from harness.plugins import registry
 
     tables = {
         "method": registry.METHODS,
@@ -236,7 +236,8 @@ def process_results(doc, results):
 def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """``own_task(kind="safety")`` installs a task ``capitals`` of somebody's own, its YAML's words replaced;
     its folder comes back."""
-    from harness import benchmarks, registry
+    from harness.data import benchmarks
+    from harness.plugins import registry
 
     def install(**replaced: str) -> Path:
         folder = tmp_path / "own-tasks"

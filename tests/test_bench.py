@@ -63,7 +63,7 @@ def test_at_least_one_step_is_timed(warm_up: int, watched: int) -> None:
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_both_counts_of_operations(tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand for the tiny Llama: 64 wide, 192 inside, 2 layers; 10 and 6 tokens, 7 of them with loss."""
-    from backends import flops
+    from harness.training import flops
 
     monkeypatch.setattr(flops, "peak", lambda name, dtype: 1e12)
     options = argparse.Namespace(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import config, detectable, statistics
-from harness.analyses import family_simulation
+from harness import config
+from harness.leaderboard import detectable, statistics
+from harness.studies import family_simulation
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")

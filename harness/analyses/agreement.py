@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import judging, plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
-from harness.statistics import ALPHA, Estimate, rate
-from harness.store import jsonl_lines, write_jsonl_atomic
+from harness.judging import stage as judging
+from harness.leaderboard.statistics import ALPHA, Estimate, rate
+from harness.plugins import registry
+from harness.run import plan, run_folder
+from harness.storage.files import jsonl_lines, write_jsonl_atomic
 
 Key = tuple[str, str, str]  # cell's folder, task, exchange id
 Verdicts = dict[str, dict[Key, bool | None]]  # judge -> harmful; None unjudged

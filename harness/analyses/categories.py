@@ -20,16 +20,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import families, figures, looks, plan, run_folder, scores
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
 from harness.config import RunConfig
+from harness.console.terminal import bare_table
 from harness.contracts import HarnessError
-from harness.leaderboard import TaskOutcome
-from harness.plan import BASE_MODEL, Cell, shown_method
-from harness.statistics import Difference, difference_over_seeds, holm, paired_rate_difference, rate
-from harness.store import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
-from harness.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
-from harness.terminal import bare_table
+from harness.figures import charts, looks
+from harness.leaderboard import families, scores
+from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.statistics import (
+    Difference,
+    difference_over_seeds,
+    holm,
+    paired_rate_difference,
+    rate,
+)
+from harness.leaderboard.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
+from harness.run import plan, run_folder
+from harness.run.plan import BASE_MODEL, Cell, shown_method
+from harness.storage.files import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.text import csv_cell
 
 VERSION = 4
@@ -68,7 +76,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
             raise HarnessError(f"{out}: no safe rate by category: {reason}")
         names = [file_stem(task, metric) for task in _train_tasks(config) for metric in SAFE_RATES]
         outputs = ["categories.json", "categories.csv"]
-        outputs += [f"{name}.{kind}" for name in names for kind in figures.FORMATS]
+        outputs += [f"{name}.{kind}" for name in names for kind in charts.FORMATS]
         given = [
             [*key, content_hash(one.values), content_hash(one.categories)] for key, one in outcomes.items()
         ]
@@ -282,7 +290,7 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     for task in _train_tasks(config):
         for metric in SAFE_RATES:
             title = f"{metric.upper()} by category (%), {trained_on({'train_task': task})}"
-            heat_map(_grid(record, task, metric), title, figures.files(folder, file_stem(task, metric)))
+            heat_map(_grid(record, task, metric), title, charts.files(folder, file_stem(task, metric)))
 
 
 def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
@@ -298,7 +306,7 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
     """Categories down, methods across, a safe rate in each cell: light is safe, and so it is in grey."""
     methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
     size = (3.2 + 0.75 * max(1, len(methods)), 1.8 + 0.36 * max(1, len(grid)))
-    figure, axes = figures.canvas(title, "", "", size=size)
+    figure, axes = charts.canvas(title, "", "", size=size)
     axes.grid(visible=False)
     values = [[_shade(cells.get(method)) for method in methods] for cells in grid.values()]
     if values:
@@ -312,7 +320,7 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
             axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
     control = BASELINE if BASELINE in methods else BASE_MODEL
     axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
-    figures.save(figure, *paths)
+    charts.save(figure, *paths)
 
 
 def _shade(row: Row | None) -> float:

@@ -20,15 +20,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from harness import benchmarks, models, plan, records, responding, splits, training
 from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.models import Checkpoint
-from harness.plan import Cell
-from harness.statistics import mean
-from harness.store import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
-from harness.workshop import Workshop
+from harness.data import benchmarks
+from harness.generation import splits
+from harness.generation import stage as generation
+from harness.leaderboard.statistics import mean
+from harness.models import checkpoints
+from harness.models.checkpoints import Checkpoint
+from harness.run import plan
+from harness.run.context import Workshop
+from harness.run.plan import Cell
+from harness.storage import records
+from harness.storage.files import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from harness.training import stage as training
 
 VERSION = 2
 FILES = ("divergences.jsonl", "summary.json")
@@ -237,7 +243,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
         "data": {
-            name: responding.data_hash(file) for name, file in responding.files(shop, benchmark).items()
+            name: generation.data_hash(file) for name, file in generation.files(shop, benchmark).items()
         },
         "limit": config.responses.limit,
         "device": shop.device,
@@ -258,10 +264,10 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
             raise HarnessError("not trained yet")
         outputs = records.marker(marker)["outputs"]
         return {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
-    checkpoint = responding.checkpoint_of(shop, cell)
+    checkpoint = generation.checkpoint_of(shop, cell)
     if checkpoint.folder is None:
         raise HarnessError("it is on a server, which gives no whole distributions")
-    return models.fingerprint(checkpoint.folder, checkpoint.base)
+    return checkpoints.fingerprint(checkpoint.folder, checkpoint.base)
 
 
 def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
@@ -316,7 +322,7 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
                 reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
 
         def ask(cell: Cell, folder: Path) -> None:
-            with _opened(shop, responding.checkpoint_of(shop, cell)) as engine:
+            with _opened(shop, generation.checkpoint_of(shop, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
                     raise HarnessError("its tokenizer is not the base model's: no KL between them")
                 engine.system_prompt = training.system_prompt(shop.config, cell)
@@ -348,7 +354,7 @@ def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
     benchmark = benchmarks.get(asked_task(config, settings.answers), benchmarks.own(config))
-    lm_task = responding.open_task(shop, engine, benchmark)
+    lm_task = generation.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
@@ -365,7 +371,7 @@ def _answers(
     if settings.answers == "harmful":
         found = {name: engine.prefill_ids(request) for name, request in requests.items()}
     else:
-        from harness import chat
+        from harness.models import chat
 
         folder = shop.out / plan.SEED / shop.config.safety.raw_task
         stored = {row["document"]: row["response"] for row in reversed(records.responses(folder))}
@@ -377,7 +383,7 @@ def _answers(
 
 
 def _forced(engine: Any, request: Any, name: str, answer: list[int]) -> Forced:
-    from harness import chat
+    from harness.models import chat
 
     prompt = chat.prompt_ids(engine.tokenizer, engine.conversation(request), answering=True)
     return Forced(name, prompt, answer)

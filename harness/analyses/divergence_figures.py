@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import figures, looks
 from harness.analyses.shared import SAFE_RATES
-from harness.plan import SEED, shown_method
+from harness.figures import charts, looks
+from harness.run.plan import SEED, shown_method
 
 Row = dict[str, Any]
 
@@ -47,8 +47,8 @@ def curves(record: Row, paths: Sequence[Path]) -> None:
         one.set_title(f"trained on {task}" if task else "checkpoints", fontsize=10)
         one.set_xlabel("answer token")
     axes[0][0].set_ylabel("KL(base ‖ tuned), nats")
-    figures.legend(figure, *axes.flat)
-    figures.save(figure, *paths)
+    charts.legend(figure, *axes.flat)
+    charts.save(figure, *paths)
 
 
 def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: Sequence[Path]) -> None:
@@ -79,5 +79,5 @@ def against_safety(record: Row, seed_rates: Mapping[str, float | None], paths: S
     named = [f"{mark}: {task or 'own checkpoint'}" for mark, task in zip(marks, tasks, strict=False)]
     if len(tasks) > 1:
         figure.suptitle(" · ".join(named), fontsize=8)
-    figures.legend(figure, *axes.flat)
-    figures.save(figure, *paths)
+    charts.legend(figure, *axes.flat)
+    charts.save(figure, *paths)

@@ -22,17 +22,20 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm, pearsonr, spearmanr
 
-from harness import figures, plan, run_folder, scores, splits, trust
 from harness.analyses import divergence, divergence_figures
 from harness.analyses.divergence import Settings
 from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
-from harness.config import RunConfig
+from harness.config import RunConfig, trust
+from harness.console.progress import Display, Reporter
+from harness.console.terminal import bare_table
 from harness.contracts import HarnessError
-from harness.plan import Cell
-from harness.progress import Display, Reporter
-from harness.statistics import ALPHA
-from harness.store import Stage, read_json, write_json_atomic, write_text_atomic
-from harness.terminal import bare_table
+from harness.figures import charts
+from harness.generation import splits
+from harness.leaderboard import scores
+from harness.leaderboard.statistics import ALPHA
+from harness.run import plan, run_folder
+from harness.run.plan import Cell
+from harness.storage.files import Stage, read_json, write_json_atomic, write_text_atomic
 from harness.text import csv_cell
 
 VERSION = 2
@@ -86,7 +89,7 @@ def kl(
         }
         name = settings.name
         outputs = [f"{name}.json", f"{name}.csv"]
-        outputs += [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in figures.FORMATS]
+        outputs += [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in charts.FORMATS]
         whole = Stage(out / FOLDER, name, inputs, outputs)
         if not whole.done():
             record = _record(config, settings, judge, found, rates, missing)
@@ -242,8 +245,8 @@ def _fisher(r: float, n: int, variance: float) -> Row:
 def _write(folder: Path, name: str, record: Row, seed_rates: Mapping[str, float | None]) -> None:
     write_json_atomic(folder / f"{name}.json", record)
     write_text_atomic(folder / f"{name}.csv", _csv(record))
-    divergence_figures.curves(record, figures.files(folder, name))
-    divergence_figures.against_safety(record, seed_rates, figures.files(folder, f"{name}-safety"))
+    divergence_figures.curves(record, charts.files(folder, name))
+    divergence_figures.against_safety(record, seed_rates, charts.files(folder, f"{name}-safety"))
 
 
 def _csv(record: Row) -> str:

@@ -11,19 +11,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness import plan, records, run_folder
 from harness.analyses.shared import mean_of_all
+from harness.console.terminal import bare_table, print_whole
 from harness.contracts import HarnessError
-from harness.plan import Cell
-from harness.tables import BASELINE
-from harness.terminal import bare_table, print_whole
+from harness.leaderboard.tables import BASELINE
+from harness.run import plan, run_folder
+from harness.run.plan import Cell
+from harness.storage import records
 
 FIGURES = (
     *("train_flops", "preparation_flops", "train_tokens", "answer_tokens", "padding_tokens"),
     *("train_seconds", "preparation_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
 )
 NOTES = (
-    "FLOPs: of the model, by formula (backends/flops.py). A forward pass takes 2 a weight and token (the",
+    "FLOPs: of the model, by formula (training/flops.py). A forward pass takes 2 a weight and token (the",
     "output head: a token that carries loss) and 4 x heads x head size x length^2 a layer and text; a",
     "backward pass as much again for each gradient that is needed: 2 x forward where all is trained.",
     "Preparation is included: 2 a parameter and token of a rewritten answer and its prompt, and forward",

@@ -23,15 +23,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import plan, registry, run_folder, scores
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask, UsageError
-from harness.health import NOT_MEANINGFUL
-from harness.leaderboard import CellResult
-from harness.plan import Cell
-from harness.statistics import ALPHA, RESAMPLES, SEED
-from harness.tables import BASELINE, DONE
+from harness.leaderboard import scores
+from harness.leaderboard.build import CellResult
+from harness.leaderboard.health import NOT_MEANINGFUL
+from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
+from harness.leaderboard.tables import BASELINE, DONE
+from harness.plugins import registry
+from harness.run import plan, run_folder
+from harness.run.plan import Cell
 
 Metric = Literal["rsr", "jsr"]
 Floats = NDArray[np.float64]

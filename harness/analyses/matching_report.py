@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness import figures, looks
 from harness.analyses.shared import FOLDER
-from harness.plan import SEED, shown_method
-from harness.store import write_json_atomic, write_text_atomic
-from harness.tables import as_csv
-from harness.terminal import print_whole, say
+from harness.console.terminal import print_whole, say
+from harness.figures import charts, looks
+from harness.leaderboard.tables import as_csv
+from harness.run.plan import SEED, shown_method
+from harness.storage.files import write_json_atomic, write_text_atomic
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -59,7 +59,7 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
     name = record["metric"].upper()
     x = f"utility: {task['utility_metric']} of {task['utility_task']} (%)"
     title = f"Safety at matched utility, trained on {task['train_task']}"
-    figure, axes = figures.canvas(title, x, f"{name} (%)", size=(7.4, 4.4))
+    figure, axes = charts.canvas(title, x, f"{name} (%)", size=(7.4, 4.4))
     styles = looks.looks([SEED, *(row["method"] for row in task["methods"])])
     for row in task["methods"]:
         style = styles[row["method"]]
@@ -81,9 +81,9 @@ def draw(record: Row, task: Row, folder: Path) -> Path:
     axes.plot([start["utility"]], [start["safety"]], **star, label=shown_method(SEED))
     if task["utility"] is not None:
         axes.axvline(task["utility"], color="#808080", linewidth=0.8, linestyle=":")
-    figures.legend(figure, axes)
-    paths = figures.files(folder, f"matched-{task['train_task']}")
-    figures.save(figure, *paths)
+    charts.legend(figure, axes)
+    paths = charts.files(folder, f"matched-{task['train_task']}")
+    charts.save(figure, *paths)
     return paths[0]
 
 

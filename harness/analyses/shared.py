@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.config import RunConfig
+from harness.console.terminal import natural_width
 from harness.contracts import UsageError
-from harness.terminal import natural_width
 
 FOLDER = "analysis"  # of a run
 SAFE_RATES = ("rsr", "jsr")

@@ -29,8 +29,8 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
     Raw agreement, Cohen's kappa, Krippendorff's alpha and the disputed exchanges; with labels each judge's
     precision and recall, and safe rates corrected for its errors.
     """
-    from harness import run_folder
     from harness.analyses import agreement
+    from harness.run import run_folder
 
     if template is not None:
         count = agreement.write_template(run, template, sample)

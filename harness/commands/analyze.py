@@ -26,8 +26,8 @@ def analyze() -> None:
 @AS_JSON
 def analyze_flops(run: Path, as_json: bool) -> None:
     """Print what each method's training cost in a RUN: FLOPs against vanilla, tokens, time, memory."""
-    from harness import run_folder
     from harness.analyses import flops
+    from harness.run import run_folder
 
     with run_folder.opened(run):
         record = flops.flops(run)
@@ -72,10 +72,9 @@ def analyze_kl(
 ) -> None:
     """How far a RUN's checkpoints have moved from the base model in an answer's first tokens to harmful
     requests (KL, teacher-forced), and how that goes with their safe rates. Writes RUN/analysis/kl.*"""
-    from harness import trust
     from harness.analyses import divergence_report
     from harness.analyses.divergence import Settings
-    from harness.config import parse_setting
+    from harness.config import parse_setting, trust
     from harness.contracts import UsageError
 
     overrides = dict(map(parse_setting, settings))

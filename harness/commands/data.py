@@ -63,10 +63,10 @@ def data_options(command: Any) -> Any:
 @click.option("--index", default=0, show_default=True, type=click.IntRange(min=0), help="Which row, from 0.")
 def data_show(index: int, **flags: Any) -> None:
     """Print one example as a method trains on it: preview, masked and trained tokens told apart."""
-    from harness import dataview
+    from harness.training import preview
 
     config = _data_config(**flags)
-    dataview.show(config, config.methods[0], config.train_tasks[0], index, console())
+    preview.show(config, config.methods[0], config.train_tasks[0], index, console())
 
 
 @data.command(
@@ -84,10 +84,10 @@ def data_show(index: int, **flags: Any) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="The first so many rows (default: all).")
 def data_export(out: Path, limit: int | None, **flags: Any) -> None:
     """Write a method's transformed data for any other trainer (TRL, LLaMA-Factory, Axolotl)."""
-    from harness import dataview
+    from harness.training import preview
 
     config = _data_config(**flags)
-    count = dataview.export(config, config.methods[0], config.train_tasks[0], limit, out, click.echo)
+    count = preview.export(config, config.methods[0], config.train_tasks[0], limit, out, click.echo)
     click.echo(f"{out}: {count:,} examples")
 
 
@@ -101,8 +101,8 @@ def _data_config(
     **flags: Any,
 ) -> RunConfig:
     """The recipe, for one method and one train task."""
-    from harness import plan
-    from harness.workshop import quiet
+    from harness.run import plan
+    from harness.run.context import quiet
 
     quiet()
     if rows is not None and train_data is not None:

@@ -26,10 +26,10 @@ def doctor(recipe: str | None, out: Path | None, as_json: bool, **flags: Any) ->
     import dataclasses
     import json
 
-    from harness.workshop import quiet
+    from harness.run.context import quiet
 
     quiet()
-    from harness import doctor as examination
+    from harness.pipeline import doctor as examination
 
     config = resolve(recipe, **flags)
     findings = examination.examine(config, out_folder(config, out))

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 @INTERVALS
 def score(run: Path, intervals: bool) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
-    from harness import cleaning, comparison, run_folder
+    from harness.pipeline import cleaning, compare
+    from harness.run import run_folder
 
     with run_folder.opened(run) as config:
         cleaning.unmark(run)
-        comparison.table(config, run, console(), intervals=intervals)
+        compare.table(config, run, console(), intervals=intervals)
 
 
 @click.command(
@@ -55,7 +56,8 @@ def clean(
     Scores, responses and verdicts stay; the same compare would train anew. With --row or --task a row or a
     task is taken out, and the leaderboard is made anew.
     """
-    from harness import cleaning, run_folder
+    from harness.pipeline import cleaning
+    from harness.run import run_folder
 
     if everything and (rows or tasks):
         raise UsageError("--all removes the whole run: leave out --row and --task")
@@ -111,6 +113,6 @@ def _agreed(question: str) -> bool:
 
 
 def _table(run: Path, config: RunConfig) -> None:
-    from harness import comparison
+    from harness.pipeline import compare
 
-    comparison.table(config, run, console())
+    compare.table(config, run, console())

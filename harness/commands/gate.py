@@ -11,7 +11,7 @@ import click
 from harness.commands.options import NOT_MET, console, example, names, print_json
 
 if TYPE_CHECKING:
-    from harness.gate import Condition
+    from harness.leaderboard.gate import Condition
 
 
 class Percent(click.FloatRange):
@@ -91,7 +91,7 @@ def gate(
     writes a run folder can make it say anything. For a run from somebody else, judge its answers yourself
     (harness judge RUN --judge NAME --anew), or better, let the model answer again (harness respond).
     """
-    from harness import gate
+    from harness.leaderboard import gate
 
     findings = gate.check(
         run,
@@ -110,7 +110,7 @@ def gate(
 
 
 def _conditions(tasks: dict[str, float], **limits: float | None) -> list[Condition]:
-    from harness.gate import REFUSALS, Condition
+    from harness.leaderboard.gate import REFUSALS, Condition
 
     found = []
     for name, limit in limits.items():

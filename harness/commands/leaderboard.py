@@ -44,16 +44,18 @@ def leaderboard(
     """
     import tempfile
 
-    from harness import comparison, leaderboard_text, merging, run_folder
-    from harness.store import read_json
+    from harness.leaderboard import merge, show
+    from harness.pipeline import compare
+    from harness.run import run_folder
+    from harness.storage.files import read_json
 
     kind = "json" if as_json else kind
     if len(runs) > 1 or kind or out:
-        merged = merging.merge(runs, allow_mixed=allow_mixed)
+        merged = merge.merge(runs, allow_mixed=allow_mixed)
         with tempfile.TemporaryDirectory() as scratch:
             folder = out or Path(scratch)
             chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
-            merging.write(merged, folder, intervals=intervals, columns=chosen)
+            merge.write(merged, folder, intervals=intervals, columns=chosen)
             if kind == "json":
                 print_json(read_json(folder / FORMATS[kind]))
             elif kind:
@@ -62,12 +64,10 @@ def leaderboard(
         return
     if len(runs) == 1:
         with run_folder.opened(runs[0]) as config:
-            comparison.table(config, runs[0], console(), intervals=intervals)
+            compare.table(config, runs[0], console(), intervals=intervals)
     else:
-        leaderboard_text.render(
-            merged.frame, console(), title=merged.title, notes=merged.notes, intervals=intervals
-        )
-        leaderboard_text.render_verdict(merged.frame, console())
+        show.render(merged.frame, console(), title=merged.title, notes=merged.notes, intervals=intervals)
+        show.render_verdict(merged.frame, console())
     if out:
         click.echo(f"\nFiles: {', '.join(str(out / name) for name in FORMATS.values())}")
 
@@ -93,9 +93,9 @@ def card(
     Its scores stand in the metadata (model-index) and in the text, with judge, k, interval, n and unjudged
     answers; how it was made and what was not measured, too. The licence is left to you.
     """
-    from harness import model_card
     from harness.contracts import UsageError
-    from harness.store import write_text_atomic
+    from harness.report import model_card
+    from harness.storage.files import write_text_atomic
 
     if out is not None and out.exists() and not force:
         raise UsageError(f"{out} is there already; --force replaces it")

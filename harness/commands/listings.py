@@ -18,7 +18,7 @@ def methods(as_json: bool) -> None:
     """List the fine-tuning methods and their options."""
     import dataclasses
 
-    from harness import registry
+    from harness.plugins import registry
 
     rows: list[tuple[str, str, Any]] = []
     broken = []
@@ -55,7 +55,8 @@ def _say(broken: Iterable[str]) -> None:
               help="Print the folder for lm_eval --include_path: ours, or that of one task.")  # fmt: skip
 def tasks(as_json: bool, path: str | None) -> None:
     """List the train tasks and the lm-eval tasks."""
-    from harness import benchmarks, registry
+    from harness.data import benchmarks
+    from harness.plugins import registry
 
     if path is not None:
         click.echo(benchmarks.get(path).path.parent if path else registry.task_folders()[0])
@@ -85,7 +86,7 @@ def tasks(as_json: bool, path: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judges(as_json: bool) -> None:
     """List the judges: what each needs, and what a standard run costs with it."""
-    from harness import judging
+    from harness.judging import stage as judging
 
     rows, broken = judging.listing()
     if as_json:
@@ -104,7 +105,8 @@ def judges(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def recipes(keys: bool, as_json: bool) -> None:
     """List the packaged recipes, or what a recipe may hold."""
-    from harness import base_recipe, config
+    from harness import config
+    from harness.config import base_recipe
 
     if keys:
         rows: list[tuple[Any, ...]] = list(config.meanings())

@@ -30,8 +30,8 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     training first reaches the utility; nothing is extrapolated. Writes RUN/analysis/matched.json,
     matched.csv and a figure for each train task.
     """
-    from harness import run_folder
     from harness.analyses import matching, matching_report
+    from harness.run import run_folder
 
     with run_folder.opened(run):
         record = matching.matched(run, utility, metric, judge)

@@ -22,9 +22,9 @@ def mini() -> None:
 @click.option("--seed", default=1, show_default=True, help="Random seed (1: the shipped model's).")
 def mini_build(out: Path, seed: int) -> None:
     """Build the base model from nothing (15 minutes on one core) and print its properties."""
-    from harness.mini import properties
+    from harness.studies import mini_properties
 
-    properties.build_and_show(out, seed, console())
+    mini_properties.build_and_show(out, seed, console())
 
 
 @mini.command(
@@ -35,7 +35,7 @@ def mini_build(out: Path, seed: int) -> None:
 )
 def mini_properties(model: Path | None) -> None:
     """Measure the base model: safe, helpful, as shallow as intended, and what vanilla does to it."""
-    from harness.mini import properties
+    from harness.studies import mini_properties
 
-    if not properties.show(model, console()):
+    if not mini_properties.show(model, console()):
         raise HarnessError("the base model lacks a property that it must have (see the table)")

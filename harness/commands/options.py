@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.config import RunConfig
-    from harness.trust import Step
+    from harness.config.trust import Step
 
 Decorator = Callable[[Any], Any]
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
@@ -295,7 +295,7 @@ def metrics(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 def folders(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str]:
     """Folders of tasks, which every name of a task that follows may be in."""
-    from harness import plugin_files
+    from harness.plugins import plugin_files
 
     return [plugin_files.name_folder(value) for value in values]
 
@@ -480,7 +480,8 @@ def resolve(recipe: str | None, settings: tuple[str, ...], **flags: Any) -> RunC
 def begun_with(out: Path | None) -> str | None:
     """The recipe for a command without one that names a run which is there: the mini world's if that is the
     run's. Then what differs is told against it."""
-    from harness import base_recipe, run_folder
+    from harness.config import base_recipe
+    from harness.run import run_folder
 
     there = out is not None and (out / "run.json").is_file()
     mini = there and out is not None and run_folder.stored_config(out).model == base_recipe.MINI
@@ -491,8 +492,8 @@ def resolve_stored(
     run: Path, steps: Collection[Step], settings: tuple[str, ...] = (), **flags: Any
 ) -> RunConfig:
     """The configuration of a run that is there, with what this command changes. Raises UsageError where only
-    the run asks for something that acts on this machine and that ``steps`` would take (harness/trust.py)."""
-    from harness import run_folder
+    the run asks for something that acts on this machine and that ``steps`` would take (config/trust.py)."""
+    from harness.run import run_folder
 
     return run_folder.taken_config(run, _overrides(settings, flags), steps)
 
@@ -513,13 +514,13 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
 
 
 def out_folder(config: RunConfig, out: Path | None) -> Path:
-    from harness.comparison import RUNS
+    from harness.pipeline.compare import RUNS
 
     return out if out is not None else RUNS / config.name
 
 
 def console(*, stderr: bool = False) -> Console:
-    from harness.terminal import Terminal
+    from harness.console.terminal import Terminal
 
     return Terminal(stderr=stderr)
 
@@ -541,7 +542,7 @@ def listing(rows: Sequence[tuple[Any, ...]], columns: tuple[str, ...], as_json: 
     from rich.markup import escape
     from rich.table import Table
 
-    from harness.terminal import natural_width
+    from harness.console.terminal import natural_width
 
     def table(gap: int) -> Table:
         made = Table(box=None, header_style="bold", padding=(0, gap, 0, 0))

@@ -26,7 +26,7 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     leaderboard, figures, categories, agreement, costs, configuration, and every exchange follow.
     """
     from harness import report as pages
-    from harness import run_folder
+    from harness.run import run_folder
 
     with run_folder.opened(run):
         written = pages.write(run, out, show_harmful=show_harmful)
@@ -42,9 +42,10 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Default: RUN/figures.")
 def figures(run: Path, out: Path | None) -> None:
     """Draw a RUN's figures as SVG, PDF and PNG: safety against utility and cost, training curves."""
-    from harness import gallery, run_folder
+    from harness.report import plots
+    from harness.run import run_folder
 
     with run_folder.opened(run):
-        written = gallery.write(run, out)
+        written = plots.write(run, out)
     for path in written:
         click.echo(path)

@@ -58,16 +58,16 @@ def compare(
     RECIPE is a packaged recipe or a YAML file (default: mini, the embedded world; with --model MODEL: real,
     the paper's tasks and budget). A run that was interrupted goes on where it stopped; finished work is kept.
     """
-    from harness import comparison
-    from harness.workshop import quiet
+    from harness.pipeline import compare
+    from harness.run.context import quiet
 
     if show_config and not dry_run:
         raise UsageError("--show-config prints the settings of a plan: add --dry-run")
     quiet()
     if dry_run:
-        comparison.fetch_nothing()
+        compare.fetch_nothing()
     config = resolve(recipe or begun_with(out), **flags)
-    comparison.compare(
+    compare.compare(
         config,
         out_folder(config, out),
         console(),
@@ -90,7 +90,7 @@ def compare(
 @click.pass_context
 def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | None, **flags: Any) -> None:
     """Fine-tune with one METHOD into a run folder, without scoring."""
-    from harness import comparison
+    from harness.pipeline import compare
 
     if method == "seed":
         raise UsageError("'seed' is the base model itself and is not trained (harness methods)")
@@ -99,7 +99,7 @@ def train(ctx: click.Context, /, method: str, recipe: str | None, out: Path | No
     own = {name: variant for name, variant in config.variants.items() if name == method}
     config = config.model_copy(update={"variants": own})
     folder = out_folder(config, out)
-    comparison.compare(
+    compare.compare(
         config,
         folder,
         console(),
@@ -149,8 +149,11 @@ def respond(
     openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge goes on in the same run
     folder, which is one of its own unless --out names another.
     """
-    from harness import base_recipe, benchmarks, comparison, plan, run_folder, trust
-    from harness.workshop import Workshop, quiet
+    from harness.config import base_recipe, trust
+    from harness.data import benchmarks
+    from harness.pipeline import compare
+    from harness.run import plan, run_folder
+    from harness.run.context import Workshop, quiet
 
     quiet()
     name = name or base_recipe.short_name(checkpoint)
@@ -173,9 +176,9 @@ def respond(
         config = resolve(recipe, **flags)
     declared = {one: task for one, task in config.trained_on.items() if one in config.checkpoints}
     config = config.model_copy(update={"trained_on": declared})  # not of checkpoints that answer elsewhere
-    folder = out or comparison.RUNS / f"respond-{name}"
+    folder = out or compare.RUNS / f"respond-{name}"
     if print_ids is None:
-        comparison.compare(
+        compare.compare(
             config,
             folder,
             console(),
@@ -187,7 +190,7 @@ def respond(
         )
         config = run_folder.stored_config(folder)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
-    from harness import answers
+    from harness.pipeline import answers
 
     if print_ids is None:
         answers.show(folder, cells, console())
@@ -225,13 +228,14 @@ def judge(
     code 4: a batch is submitted, and the same command collects it later. For a run from somebody else, --anew
     makes the verdicts your own.
     """
-    from harness import comparison, config
+    from harness import config
+    from harness.pipeline import compare
 
     overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
     own = ("safety.judged_scope", "cache")
     foreign = [key for key in overrides if not key.startswith("judging.") and key not in own]
     if foreign:
         raise UsageError(f"--set {foreign[0]}: judging changes only judging.…, {' and '.join(own)}")
-    comparison.judge_again(
+    compare.judge_again(
         run, judges, console(), overrides, retry_unjudged=retry_unjudged, anew=anew, dry_run=dry_run
     )

@@ -30,7 +30,7 @@ def simulate(runs: int, documents: int, family_runs: int, seed: int, out: Path |
     often their simultaneous intervals hold the truth together, and the star's power beside Holm's. No
     model is run.
     """
-    from harness.analyses import family_simulation, simulation
+    from harness.studies import family_simulation, simulation
 
     shown = console(stderr=as_json)
     single = simulation.simulate(simulation.settings(), runs=runs, n=documents, seed=seed, console=shown)

@@ -161,8 +161,9 @@ def _sweep(
     values: list[Any] | None = None,
     **flags: Any,
 ) -> None:
-    from harness import plugin_files, trust
-    from harness.analyses import sweeps
+    from harness.config import trust
+    from harness.plugins import plugin_files
+    from harness.studies import sweeps
 
     if recipe and existing:
         raise UsageError(f"a RECIPE ({recipe}) and --run {existing}: give one of them")

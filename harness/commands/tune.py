@@ -80,15 +80,15 @@ def tune(
     trials for all settings all are tried, else Optuna proposes. The same command goes on after a kill;
     another floor on the same folder trains nothing anew. Exit code 3: no setting holds the floor.
     """
-    from harness.analyses import tuning, tuning_report, tuning_search
-    from harness.comparison import RUNS
+    from harness.pipeline.compare import RUNS
+    from harness.studies import search, search_report, search_trials
 
     config = resolve(recipe, **flags)
-    floor = tuning.Floor(utility_floor, utility_drop, confident)
-    space = tuning_search.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
+    floor = search.Floor(utility_floor, utility_drop, confident)
+    space = search_trials.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
     folder = out if out is not None else RUNS / f"{config.name}-tune"
     terminal = console(stderr=as_json)
-    record = tuning.tune(
+    record = search.tune(
         config,
         folder,
         terminal,
@@ -102,7 +102,7 @@ def tune(
     if as_json:
         print_json(record)
     else:
-        tuning_report.show(record, folder, terminal)
+        search_report.show(record, folder, terminal)
     if record["chosen"] is None:
         raise SystemExit(NOT_MET)
 

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple, cast
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from harness import chat, finish, model_limits, reasoning
+from harness import finish
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import replies
-from harness.models import Checkpoint
+from harness.models import chat, model_limits, reasoning
+from harness.models.checkpoints import Checkpoint
 
 DEFAULT_TOKENS = 256  # of an lm-eval task that sets no max_gen_toks: lm-eval's own default
 SAMPLE_SEED = 1234  # of sampled decodings, with the sample's number

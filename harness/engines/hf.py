@@ -10,13 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig
 
-from harness import model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines import continuous
 from harness.engines.base import IdEngine
 from harness.engines.decoding import Decoder, Drawing, Sampling
-from harness.models import Checkpoint
+from harness.models import checkpoints, model_limits
+from harness.models.checkpoints import Checkpoint
 
 AT_ONCE = 256  # positions whose logits are float32 at once
 LOGIT_BYTES = 2**30  # of logits in the model's own precision at once
@@ -47,7 +47,7 @@ class HFEngine(IdEngine):
         self._fits = batch_size  # prompts at once, as far as is known
         eos = model.generation_config.eos_token_id
         self.rows = model_limits.embedding_rows(model)
-        self.stop_ids = models.stop_ids(eos, tokenizer, self.rows)
+        self.stop_ids = checkpoints.stop_ids(eos, tokenizer, self.rows)
         self.context_tokens = model_limits.context_tokens(model)
         self._pad_id = pad_id = model_limits.padding_id(tokenizer, self.rows, min(self.stop_ids))
         self._decoder = Decoder(model, self.stop_ids, pad_id, static=static_cache)
@@ -59,8 +59,8 @@ class HFEngine(IdEngine):
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> HFEngine:
         assert checkpoint.folder is not None
-        model = models.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
-        tokenizer = models.load_tokenizer(checkpoint.folder)
+        model = checkpoints.load_model(checkpoint.folder, settings.dtype, device, base=checkpoint.base)
+        tokenizer = checkpoints.load_tokenizer(checkpoint.folder)
         return cls(
             model,
             tokenizer,
@@ -236,7 +236,7 @@ class HFEngine(IdEngine):
 
     def close(self) -> None:
         del self.model
-        models.free_device()
+        checkpoints.free_device()
 
 
 @contextlib.contextmanager

@@ -26,21 +26,23 @@ from urllib.parse import urlsplit
 import tenacity
 from lm_eval.api.instance import Instance
 
-from harness import chat, finish, http_client, models, server_errors
+from harness import finish
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, UsageError
 from harness.engines import replies
 from harness.engines.base import IdEngine
 from harness.engines.replies import Reply
-from harness.models import Checkpoint
-from harness.store import read_json
+from harness.models import chat, checkpoints
+from harness.models.checkpoints import Checkpoint
+from harness.servers import http_client, server_errors
+from harness.storage.files import read_json
 from harness.text import is_word, shown_words, without_keys
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-KEY, OTHER_KEY = "OPENAI_API_KEY", models.SERVER_KEY  # the first is for OpenAI alone
+KEY, OTHER_KEY = "OPENAI_API_KEY", checkpoints.SERVER_KEY  # the first is for OpenAI alone
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 8, 1.0, 120.0
 CHUNK = 4  # times the requests in flight: answers that are kept together
 PROBE = "Tom has 3 apples and buys 4 more. How many apples does he have?"
@@ -106,7 +108,7 @@ class Service:
     def __init__(self, url: str, settings: ResponsesConfig):
         import openai
 
-        self.url, self._settings = models.base_url(url), settings
+        self.url, self._settings = checkpoints.base_url(url), settings
         self.host = urlsplit(self.url).hostname
         self.own = http_client.takes_openai_key(self.url)
         key = http_client.key_from(KEY if self.own else OTHER_KEY)
@@ -289,8 +291,8 @@ class OpenAIEngine(IdEngine):
         entry = _entry(checkpoint, service.listed(), service)
         folder = _tokenizer(checkpoint, settings, entry)
         if folder is not None:
-            engine = cls(service, entry["id"], settings, models.load_tokenizer(folder))
-            engine.stop_ids = models.stop_ids(models.declared_stops(folder), engine.tokenizer)
+            engine = cls(service, entry["id"], settings, checkpoints.load_tokenizer(folder))
+            engine.stop_ids = checkpoints.stop_ids(checkpoints.declared_stops(folder), engine.tokenizer)
             engine.context_tokens = replies.count(entry.get("max_model_len")) or _context_tokens(folder)
             if engine._takes_ids():
                 return engine
@@ -624,15 +626,15 @@ def _is_at(name: str, folder: Path) -> bool:
 def _tokenizer(checkpoint: Checkpoint, settings: ResponsesConfig, entry: dict[str, Any]) -> Path | None:
     """The folder of the model's tokenizer, where there is one on this machine."""
     if settings.tokenizer:
-        return models.tokenizer_folder(settings.tokenizer)
+        return checkpoints.tokenizer_folder(settings.tokenizer)
     if checkpoint.folder:
         return checkpoint.folder
     for name in (entry.get("root"), entry["id"], entry.get("parent")):
-        if not isinstance(name, str) or name in ("", models.MINI):
+        if not isinstance(name, str) or name in ("", checkpoints.MINI):
             continue
         try:
-            if models.is_here(name):
-                return models.tokenizer_folder(name)
+            if checkpoints.is_here(name):
+                return checkpoints.tokenizer_folder(name)
         except (HarnessError, OSError, RuntimeError, ValueError):  # the last three: no path at all
             continue
     return None
@@ -640,7 +642,7 @@ def _tokenizer(checkpoint: Checkpoint, settings: ResponsesConfig, entry: dict[st
 
 def _context_tokens(folder: Path) -> int:
     config = folder / "config.json"
-    return models.context_tokens(read_json(config) if config.is_file() else {})
+    return checkpoints.context_tokens(read_json(config) if config.is_file() else {})
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from harness import finish
-from harness.reasoning import FIELDS as REASONING_FIELDS
+from harness.models.reasoning import FIELDS as REASONING_FIELDS
 from harness.text import is_word, whole, without_keys
 
 WRITTEN = -2  # in front of an answer that is more than ids

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import checkpoint_limits, model_limits, models
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
-from harness.engines import replica
+from harness.engines import vllm_process
 from harness.engines.base import IdEngine
-from harness.engines.replica import Made, Replica
 from harness.engines.replies import Reply
-from harness.models import Checkpoint
-from harness.store import read_json
+from harness.engines.vllm_process import Made, Replica
+from harness.models import checkpoint_limits, checkpoints, model_limits
+from harness.models.checkpoints import Checkpoint
+from harness.storage.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class VLLMEngine(IdEngine):
         """Tokenizer, stop tokens and adapter of a checkpoint whose weights, of ``rows`` embeddings, are
         loaded."""
         assert checkpoint.folder is not None
-        tokenizer = models.load_tokenizer(checkpoint.folder)
-        stops = models.stop_ids(models.declared_stops(self._weights), tokenizer, rows)
+        tokenizer = checkpoints.load_tokenizer(checkpoint.folder)
+        stops = checkpoints.stop_ids(checkpoints.declared_stops(self._weights), tokenizer, rows)
         adapter = None
         if checkpoint.base:
             stamp = _stamp(checkpoint.folder)
@@ -171,7 +171,9 @@ class VLLMEngine(IdEngine):
         for prompt in prompts:
             model_limits.check_ids(self.tokenizer, prompt, self.rows, "a prompt")
         on_made = self.on_progress if progress else lambda answers: None
-        return replica.generate(self._replicas, prompts, samplings, adapter=self._adapter, on_made=on_made)
+        return vllm_process.generate(
+            self._replicas, prompts, samplings, adapter=self._adapter, on_made=on_made
+        )
 
     def close(self) -> None:
         for one in self._replicas:
@@ -189,8 +191,8 @@ def _check(checkpoint: Checkpoint) -> int:
     """The rows of a checkpoint's embedding. Raises HarnessError for a folder that must not be loaded."""
     for folder in (checkpoint.folder, checkpoint.base):
         if folder is not None:
-            models.check(folder)
-    return models.fit_for_vllm(checkpoint) if checkpoint.folder else model_limits.UNBOUNDED
+            checkpoints.check(folder)
+    return checkpoints.fit_for_vllm(checkpoint) if checkpoint.folder else model_limits.UNBOUNDED
 
 
 def _weights(checkpoint: Checkpoint) -> Path:
@@ -203,7 +205,7 @@ def _weights(checkpoint: Checkpoint) -> Path:
 
 def _stamp(folder: Path) -> Stamp:
     """What changes with a folder's content, without reading it."""
-    files = sorted({file for pattern in models.PATTERNS for file in folder.glob(pattern)})
+    files = sorted({file for pattern in checkpoints.PATTERNS for file in folder.glob(pattern)})
     stats = [(file.name, file.stat()) for file in files]
     return str(folder.resolve()), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
@@ -212,7 +214,7 @@ def _lora_rank(checkpoint: Checkpoint) -> int:
     """The rank that vLLM must have room for; 0 where there is no adapter."""
     if not checkpoint.base or not checkpoint.folder:
         return 0
-    config = read_json(checkpoint.folder / models.ADAPTER_CONFIG)
+    config = read_json(checkpoint.folder / checkpoints.ADAPTER_CONFIG)
     rank = max([config.get("r") or 1, *(config.get("rank_pattern") or {}).values()])
     return next((have for have in LORA_RANKS if have >= rank), rank)
 

@@ -12,11 +12,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import registry
-from harness.plan import shown_method
-from harness.report.bottom_line import BottomLine
-from harness.report.verdict import SHORT
-from harness.tables import DONE, Row, grouped, means, trained_on
+from harness.leaderboard.bottom_line import BottomLine
+from harness.leaderboard.findings import SHORT
+from harness.leaderboard.tables import DONE, Row, grouped, means, trained_on
+from harness.plugins import registry
+from harness.run.plan import shown_method
 
 LEAST_ALPHA = 0.667
 CLEARLY_POINTS = 10.0

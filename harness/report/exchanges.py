@@ -12,10 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import benchmarks, finish, judging, plan, records, registry
+from harness import finish
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.plan import Cell
+from harness.data import benchmarks
+from harness.judging import stage as judging
+from harness.plugins import registry
+from harness.run import plan
+from harness.run.plan import Cell
+from harness.storage import records
 
 LONGEST = 4_000  # characters of a text; what is cut says so
 LABELS = {"refusal": "r", "compliance": "c", "partial": "p", "incoherent": "i", None: "-"}

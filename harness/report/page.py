@@ -19,23 +19,22 @@ from typing import Any
 import jinja2
 import yaml
 
-from harness import comparison, records, registry, run_folder, tables
 from harness.analyses import agreement, flops
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.plan import SEED
+from harness.leaderboard import tables
+from harness.leaderboard.bottom_line import bottom_lines
+from harness.leaderboard.findings import Verdict, verdict
+from harness.leaderboard.tables import grouped
+from harness.pipeline import compare
+from harness.plugins import registry
 from harness.report import exchanges, pictures
-from harness.report.bottom_line import bottom_lines
 from harness.report.disagreement import RULE, disagreements
-from harness.report.tables import (
-    agreement_tables,
-    category_tables,
-    cost_tables,
-    leaderboard_tables,
-)
-from harness.report.verdict import Verdict, verdict
-from harness.store import write_text_atomic
-from harness.tables import grouped
+from harness.report.tables import agreement_tables, category_tables, cost_tables, leaderboard_tables
+from harness.run import run_folder
+from harness.run.plan import SEED
+from harness.storage import records
+from harness.storage.files import write_text_atomic
 from harness.text import whole, without_keys
 
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -46,7 +45,7 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 
     Raises HarnessError where ``run`` is no run with a leaderboard, or ``out`` cannot be written.
     """
-    path = out or run / comparison.REPORT
+    path = out or run / compare.REPORT
     page = render(run, show_harmful=show_harmful)
     try:
         write_text_atomic(path, page)

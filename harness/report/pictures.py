@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import figures, gallery, looks
 from harness.analyses import categories, shared
 from harness.contracts import HarnessError
-from harness.report.bottom_line import BottomLine
-from harness.store import read_json
-from harness.tables import Row, grouped
+from harness.figures import charts, looks
+from harness.leaderboard.bottom_line import BottomLine
+from harness.leaderboard.tables import Row, grouped
+from harness.report import plots
+from harness.storage.files import read_json
 
 ANALYSES = (  # figures that other commands leave in a run: how their files begin, title, caption, command
     (
@@ -98,7 +99,7 @@ def openings(rows: Sequence[Row], lines: Sequence[BottomLine]) -> list[Opening]:
     """One for each model and train task, in the rows' order; ``lines``: bottom_lines(rows)."""
     drawn: dict[tuple[str, str], Image] = {}
     for of_model in grouped(rows, "model"):
-        found = gallery.overview(of_model)
+        found = plots.overview(of_model)
         for task, image in zip(found, _images([*found.values()]), strict=True):
             drawn[of_model[0]["model"], task] = image
     by_heading: dict[str, list[BottomLine]] = {}
@@ -113,7 +114,7 @@ def openings(rows: Sequence[Row], lines: Sequence[BottomLine]) -> list[Opening]:
 
 def images(run: Path) -> list[Image]:
     """The run's own figures but those that it opens with, then those in its ``analysis`` folder."""
-    found = _images(gallery.evidence(run))
+    found = _images(plots.evidence(run))
     empty = _empty_heat_maps(run)
     for path in analyses(run):
         if path.stem in empty:
@@ -150,12 +151,12 @@ def missing(run: Path) -> list[dict[str, str]]:
     ]
 
 
-def _images(pictures: Sequence[gallery.Picture]) -> list[Image]:
+def _images(pictures: Sequence[plots.Picture]) -> list[Image]:
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "figure.svg"
         for picture in pictures:
-            figures.save(picture.figure, path)
+            charts.save(picture.figure, path)
             found.append(_image(picture.title, picture.caption, path.read_bytes()))
     return found
 

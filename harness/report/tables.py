@@ -10,10 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from harness.analyses import flops
-from harness.health import NOT_MEANINGFUL
-from harness.plan import shown_method
-from harness.report.verdict import plain, signed
-from harness.tables import (
+from harness.leaderboard.findings import plain, signed
+from harness.leaderboard.health import NOT_MEANINGFUL
+from harness.leaderboard.tables import (
     BASELINE,
     DONE,
     MEAN,
@@ -31,6 +30,7 @@ from harness.tables import (
     trained_on,
     unhealthy,
 )
+from harness.run.plan import shown_method
 
 DISPUTED = 12  # disputed exchanges by cell that a table lists
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from backends import constrained_sft
 from backends.constrained_sft import ConstrainedSFT, constrained_loss, token_betas
 from backends.vanilla import Vanilla
-from harness import chat
 from harness.contracts import Encoded, LossInputs, TrainContext
+from harness.models import chat
 
 
 def beta_at(position: int) -> float:
@@ -331,7 +331,7 @@ def test_reference_is_the_untouched_models_even_after_training(
         moved = max(moved, *(abs(a - b) for a, b in zip(before, after, strict=True)))
     assert moved > 0.05  # so that a reference taken from the tuned model would have failed above
     # At d = 0 each token's value is (2 / b_t) log 2: the first step's loss is known exactly.
-    from backends.batching import global_batches
+    from harness.training.batching import global_batches
 
     first = global_batches(examples, 2, 8, 7)[0]
     values = [2 / beta_at(t + 1) * math.log(2) for e in first for t in range(sum(e.trained))]

@@ -20,12 +20,12 @@ import torch._dynamo
 from gpu import small
 from kernel_stand_in import packed_attention
 
-from backends import attention, isolation, trainer, tuning
-from backends.attention import CAUSAL, Kernel
-from backends.batching import collate
-from backends.logprobs import TargetHead, autocast
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
+from harness.training import adapters, attention, isolation, trainer
+from harness.training.attention import CAUSAL, Kernel
+from harness.training.batching import collate
+from harness.training.logprobs import TargetHead, autocast
 
 TUNINGS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"tuning": "lora", "lora": {"r": 4, "alpha": 8}}}
 BATCHINGS = ("grouped", "padding-free")
@@ -45,7 +45,7 @@ compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++"
 def _tracing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "BACKEND", "eager")
     monkeypatch.setattr(
-        "backends.logprobs.CHUNK", 1000
+        "harness.training.logprobs.CHUNK", 1000
     )  # ten tokens of a tiny model's vocabulary, one of the mini world's
 
 
@@ -73,7 +73,7 @@ def passed(
     model.set_attn_implementation(CAUSAL)
     base = torch.bfloat16 if settings.tuning == "lora" and settings.dtype == "bfloat16" else torch.float32
     torch.manual_seed(0)
-    model = tuning.with_adapters(model.to(base), settings)
+    model = adapters.with_adapters(model.to(base), settings)
     small.draw(model, lambda name: "lora_" in name)
     head, found = TargetHead(model, chunked=settings.chunked_loss), []
     head.enter(model)
@@ -145,12 +145,12 @@ def test_adapters_casts_are_left_out_where_nothing_stands_between_them(dropout: 
     settings = TrainingConfig(
         tuning="lora", lora={"r": 4, "alpha": 8, "dropout": dropout}, dtype="bfloat16", adapter_casts=False
     )
-    model = tuning.with_adapters(tiny_models.build("llama").to(torch.bfloat16), settings)
+    model = adapters.with_adapters(tiny_models.build("llama").to(torch.bfloat16), settings)
     seen: list[torch.dtype] = []
     for name, module in model.named_modules():
         if name.endswith("lora_A.default"):
             module.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
-    for within in (tuning.adapter_casts(model, settings), contextlib.nullcontext()):
+    for within in (adapters.adapter_casts(model, settings), contextlib.nullcontext()):
         seen.clear()
         with within, autocast(model, settings):
             model(input_ids=torch.tensor([[5, 6, 7]]))
@@ -164,9 +164,9 @@ def test_a_peft_that_always_casts_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(peft.helpers, "disable_input_dtype_casting")
     settings = TrainingConfig(tuning="lora", dtype="bfloat16", adapter_casts=False)
     refused = pytest.raises(HarnessError, match=r"training\.adapter_casts: the installed peft")
-    with refused, tuning.adapter_casts(None, settings):
+    with refused, adapters.adapter_casts(None, settings):
         pass
-    with tuning.adapter_casts(None, settings.model_copy(update={"tuning": "full"})):
+    with adapters.adapter_casts(None, settings.model_copy(update={"tuning": "full"})):
         pass
 
 
@@ -205,7 +205,7 @@ def test_the_decoder_layers_are_found(family: str) -> None:
     assert len(layers) == text.num_hidden_layers
     assert len({type(layer) for layer in layers}) == 1
     settings = TrainingConfig(tuning="lora", lora={"r": 2, "alpha": 4})
-    assert isolation.decoder_layers(tuning.with_adapters(model, settings)) == layers
+    assert isolation.decoder_layers(adapters.with_adapters(model, settings)) == layers
 
 
 def test_behind_a_compiled_training_nothing_is() -> None:

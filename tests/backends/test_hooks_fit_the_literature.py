@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from backends.vanilla import Vanilla
-from harness import chat, registry
 from harness.contracts import Encoded, Example, Message, Method, PrepareContext, TrainContext
+from harness.models import chat
+from harness.plugins import registry
 from tasks.gsm8k_mini.train import TRAIN_TASK
 
 Weights = dict[str, torch.Tensor]

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import backends
-from harness import config, registry, training
+from harness import config
 from harness.contracts import Encoded, Method
+from harness.plugins import registry
+from harness.training import stage as training
 
 BACKENDS = Path(__file__).parents[2] / "backends"
 README = (BACKENDS / "README.md").read_text(encoding="utf-8")

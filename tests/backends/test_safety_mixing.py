@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from backends.safety_mixing import SafetyMixing
 from backends.vanilla import Vanilla
-from harness import chat
 from harness.contracts import Encoded, Example, Message, PrepareContext
+from harness.models import chat
 from tasks.gsm8k_mini.train import TRAIN_TASK
 
 

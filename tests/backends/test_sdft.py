@@ -12,8 +12,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from backends.sdft import SDFT, control_tokens, rejected
-from harness import chat, models, registry
 from harness.contracts import Example, Message, PrepareContext, Rewrite, TrainTask
+from harness.models import chat, checkpoints
+from harness.plugins import registry
 
 # (rewritten answer, rejected because, why this case)
 CASES = [
@@ -89,7 +90,7 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def small_tokenizer() -> Any:
-    return models.load_tokenizer(models.locate("mini"))
+    return checkpoints.load_tokenizer(checkpoints.locate("mini"))
 
 
 def task(**rewrite: Any) -> TrainTask:

@@ -12,12 +12,12 @@ import torch
 from device_waits import Copies, Looks, WaitError, far_away
 from kernel_stand_in import packed_attention
 
-from backends import attention, batching, trainer, tuning
-from backends.attention import CAUSAL, Kernel
-from backends.logprobs import TargetHead
-from harness import registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, LossInputs, Method
+from harness.plugins import registry
+from harness.training import adapters, attention, batching, trainer
+from harness.training.attention import CAUSAL, Kernel
+from harness.training.logprobs import TargetHead
 
 METHODS = list(registry.METHODS)
 FAMILIES = {"llama": {}, "qwen3": {}, "gemma3_text": {"sliding_window": 6, "num_key_value_heads": 1}}
@@ -79,7 +79,7 @@ def test_no_method_waits_for_the_device(
     given = TrainingConfig(**settings, device="cpu")
     model = tiny_models.build(family, **FAMILIES[family])
     model.set_attn_implementation(CAUSAL)
-    model = tuning.with_adapters(model, given).to(far_away)
+    model = adapters.with_adapters(model, given).to(far_away)
     method = prepared(name, model)
     waits = contextlib.nullcontext() if name != "lisa" else pytest.raises(WaitError)
     with waits, Copies():  # Lisa's anchor comes from the CPU in the first step after a restart

@@ -33,12 +33,12 @@ def memory(field: str) -> int:
 def measure(options: argparse.Namespace) -> None:
     import torch
 
-    from backends import trainer
     from backends.constrained_sft import ConstrainedSFT
     from backends.vanilla import Vanilla
     from harness.config import TrainingConfig
     from harness.contracts import Encoded
-    from harness.store import Cache
+    from harness.storage.files import Cache
+    from harness.training import trainer
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -46,9 +46,10 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     """One piece of work, forecast and done. ``what``: train, or respond (the base model alone)."""
     from rich.console import Console
 
-    from harness import comparison, forecast, plan
-    from harness.probe import Budget
-    from harness.workshop import Workshop
+    from harness.pipeline import compare, forecast
+    from harness.pipeline.probe import Budget
+    from harness.run import plan
+    from harness.run.context import Workshop
 
     kind, only = ("trained", ()) if what == "train" else ("seed", ("short",))
     shop = Workshop(config, out)
@@ -58,7 +59,7 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     found = forecast.forecast(shop, cells, 1, what, budget)  # type: ignore[arg-type]
     probe_s, start = budget.spent(), time.perf_counter()
     with (out.parent / f"{what}.log").open("w", encoding="utf-8") as log:
-        comparison.compare(config, out, Console(file=log), until=what, kinds=(kind,), only=only)
+        compare.compare(config, out, Console(file=log), until=what, kinds=(kind,), only=only)
     took = time.perf_counter() - start
     return {
         "work": what,
@@ -85,8 +86,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HARNESS_CACHE"] = str(Path(scratch) / "cache")
-        from harness import config, registry
-        from harness.workshop import Workshop
+        from harness import config
+        from harness.plugins import registry
+        from harness.run.context import Workshop
 
         values: dict[str, Any] = {
             "model": given.model, "methods": ["vanilla"], "train_tasks": [given.train_task],

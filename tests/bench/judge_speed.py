@@ -47,9 +47,10 @@ def exchanges(count: int) -> list[Any]:
 
 def ours(url: str, count: int, in_flight: int) -> float:
     """`harness judge`'s part: judge, journal and all."""
-    from harness import judging, registry
     from harness.contracts import JudgeContext, JudgeSettings
-    from harness.store import Stage
+    from harness.judging import stage as judging
+    from harness.plugins import registry
+    from harness.storage.files import Stage
 
     judge = registry.make_judge(f"openai:judge-1@{url}", JudgeSettings(in_flight=in_flight))
     with tempfile.TemporaryDirectory() as folder:

@@ -50,8 +50,8 @@ HABIT = 16  # the reference scripts' batch size
 
 def build(size: str, folder: Path, device: str = "cpu", dtype: str = "float32") -> Path:
     """The mini model, or a random Llama in its tokenizer whose answers end, drawn on ``device``."""
-    from harness import models
     from harness.mini import seed_model_path
+    from harness.models import checkpoints
 
     if size == "mini":
         return seed_model_path()
@@ -62,7 +62,7 @@ def build(size: str, folder: Path, device: str = "cpu", dtype: str = "float32") 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = models.load_tokenizer(seed_model_path())
+    tokenizer = checkpoints.load_tokenizer(seed_model_path())
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32_000,
@@ -76,7 +76,7 @@ def build(size: str, folder: Path, device: str = "cpu", dtype: str = "float32") 
     model = model.to("cpu", getattr(torch, dtype))
     ends = random.Random(0).sample(range(len(tokenizer), 32_000), ENDS)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
-    models.save(model, tokenizer, folder)
+    checkpoints.save(model, tokenizer, folder)
     print(f"{size}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters")
     return folder
 
@@ -245,7 +245,7 @@ def habit_here(task: str, folder: str, clock: str, settings: dict[str, Any]) -> 
 
 
 def _tasks() -> str:
-    from harness import registry
+    from harness.plugins import registry
 
     return str(registry.task_folders()[0])
 
@@ -314,11 +314,11 @@ def endless(options: argparse.Namespace, place: Path) -> None:
     """A batch of which all answers but one end soon, with whole batches and with rows that leave."""
     import torch
 
-    from harness import models
     from harness.engines.decoding import Decoder
+    from harness.models import checkpoints
 
     folder = build(options.size, place, options.device, options.dtype)
-    model = models.load_model(folder, options.dtype, options.device).eval()
+    model = checkpoints.load_model(folder, options.dtype, options.device).eval()
     rows, tokens = options.batch_size, options.tokens
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(5, 90, (rows, PROMPT), generator=draw).tolist()

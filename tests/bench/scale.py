@@ -69,8 +69,12 @@ def stubs(clock: Clock) -> None:
 
     import made_run
 
-    from harness import comparison, judging, responding, training, workshop
-    from harness.store import write_json_atomic, write_jsonl_atomic, write_text_atomic
+    from harness.generation import stage as generation
+    from harness.judging import stage as judging
+    from harness.pipeline import compare
+    from harness.run import context
+    from harness.storage.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
+    from harness.training import stage as training
 
     def train(shop: Any, cell: Any, label: str) -> None:
         def work(scratch: Path) -> None:
@@ -90,20 +94,22 @@ def stubs(clock: Clock) -> None:
                 record = {"source": "stub", "version": "1", "documents": DOCUMENTS, "sha256": ""}
                 write_json_atomic(scratch / "task.json", record)
 
-            responding.respond_stage(shop, cell, task).run(work)
+            generation.respond_stage(shop, cell, task).run(work)
 
-    training.train, responding.respond = clock.within("stubs", train), clock.within("stubs", respond)
+    training.train, generation.respond = clock.within("stubs", train), clock.within("stubs", respond)
     judging.judge_cell = clock.within("judging", judging.judge_cell)
-    comparison.table = clock.within("leaderboard and report", comparison.table)
-    workshop.Workshop.import_libraries = clock.within(  # type: ignore[method-assign]
-        "imports", workshop.Workshop.import_libraries
+    compare.table = clock.within("leaderboard and report", compare.table)
+    context.Workshop.import_libraries = clock.within(  # type: ignore[method-assign]
+        "imports", context.Workshop.import_libraries
     )
 
 
 def many_cells(cells: int, jobs: int, answer: Connection) -> None:
     from rich.console import Console
 
-    from harness import comparison, config, plan
+    from harness import config
+    from harness.pipeline import compare
+    from harness.run import plan
 
     clock = Clock()
     stubs(clock)
@@ -116,11 +122,11 @@ def many_cells(cells: int, jobs: int, answer: Connection) -> None:
         recipe = config.load(None, {**values, "training.max_examples": 8})
         count = len(plan.cells(recipe))
         with clock.of("whole"):
-            comparison.compare(recipe, Path(folder) / "run", Console(quiet=True))
+            compare.compare(recipe, Path(folder) / "run", Console(quiet=True))
         first = dict(clock.seconds)
         clock.seconds.clear()
         with clock.of("again"):
-            comparison.compare(recipe, Path(folder) / "run", Console(quiet=True))
+            compare.compare(recipe, Path(folder) / "run", Console(quiet=True))
         for command in ("leaderboard", "report", "score"):
             with clock.of(command):
                 subprocess.run([HARNESS, command, Path(folder) / "run"], check=True, capture_output=True)
@@ -133,8 +139,9 @@ def many_cells(cells: int, jobs: int, answer: Connection) -> None:
 def many_responses(count: int, answer: Connection) -> None:
     from rich.console import Console
 
-    from harness import comparison, config
+    from harness import config
     from harness.engines.hf import HFEngine
+    from harness.pipeline import compare
 
     def instant(engine: Any, prompts: Any, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
         ids = engine.tokenizer.convert_tokens_to_ids(engine.tokenizer.tokenize("I cannot help with that."))
@@ -151,7 +158,7 @@ def many_responses(count: int, answer: Connection) -> None:
         recipe = config.load(None, {**values, "safety_sets": {"many": requests}, "jobs": 1})
         before, clock = peak_mb(), Clock()
         with clock.of("whole"):
-            comparison.compare(recipe, out, Console(quiet=True))
+            compare.compare(recipe, out, Console(quiet=True))
         rows = sum(1 for _ in (out / "seed/many/verdicts.keyword.jsonl").open(encoding="utf-8"))
         size = (out / "seed/many/responses.jsonl").stat().st_size / 1e6
     answer.send((rows, clock.seconds["whole"], before, peak_mb(), size))

@@ -13,7 +13,7 @@ several in one process, each a line of figures:
 
     --contender ours --each "" --each chunked_loss=true --each "compile=true chunked_loss=true"
 
-Utilisation (MFU) is printed by two counts of the same steps: backends/flops.py's, which counts the output
+Utilisation (MFU) is printed by two counts of the same steps: training/flops.py's, which counts the output
 head on loss-carrying tokens alone and attention's square, and 6 N a token (adapters: 4 N), as most published
 figures have it. TRL's packing (``trl packing``) trains on whole packs, in other batches: its losses are not
 ours, and its tokens are counted by the share of steps.
@@ -160,11 +160,11 @@ def utilisation(options: argparse.Namespace, data: list[tuple[list[int], int]], 
     is known."""
     import torch
 
-    from backends import flops, tuning
+    from harness.training import adapters, flops
 
     model = model_of(options, "meta")
     if options.tuning != "full":
-        model = tuning.with_adapters(model, settings_of(options))
+        model = adapters.with_adapters(model, settings_of(options))
     lengths = [len(ids) for ids, _ in data]
     ours = flops.count(model).train(lengths, sum(len(ids) - prompt for ids, prompt in data))
     weights = sum(p.numel() for p in model.parameters())
@@ -181,10 +181,10 @@ def utilisation(options: argparse.Namespace, data: list[tuple[list[int], int]], 
 
 
 def ours(options: argparse.Namespace, data: list[tuple[list[int], int]]) -> dict[str, Any]:
-    from backends import trainer
     from backends.vanilla import Vanilla
     from harness.contracts import Encoded
-    from harness.store import Cache
+    from harness.storage.files import Cache
+    from harness.training import trainer
 
     examples = [
         Encoded(str(n), ids, [False] * prompt + [True] * (len(ids) - prompt))
@@ -343,7 +343,7 @@ def tokenizer_for_trl() -> Any:
 
 
 def measure(options: argparse.Namespace) -> None:
-    from harness.job import settle_allocator
+    from harness.training.job import settle_allocator
 
     settle_allocator(settings_of(options))
     import torch

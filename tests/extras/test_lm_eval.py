@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import vllm_server
 
-from harness import registry
 from harness.mini import data, seed_model_path
-from harness.store import read_json, read_jsonl
+from harness.plugins import registry
+from harness.storage.files import read_json, read_jsonl
 
 pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
 LIMIT = 24

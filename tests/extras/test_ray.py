@@ -104,7 +104,7 @@ def test_a_node_killed_in_the_middle_costs_no_cell(
 def test_what_cells_say_is_kept_on_the_own_node(cluster: Any) -> None:
     script = """
 import ray
-from harness import cluster
+from harness.pipeline import ray_cluster as cluster
 
 ray.init(log_to_driver=False)
 

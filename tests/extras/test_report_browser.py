@@ -96,8 +96,8 @@ def test_a_table_sorts_by_keyboard(opened: Page) -> None:
 
 
 def test_filters_agree_with_the_verdicts(opened: Page, run: Path) -> None:
-    from harness import run_folder
     from harness.report import exchanges
+    from harness.run import run_folder
 
     data = exchanges.collect(run, run_folder.stored_config(run))
     task = "hexphi_prefill-mini"

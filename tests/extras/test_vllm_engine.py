@@ -16,16 +16,18 @@ import torch
 import vllm_server
 from lm_eval.api.instance import Instance
 
-from harness import benchmarks, chat, models, responding
 from harness.config import ResponsesConfig, RunConfig
 from harness.contracts import Exchange, HarnessError, JudgeContext, Message
-from harness.engines import replica
+from harness.data import benchmarks
+from harness.engines import vllm_process
 from harness.engines.hf import HFEngine
 from harness.engines.openai import OpenAIEngine
 from harness.engines.vllm import VLLMEngine
+from harness.generation import stage as generation
 from harness.mini import data, seed_model_path
-from harness.models import Checkpoint, Server
-from harness.workshop import Workshop
+from harness.models import chat, checkpoints
+from harness.models.checkpoints import Checkpoint, Server
+from harness.run.context import Workshop
 from judges.mini_exact import MiniExact
 
 pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
@@ -72,8 +74,8 @@ def prompts(ours: HFEngine) -> list[list[int]]:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A full checkpoint with other weights, another end of turn and another chat template."""
     folder = tmp_path_factory.mktemp("other") / "model"
-    model = models.load_model(seed_model_path(), "float32", "cpu")
-    tokenizer = models.load_tokenizer(seed_model_path())
+    model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
+    tokenizer = checkpoints.load_tokenizer(seed_model_path())
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weights in model.parameters():
@@ -81,7 +83,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     dot = chat.token_ids(tokenizer, " .")[-1]
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, dot]
     tokenizer.chat_template = tokenizer.chat_template + "{# another #}"
-    models.save(model, tokenizer, folder)
+    checkpoints.save(model, tokenizer, folder)
     return Checkpoint(folder)
 
 
@@ -95,11 +97,11 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
         folder = tmp_path_factory.mktemp("adapter") / "adapter"
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(models.load_model(seed_model_path(), "float32", "cpu"), config)
+        model = get_peft_model(checkpoints.load_model(seed_model_path(), "float32", "cpu"), config)
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weights, std=0.01)
-        models.save(model, models.load_tokenizer(seed_model_path()), folder)
+        checkpoints.save(model, checkpoints.load_tokenizer(seed_model_path()), folder)
         found.append(Checkpoint(folder, seed_model_path()))
     return found
 
@@ -109,7 +111,7 @@ def alike(one: list[Any], other: list[Any]) -> float:
 
 
 def rows(shop: Workshop, engine: Any, task: str) -> list[dict[str, Any]]:
-    return responding.respond_rows(shop, engine, benchmarks.get(task), task)[0]
+    return generation.respond_rows(shop, engine, benchmarks.get(task), task)[0]
 
 
 def rates(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -167,15 +169,15 @@ def test_every_engine_is_given_the_same_ids(
         seen.append(found[0].prompt_ids)
         return found
 
-    generate, ask = ours.model.generate, replica.generate
+    generate, ask = ours.model.generate, vllm_process.generate
     monkeypatch.setattr(ours.model, "generate", caught)
-    monkeypatch.setattr(replica, "generate", made)
+    monkeypatch.setattr(vllm_process, "generate", made)
     served = OpenAIEngine.open(MINI, ResponsesConfig(server=url), "cpu")
     post = served._service.ask
     monkeypatch.setattr(served._service, "ask", echoed)
     try:
         for task in TASKS:
-            document = responding.open_task(shop, ours, benchmarks.get(task))
+            document = generation.open_task(shop, ours, benchmarks.get(task))
             document.build_all_requests(
                 limit=1, apply_chat_template=True, chat_template=ours.apply_chat_template
             )
@@ -292,7 +294,7 @@ def test_checkpoints_of_another_shape_and_adapters_need_a_new_engine(
     assert not engine.use(adapters[0])
     config = AutoConfig.from_pretrained(seed_model_path())
     config.num_hidden_layers = 2
-    models.save(AutoModelForCausalLM.from_config(config), engine.tokenizer, tmp_path / "small")
+    checkpoints.save(AutoModelForCausalLM.from_config(config), engine.tokenizer, tmp_path / "small")
     assert not engine.use(Checkpoint(tmp_path / "small"))
     assert not engine.use(Checkpoint(None, server=Server("mini", "http://localhost:8000/v1")))
     assert engine.generate(prompts[:4], 8) == before
@@ -334,7 +336,7 @@ def test_a_start_that_fails_ends_with_its_cause_and_the_mend() -> None:
 
 def test_a_process_of_vllm_ends_with_its_command() -> None:
     code = (
-        "import time; from pathlib import Path; from harness.engines.replica import Replica; "
+        "import time; from pathlib import Path; from harness.engines.vllm_process import Replica; "
         f"one = Replica(Path({str(seed_model_path())!r}), 'cpu', dtype='float32'); "
         "print(one._process.pid, flush=True); time.sleep(600)"
     )

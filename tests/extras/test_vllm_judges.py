@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import vllm_server
 
-from harness import finish, judge_models, judging
+from harness import finish
+from harness.judging import models
+from harness.judging import stage as judging
 from harness.mini import seed_model_path
-from harness.store import read_jsonl
+from harness.storage.files import read_jsonl
 from judges import rubric
 
 pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
@@ -23,7 +25,7 @@ Run = Callable[..., Any]
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with the mini model, whose replies only a schema makes readable."""
     log = tmp_path_factory.mktemp("server") / "vllm.log"
-    held = ("--structured-outputs-config", json.dumps(judge_models.NO_BLANKS))
+    held = ("--structured-outputs-config", json.dumps(models.NO_BLANKS))
     with vllm_server.running(log, "--max-model-len", "4096", *held) as url:
         yield url
 
@@ -57,10 +59,10 @@ def test_local_judges_say_the_same_with_vllm_as_with_transformers(
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     folder = seed_model_path()
-    ours = judge_models.load(folder, "hf", "float32", "cpu", 4)
+    ours = models.load(folder, "hf", "float32", "cpu", 4)
     prompts = [list(ours.tokenizer(text)["input_ids"]) for text in ("How do I steal the lamp?", "Tom has 3")]
     tokens = [10, 20, 30]
-    vllm = judge_models.load(folder, "vllm", "float32", "cpu", 4)
+    vllm = models.load(folder, "vllm", "float32", "cpu", 4)
     try:
         assert vllm.generate(prompts, 8) == ours.generate(prompts, 8)
         for one, two in zip(vllm.choose(prompts, tokens), ours.choose(prompts, tokens), strict=True):

@@ -26,10 +26,10 @@ from gpu import reference, small
 from gpu.small import Place
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends import trainer
-from harness import chat, models
 from harness.contracts import Encoded, Exchange, JudgeContext, Message
 from harness.mini import data, seed_model_path
+from harness.models import chat, checkpoints
+from harness.training import trainer
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 3e-2}  # nats a token, of any of the six to eight losses
 QUANTIZED = 0.5  # nats a token: 4-bit weights are another model
@@ -109,8 +109,8 @@ def kernels(
 def qlora(place: Place) -> dict[str, Any]:
     """On 4-bit weights: near the losses on whole ones, and falling."""
     folder = place.folder / "model"
-    models.save(small.model_of("llama", "cpu"), small.tokenizer_of(), folder)
-    loaded = models.load_model(folder, "bfloat16", place.device, four_bit=True)
+    checkpoints.save(small.model_of("llama", "cpu"), small.tokenizer_of(), folder)
+    loaded = checkpoints.load_model(folder, "bfloat16", place.device, four_bit=True)
     settings = small.TUNINGS["lora"] | {"tuning": "qlora"}
     found = small.train(place, model=loaded, batching="padding-free", dtype="bfloat16", **settings)["losses"]
     difference = apart(found, "llama lora")
@@ -325,7 +325,7 @@ def prompts(tokenizer: Any, count: int = 12) -> list[list[int]]:
 
 
 def mini(device: str) -> Any:
-    return models.load_model(seed_model_path(), "float32", device).eval()
+    return checkpoints.load_model(seed_model_path(), "float32", device).eval()
 
 
 def margin(model: Any, ids: Sequence[int], one: int, other: int) -> float:
@@ -366,7 +366,7 @@ def vllm_answers(place: Place) -> dict[str, Any]:
     from harness.config import ResponsesConfig
     from harness.engines.hf import HFEngine
     from harness.engines.vllm import VLLMEngine
-    from harness.models import Checkpoint
+    from harness.models.checkpoints import Checkpoint
 
     tokenizer = small.tokenizer_of()
     asked = prompts(tokenizer)
@@ -410,8 +410,8 @@ def divergence(place: Place) -> dict[str, Any]:
 
 def judge(place: Place) -> dict[str, Any]:
     """A local judge's scores: the CPU's."""
-    from harness import judge_models
     from harness.contracts import JudgeSettings
+    from harness.judging import models
     from judges.local import LocalJudge
 
     file = place.folder / "guard.yaml"
@@ -424,7 +424,7 @@ def judge(place: Place) -> dict[str, Any]:
     ]
 
     def scores(device: str, size: int) -> list[float | None]:
-        model = judge_models.load(seed_model_path(), "hf", "float32", device, size)
+        model = models.load(seed_model_path(), "hf", "float32", device, size)
         try:
             found = one.judge(exchanges, JudgeContext(load_model=lambda name: model))
             return [verdict.score for verdict in found]

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from backends import trainer, tuning
 from backends.vanilla import Vanilla
-from harness import chat, registry
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, Example, Message, Method, PrepareContext
 from harness.mini import data, seed_model_path
-from harness.store import Cache
+from harness.models import chat
+from harness.plugins import registry
+from harness.storage.files import Cache
+from harness.training import adapters, trainer
 
 ROWS, SAFETY_ROWS = 24, 6
 GUARD = """
@@ -172,7 +173,7 @@ def train(
     where = folder or place.fresh()
     torch.manual_seed(0)
     return trainer.train(
-        model if model is not None else model_of(family, place.device, tuning.load_dtype(settings)),
+        model if model is not None else model_of(family, place.device, adapters.load_dtype(settings)),
         tokenizer,
         rows if rows is not None else prepared(one, tokenizer),
         one,

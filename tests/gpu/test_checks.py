@@ -15,7 +15,8 @@ import pytest
 import torch
 from gpu import checks, reference, runner, small
 
-from backends import attention, constrained_sft, trainer
+from backends import constrained_sft
+from harness.training import attention, trainer
 
 # What takes a minute on a CPU, or a compiler. The rest of the matrix differs in settings alone.
 QUICK = (
@@ -65,7 +66,7 @@ def test_what_is_there_and_what_the_matrix_holds() -> None:
     named = {(family, tuning) for family in small.FAMILIES for tuning in small.TUNINGS}
     assert all(f"{one} {two} {three}" in checks.CHECKS for one, two in named for three in small.BATCHINGS)
     assert set(runner.QUICK) <= set(checks.CHECKS)
-    from harness import registry
+    from harness.plugins import registry
 
     packaged = {name for name, where in registry.METHODS.items() if where.startswith("backends.")}
     assert {*small.METHODS, "vanilla"} == packaged
@@ -172,7 +173,7 @@ def test_a_step_that_waits_is_found(place: small.Place, monkeypatch: pytest.Monk
     monkeypatch.setattr(constrained_sft, "constrained_loss", waiting)
     with pytest.raises(RuntimeError, match="waits for the device"):
         checks.CHECKS["no waiting constrained-sft"].run(place)
-    assert trainer.HookedTrainer.training_step.__module__ == "backends.trainer"  # put back
+    assert trainer.HookedTrainer.training_step.__module__ == "harness.training.trainer"  # put back
 
 
 def test_an_answer_that_differs_is_found_and_a_tie_is_none() -> None:

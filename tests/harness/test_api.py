@@ -13,10 +13,12 @@ import pytest
 import tripwires
 
 import harness
-from harness import api, gate, plugin_files, tables
+from harness import api
 from harness.contracts import HarnessError, UsageError
-from harness.gate import REFUSALS, Condition
-from harness.store import read_json
+from harness.leaderboard import gate, tables
+from harness.leaderboard.gate import REFUSALS, Condition
+from harness.plugins import plugin_files
+from harness.storage.files import read_json
 
 
 @pytest.fixture(autouse=True)

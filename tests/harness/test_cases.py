@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness import finish
-from harness.store import read_jsonl
+from harness.storage.files import read_jsonl
 
 Command = Callable[..., Any]
 RAW, UTILITY, SET = "hexphi_raw-mini", "gsm8k-mini", "mine"

@@ -14,8 +14,9 @@ from typing import Any
 import click
 import pytest
 
-from harness import __version__, cli, registry
+from harness import __version__, cli
 from harness.contracts import HarnessError
+from harness.plugins import registry
 
 Command = Callable[..., Any]
 
@@ -194,11 +195,11 @@ def test_missing_files_and_folders_are_one_line(command: Command, tmp_path: Path
 def test_what_cannot_work_is_said_before_anything_is_spent(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import responding
+    from harness.generation import stage as generation
 
-    installed = responding.importlib.util.find_spec
+    installed = generation.importlib.util.find_spec
     monkeypatch.setattr(
-        responding.importlib.util, "find_spec", lambda name: None if name == "vllm" else installed(name)
+        generation.importlib.util, "find_spec", lambda name: None if name == "vllm" else installed(name)
     )
     out = tmp_path / "out"
     start = ["compare", "--methods", "vanilla", "--train-tasks", "gsm8k-mini", "--out", out]
@@ -273,7 +274,7 @@ def test_an_unforeseen_error_is_one_line_that_names_debug(
     def fail(*_: Any) -> None:
         raise ValueError("first\nsecond")
 
-    monkeypatch.setattr("harness.run_folder.stored_config", fail)
+    monkeypatch.setattr("harness.run.run_folder.stored_config", fail)
     ended = command("score", small_run)
     assert (ended.code, ended.err) == (1, "Error: ValueError: first second (--debug shows the traceback)\n")
 

@@ -1,7 +1,7 @@
 """Guards that a run survives a kill -9 at every moment at which its files change: each point that a whole run
 passes is died at once, and the same command ends in the values of a run that no one has killed.
 
-The points are those of harness/crash.py; that none is missing is read off the source.
+The points are those of harness/storage/crash.py; that none is missing is read off the source.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import pytest
 from fault_server import FaultServer, completion, finish_batch, running, verdict
 from forked import finish
 
-from harness import crash, figures, forecast, registry
-from harness.store import read_jsonl
+from harness.figures import charts
+from harness.pipeline import forecast
+from harness.plugins import registry
+from harness.storage import crash
+from harness.storage.files import read_jsonl
 
-ROOT = Path(crash.__file__).parents[1]
+ROOT = Path(crash.__file__).parents[2]
 SMALL = {
     "training.max_examples": 6,
     "training.epochs": 2,
@@ -35,27 +38,27 @@ SMALL = {
 
 # --- every rename and removal has its point --------------------------------------------------------
 
-MOVES = {"os.replace", "os.rename", "shutil.move", "shutil.rmtree", "remove", "store.remove"}
+MOVES = {"os.replace", "os.rename", "shutil.move", "shutil.rmtree", "remove", "files.remove"}
 # Outside of a run's walk.
 ELSEWHERE = {
-    "harness/store.py": {
+    "harness/storage/files.py": {
         "_write": "a failed write's own temporary file",
         "_unlinked": "a lock that is a link, which holds nothing",
         "fresh": "a temporary file, picture or log, which is written now",
         "remove": "where it is called there is a point",
     },
-    "harness/job.py": {"launch": "messages of processes that have ended"},
-    "harness/workers.py": {"attempt": "a log for people"},
-    "harness/cluster.py": {
+    "harness/training/job.py": {"launch": "messages of processes that have ended"},
+    "harness/pipeline/workers.py": {"attempt": "a log for people"},
+    "harness/pipeline/ray_cluster.py": {
         "run_cells": "a file by which a node sees the folder",
         "_kept": "a copy of what the recipe names, whole or not there",
     },
-    "harness/cleaning.py": {
+    "harness/pipeline/cleaning.py": {
         "remove": "asked for; what is half removed is not done",
         "remove_empty": "asked for; nothing of the run is left",
     },
     "harness/mini/build.py": {"build": "the maker of the packaged model"},
-    "harness/analyses/tuning.py": {"_link": "a file that a marker vouches for, which is linked last"},
+    "harness/studies/search.py": {"_link": "a file that a marker vouches for, which is linked last"},
 }
 
 
@@ -142,7 +145,7 @@ class Walk:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor a forecast, nor a look for foreign packages: together they would take most of the time."""
-    monkeypatch.setattr(figures, "save", lambda figure, path, *about: path.write_bytes(b""))
+    monkeypatch.setattr(charts, "save", lambda figure, path, *about: path.write_bytes(b""))
     for drawn in ("images", "openings"):
         monkeypatch.setattr(f"harness.report.pictures.{drawn}", lambda *about: [])
     monkeypatch.setattr(registry, "foreign_packages", list)

@@ -10,11 +10,15 @@ from typing import Any
 import made_run
 import pytest
 
-from harness import comparison, judging, plan, responding, run_folder, training
 from harness.contracts import HarnessError
-from harness.records import DamagedError
-from harness.store import Stage, files_below, read_json
-from harness.workshop import Workshop
+from harness.generation import stage as generation
+from harness.judging import stage as judging
+from harness.pipeline import compare
+from harness.run import plan, run_folder
+from harness.run.context import Workshop
+from harness.storage.files import Stage, files_below, read_json
+from harness.storage.records import DamagedError
+from harness.training import stage as training
 
 Run = Callable[..., Any]
 CELLS = (Path("seed"), Path("gsm8k-mini/vanilla/seed-42"))
@@ -47,7 +51,7 @@ def stages(run: Path) -> dict[Path, Stage]:
         if cell.kind == "trained":
             found.append(training.train_stage(shop, cell))
         for task in cell.tasks:
-            found.append(responding.respond_stage(shop, cell, task))
+            found.append(generation.respond_stage(shop, cell, task))
         for task in judging.safety_tasks(cell):
             found.append(judging.judge_stage(bench, cell, task, "mini-exact"))
     return {stage.marker.relative_to(run): stage for stage in found}
@@ -91,7 +95,7 @@ def test_the_same_command_mends_what_is_damaged(
             for path in dict.fromkeys(files[at % len(files)] for at in (number, number + 5)):
                 kinds[(number + place) % len(kinds)](path)
                 hurt.append(path)
-    tables = [*comparison.FILES, "leaderboard.done.json", "seed/scores.json", str(cell / "scores.json")]
+    tables = [*compare.FILES, "leaderboard.done.json", "seed/scores.json", str(cell / "scores.json")]
     for name in dict.fromkeys(tables[at % len(tables)] for at in (number, number + 5)):
         kinds[number % len(kinds)](run_copy / name)
         hurt.append(run_copy / name)

@@ -12,14 +12,16 @@ import completions_server
 import fault_server
 import pytest
 
-from harness import models, plan, workers
 from harness.config import load
 from harness.contracts import HarnessError
 from harness.engines import openai
 from harness.mini import seed_model_path
-from harness.models import Checkpoint
-from harness.store import read_jsonl
-from harness.workshop import Workshop
+from harness.models import checkpoints
+from harness.models.checkpoints import Checkpoint
+from harness.pipeline import workers
+from harness.run import plan
+from harness.run.context import Workshop
+from harness.storage.files import read_jsonl
 
 Run = Callable[..., Any]
 
@@ -34,7 +36,7 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return models.load_tokenizer(seed_model_path())
+    return checkpoints.load_tokenizer(seed_model_path())
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
 
     shop = Workshop(load(), tmp_path)
     one = plan.cells(shop.config)[0]
-    monkeypatch.setattr("harness.registry.load", lambda kind, name: Engine)
+    monkeypatch.setattr("harness.plugins.registry.load", lambda kind, name: Engine)
     monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
     fails = [True, False]
 

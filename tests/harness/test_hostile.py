@@ -23,12 +23,14 @@ import pytest
 import yaml
 
 from harness import config as configuration
-from harness import judging, plan, registry, run_folder
 from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
+from harness.judging import stage as judging
 from harness.mini import seed_model_path
-from harness.models import load_tokenizer
-from harness.store import write_json_atomic
+from harness.models.checkpoints import load_tokenizer
+from harness.plugins import registry
+from harness.run import plan, run_folder
+from harness.storage.files import write_json_atomic
 from harness.text import is_name
 
 Run = Callable[..., Any]
@@ -665,7 +667,7 @@ def test_keys_on_the_command_line_stay_there(
 
 
 def sources() -> Iterator[tuple[Path, str]]:
-    root = Path(registry.__file__).parents[1]
+    root = Path(registry.__file__).parents[2]
     for package in registry.IMPORT_NAMES:
         for path in sorted((root / package).rglob("*.py")):
             yield path, path.read_text(encoding="utf-8")
@@ -694,7 +696,8 @@ def test_every_model_is_loaded_without_code_of_its_own() -> None:
 
 
 def test_every_yaml_loader_builds_values_alone() -> None:
-    from harness import benchmarks, reading
+    from harness import reading
+    from harness.data import benchmarks
 
     text = "!!python/object/apply:builtins.print [x]"
     for loader in (reading._Loader, benchmarks._IgnoreFunctions):

@@ -37,7 +37,12 @@ def test_the_command_line_is_light(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import harness", "import harness.contracts", "from harness import plan, config, stages"]
+    "code",
+    [
+        "import harness",
+        "import harness.contracts",
+        "import harness.run.plan, harness.config, harness.pipeline.stages",
+    ],
 )
 def test_the_packages_spine_is_light(code: str) -> None:
     assert loaded(code, (*HEAVY, "pandas", "scipy")) == []

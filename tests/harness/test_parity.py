@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import models
 from harness.mini import data, seed_model_path
-from harness.store import read_jsonl
+from harness.models import checkpoints
+from harness.storage.files import read_jsonl
 
 GENERATED = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini", "overrefusal-mini")
 TASKS = (*GENERATED, "hexphi_raw")  # the last from a file in its published format
@@ -28,12 +28,12 @@ NOISE = 0.8  # of each weight matrix's own deviation
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noisy")
-    model = models.load_model(seed_model_path(), "float32", "cpu")
+    model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * weight.std() * NOISE)
-    models.save(model, models.load_tokenizer(seed_model_path()), folder)
+    checkpoints.save(model, checkpoints.load_tokenizer(seed_model_path()), folder)
     return folder
 
 
@@ -75,7 +75,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, requests: P
     """The same checkpoint answering in the harness (``harness respond``), judged by the rule."""
     from rich.console import Console
 
-    from harness import comparison, config
+    from harness import config
+    from harness.pipeline import compare
 
     out = tmp_path_factory.mktemp("ours") / "run"
     settings: dict[str, Any] = {
@@ -89,7 +90,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, requests: P
         "jobs": 1,
     }
     resolved = config.load(None, settings)
-    comparison.compare(resolved, out, Console(quiet=True), kinds=("checkpoint",))
+    compare.compare(resolved, out, Console(quiet=True), kinds=("checkpoint",))
     return out / "checkpoints" / "same"
 
 

@@ -17,7 +17,7 @@ import pytest
 from fault_server import FaultServer, running
 from forked import finish, start
 
-from harness.store import read_jsonl
+from harness.storage.files import read_jsonl
 
 Run = Callable[..., Any]
 SEEDS, KILLS = range(6), 5

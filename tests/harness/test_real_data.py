@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.store import read_json, read_jsonl
+from harness.storage.files import read_json, read_jsonl
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 pytestmark = pytest.mark.requires_shared_data

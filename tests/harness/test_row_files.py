@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import data, row_files
+from harness import row_files
 from harness.contracts import HarnessError
+from harness.data import loading
 from tasks.documents import read_rows
 
 BOM = b"\xef\xbb\xbf"
@@ -81,7 +82,7 @@ SAME = {
 
 
 def trained(path: Path) -> list[Any]:
-    return [row for _, row in data.read(str(path))[1]]
+    return [row for _, row in loading.read(str(path))[1]]
 
 
 def evaluated(path: Path) -> list[Any]:
@@ -186,7 +187,7 @@ def test_a_small_file_does_not_unpack_into_a_large_one(
 def test_rows_are_read_as_they_are_wanted(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv.gz"
     path.write_bytes(gzip.compress(b"question,answer\nq,a\nq,a,b\n"))
-    rows = data.read(str(path))[1]
+    rows = loading.read(str(path))[1]
     assert next(rows) == (1, {"question": "q", "answer": "a"})
     with pytest.raises(HarnessError, match="row 2: more columns"):
         next(rows)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import doctor, registry, workshop
 from harness.contracts import HarnessError
+from harness.pipeline import doctor
+from harness.plugins import registry
+from harness.run import context
 
 TREE = Path(harness.__file__).parents[1]
 # Read by every Python when it starts: our distribution's metadata is gone, as if it were not installed.
@@ -91,7 +93,7 @@ def test_a_dry_run_probes_trainings_and_answers(from_tree: Callable[..., tuple[s
 def test_what_a_tree_needs_is_in_its_project_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     needed = doctor._needed_by_tree()
     assert {line.partition(">")[0] for line in needed} >= {"torch", "transformers", "lm-eval"}
-    monkeypatch.setattr(registry, "__file__", str(tmp_path / "harness" / "registry.py"))
+    monkeypatch.setattr(registry, "__file__", str(tmp_path / "harness" / "plugins" / "registry.py"))
     assert doctor._needed_by_tree() == []
     (tmp_path / "pyproject.toml").write_text("[project\n", encoding="utf-8")
     assert doctor._needed_by_tree() == []
@@ -100,7 +102,7 @@ def test_what_a_tree_needs_is_in_its_project_file(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_librarys_version_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workshop.version_of("rouge-score") == metadata.version("rouge-score")
+    assert context.version_of("rouge-score") == metadata.version("rouge-score")
 
     def gone(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -111,8 +113,8 @@ def test_a_librarys_version_without_metadata(monkeypatch: pytest.MonkeyPatch) ->
     for said in (None, "", 3):
         given.__version__ = said  # type: ignore[attr-defined]
         with pytest.raises(HarnessError, match="of-a-tree is not installed, or does not say its version"):
-            workshop.version_of("of-a-tree")
+            context.version_of("of-a-tree")
     given.__version__ = "1.2"  # type: ignore[attr-defined]
-    assert workshop.version_of("of-a-tree") == "1.2"
+    assert context.version_of("of-a-tree") == "1.2"
     with pytest.raises(HarnessError, match="pip install not-there"):
-        workshop.version_of("not-there")
+        context.version_of("not-there")

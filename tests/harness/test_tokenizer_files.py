@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import models, tokenizer_files
+from harness import tokenizer_files
 from harness.contracts import HarnessError
 from harness.mini import data, seed_model_path
+from harness.models import checkpoints
 from tasks import prefill
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -116,7 +117,7 @@ def named(*pieces: str) -> list[int]:
 )
 def test_the_ids_are_the_files_whatever_the_configuration_says(changes: dict[str, Any], llama: Path) -> None:
     write(llama, {"tokenizer_config.json": {**CONFIG, **changes}})
-    loaders = models.load_tokenizer, lambda path: prefill.load_tokenizer("t", {"tokenizer": str(path)})
+    loaders = checkpoints.load_tokenizer, lambda path: prefill.load_tokenizer("t", {"tokenizer": str(path)})
     for load in loaders:
         tokenizer = load(llama)
         # By hand: each run of text between control tokens opens with a blank of its own.
@@ -137,7 +138,7 @@ def test_any_text_has_the_files_ids(
     folder = tmp_path_factory.mktemp("any") / "llama"
     write(folder, {"tokenizer.json": LLAMA_LIKE, "tokenizer_config.json": CONFIG})
     text = marker.join(texts)
-    assert [ids(models.load_tokenizer(folder), text)] == of_file(folder, [text])
+    assert [ids(checkpoints.load_tokenizer(folder), text)] == of_file(folder, [text])
 
 
 def test_a_file_that_lowers_cuts_and_pads_is_followed_in_what_it_says_of_ids(tmp_path: Path) -> None:
@@ -146,18 +147,18 @@ def test_a_file_that_lowers_cuts_and_pads_is_followed_in_what_it_says_of_ids(tmp
     padded = {**fixed, "pad_type_id": 0, "pad_token": "<unk>"}
     value = {**LLAMA_LIKE, "normalizer": {"type": "Lowercase"}, "truncation": cut, "padding": padded}
     write(tmp_path, {"tokenizer.json": value, "tokenizer_config.json": CONFIG})
-    assert ids(models.load_tokenizer(tmp_path), "ABABc") == named("ab", "ab", "c")
+    assert ids(checkpoints.load_tokenizer(tmp_path), "ABABc") == named("ab", "ab", "c")
 
 
 def test_what_is_saved_has_the_same_ids_for_any_program(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    models.load_tokenizer(llama).save_pretrained(tmp_path / "saved")
+    checkpoints.load_tokenizer(llama).save_pretrained(tmp_path / "saved")
     write(tmp_path / "saved", {"config.json": {"model_type": "llama"}})
     texts = ["<s>ab", "<s> ab</s>b", " a", *tokenizer_files.PROBE]
     for tokenizer in (
         AutoTokenizer.from_pretrained(tmp_path / "saved"),
-        models.load_tokenizer(tmp_path / "saved"),
+        checkpoints.load_tokenizer(tmp_path / "saved"),
     ):
         assert [ids(tokenizer, text) for text in texts] == of_file(llama, texts)
         assert tokenizer.eos_token_id == 2
@@ -167,8 +168,8 @@ def test_it_is_told_once_that_another_class_is_not_followed(
     llama: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
-        models.load_tokenizer(llama)
-        models.load_tokenizer(seed_model_path())
+        checkpoints.load_tokenizer(llama)
+        checkpoints.load_tokenizer(seed_model_path())
     told = [record.getMessage() for record in caplog.records]
     assert told == [
         f"{llama}: its ids are those of its tokenizer.json; transformers' LlamaTokenizer gives others"
@@ -180,7 +181,7 @@ def test_a_class_in_python_is_not_followed_either(tmp_path: Path) -> None:
     config = json.loads((seed_model_path() / "tokenizer_config.json").read_text(encoding="utf-8"))
     write(tmp_path, {"tokenizer_config.json": {**config, "tokenizer_class": "ByT5Tokenizer"}})
     texts = ["Kim has 4 stamps.", *tokenizer_files.PROBE]
-    tokenizer = models.load_tokenizer(tmp_path)
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
     assert [ids(tokenizer, text) for text in texts] == of_file(tmp_path, texts)
 
 
@@ -198,7 +199,7 @@ def test_what_still_differs_is_one_line(llama: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(
         HarnessError, match=r"other ids than its tokenizer.json \(text 3 of the probe"
     ) as told:
-        models.load_tokenizer(llama)
+        checkpoints.load_tokenizer(llama)
     assert str(llama) in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -236,9 +237,9 @@ def test_tokens_that_only_other_files_declare_are_met_in_texts(
     files: dict[str, Any], tokens: list[str], llama: Path, tmp_path: Path
 ) -> None:
     write(llama, files)
-    tokenizer = models.load_tokenizer(llama)
+    tokenizer = checkpoints.load_tokenizer(llama)
     tokenizer.save_pretrained(tmp_path / "saved")
-    for one in (tokenizer, models.load_tokenizer(tmp_path / "saved")):
+    for one in (tokenizer, checkpoints.load_tokenizer(tmp_path / "saved")):
         for i, content in enumerate(tokens):
             assert one.convert_tokens_to_ids(content) == NEW + i
             assert ids(one, f"ab{content}ab") == [*named("▁ab"), NEW + i, *named("▁ab")]
@@ -256,7 +257,7 @@ def test_tokens_that_only_other_files_declare_are_met_in_texts(
 def test_a_token_that_cannot_have_its_id_is_one_line(files: dict[str, Any], llama: Path) -> None:
     write(llama, files)
     with pytest.raises(HarnessError, match=r"its added token '<x>' is declared as 1[26], and is 11 ") as told:
-        models.load_tokenizer(llama)
+        checkpoints.load_tokenizer(llama)
     assert str(told.value).startswith(str(llama))
 
 
@@ -264,7 +265,7 @@ def test_a_token_of_the_file_is_special_where_the_configuration_says_so(llama: P
     tokens = [token(PIECES[i], i) for i in range(3)]
     tokens[2] |= {"special": False, "rstrip": True}
     write(llama, {"tokenizer.json": {**LLAMA_LIKE, "added_tokens": tokens}})
-    tokenizer = models.load_tokenizer(llama)
+    tokenizer = checkpoints.load_tokenizer(llama)
     assert ids(tokenizer, "ab</s>   ab") == of_file(llama, ["ab</s>   ab"])[0] == named("▁ab", "</s>", "▁ab")
     assert tokenizer.decode(named("▁ab", "</s>"), skip_special_tokens=True) == "ab"
 
@@ -288,7 +289,7 @@ def sentencepiece_folder(folder: Path, tokenizer_class: str, **options: Any) -> 
 def test_a_sentencepiece_folder_that_is_converted_wrongly_is_refused(tmp_path: Path) -> None:
     folder = sentencepiece_folder(tmp_path / "wrong", "LlamaTokenizer")
     with pytest.raises(HarnessError, match=r"other ids than sentencepiece to \d+ of [\d,]+ texts") as told:
-        models.load_tokenizer(folder)
+        checkpoints.load_tokenizer(folder)
     assert str(told.value).startswith(f"{folder}: ")
     assert "put the tokenizer.json" in str(told.value)
     with pytest.raises(HarnessError, match="other ids than sentencepiece"):
@@ -299,10 +300,14 @@ def test_a_sentencepiece_folder_that_is_converted_right_is_taken(tmp_path: Path)
     folder = sentencepiece_folder(tmp_path / "right", "GemmaTokenizer", add_dummy_prefix=False, pad_id=3)
     model = sys.modules["sentencepiece"].SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     texts = [text for row in [*data.gsm8k("test", 50), *data.samsum("test", 50)] for text in row.values()]
-    assert models.load_tokenizer(folder)(texts, add_special_tokens=False)["input_ids"] == model.encode(texts)
+    assert checkpoints.load_tokenizer(folder)(texts, add_special_tokens=False)["input_ids"] == model.encode(
+        texts
+    )
     (folder / "tokenizer_config.json").unlink()  # the model alone
-    assert models.tokenizer_folder(str(folder)) == folder
-    assert models.load_tokenizer(folder)(texts, add_special_tokens=False)["input_ids"] == model.encode(texts)
+    assert checkpoints.tokenizer_folder(str(folder)) == folder
+    assert checkpoints.load_tokenizer(folder)(texts, add_special_tokens=False)["input_ids"] == model.encode(
+        texts
+    )
 
 
 def test_each_merge_of_a_sentencepiece_model_is_looked_at(tmp_path: Path) -> None:
@@ -334,7 +339,7 @@ def test_a_sentencepiece_folder_that_cannot_be_compared_is_one_line(
     folder = sentencepiece_folder(tmp_path / "m", "GemmaTokenizer", add_dummy_prefix=False, pad_id=3)
     damage(folder, monkeypatch)
     with pytest.raises(HarnessError, match=says) as told:
-        models.load_tokenizer(folder)
+        checkpoints.load_tokenizer(folder)
     assert str(folder) in str(told.value)
     assert "the tokenizer.json that the model was published with" in str(told.value)
     assert "\n" not in str(told.value)
@@ -344,14 +349,14 @@ def test_a_vocabulary_and_merges_alone_are_told(tmp_path: Path, caplog: pytest.L
     write(tmp_path, {"vocab.json": {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}})
     write(tmp_path, {"tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}})
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n", encoding="utf-8")
-    assert ids(models.load_tokenizer(tmp_path), "ab") == [3]
+    assert ids(checkpoints.load_tokenizer(tmp_path), "ab") == [3]
     assert f"{tmp_path}: no tokenizer.json" in caplog.text
 
 
 def test_a_tokenizer_alone_is_no_model(llama: Path) -> None:
-    assert models.tokenizer_folder(str(llama)) == llama
+    assert checkpoints.tokenizer_folder(str(llama)) == llama
     with pytest.raises(HarnessError, match="a tokenizer alone, where a model is wanted"):
-        models.locate(str(llama))
+        checkpoints.locate(str(llama))
 
 
 # --- the real one ----------------------------------------------------------------------------------
@@ -362,7 +367,7 @@ def test_llama_2_on_every_real_text(tmp_path: Path) -> None:
     """Equal to its file and to SentencePiece; a folder with the SentencePiece model alone is refused."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = sentencepiece.SentencePieceProcessor(model_file=str(LLAMA / "tokenizer.model"))
-    tokenizer = models.load_tokenizer(LLAMA)
+    tokenizer = checkpoints.load_tokenizer(LLAMA)
     rows = [
         json.loads(line)
         for name in ("train", "test")
@@ -380,4 +385,4 @@ def test_llama_2_on_every_real_text(tmp_path: Path) -> None:
         for name in names:
             shutil.copy(LLAMA / name, tmp_path)
         with pytest.raises(HarnessError, match="other ids than sentencepiece"):
-            models.load_tokenizer(tmp_path)
+            checkpoints.load_tokenizer(tmp_path)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from harness import chat, models, tokenizing
+from harness import tokenizing
 from harness.contracts import Example, HarnessError, Message
 from harness.mini import seed_model_path
+from harness.models import chat, checkpoints
 from tasks import prefill
 
 TURNS = (Message("user", "Hello"), Message("assistant", "Hi"))
@@ -57,7 +58,10 @@ def nested(depth: int) -> dict[str, Any]:
 )
 def test_a_damaged_tokenizer_is_one_line(changes: dict[str, Any], folder: Path) -> None:
     edit(folder, **changes)
-    for load in (models.load_tokenizer, lambda path: prefill.load_tokenizer("t", {"tokenizer": str(path)})):
+    for load in (
+        checkpoints.load_tokenizer,
+        lambda path: prefill.load_tokenizer("t", {"tokenizer": str(path)}),
+    ):
         with pytest.raises(HarnessError, match="tokenizer") as told:
             load(folder)
         assert str(folder) in str(told.value)
@@ -80,7 +84,10 @@ def test_a_damaged_tokenizer_is_one_line(changes: dict[str, Any], folder: Path) 
 )
 def test_a_panic_at_a_text_is_one_line(use: Callable[[Any], Any], folder: Path) -> None:
     edit(folder, pre_tokenizer=BACKTRACKS)
-    for tokenizer in (models.load_tokenizer(folder), prefill.load_tokenizer("t", {"tokenizer": str(folder)})):
+    for tokenizer in (
+        checkpoints.load_tokenizer(folder),
+        prefill.load_tokenizer("t", {"tokenizer": str(folder)}),
+    ):
         with pytest.raises(HarnessError, match="its tokenizer breaks off") as told:
             use(tokenizer)
         assert str(folder) in str(told.value)
@@ -96,7 +103,7 @@ def test_a_guarded_tokenizer_is_the_same(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     plain = AutoTokenizer.from_pretrained(folder)
-    held = models.load_tokenizer(folder)
+    held = checkpoints.load_tokenizer(folder)
     assert isinstance(held, type(plain))
     assert held("Hello there")["input_ids"] == plain("Hello there")["input_ids"]
     held.save_pretrained(tmp_path / "again")
@@ -134,7 +141,7 @@ def test_a_template_takes_neither_for_ever_nor_all_memory(
     monkeypatch.setattr(tokenizing, "RENDER_S", 0.2)
     monkeypatch.setattr(tokenizing, "RENDER_BYTES", 2**29)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
     with pytest.raises(HarnessError, match=says) as told:
         chat.render(tokenizer, TURNS, generation_prompt=False)
     assert str(told.value).isprintable()
@@ -145,7 +152,7 @@ def test_limits_are_gone_behind_a_template(folder: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     running = signal.getitimer(signal.ITIMER_REAL)[0] > 0  # a test's own limit
     for template in ("{{ messages[0].content }}", "{{ 1 // 0 }}"):
-        tokenizer = models.load_tokenizer(folder)
+        tokenizer = checkpoints.load_tokenizer(folder)
         tokenizer.chat_template = template
         try:
             tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
@@ -156,7 +163,7 @@ def test_limits_are_gone_behind_a_template(folder: Path) -> None:
 
 
 def test_templates_render_in_threads_too(folder: Path) -> None:
-    tokenizer = models.load_tokenizer(folder)
+    tokenizer = checkpoints.load_tokenizer(folder)
     found: list[str] = []
     thread = threading.Thread(
         target=lambda: found.append(chat.render(tokenizer, TURNS, generation_prompt=False))

@@ -11,9 +11,9 @@ import fault_server
 import pytest
 from fault_server import FaultServer, error, ok, running, says
 
-from harness import judging
 from harness.contracts import REFUSED_TO_JUDGE
-from harness.store import read_jsonl
+from harness.judging import stage as judging
+from harness.storage.files import read_jsonl
 
 Run = Callable[..., Any]
 SECRET = "sk-planted-0123456789"

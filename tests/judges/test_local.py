@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import registry
 from harness.contracts import (
     REFUSED_TO_JUDGE,
     Exchange,
@@ -23,6 +22,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
+from harness.plugins import registry
 from judges import local, rubric
 from judges.local import ChatJudge, Classifier, LocalJudge
 

@@ -30,7 +30,6 @@ from fault_server import (
     verdict,
 )
 
-from harness import http_client
 from harness.contracts import (
     REFUSED_TO_JUDGE,
     Budget,
@@ -42,6 +41,7 @@ from harness.contracts import (
     UsageError,
     Verdict,
 )
+from harness.servers import http_client
 from judges import batch, rubric
 from judges.openai_api import OpenAIJudge, _retry_after_s
 

@@ -11,8 +11,8 @@ from typing import get_args
 import pytest
 
 import judges
-from harness import registry
 from harness.contracts import Exchange, Judge, JudgeContext, JudgeSettings, Label, UsageError
+from harness.plugins import registry
 
 JUDGES = Path(__file__).parents[2] / "judges"
 README = (JUDGES / "README.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import reasoning
 from harness.contracts import REFUSED_TO_JUDGE
+from harness.models import reasoning
 from judges import replies, rubric
 
 MARKS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.server_errors import complaint
+from harness.servers.server_errors import complaint
 from judges.shape import FEWEST_TOKENS, MOST_TOKENS, Shape
 
 

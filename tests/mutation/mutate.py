@@ -48,8 +48,14 @@ WARM = (
     *("torch", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "accelerate"),
     *("deepspeed", "datasets", "lm_eval.evaluator", "hypothesis", "pandas", "scipy.stats", "pydantic"),
     *("statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "jsonschema", "rich.console"),
-    *("harness.config", "harness.registry", "harness.chat", "harness.store", "harness.mini.data"),
-    *("harness.plan", "harness.comparison", "harness.leaderboard", "harness.run_folder"),
+    *(
+        "harness.config",
+        "harness.plugins.registry",
+        "harness.models.chat",
+        "harness.storage.files",
+        "harness.mini.data",
+    ),
+    *("harness.run.plan", "harness.pipeline.compare", "harness.leaderboard.build", "harness.run.run_folder"),
     *("_hypothesis_pytestplugin", "anyio.pytest_plugin", "pytest_timeout", "xdist.looponfail"),
 )
 # Module -> the tests that are to notice. RECIPE's formulas come first; the list grows with the issues.
@@ -60,53 +66,54 @@ MODULES = {
     "tasks/numbers.py": "tests/tasks/test_numbers.py",
     "tasks/rouge.py": "tests/tasks/test_rouge.py",
     "backends/lookahead.py": "tests/backends/test_lookahead.py",
-    "backends/batching.py": "tests/backends/test_batching.py",
-    "backends/logprobs.py": "tests/backends/test_logprobs.py",
-    "backends/attention.py": "tests/backends/test_attention.py tests/backends/test_packed_kernel.py",
+    "harness/training/batching.py": "tests/harness/training/test_batching.py",
+    "harness/training/logprobs.py": "tests/harness/training/test_logprobs.py",
+    "harness/training/attention.py": "tests/harness/training/test_attention.py "
+    "tests/harness/training/test_packed_kernel.py",
     "backends/sdft.py": "tests/backends/test_sdft.py",
     "backends/constrained_sft.py": "tests/backends/test_constrained_sft.py",
     "backends/lisa.py": "tests/backends/test_lisa.py",
     "backends/safety_mixing.py": "tests/backends/test_safety_mixing.py",
-    "harness/scores.py": "tests/harness/test_scores_of_files.py",
-    "harness/statistics.py": "tests/harness/test_statistics.py",
-    "harness/detectable.py": "tests/harness/test_detectable.py",
+    "harness/leaderboard/scores.py": "tests/harness/leaderboard/test_scores_of_files.py",
+    "harness/leaderboard/statistics.py": "tests/harness/leaderboard/test_statistics.py",
+    "harness/leaderboard/detectable.py": "tests/harness/leaderboard/test_detectable.py",
 }
 # Of these, what others of WARM's modules import: they come first, before those are.
-EARLY = ("harness/statistics.py", "harness/detectable.py")
+EARLY = ("harness/leaderboard/statistics.py", "harness/leaderboard/detectable.py")
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")',
         "core/ReplaceComparisonOperator_Eq_GtE 3",
     ): "the two kinds are 'rate' and 'mean', which is the lesser",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'return dataclasses.replace(found, binary=train_task.utility_kind == "rate")',
         "core/ReplaceComparisonOperator_Eq_GtE 5",
     ): "the two kinds are 'rate' and 'mean', which is the lesser",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'if cell.kind == "trained" and not (folder / "training.json").exists():',
         "core/ReplaceComparisonOperator_Eq_GtE 0",
     ): "of the four kinds, 'trained' is the last in the alphabet",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
         "core/ReplaceComparisonOperator_Eq_GtE 1",
     ): "of the four kinds, 'trained' is the last in the alphabet",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"',
         "core/ReplaceComparisonOperator_Eq_LtE 7",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         'trained = folder.parent if cell.kind == "epoch" else folder',
         "core/ReplaceComparisonOperator_Eq_LtE 8",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
-        "harness/scores.py",
+        "harness/leaderboard/scores.py",
         "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
         "core/ReplaceBinaryOperator_Mul_Div 2",
     ): "its two callers, which are here, give the first two by place and the third by name",
@@ -116,65 +123,65 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceComparisonOperator_Lt_NotEq 0",
     ): "a set of keys is no larger than the list of them",
     (
-        "backends/attention.py",
+        "harness/training/attention.py",
         'asked |= {"is_causal"} if kwargs.get("is_causal") is False else set()',
         "core/ReplaceComparisonOperator_Is_Eq 0",
     ): "what a layer says of itself is True, False or None",
     **{
-        ("backends/attention.py", "if window is not None and length > window:", f"core/{operator}"): (
+        ("harness/training/attention.py", "if window is not None and length > window:", f"core/{operator}"): (
             "in a window as wide as the row, or wider, a token sees all before it, as it does without a mask"
         )
         for operator in ("ReplaceComparisonOperator_Gt_GtE 0", "ReplaceComparisonOperator_Gt_NotEq 0")
     },
     (
-        "backends/attention.py",
+        "harness/training/attention.py",
         "gqa = query.shape[1] != key.shape[1]",
         "core/ReplaceComparisonOperator_NotEq_Gt 0",
     ): "there is no attention whose queries have fewer heads than its keys",
     (
-        "backends/attention.py",
+        "harness/training/attention.py",
         "gqa = query.shape[1] != key.shape[1]",
         "core/ReplaceComparisonOperator_NotEq_IsNot 0",
     ): "one number is two objects only above 256, and there groups of one head each change nothing",
     (
-        "backends/attention.py",
+        "harness/training/attention.py",
         "examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)",
         "core/ReplaceTrueWithFalse 0",
     ): "all three are split by the same lengths",
     (
-        "backends/attention.py",
+        "harness/training/attention.py",
         "mask = (distance >= 0) & (distance < window)",
         "core/ReplaceBinaryOperator_BitAnd_Mul 0",
     ): "the product of two truth values is true where both are",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
         "core/ReplaceComparisonOperator_Gt_NotEq 1",
     ): "none is empty before the empty ones are added",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         'ordered = batch if batching == "in-order" else sorted(batch, key=lambda e: -len(e.input_ids))',
         "core/ReplaceUnaryOperator_USub_Invert 0",
     ): "~x is -x - 1, which sorts alike",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         "while len(cut) % devices and any(len(micro) > 1 for micro in cut):"
         "  # no device idle: halve the largest",
         "core/ReplaceComparisonOperator_Gt_NotEq 0",
     ): "none is empty before the empty ones are added",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
         "core/ReplaceFalseWithTrue 2",
     ): "a first token is never predicted, whatever is said of it",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         'idle = collate([Encoded("", batch[0].input_ids[:2], [False, False])], pad_id, packed)',
         "core/NumberReplacer 33",
     ): "whichever row's tokens stand in, they carry no loss",
     **{
         (
-            "backends/batching.py",
+            "harness/training/batching.py",
             'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
             f"core/NumberReplacer {number}",
         ): "what stands for the longest of no rows is taken times 0"
@@ -182,29 +189,29 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     },
     **{
         (
-            "backends/batching.py",
+            "harness/training/batching.py",
             "widest = max(cut, key=lambda micro: _computed(micro, batching) if len(micro) > 1 else 0)",
             f"core/NumberReplacer {number}",
         ): "two rows or more, of which there are some here, have at least two tokens"
         for number in (14, 15)
     },
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         'return sum(lengths) if batching == "padding-free" else max(lengths, default=0) * len(lengths)',
         "core/ReplaceComparisonOperator_Eq_GtE 1",
     ): "of the three batchings, 'padding-free' is the last in the alphabet",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         "if devices > 1:",
         "core/ReplaceComparisonOperator_Gt_NotEq 2",
     ): "with less than one device the lines before it fail",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         "cut.sort(key=lambda micro: -_computed(micro, batching))",
         "core/ReplaceUnaryOperator_USub_Invert 4",
     ): "~x is -x - 1, which sorts alike",
     (
-        "backends/batching.py",
+        "harness/training/batching.py",
         "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
         "core/ReplaceTrueWithFalse 2",
     ): "a copy that is waited for holds the same values",
@@ -237,33 +244,33 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "core/ReplaceComparisonOperator_NotEq_Lt 1",
     ): "every other name begins with 'anchor.', which is less than 'done'",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         "return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)",
         "core/NumberReplacer 11",
     ): "the only dimension of flat values is 0 and is -1",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         "if logits.shape[:2] != (1, len(micro.targets)):"
         "  # N is less than T: nothing foretells a first token",
         "core/ReplaceComparisonOperator_NotEq_Gt 0",
     ): "a shape that differs is greater: more rows than one, or one with T above N",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         'packed = settings.batching == "padding-free"',
         "core/ReplaceComparisonOperator_Eq_GtE 0",
     ): "of the three batchings, 'padding-free' is the last in the alphabet",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         "if len(examples_here) == 1:",
         "core/ReplaceComparisonOperator_Eq_LtE 1",
     ): "no micro-batch is empty: deal() cuts none for one device, and of two rows or more each half has one",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         'with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):',
         "core/ReplaceComparisonOperator_Eq_LtE 2",
     ): "a configuration's dtype is 'bfloat16' or 'float32', which is the greater",
     (
-        "backends/logprobs.py",
+        "harness/training/logprobs.py",
         'return -cross_entropy(logits[0].float(), micro.targets, reduction="none")',
         "core/NumberReplacer 23",
     ): "the logits that count stand in one row, which is the first and the last",

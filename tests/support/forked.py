@@ -15,9 +15,20 @@ from typing import Any
 PRELOADED = [
     *("torch", "transformers", "lm_eval.evaluator", "lm_eval.tasks", "rouge_score.rouge_scorer"),
     *("deepspeed", "sklearn.metrics", "matplotlib.backends.backend_svg"),  # where installed, others load them
-    *("backends.trainer", "judges.mini_exact", "tasks.gsm8k_mini.functions", "tasks.gsm8k_mini.train"),
-    *("tasks.hexphi_mini.functions", "harness.cli", "harness.comparison", "harness.engines.hf"),
-    *("harness.epochs", "harness.figures", "harness.latex", "harness.leaderboard", "harness.report"),
+    *(
+        "harness.training.trainer",
+        "judges.mini_exact",
+        "tasks.gsm8k_mini.functions",
+        "tasks.gsm8k_mini.train",
+    ),
+    *("tasks.hexphi_mini.functions", "harness.cli", "harness.pipeline.compare", "harness.engines.hf"),
+    *(
+        "harness.leaderboard.epochs",
+        "harness.figures.charts",
+        "harness.leaderboard.latex",
+        "harness.leaderboard.build",
+        "harness.report",
+    ),
 ]
 
 

@@ -21,22 +21,17 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich.console import Console
 
-from harness import (
-    config,
-    data,
-    judging,
-    leaderboard_text,
-    markdown,
-    records,
-    registry,
-    run_folder,
-    server_errors,
-    store,
-    tables,
-)
+from harness import config
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, Verdict
-from harness.latex import document
-from harness.plan import cells
+from harness.data import loading
+from harness.judging import stage as judging
+from harness.leaderboard import markdown, show, tables
+from harness.leaderboard.latex import document
+from harness.plugins import registry
+from harness.run import run_folder
+from harness.run.plan import cells
+from harness.servers import server_errors
+from harness.storage import files, records
 from judges import local, openai_api, rubric
 from judges.mini_exact import MiniExact
 from judges.shape import Shape
@@ -81,7 +76,7 @@ def file(name: str, content: bytes) -> Path:
 
 def marked(stage: str, path: Path) -> Path:
     """A file of a run, with a marker that has it as it is."""
-    outputs = {path.name: {"bytes": path.stat().st_size, "sha256": store.file_hash(path)}}
+    outputs = {path.name: {"bytes": path.stat().st_size, "sha256": files.file_hash(path)}}
     file(str(path.with_name(f"{stage}.done.json")), json.dumps(
         {"identity": "", "inputs": {}, "outputs": outputs}
     ).encode())  # fmt: skip
@@ -126,7 +121,7 @@ def _task() -> Any:
 
 
 def _rows(name: str, content: bytes) -> None:
-    for example in data.examples(_task(), file(name, content), None):
+    for example in loading.examples(_task(), file(name, content), None):
         assert example.answer.strip()
         "".join(message.content for message in example.messages).encode()
 
@@ -302,16 +297,16 @@ def verdicts(content: bytes) -> None:
 @target
 def marker(content: bytes) -> None:
     path = file("respond.done.json", content)
-    assert not store.Stage(path.parent, "respond", {"a": 1}, ["responses.jsonl"]).done()
+    assert not files.Stage(path.parent, "respond", {"a": 1}, ["responses.jsonl"]).done()
     records.marker(path)
 
 
 @target
 def journal(content: bytes) -> None:
-    stage = store.Stage(_folder(), "judge-x", {"a": 1}, ["x"])
+    stage = files.Stage(_folder(), "judge-x", {"a": 1}, ["x"])
     head = json.dumps({"identity": stage.identity}).encode()
     file(".judge-x.journal.jsonl", head + b"\n" + content)
-    judging.journaled(store.Journal(stage))
+    judging.journaled(files.Journal(stage))
 
 
 @target
@@ -341,8 +336,8 @@ def leaderboard(content: bytes) -> None:
     title, notes = frame.attrs["title"], frame.attrs["notes"]
     for width in (20, 80):
         console = Console(file=io.StringIO(), width=width)
-        leaderboard_text.render(frame, console, title=title, notes=notes, intervals=True)
-        leaderboard_text.render_verdict(frame, console)
+        show.render(frame, console, title=title, notes=notes, intervals=True)
+        show.render_verdict(frame, console)
     markdown.document(frame, title=title, notes=notes)
     tables.write(frame, frame.iloc[:0], _folder() / "written", title=title, notes=notes)
     document(frame, title=title, notes=notes)
@@ -370,7 +365,7 @@ def good() -> dict[str, bytes]:
     sink = io.BytesIO()
     parquet.write_table(table, sink)
     return {
-        "recipe": (Path(config.__file__).parent / "recipes" / "llama2-7b-paper.yaml").read_bytes(),
+        "recipe": (Path(config.__file__).parents[1] / "recipes" / "llama2-7b-paper.yaml").read_bytes(),
         "setting": b"training.epochs=1",
         "judge_file": local.find("wildguard").read_bytes(),
         "user_rubric": b"1 is safe, 5 is not.",

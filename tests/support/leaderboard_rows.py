@@ -13,9 +13,9 @@ from outcomes import outcome as made
 from outcomes import result
 from rich.console import Console
 
-from harness.leaderboard import CellResult, TaskOutcome
-from harness.leaderboard_text import render
-from harness.tables import UNTRAINED
+from harness.leaderboard.build import CellResult, TaskOutcome
+from harness.leaderboard.show import render
+from harness.leaderboard.tables import UNTRAINED
 
 METHODS = ("seed", "vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual")
 COSTS: dict[str, float | int | None] = {

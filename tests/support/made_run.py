@@ -12,11 +12,20 @@ from typing import Any
 
 from rich.console import Console
 
-from harness import comparison, judging, plan
 from harness import config as configuration
 from harness.config import RunConfig
-from harness.plan import Cell
-from harness.store import Stage, content_hash, file_hash, read_json, write_json_atomic, write_jsonl_atomic
+from harness.judging import stage as judging
+from harness.pipeline import compare
+from harness.run import plan
+from harness.run.plan import Cell
+from harness.storage.files import (
+    Stage,
+    content_hash,
+    file_hash,
+    read_json,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
 
 CATEGORIES = ("Illegal Activity", "Malware", "Fraud & Deception")
 PLANTED = "PLANTED-HARMFUL-TEXT"  # in every prompt, prefill, response and reason of a safety task
@@ -58,7 +67,7 @@ def make(
         if str(cell.folder) not in (failures or {}):
             draws = random.Random(number)
             _cell(out, cell, config, response, documents, draws, categories, reason)
-    comparison.table(config, out, Console(quiet=True))
+    compare.table(config, out, Console(quiet=True))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.leaderboard import CellResult, TaskOutcome
+from harness.leaderboard.build import CellResult, TaskOutcome
 
 
 def outcome(flags: str, *, task: str = "raw", **more: Any) -> TaskOutcome:

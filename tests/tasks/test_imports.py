@@ -25,7 +25,7 @@ def test_only_contracts_and_the_mini_world(path: Path) -> None:
                     "harness.finish",
                     "harness.keywords",
                     "harness.mini",
-                    "harness.parquet",
+                    "harness.storage.parquet",
                     "harness.reading",
                     "harness.row_files",
                     "harness.rows",

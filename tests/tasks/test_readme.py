@@ -10,8 +10,9 @@ import pytest
 from task_checks import training_and_scoring_agree
 
 import tasks
-from harness import benchmarks, registry
 from harness.contracts import TrainTask
+from harness.data import benchmarks
+from harness.plugins import registry
 from tasks.safety import SYSTEM_PROMPT
 
 TASKS = Path(__file__).parents[2] / "tasks"

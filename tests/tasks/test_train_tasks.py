@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness import data
 from harness.contracts import HarnessError, PrepareContext, TrainTask
+from harness.data import loading
 from tasks.gsm8k.train import TRAIN_TASK as GSM8K
 from tasks.gsm8k_mini.train import TRAIN_TASK as GSM8K_MINI
 from tasks.samsum.train import TRAIN_TASK as SAMSUM
@@ -43,7 +43,7 @@ def test_samsum_is_stripped_and_what_went_is_known(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": " so "}]
     rows = [{"dialogue": "\n A: hm \n", "summary": "  Hm. "}, {"messages": turns}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    own, conversation = data.examples(SAMSUM, path, None)
+    own, conversation = loading.examples(SAMSUM, path, None)
     assert (own.instruction, own.answer) == ("Summarize this dialog:\nA: hm", "Hm.")
     assert own.white_space == (" \n", "  ", " ")
     before = own.unstripped()
@@ -51,7 +51,7 @@ def test_samsum_is_stripped_and_what_went_is_known(tmp_path: Path) -> None:
     assert before.stripped() == own == own.stripped()
     assert conversation.unstripped() == conversation == conversation.stripped()
     assert [m.content for m in conversation.messages] == [" hi ", " so "]
-    assert data.examples(GSM8K_MINI, None, 1)[0].white_space is None
+    assert loading.examples(GSM8K_MINI, None, 1)[0].white_space is None
 
 
 SAMSUM_FILES = Path(__file__).parents[3] / "shared" / "data" / "samsum"
@@ -69,7 +69,7 @@ def test_real_dialogues_are_previewed_in_the_references_order() -> None:
     context = PrepareContext(llama, SAMSUM, lambda *a, **k: [], random.Random(0))
     rows = json.loads((SAMSUM_FILES / "test200.json").read_text(encoding="utf-8"))
     task = replace(SAMSUM, rows=lambda: rows)
-    given = data.examples(task, None, None)
+    given = loading.examples(task, None, None)
     true = LookAheadTrue().prepare(given, context)
     virtual = LookAheadVirtual().prepare(given, context)
     other = 0

@@ -18,11 +18,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from harness import config, figures, plan
+from harness import config
 from harness.analyses import categories
-from harness.leaderboard import TaskOutcome
-from harness.statistics import difference_over_seeds
-from harness.store import read_json, read_jsonl, write_jsonl_atomic
+from harness.figures import charts
+from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.statistics import difference_over_seeds
+from harness.run import plan
+from harness.storage.files import read_json, read_jsonl, write_jsonl_atomic
 
 KINDS = ("Malware", "Fraud/Deception")
 
@@ -163,7 +165,7 @@ def test_a_seed_without_verdicts_leaves_no_mean() -> None:
 @pytest.fixture
 def graded(run_copy: Path) -> Path:
     """A small run, its verdicts set so that the methods differ: 8 documents of one or two categories."""
-    from harness import judging
+    from harness.judging import stage as judging
 
     for folder in run_copy.glob("**/hexphi_*-mini"):
         path = folder / judging.verdicts_file("mini-exact")
@@ -196,7 +198,7 @@ def test_the_command_writes_tables_and_heat_maps(
         rows = list(csv.DictReader(file))
     assert [row["category"] for row in rows] == [row["category"] for row in record["rows"]]
     for metric in ("rsr", "jsr"):
-        for kind in figures.FORMATS:
+        for kind in charts.FORMATS:
             assert (graded / f"analysis/categories-gsm8k-mini-{metric}.{kind}").stat().st_size > 1_000
         root = ElementTree.fromstring((graded / f"analysis/categories-gsm8k-mini-{metric}.svg").read_text())
         texts = ["".join(one.itertext()).strip() for one in root.iter() if one.tag.endswith("text")]

@@ -16,12 +16,14 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from harness import chat, models, run_folder, training
 from harness.analyses import divergence
 from harness.analyses.divergence import Forced, Reference, Settings
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
-from harness.store import read_json, read_jsonl
+from harness.models import chat, checkpoints
+from harness.run import run_folder
+from harness.storage.files import read_json, read_jsonl
+from harness.training import stage as training
 
 LENGTHS = ((5, 1), (30, 7), (12, 12), (30, 3), (8, 2), (19, 5))  # (prompt, answer) tokens
 PAD = 0
@@ -29,13 +31,13 @@ PAD = 0
 
 @pytest.fixture(scope="module")
 def seed_model() -> Any:
-    return models.load_model(seed_model_path(), "float32", "cpu").eval()
+    return checkpoints.load_model(seed_model_path(), "float32", "cpu").eval()
 
 
 @pytest.fixture(scope="module")
 def tuned_model() -> Any:
     """The base model with noise on its weights."""
-    model = models.load_model(seed_model_path(), "float32", "cpu").eval()
+    model = checkpoints.load_model(seed_model_path(), "float32", "cpu").eval()
     noise = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weights in model.parameters():
@@ -144,7 +146,7 @@ def test_models_without_a_common_vocabulary_are_refused(
     seed_model: Any, questions: list[Forced], tmp_path: Path
 ) -> None:
     reference = Reference(tmp_path / "logp", seed_model, PAD, questions, 4, lambda done: None)
-    wider = models.load_model(seed_model_path(), "float32", "cpu")
+    wider = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     wider.resize_token_embeddings(seed_model.config.vocab_size + 8)
     with pytest.raises(HarnessError, match="no KL between them"):
         divergence.divergences(wider, PAD, questions, reference, 4)
@@ -188,11 +190,11 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
     from harness.mini import data
     from tasks.safety import SYSTEM_PROMPT
 
-    tokenizer = models.load_tokenizer(seed_model_path())
-    seed = models.load_model(seed_model_path(), "float32", "cpu")
+    tokenizer = checkpoints.load_tokenizer(seed_model_path())
+    seed = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     for method in ("vanilla", "ptst"):
         checkpoint = run_copy / f"gsm8k-mini/{method}/seed-42/checkpoint"
-        tuned = models.load_model(checkpoint, "float32", "cpu")
+        tuned = checkpoints.load_model(checkpoint, "float32", "cpu")
         own = training.make_method(config, method).inference_system_prompt(SYSTEM_PROMPT)
         values = divergence.read(found[method])
         assert list(values) == [row["id"] for row in data.harmful()[:8]]
@@ -248,7 +250,7 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("answers", ["harmful", "seed"])
 def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> None:
     """The safe rates that KL is correlated with are of these documents."""
-    from harness import splits
+    from harness.generation import splits
     from harness.mini import data
 
     settings = Settings(answers=answers, tokens=2)

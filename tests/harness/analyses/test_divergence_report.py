@@ -17,11 +17,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 
-from harness import figures, statistics
 from harness.analyses import divergence, divergence_report
 from harness.analyses.divergence import summary
 from harness.analyses.divergence_report import correlate, correlations, means
-from harness.store import read_json, read_jsonl
+from harness.figures import charts
+from harness.leaderboard import statistics
+from harness.storage.files import read_json, read_jsonl
 
 VALUES = {"a": [1.0, 3.0, 5.0], "b": [2.0, 2.0, 8.0], "c": [6.0]}
 
@@ -160,7 +161,7 @@ def test_the_csv_is_the_record(analyzed: Path) -> None:
 def test_the_figures_show_every_method(analyzed: Path) -> None:
     methods = {row["method"] for row in read_json(analyzed / "analysis/kl.json")["rows"]}
     for stem in ("kl", "kl-safety"):
-        for kind in figures.FORMATS:
+        for kind in charts.FORMATS:
             assert (analyzed / f"analysis/{stem}.{kind}").stat().st_size > 1_000
         root = ElementTree.fromstring((analyzed / f"analysis/{stem}.svg").read_text())
         texts = {"".join(one.itertext()).strip() for one in root.iter() if one.tag.endswith("text")}

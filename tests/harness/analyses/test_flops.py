@@ -13,10 +13,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness import config, run_folder
+from harness import config
 from harness.analyses import flops
 from harness.contracts import HarnessError
-from harness.store import write_json_atomic
+from harness.run import run_folder
+from harness.storage.files import write_json_atomic
 
 METHODS = ("vanilla", "sdft", "lookahead-true")
 TASKS = ("gsm8k-mini", "samsum-mini")

@@ -174,7 +174,7 @@ def test_a_whole_record(
 
     from harness import config
     from harness.analyses import matching_report
-    from harness.store import write_json_atomic
+    from harness.storage.files import write_json_atomic
 
     made = [
         training("vanilla", rates(0.2, 0.6, documents=500), rates(1.0, 0.5, documents=500), 1e-3),
@@ -239,8 +239,8 @@ def by_epoch(tmp_path_factory: pytest.TempPathFactory, small_settings: dict[str,
 
 @pytest.mark.slow
 def test_a_runs_trainings(by_epoch: Path) -> None:
-    from harness import run_folder
-    from harness.store import read_jsonl
+    from harness.run import run_folder
+    from harness.storage.files import read_jsonl
 
     config = run_folder.stored_config(by_epoch)
     found, left_out = matching.trainings(config, by_epoch, "gsm8k-mini", "jsr", "mini-exact")
@@ -283,8 +283,8 @@ def test_the_command(by_epoch: Path, command: Callable[..., Any]) -> None:
 def test_the_command_holds_the_run_while_it_writes(
     by_epoch: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import run_folder
     from harness.analyses import matching_report
+    from harness.run import run_folder
 
     def write(record: Any, out: Path) -> list[Path]:
         with pytest.raises(HarnessError, match="another harness command"), run_folder.lock(out):

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from transformers import AddedToken
 
-from harness import chat, finish, models
+from harness import finish
 from harness.engines import base, replies
 from harness.engines.base import Completion, IdEngine
 from harness.engines.openai import Characters
 from harness.mini import seed_model_path
-from harness.models import Checkpoint
+from harness.models import chat, checkpoints
+from harness.models.checkpoints import Checkpoint
 
 HIDDEN = "I am sorry, that is illegal."
 
@@ -29,7 +30,9 @@ class Scripted(IdEngine):
     def __init__(self, tokenizer: Any, ids: list[int]):
         super().__init__()
         self.tokenizer, self.ids, self.context_tokens = tokenizer, ids, 4096
-        self.stop_ids = models.stop_ids(None, tokenizer) if hasattr(tokenizer, "chat_template") else set()
+        self.stop_ids = (
+            checkpoints.stop_ids(None, tokenizer) if hasattr(tokenizer, "chat_template") else set()
+        )
 
     @classmethod
     def open(cls, checkpoint: Any, settings: Any, device: str) -> Any: ...
@@ -55,7 +58,7 @@ def missing(found: Completion) -> str | None:
 
 
 def tokenizer_with(*specials: str, behind: str = "", template: str | None = None) -> Any:
-    tokenizer = models.load_tokenizer(seed_model_path())
+    tokenizer = checkpoints.load_tokenizer(seed_model_path())
     tokens = [AddedToken(name, special=True, normalized=False) for name in specials]
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.chat_template = (template or str(tokenizer.chat_template)) + behind
@@ -224,7 +227,7 @@ class Recording(IdEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokenizer = models.load_tokenizer(seed_model_path())
+        self.tokenizer = checkpoints.load_tokenizer(seed_model_path())
         self.context_tokens, self.stop_ids = 100, {0}
         self.calls: list[tuple[list[list[int]], dict[str, Any]]] = []
 

@@ -10,11 +10,11 @@ import tiny_models
 import torch
 from transformers import GenerationConfig
 
-from harness import models
 from harness.contracts import HarnessError
 from harness.engines import continuous
 from harness.engines.hf import HFEngine
 from harness.mini import seed_model_path
+from harness.models import checkpoints
 
 STOPS, PAD, TOKENS = [7, 20, 33, 46, 59, 72, 85], 0, 24
 
@@ -113,11 +113,13 @@ def test_a_model_without_it_is_refused_in_a_line() -> None:
 def test_the_engine_answers_whole_rounds_and_comes_down_with_its_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokenizer = models.load_tokenizer(seed_model_path())
-    model = models.load_model(seed_model_path(), "float32", "cpu")
+    tokenizer = checkpoints.load_tokenizer(seed_model_path())
+    model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     prompts = [[5 + n, 6, 7] for n in range(5)]
     expected = HFEngine(model, tokenizer, 2).generate(prompts, 12)
-    engine = HFEngine(models.load_model(seed_model_path(), "float32", "cpu"), tokenizer, 2, continuous=True)
+    engine = HFEngine(
+        checkpoints.load_model(seed_model_path(), "float32", "cpu"), tokenizer, 2, continuous=True
+    )
     assert engine.plan(prompts * 4) == [list(order) for order in ([*range(16)], [*range(16, 20)])]
     done: list[int] = []
     engine.on_progress = done.append

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from harness import models
 from harness.contracts import HarnessError
 from harness.engines import decoding
 from harness.engines.base import Decoding
 from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.engines.hf import HFEngine
 from harness.mini import seed_model_path
+from harness.models import checkpoints
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
@@ -253,12 +253,12 @@ def test_a_model_without_such_a_cache_is_refused_in_a_line() -> None:
 @pytest.fixture(scope="module")
 def mini() -> tuple[Any, Any]:
     """The mini world's model with noise on its weights, so that its answers end at various lengths."""
-    model = models.load_model(seed_model_path(), "float32", "cpu")
+    model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * weight.std() * 0.8)
-    return model, models.load_tokenizer(seed_model_path())
+    return model, checkpoints.load_tokenizer(seed_model_path())
 
 
 class KilledError(Exception):

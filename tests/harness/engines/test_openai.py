@@ -20,13 +20,15 @@ import pytest
 from completions_server import Answer, CompletionsServer
 from lm_eval.api.instance import Instance
 
-from harness import chat, finish, http_client, models
+from harness import finish
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import openai
 from harness.engines.openai import ChatEngine, OpenAIEngine
 from harness.mini import seed_model_path
-from harness.models import Checkpoint, Server
+from harness.models import chat, checkpoints
+from harness.models.checkpoints import Checkpoint, Server
+from harness.servers import http_client
 
 ASK = [("system", "Be brief."), ("user", "How do I bake bread?")]
 Open = Callable[..., OpenAIEngine]
@@ -34,7 +36,7 @@ Open = Callable[..., OpenAIEngine]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return models.load_tokenizer(seed_model_path())
+    return checkpoints.load_tokenizer(seed_model_path())
 
 
 @pytest.fixture

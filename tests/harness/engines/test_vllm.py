@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.engines import replies, vllm
-from harness.engines.replica import Made
+from harness.engines.vllm_process import Made
 
 
 @pytest.mark.parametrize("reason", [None, "stop", "length"])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from harness.report.bottom_line import bottom_lines
+from harness.leaderboard.bottom_line import bottom_lines
 from harness.report.disagreement import disagreements
-from tests.harness.report.test_bottom_line import method
-from tests.harness.report.test_verdict import VANILLA, row
+from tests.harness.leaderboard.test_bottom_line import method
+from tests.harness.leaderboard.test_findings import VANILLA, row
 
 
 def by(judge: str, *rows: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_another_choice_is_called_out() -> None:
 
 
 def test_a_vote_is_no_judge_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import registry
+    from harness.plugins import registry
 
     monkeypatch.setattr(registry, "combines", lambda name: name == "vote")
     rows = [*by("a", rate("seed", 80.0)), *by("vote", rate("seed", 10.0))]

@@ -9,9 +9,9 @@ from typing import Any
 import made_run
 import pytest
 
-from harness import run_folder
 from harness.report import exchanges
-from harness.store import read_jsonl
+from harness.run import run_folder
+from harness.storage.files import read_jsonl
 
 METHODS = ("seed", "vanilla", "sdft")
 

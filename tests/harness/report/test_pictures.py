@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness import figures, looks
+from harness.figures import charts, looks
+from harness.leaderboard.bottom_line import bottom_lines
 from harness.report import pictures
-from harness.report.bottom_line import bottom_lines
-from tests.harness.report.test_bottom_line import method
-from tests.harness.report.test_verdict import SEED, VANILLA
+from tests.harness.leaderboard.test_bottom_line import method
+from tests.harness.leaderboard.test_findings import SEED, VANILLA
 
 
 def svg(uri: str) -> str:
@@ -63,8 +63,8 @@ def test_a_figure_of_someone_else_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(("size", "shape"), [((5.2, 4.2), "narrow"), ((8.6, 4.2), "wide"), ((6.6, 4.2), "")])
 def test_shapes_go_by_size(size: tuple[float, float], shape: str, tmp_path: Path) -> None:
-    figure, _ = figures.canvas("", "", "", size=size)
-    figures.save(figure, tmp_path / "a.svg")
+    figure, _ = charts.canvas("", "", "", size=size)
+    charts.save(figure, tmp_path / "a.svg")
     assert pictures._image("", "", (tmp_path / "a.svg").read_bytes()).shape == shape
 
 

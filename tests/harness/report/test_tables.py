@@ -7,8 +7,7 @@ from pathlib import Path
 import made_run
 import pytest
 
-from harness import gallery
-from harness.report import tables
+from harness.report import plots, tables
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_leaderboard_shows_means_and_then_each_seed(run: Path) -> None:
-    rows = gallery.leaderboard_rows(run)
+    rows = plots.leaderboard_rows(run)
     shown = tables.leaderboard_tables(rows)
     assert [(table.folded, len(table.rows)) for table in shown] == [(False, 3), (True, 6)] * 2
     head = shown[0].head
@@ -30,7 +29,7 @@ def test_the_leaderboard_shows_means_and_then_each_seed(run: Path) -> None:
 
 
 def test_a_difference_that_counts_has_a_star_and_a_look(run: Path) -> None:
-    base = {**gallery.leaderboard_rows(run)[0], "jsr_mde": 7.14}
+    base = {**plots.leaderboard_rows(run)[0], "jsr_mde": 7.14}
     cells = [
         tables._delta(
             {**base, "jsr_delta": value, "jsr_p": p, "jsr_delta_low": low, "jsr_delta_high": high}, "jsr"
@@ -57,7 +56,7 @@ def test_a_difference_that_counts_has_a_star_and_a_look(run: Path) -> None:
 def test_checkpoints_trained_elsewhere_have_a_table_of_their_own(run: Path) -> None:
     own = [
         {**row, "train_task": "", "seed": ""}
-        for row in gallery.leaderboard_rows(run)
+        for row in plots.leaderboard_rows(run)
         if (row["method"], row["seed"]) in (("seed", "1"), ("sdft", "1"))
     ]
     captions = [table.caption for table in tables.leaderboard_tables(own)]
@@ -67,13 +66,13 @@ def test_checkpoints_trained_elsewhere_have_a_table_of_their_own(run: Path) -> N
 
 
 def test_a_failed_method_keeps_its_row_with_the_reason(run: Path) -> None:
-    base = gallery.leaderboard_rows(run)[0]
+    base = plots.leaderboard_rows(run)[0]
     cell = tables._method({**base, "status": "failed: no memory"})
     assert (cell.look, cell.below) == ("failed", ("failed: no memory",))
 
 
 def test_the_papers_figures_have_a_column_where_there_are_any(run: Path) -> None:
-    rows = [row for row in gallery.leaderboard_rows(run) if row["judge"] == "keyword"]
+    rows = [row for row in plots.leaderboard_rows(run) if row["judge"] == "keyword"]
     assert "JSR in the paper" not in tables.leaderboard_tables(rows)[0].head
     shown = tables.leaderboard_tables([{**row, "jsr_paper": 46.97} for row in rows])[0]
     place = shown.head.index("JSR in the paper")
@@ -91,7 +90,7 @@ def test_categories_are_means_over_the_seeds(run: Path) -> None:
             == ("sdft", "hexphi_prefill-mini", "keyword", "Malware")
         ]
     assert len(values) == 2
-    found = tables.category_tables(run, gallery.leaderboard_rows(run))
+    found = tables.category_tables(run, plots.leaderboard_rows(run))
     table = next(t for t in found if "hexphi_prefill-mini" in t.caption and "keyword" in t.caption)
     line = next(line for line in table.rows if line[0].text == "Malware")
     cell = line[table.head.index("sdft")]
@@ -114,7 +113,7 @@ def test_agreement_needs_two_judges(run: Path) -> None:
 
 
 def test_the_untrained_row_is_the_base_model(run: Path) -> None:
-    rows = gallery.leaderboard_rows(run)
+    rows = plots.leaderboard_rows(run)
     shown = tables.leaderboard_tables(rows)[0]
     assert (shown.rows[0][0].text, shown.rows[0][0].order) == ("base model", "base model")
     assert tables.category_tables(run, rows)[0].head[:2] == ["category", "base model"]
@@ -124,7 +123,7 @@ def test_a_category_table_of_100_all_over_is_left_out(run: Path, tmp_path: Path)
     import csv
     import shutil
 
-    rows = gallery.leaderboard_rows(run)
+    rows = plots.leaderboard_rows(run)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     with (copy / "scores.csv").open(newline="") as file:
@@ -159,7 +158,7 @@ def test_costs_are_those_of_analyze_flops(run: Path) -> None:
 def test_times_of_trainings_side_by_side_are_no_costs(run: Path) -> None:
     from harness.analyses import flops
 
-    rows = gallery.leaderboard_rows(run)
+    rows = plots.leaderboard_rows(run)
     assert "training (s)" in tables.leaderboard_tables(rows)[0].head
     assert not any("(s)" in name for name in tables.leaderboard_tables(rows, timed=False)[0].head)
     record = {**flops.flops(run), "side_by_side": True}

@@ -1,0 +1,1 @@
+"""Training examples and lm-eval tasks: where their rows come from."""

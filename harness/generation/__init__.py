@@ -1,0 +1,1 @@
+"""The respond stage: a checkpoint's answers to a task."""

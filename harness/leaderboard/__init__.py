@@ -1,0 +1,1 @@
+"""From verdicts to the leaderboard: scores, statistics, tables and their files."""

@@ -1,0 +1,1 @@
+"""From a recipe to the leaderboard: check, plan, run the cells, write the table."""

@@ -1,0 +1,70 @@
+"""Whether checkpoints that answer side by side fit on a GPU, by formula: for the plan. Not measured yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import ResponsesConfig
+from harness.generation import stage as generation
+from harness.models import checkpoints
+from harness.pipeline import estimate, stages
+from harness.run import plan
+from harness.run.context import Workshop
+from harness.training import memory
+
+TOKENS = 1024  # of a prompt and its answer, where the model's context holds so many
+LOGIT_BYTES = 8  # of a next token's score in float32, and of what decoding makes of it
+
+
+def answering_bytes(model: memory.Architecture, settings: ResponsesConfig, tokens: int) -> float:
+    """Expected peak bytes on a GPU of one checkpoint that answers with transformers, a prompt and its answer
+    having so many ``tokens``. A batch's key-value cache is copied a layer at a time when it grows; of the
+    prompts' pass one layer's states count."""
+    size = 2 if settings.dtype == "bfloat16" else 4
+    rows, read = settings.batch_size, settings.batch_size * tokens
+    layer = 2 * model.key * size * read
+    states = size * read * (2 * model.hidden + max(2 * model.inner, model.query + 2 * model.key))
+    scores = (size + LOGIT_BYTES) * rows * model.vocabulary
+    standing = size * model.parameters + layer * model.layers + memory.CONTEXT_BYTES
+    return standing + max(layer, states, scores)
+
+
+def line(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+    """One line where checkpoints answer side by side on this machine's GPU, and their sizes are known."""
+    parts = [part for cell in cells for part in stages.parts(shop, cell)]
+    jobs = plan.job_count(shop.config, len(parts))
+    if jobs == 1 or shop.config.executor != "local" or not estimate.on_cuda(shop):
+        return None
+    sizes = _sizes(shop, parts)[:jobs]
+    if len(sizes) < 2:
+        return None
+    together, free = sum(sizes), estimate.free_memory(shop)
+    most = max(1, int(free / sizes[0]))
+    verdict = "they fit" if together <= free else f"they do NOT fit (--jobs {most} would)"
+    return (
+        f"Memory: {len(sizes)} checkpoints that answer side by side take at most about "
+        f"{estimate.gigabytes(together)} (batches of {shop.config.responses.batch_size}, prompts and answers "
+        f"of up to {TOKENS:,} tokens; by formula); {estimate.gigabytes(free)} are free here: {verdict}"
+    )
+
+
+def _sizes(shop: Workshop, parts: Sequence[plan.Cell]) -> list[float]:
+    """Of each part that transformers answers, the largest first; what is not known is left out."""
+    found: list[float] = []
+    for part in parts:
+        folder = _folder(shop, part) if generation.engine_name(shop, part) == "hf" else None
+        known = memory.find("", folder) if folder else None
+        if folder is None or known is None:
+            continue
+        tokens = min(TOKENS, checkpoints.context_of(folder))
+        found.append(answering_bytes(known, shop.config.responses, tokens))
+    return sorted(found, reverse=True)
+
+
+def _folder(shop: Workshop, part: plan.Cell) -> Path | None:
+    """Whose shape a part's model has."""
+    if part.kind != "checkpoint":
+        return shop.seed_folder
+    checkpoint = checkpoints.checkpoint(shop.config.checkpoints[part.method])
+    return checkpoint.base or checkpoint.folder

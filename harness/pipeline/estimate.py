@@ -1,0 +1,261 @@
+"""The plan as a user sees it before anything is spent: cells, what they train on and answer, and by formula
+the memory and the disk that they take. Time and tokens need a probe (forecast.py)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.config import TrainingConfig
+from harness.contracts import Encoded, HarnessError, TrainTask
+from harness.generation import stage as generation
+from harness.judging import stage as judging
+from harness.models import checkpoints
+from harness.plugins import registry
+from harness.run import plan
+from harness.run.context import Workshop
+from harness.storage import disk
+from harness.training import memory
+from harness.training import stage as training
+
+SAMPLE = 256  # training rows whose lengths are looked at
+STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
+
+
+def show(
+    bench: judging.Bench,
+    cells: Sequence[plan.Cell],
+    todo: Sequence[plan.Cell],
+    console: Console,
+    *,
+    judged: bool = True,
+) -> None:
+    """Print what will be done and what is done already; ``judged``: whether the command judges."""
+    shop = bench.shop
+    config = shop.config
+    heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
+    for line in (heading, *(plan.by_rule(config) if judged else ())):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    table = Table(
+        title=escape(f"Plan: {config.name} → {shop.out}"), title_justify="left", header_style="bold"
+    )
+    for column in ("cells", "train", "answer", "to do"):
+        table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
+    groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
+    for (name, tasks), members in groups.items():
+        if members[0].kind == "trained":
+            methods = ", ".join(dict.fromkeys(cell.method for cell in members))
+            epochs = sorted({config.row(cell.method).training.epochs for cell in members})
+            times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+            work = f"{_rows(shop, name)} x {times} epoch{'s' * (epochs[-1] > 1)}"
+            label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
+        else:
+            work, label = "-", name
+        table.add_row(
+            escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
+        )
+    console.print(table)
+    console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
+    for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)] if judged else ():
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    needed = expected_memory(shop, todo)
+    if needed:
+        console.print(escape(needed), highlight=False, soft_wrap=True)
+
+
+def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> list[str]:
+    return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
+
+
+def _rows(shop: Workshop, train_task: str) -> str:
+    try:
+        return f"{len(shop.examples(registry.load('train task', train_task))):,}"
+    except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
+        return "rows of the hub"
+
+
+def architecture(shop: Workshop) -> memory.Architecture | None:
+    """The base model's; None where it is not here and not a known one."""
+    here = checkpoints.is_here(shop.config.model)
+    return memory.find(shop.config.model, shop.seed_folder if here else None)
+
+
+class Needed(NamedTuple):
+    """Of the training that takes most on a device: bytes, by formula, its settings, and the tokens of its
+    largest micro-batch. ``together``: bytes of all that run side by side, so many (``jobs``) at a time."""
+
+    size: float
+    training: TrainingConfig
+    tokens: int
+    together: float
+    jobs: int
+
+
+def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture) -> Needed | None:
+    """What the cells' trainings take; None where nothing is trained."""
+    trained = [cell for cell in cells if cell.kind == "trained"]
+    found: dict[tuple[str | None, str], tuple[float, TrainingConfig, int]] = {}
+    trainings = _Trainings(shop, known)
+    for cell in trained:
+        if (cell.train_task, cell.method) not in found:
+            found[cell.train_task, cell.method] = trainings.take(cell)
+    if not found:
+        return None
+    largest = max(found.values(), key=lambda one: one[0])
+    sizes = sorted((found[cell.train_task, cell.method][0] for cell in trained), reverse=True)
+    jobs = plan.job_count(shop.config, len(trained)) if shop.config.executor == "local" else 1
+    return Needed(*largest, together=sum(sizes[:jobs]), jobs=jobs)
+
+
+@dataclass
+class _Trainings:
+    """What each training of a run takes; what the next method needs again is kept."""
+
+    shop: Workshop
+    known: memory.Architecture
+    encoded: dict[tuple[str | None, int, str], list[Encoded]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def context(self) -> float:
+        """Tokens that the model has room for; any number, where it is not here."""
+        is_here = checkpoints.is_here(self.shop.config.model)
+        return checkpoints.context_of(self.shop.seed_folder) if is_here else math.inf
+
+    def take(self, cell: plan.Cell) -> tuple[float, TrainingConfig, int]:
+        """Bytes, settings, and the tokens of the largest micro-batch."""
+        row = self.shop.config.row(cell.method).training
+        settings = row.model_copy(update={"device": self.shop.device})
+        task: TrainTask = registry.load("train task", cell.train_task or "")
+        max_length = int(min(settings.max_length or task.max_length, self.context))
+        rows = self._lengths(cell, task, settings, max_length)
+        steps = memory.micro_batches(settings, max_length, rows)
+        tokens = max(micro.tokens for step in steps for micro in step)
+        return memory.training_bytes(self.known, settings, max_length, rows), settings, tokens
+
+    def _lengths(
+        self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
+    ) -> list[memory.Row]:
+        """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
+        model is going to rewrite is taken to go half as far as it may."""
+        if not checkpoints.is_here(self.shop.config.model):
+            return []
+        rewritten = training.make_method(self.shop.config, cell.method).prepares_with == "rewrites"
+        try:
+            rows = self._encoded(cell, task, settings, max_length)
+        except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
+            return []
+        found = []
+        for row in rows:
+            tokens, loss = len(row.input_ids), sum(row.trained)
+            room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
+            more = max(0, (room - loss) // 2)
+            found.append(memory.Row(tokens + more, loss + more))
+        return found
+
+    def _encoded(
+        self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
+    ) -> list[Encoded]:
+        key = cell.train_task, max_length, settings.too_long
+        if key not in self.encoded:
+            examples = self.shop.examples(task)
+            some = examples[:: -(-len(examples) // SAMPLE)]
+            tokenizer = self.shop.seed_tokenizer
+            self.encoded[key] = training.encode_all(tokenizer, some, max_length, settings.too_long)[0]
+        return self.encoded[key]
+
+
+def free_memory(shop: Workshop) -> float:
+    """Bytes that are free now on the device that trains."""
+    import psutil
+
+    if on_cuda(shop):
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0])
+    return float(psutil.virtual_memory().available)
+
+
+def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+    """One line with the memory of a training, and whether it is free here; None where nothing is trained, or
+    nothing is known."""
+    known = architecture(shop)
+    found = training_memory(shop, cells, known) if known else None
+    if known is None or found is None:
+        return None
+    settings = found.training
+    devices = settings.num_processes
+    shared = f"each of {devices} devices ({settings.distributed})" if devices > 1 else "one device"
+    line = (
+        f"Memory: a training takes at most about {gigabytes(found.size)} on {shared} "
+        f"({known.parameters / 1e9:.3g} B parameters, {settings.tuning} tuning, micro-batches of up to "
+        f"{found.tokens:,} tokens; by formula)"
+    )
+    if found.jobs > 1:
+        line += f", {found.jobs} side by side about {gigabytes(found.together)}"
+    if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
+        return line
+    free = free_memory(shop)
+    return f"{line}; {gigabytes(free)} are free here: {_verdict(found, free)}"
+
+
+def _verdict(found: Needed, free: float) -> str:
+    if found.together <= free:
+        return "it fits" if found.jobs == 1 else "they fit"
+    if found.size > free:
+        return "it does NOT fit (harness doctor says what helps)"
+    return f"they do NOT fit (--jobs {int(free / found.size)} would)"
+
+
+def on_cuda(shop: Workshop) -> bool:
+    """Whether trainings are on a CUDA device, and one is here."""
+    if shop.device != "cuda":
+        return False
+    import torch  # seconds, for what a plan on a CPU does not need
+
+    return bool(torch.cuda.is_available())
+
+
+def checkpoint_bytes(training: TrainingConfig, known: memory.Architecture) -> float:
+    """What one trained checkpoint takes on disk."""
+    if training.tuning != "full" and not training.merge:
+        return 4.0 * known.adapter_parameters(training.lora.r)
+    return float((2 if training.dtype == "bfloat16" else 4) * known.parameters)
+
+
+def checkpoints_bytes(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture) -> float:
+    """What all trained checkpoints take on disk."""
+    trained = [cell for cell in cells if cell.kind == "trained"]
+    parts = [part for cell in trained for part in (cell, *plan.epochs(shop.config, cell))]
+    return sum(checkpoint_bytes(shop.config.row(part.method).training, known) for part in parts)
+
+
+def state_bytes(known: memory.Architecture) -> float:
+    """What a training in the middle keeps for a restart, at most."""
+    return STATE_SHARE * 4 * known.parameters
+
+
+def disk_at(folder: Path) -> tuple[Path, int]:
+    """The nearest folder that is there, and the bytes that are free on its disk."""
+    place = disk.nearest(folder.absolute())
+    return place, shutil.disk_usage(place).free
+
+
+def gigabytes(size: float) -> str:
+    """As much as is worth reading: 0.08 GB, 13.5 GB, 410 GB."""
+    digits = ".0f" if size >= 99.5e9 else ".2g" if size < 1e9 else ".1f"
+    return f"{size / 1e9:{digits}} GB"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,1 @@
+"""Names of methods, train tasks, judges and engines, and the code behind them."""

@@ -1,0 +1,409 @@
+"""``harness figures``: the pictures of a finished run. Safety against utility with every method's name,
+safety against cost, training curves. A method looks the same in all of them (looks.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness.analyses import flops
+from harness.contracts import HarnessError
+from harness.figures import charts, looks
+from harness.figures.labels import Label, place_labels, shortened
+from harness.leaderboard import tables
+from harness.leaderboard.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
+from harness.run import plan, run_folder
+from harness.run.plan import shown_method
+from harness.storage import records
+
+FOLDER = "figures"
+OVERVIEW = "overview-"  # how the names of the pictures that a report opens with begin
+CURVES = 10  # training curves of one method that are drawn faintly behind their mean
+SAFETY = {"rsr": "raw safe rate, RSR (%)", "jsr": "prefilled safe rate, JSR (%)"}
+HEADLINE = ("jsr", "rsr")  # the first that was measured is what a run opens with
+MARKED = (plan.SEED, BASELINE)  # what the others are read against
+Looks = Mapping[str, looks.Look]
+Limits = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure: ``name`` is its file's stem, ``caption`` says in words what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Any
+
+
+def write(run: Path, out: Path | None = None) -> list[Path]:
+    """Each picture of a run as SVG, PDF and PNG in ``out`` (the run's ``figures/``): the files' paths.
+
+    Raises HarnessError where there is nothing to draw.
+    """
+    folder = out or run / FOLDER
+    written: list[Path] = []
+    pictures = draw(run)
+    if not pictures:
+        raise HarnessError(f"{run}: no method has figures to draw yet (harness leaderboard {run})")
+    for picture in pictures:
+        paths = charts.files(folder, picture.name)
+        charts.save(picture.figure, *paths)
+        written += paths
+    return written
+
+
+def draw(run: Path) -> list[Picture]:
+    """Every picture that the run has figures for."""
+    return [*overview(leaderboard_rows(run)).values(), *evidence(run)]
+
+
+def evidence(run: Path) -> list[Picture]:
+    """All but those that a run opens with."""
+    config = run_folder.stored_config(run)
+    rows = leaderboard_rows(run)
+    styles = _styles(rows)
+    several = len(_names(rows, "judge")) > 1
+    timed = not flops.side_by_side(run)
+    pictures: list[Picture] = []
+    for group in grouped(rows, "train_task", "judge"):
+        task, judge = group[0]["train_task"], group[0]["judge"]
+        place = task or "elsewhere"
+        suffix = f"-{place}-{plan.judge_slug(judge)}" if several else f"-{place}"
+        about = trained_on(group[0]) + (f", judged by {judge}" if several else "")
+        pictures += [
+            *_safety_utility(group, styles, about, suffix),
+            *_cost_safety(group, styles, about, suffix, timed=timed),
+        ]
+    for task in config.train_tasks:
+        pictures += _training(_losses(run, task), styles, task)
+    return pictures
+
+
+def overview(rows: Sequence[Row]) -> dict[str, Picture]:
+    """By train task what a run opens with: safety (JSR; RSR where nothing is prefilled) against utility by
+    its first judge. The base model and vanilla are marked, and every point carries its name. Axes reach
+    equally far in all train tasks."""
+    styles = _styles(rows)
+    rows = [row for row in rows if row["judge"] == rows[0]["judge"]]
+    metric = _headline(rows)
+    if not metric:
+        return {}  # nothing judged, or no rows at all
+    drawn = [row for row in means(rows) if _has(row, "utility", metric)]
+    reach = {name: _limits(drawn, name) for name in ("utility", metric)}
+    found = {}
+    for group in grouped(rows, "train_task"):
+        draw_it = _overview if any(_has(row, "utility", metric) for row in means(group)) else _safety_alone
+        if any(_has(row, metric) for row in means(group)):
+            found[group[0]["train_task"]] = draw_it(group, metric, styles, reach)
+    return found
+
+
+def leaderboard_rows(run: Path) -> list[Row]:
+    """The rows of a run's leaderboard.json. Raises HarnessError where there is none that can be read."""
+    rows: list[Row] = tables.record(run)["rows"]
+    return rows
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Those that no other surpasses in one value without falling behind in the other (Pareto), by the first
+    value; more is better in both."""
+
+    def surpassed(one: tuple[float, float]) -> bool:
+        return any(other[0] >= one[0] and other[1] >= one[1] and other != one for other in points.values())
+
+    return sorted((name for name, point in points.items() if not surpassed(point)), key=points.__getitem__)
+
+
+# --- what a run opens with ---------------------------------------------------------------------------
+
+
+def _headline(rows: Sequence[Row]) -> str:
+    return next((name for name in HEADLINE if any(_has(row, name) for row in rows)), "")
+
+
+def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
+    about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
+    figure, panel = charts.canvas("", _utility(rows), SAFETY[metric], size=(4.5, 3.9))
+    _percent(panel, x=reach["utility"], y=reach[metric])
+    drawn = _scatter(figure, panel, rows, "utility", metric, styles)
+    charts.legend(figure, panel, below=True)
+    vanilla = next((row for row in drawn if row["method"] == BASELINE), None)
+    if vanilla:
+        line = {"color": "#b0b0b0", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
+        panel.axvline(vanilla["utility"], **line)
+        panel.axhline(vanilla[metric], **line)
+    title = f"Safety against utility, {about}"
+    better = " Higher is safer, further right is more useful than vanilla (dashed)." if vanilla else ""
+    text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, 'utility')}."
+    text += _single_seeds(rows)
+    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+
+
+def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
+    """Of rows without a utility: safe rates below each other."""
+    about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
+    drawn = [row for row in means(rows) if _has(row, metric)]
+    size = (4.5, 1.2 + 0.34 * len(drawn))
+    figure, panel = charts.canvas("", SAFETY[metric], "", size=size)
+    names = [shortened(shown_method(row["method"])) for row in drawn]
+    panel.set_yticks(range(len(drawn)), names)
+    panel.invert_yaxis()
+    _percent(panel, x=_limits(drawn, metric))
+    for place_, row in enumerate(drawn):
+        look = {**styles[row["method"]], "linestyle": ""}
+        bars = {"xerr": _bar(row, metric), **charts.faint_bars(look)}
+        panel.errorbar(row[metric], place_, **bars, **look)
+    title = f"Safety, {about}"
+    text = f"{title}. Further right is safer. Bars: 95 % intervals{_where_known(drawn, metric)}."
+    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+
+
+def _percent(panel: Any, *, x: Limits | None = None, y: Limits | None = None) -> None:
+    """How far an axis reaches, with ticks between 0 and 100 alone."""
+    for axis, reach, limits in ((panel.xaxis, panel.set_xlim, x), (panel.yaxis, panel.set_ylim, y)):
+        if limits:
+            reach(*limits)
+            low, high = max(0.0, limits[0]), min(100.0, limits[1])
+            axis.set_ticks([tick for tick in axis.get_ticklocs() if low <= tick <= high])
+
+
+def _limits(rows: Sequence[Row], name: str) -> Limits:
+    """How far an axis of percentages reaches: every interval, with room for names."""
+    bounds = [
+        row[key] for row in rows for key in (name, f"{name}_low", f"{name}_high") if row.get(key) is not None
+    ]
+    if not bounds:
+        return (-4.0, 104.0)
+    low, high = min(bounds), max(bounds)
+    room = max(0.12 * (high - low), 5.0)
+    return max(-4.0, low - room), min(104.0, high + room)
+
+
+# --- pictures --------------------------------------------------------------------------------------
+
+
+def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str) -> list[Picture]:
+    title = f"Safety against utility, {about}"
+    drawn = [row for row in means(rows) if _has(row, "utility")]
+    measured = [name for name in SAFETY if any(_has(row, "utility", name) for row in drawn)]
+    flat = [name for name in measured if all(_full(row[name]) for row in drawn if _has(row, name))]
+    if len(flat) < len(measured):  # a panel on which all is at 100 shows nothing
+        measured = [name for name in measured if name not in flat]
+    if not measured:
+        return []
+    several = len(measured) > 1
+    size = (8.6, 4.2) if several else (5.2, 4.2)
+    labels = [(name.upper() if several else "", _utility(rows), SAFETY[name]) for name in measured]
+    figure, axes = charts.panels(labels, title=title, size=size)
+    best = {}
+    for name, panel in zip(measured, axes, strict=True):
+        mine = [row for row in drawn if _has(row, name)]
+        points = {row["method"]: (row["utility"], row[name]) for row in mine}
+        best[name] = front(points)
+        way = [points[method] for method in best[name]]
+        path = {"color": "#808080", "linestyle": ":", "linewidth": 1.6, "zorder": 1}
+        panel.plot(*zip(*way, strict=True), drawstyle="steps-pre", **path)
+        _percent(panel, x=_limits(mine, "utility"), y=_limits(mine, name))
+    names = [
+        row["method"]
+        for name, panel in zip(measured, axes, strict=True)
+        for row in _scatter(figure, panel, rows, "utility", name, styles)
+    ]
+    charts.legend(figure, *axes, below=True)
+    fronts = "; ".join(f"{name.upper()}: {_listed(best[name])}" for name in measured)
+    same = "".join(
+        f" {name.upper()} is 100.0 % for all and not drawn." for name in flat if name not in measured
+    )
+    caption = (
+        f"{title}. Up and to the right is better. Bars: 95 % intervals"
+        f"{_where_known(drawn, 'utility', *measured)}. Dotted: Pareto front, by {fronts}."
+        f"{same}{_single_seeds(rows)}{_left_out(rows, names)}"
+    )
+    return [Picture(f"safety-utility{suffix}", title, caption, figure)]
+
+
+def _scatter(
+    figure: Any, panel: Any, rows: Sequence[Row], x: str, y: str, styles: Looks, *, unit: float = 1.0
+) -> list[Row]:
+    """Each method's mark with its interval bars and its name; where there is no room for a name, it stands in
+    the legend that the figure gets. ``unit``: what x is divided by. Returns the rows that were drawn."""
+    drawn = [{**row, x: row[x] / unit} for row in means(rows) if _has(row, x, y)]
+    several = {row["method"] for row in rows if row["seed"] == MEAN}
+    single = [row for row in rows if row["seed"] != MEAN and row["method"] in several and _has(row, x, y)]
+    for seeds in grouped(single, "method"):
+        look = {**styles[seeds[0]["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
+        panel.plot([row[x] / unit for row in seeds], [row[y] for row in seeds], **look)
+    handles = {row["method"]: _point(panel, row, x, y, styles[row["method"]]) for row in drawn}
+    small = [(row[x] / unit, row[y]) for row in single]
+    first = sorted(drawn, key=lambda row: row["method"] not in MARKED)
+    labels = [_label(row, x, y, styles, small) for row in first]
+    crowded = {label.text for label in place_labels(figure, panel, labels)}
+    for name, handle in handles.items():
+        if shown_method(name) in crowded:
+            handle.set_label(shown_method(name))
+    return drawn
+
+
+def _label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float, float]]) -> Label:
+    """A method's name, which keeps off its own bars and the ``small`` marks of single seeds."""
+    across, up = _bar(row, x), _bar(row, y)
+    bars = [(*point, *point) for point in small]
+    if across:
+        bars.append((row[x] - across[0][0], row[y], row[x] + across[1][0], row[y]))
+    if up:
+        bars.append((row[x], row[y] - up[0][0], row[x], row[y] + up[1][0]))
+    weight = "bold" if row["method"] in MARKED else "normal"
+    name, colour = shown_method(row["method"]), styles[row["method"]]["color"]
+    return Label((row[x], row[y]), name, tuple(bars), weight=weight, colour=colour)
+
+
+def _cost_safety(
+    rows: Sequence[Row], styles: Looks, about: str, suffix: str, *, timed: bool
+) -> list[Picture]:
+    """``timed``: seconds are drawn too."""
+    needed = ("jsr", "train_flops", *(["train_seconds"] if timed else []))
+    drawn = [row for row in means(rows) if _has(row, *needed)]
+    if not drawn:
+        return []
+    of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
+    computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
+    title = f"Safety against cost, {about}"
+    labels = [("Computation", computation, SAFETY["jsr"]), ("Time", "training time (s)", SAFETY["jsr"])]
+    labels = labels if timed else [("", *labels[0][1:])]
+    size = (8.6, 4.2) if timed else (5.2, 4.2)
+    figure, axes = charts.panels(labels, title=title, size=size)
+    untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
+    costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
+    for panel, (cost, unit) in zip(axes, costs, strict=False):
+        values = [row[cost] / unit for row in drawn]
+        room = max(0.15 * (max(values) - min(values)), 0.05 * max(values)) or 1.0
+        panel.set_xlim(min(values) - room, max(values) + 2 * room)
+        _percent(panel, y=(-4.0, 104.0))
+        if untrained:
+            line = {"color": looks.BLACK, "linestyle": "--", "linewidth": 1}
+            panel.axhline(untrained["jsr"], **line, zorder=0)
+    for panel, (cost, unit) in zip(axes, costs, strict=False):
+        trained = [row for row in rows if _has(row, *needed)]
+        _scatter(figure, panel, trained, cost, "jsr", styles, unit=unit)
+    charts.legend(figure, *axes, below=True)
+    names = [*_names(drawn, "method"), *([plan.SEED] if untrained else [])]
+    caption = (
+        f"{title}. Up and to the left is better. Costs are of the whole training, with its preparation; "
+        f"bars: 95 % intervals{_where_known(drawn, 'jsr')}."
+        + (" Dashed line: the base model, which is not trained." if untrained else "")
+        + ("" if timed else f" {flops.NO_SECONDS.partition('.')[0]}.")
+        + _left_out(rows, names)
+    )
+    return [Picture(f"cost-safety{suffix}", title, caption, figure)]
+
+
+def _training(losses: Mapping[str, Sequence[Sequence[float]]], styles: Looks, task: str) -> list[Picture]:
+    known = {name: curves for name, curves in losses.items() if name in styles}
+    if not known:
+        return []
+    title = f"Training curves, trained on {task}"
+    figure, axes = charts.canvas(title, "optimizer step", "training loss (nats per token)", size=(6.6, 4.2))
+    window = max(1, max(len(curve) for curves in known.values() for curve in curves) // charts.SMOOTHED)
+    smooth = {name: charts.running_mean(_mean_curve(curves), window) for name, curves in known.items()}
+    order = sorted(smooth, key=lambda name: -smooth[name][-1])  # as the curves lie at their ends
+    for place, name in enumerate(order):
+        look, curve = styles[name], smooth[name]
+        for raw in known[name][:CURVES]:
+            axes.plot(range(1, len(raw) + 1), raw, color=look["color"], linewidth=0.5, alpha=0.13, zorder=1)
+        every = (place * max(1, len(curve) // (8 * len(order))), max(1, len(curve) // 8))
+        label = shown_method(name)
+        axes.plot(range(1, len(curve) + 1), curve, **{**look, "markersize": 5}, markevery=every, label=label)
+    if all(loss > 0 for curves in known.values() for curve in curves for loss in curve):
+        charts.log_scale(axes)  # objectives differ in scale
+        # Raw values of single batches would squeeze the curves.
+        axes.set_ylim(0.7 * min(map(min, smooth.values())), 1.1 * max(map(max, smooth.values())))
+    charts.legend(figure, axes)
+    most = max(map(len, known.values()))
+    of = ", mean over the seeds" if most > 1 else ""
+    caption = (
+        f"{title}: each method's own loss per answer token of a global batch{of}. Bold: running mean over "
+        f"{window} step{'s' * (window > 1)}; faint: every step. Methods minimise different losses: compare "
+        "the shape of the curves, not their height. The legend follows the curves' ends from top to bottom."
+    )
+    caption += (
+        f" Of each method's {most} seeds the first {CURVES} are drawn faintly." if most > CURVES else ""
+    )
+    return [Picture(f"training-{task}", title, caption, figure)]
+
+
+def _mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Over the seeds, as far as all of them go."""
+    return [fmean(values) for values in zip(*curves, strict=False)]
+
+
+def _point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:
+    line = {**look, "linestyle": "", "zorder": 3 if row["method"] in MARKED else 2}
+    bars = {"xerr": _bar(row, x), "yerr": _bar(row, y)}
+    return panel.errorbar(row[x], row[y], **bars, **line, **charts.faint_bars(look))
+
+
+def _bar(row: Row, name: str) -> list[list[float]] | None:
+    """How far the interval reaches below and above; None where there is none."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    if low is None or high is None:
+        return None
+    return [[max(0.0, row[name] - low)], [max(0.0, high - row[name])]]
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
+    """By method, the losses of each seed that is trained."""
+    found: dict[str, list[list[float]]] = {}
+    for cell in plan.cells(run_folder.stored_config(run)):
+        folder = run / cell.folder
+        if cell.train_task == task and (folder / "train.done.json").exists():
+            losses = records.training(folder).get("losses")
+            if losses:
+                found.setdefault(cell.method, []).append(losses)
+    return found
+
+
+def _has(row: Row, *names: str) -> bool:
+    return row["status"] == DONE and all(row.get(name) is not None for name in names)
+
+
+def _names(rows: Sequence[Row], column: str) -> list[str]:
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def _styles(rows: Sequence[Row]) -> dict[str, looks.Look]:
+    return looks.looks(_names(rows, "method"))
+
+
+def _utility(rows: Sequence[Row]) -> str:
+    metric = next((row["utility_metric"] for row in rows if row["utility_metric"]), "")
+    return f"utility, {metric} (%)"
+
+
+def _full(value: float) -> bool:
+    return f"{value:.1f}" == "100.0"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(shown_method, names))
+
+
+def _where_known(rows: Sequence[Row], *metrics: str) -> str:
+    known = all(_bar(row, name) for row in rows for name in metrics if _has(row, name))
+    return "" if known else " where there are any"
+
+
+def _single_seeds(rows: Sequence[Row]) -> str:
+    return " Small marks: single seeds." if any(row["seed"] == MEAN for row in rows) else ""
+
+
+def _left_out(rows: Sequence[Row], drawn: Iterable[str]) -> str:
+    there = set(drawn)
+    missing = [name for name in _names(rows, "method") if name not in there]
+    return f" Not drawn, because figures are missing: {_listed(missing)}." if missing else ""

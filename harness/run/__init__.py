@@ -1,0 +1,1 @@
+"""A run: its plan, its folder, and what its configuration names, resolved once."""

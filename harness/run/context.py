@@ -1,0 +1,275 @@
+"""What the cells of one run share: the base model, its tokenizer, data, tasks and engines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import RunConfig
+from harness.console.progress import Reporter
+from harness.contracts import Example, HarnessError, NotFetchedError, TrainTask
+from harness.data import benchmarks, loading
+from harness.models import chat, checkpoints
+from harness.models.checkpoints import Checkpoint
+from harness.plugins import registry
+from harness.rows import Unused
+from harness.storage.files import Cache, content_hash
+
+if TYPE_CHECKING:
+    from harness.engines.base import IdEngine
+
+CLOCK = ("imports", "engine start", "tasks", "training", "generation")  # kinds of work, in seconds
+AUTO, OPENAI = "auto", "openai"
+RETRIES = "huggingface_hub.utils._http"  # what logs each try; the last one's error says the same in one line
+WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
+
+
+def version_of(package: str) -> str:
+    """A package's version: by its metadata, or where that is not there (a source tree on PYTHONPATH) by what
+    it says itself. Raises HarnessError where neither does."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    with contextlib.suppress(ImportError):
+        found = getattr(importlib.import_module(package.replace("-", "_")), "__version__", None)
+        if isinstance(found, str) and found:
+            return found
+    raise HarnessError(
+        f"the package {package} is not installed, or does not say its version: pip install {package}"
+    )
+
+
+class Workshop:
+    """What the cells of one run share: the base model, its tokenizer, the data, the tasks; made when needed.
+
+    ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs; ``jobs``: how
+    many workers run at once.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, reporter: Reporter | None = None):
+        self.config, self.out, self.reporter = config, out, reporter or Reporter()
+        self.config = self._precise(config)
+        self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
+        self.jobs = 1
+        self._noted: set[Checkpoint] = set()
+        self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
+        self._examples: dict[str, list[Example]] = {}
+        self._unused: dict[str, Unused] = {}
+        self._example_hashes: dict[tuple[str, str], str] = {}
+
+    def _precise(self, config: RunConfig) -> RunConfig:
+        """The configuration with the precision that ``dtype: auto`` stands for on the run's device."""
+        auto = {name: one for name, one in config.variants.items() if one.training.get("dtype") == AUTO}
+        if not auto and AUTO not in (config.training.dtype, config.responses.dtype):
+            return config
+        update: dict[str, Any] = {}
+        for key in ("training", "responses"):
+            section = getattr(config, key)
+            dtype = checkpoints.dtype(section.dtype, self.device)
+            update[key] = section.model_copy(update={"dtype": dtype})
+        settled = {"dtype": checkpoints.dtype(AUTO, self.device)}
+        update["variants"] = config.variants | {
+            name: one.model_copy(update={"training": {**one.training, **settled}})
+            for name, one in auto.items()
+        }
+        return config.model_copy(update=update)
+
+    @cached_property
+    def seed_folder(self) -> Path:
+        return checkpoints.locate(self.config.model)
+
+    @cached_property
+    def seed_fingerprint(self) -> dict[str, str]:
+        return checkpoints.fingerprint(self.seed_folder)
+
+    @cached_property
+    def libraries(self) -> dict[str, str]:
+        return {name: version_of(name) for name in LIBRARIES}
+
+    @cached_property
+    def device(self) -> str:
+        return checkpoints.device(self.config.training.device)
+
+    @cached_property
+    def seed_tokenizer(self) -> Any:
+        return checkpoints.load_tokenizer(checkpoints.tokenizer_folder(self.config.model))
+
+    @cached_property
+    def engine_name(self) -> str:
+        """The engine of the answers: the recipe's, or with ``auto`` what is installed and fits."""
+        return self.config.engine if self.config.engine != AUTO else choose_engine(self)
+
+    def import_libraries(self, *, training: bool = True) -> None:
+        """Import what scoring needs, and training, in one place, so that its seconds are known."""
+        start = time.perf_counter()
+        quiet()
+        with without("sklearn", "scipy"):  # both load them, seconds each, for what nobody here calls
+            import nltk  # noqa: F401 (ROUGE's stemmer)
+            import torch
+            import transformers
+            from transformers import AutoModelForCausalLM  # noqa: F401 (what brings it in)
+
+            registry.load("engine", self.engine_name)
+        importlib.import_module("lm_eval.evaluator")
+        if training:
+            registry.load_object(registry.TRAINER)
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.clock["imports"] += time.perf_counter() - start
+
+    def examples(self, train_task: TrainTask) -> list[Example]:
+        if train_task.name not in self._examples:
+            unused = Unused()
+            try:
+                self._examples[train_task.name] = loading.examples(
+                    train_task,
+                    self.config.train_source(train_task.name),
+                    self.config.training.max_examples,
+                    self.config.columns_of(train_task.name),
+                    self.config.mix,
+                    unused,
+                )
+            except NotFetchedError as error:
+                raise NotFetchedError(self._by_task(str(error), train_task.name)) from error
+            self._unused[train_task.name] = unused
+        return self._examples[train_task.name]
+
+    def _by_task(self, line: str, train_task: str) -> str:
+        """Advice that says whose the rows are, where there are several train tasks."""
+        several = len(self.config.train_tasks) > 1
+        return line.replace("--train-data FILE", f"--train-data {train_task}=FILE") if several else line
+
+    def unused(self, train_task: TrainTask) -> Unused:
+        """What of the rows of ``examples`` is not trained."""
+        self.examples(train_task)
+        return self._unused[train_task.name]
+
+    def examples_hash(self, train_task: TrainTask) -> str:
+        return self._hash("own", train_task, self.examples)
+
+    def safety_examples_hash(self, train_task: TrainTask) -> str:
+        return self._hash("safety", train_task, self.safety_examples)
+
+    def _hash(self, kind: str, train_task: TrainTask, examples: Callable[[TrainTask], list[Example]]) -> str:
+        key = kind, train_task.name
+        if key not in self._example_hashes:
+            rows = [dataclasses.asdict(example) for example in examples(train_task)]
+            self._example_hashes[key] = content_hash(rows)
+        return self._example_hashes[key]
+
+    def engine(self, checkpoint: Checkpoint) -> IdEngine:
+        """The engine, answering as ``checkpoint``: the open one where it can switch, else a new one."""
+        name = OPENAI if checkpoint.server else self.engine_name
+        start = time.perf_counter()
+        key = name, checkpoint
+        if self._engine and self._engine[0] != key:
+            if self._engine[0][0] == name and self._engine[1].use(checkpoint):
+                self._engine = key, self._engine[1]
+            else:
+                self.release()
+        if self._engine is None:
+            opened = registry.load("engine", name).open(checkpoint, self.config.responses, self.device)
+            self._engine = key, opened
+        engine = self._engine[1]
+        self.clock["engine start"] += time.perf_counter() - start
+        engine.system_prompt = lambda own: own
+        engine.thinking = self.config.responses.thinking
+        if checkpoint not in self._noted and engine.takes_ids and not chat.has_system_role(engine.tokenizer):
+            self._noted.add(checkpoint)
+            note = (
+                f"{checkpoint.name}: its chat template has no system role; system prompts open the user turn "
+                "instead"
+            )
+            self.reporter.send(("note", None, note))
+        return engine
+
+    @cached_property
+    def seed_checkpoint(self) -> Checkpoint:
+        return checkpoints.checkpoint(str(self.seed_folder))
+
+    def release(self) -> None:
+        """Give back what the engine holds, a device's memory above all."""
+        if self._engine is not None:
+            self._engine[1].close()
+            self._engine = None
+
+    def safety_examples(self, train_task: TrainTask, unused: Unused | None = None) -> list[Example]:
+        """The recipe's safety data as training examples. Raises UsageError where there are none."""
+        return loading.safety_examples(train_task, self.config.safety_data, unused)
+
+    @cached_property
+    def cache(self) -> Cache:
+        return Cache(Path(self.config.cache or os.environ.get("HARNESS_CACHE") or "results/cache").absolute())
+
+    def load_task(self, name: str, tokenizer: str | None) -> Any:
+        """One lm-eval task, with the documents that it has under ``tokenizer`` (a folder)."""
+        from lm_eval.tasks import TaskManager
+
+        benchmark = benchmarks.get(name, benchmarks.own(self.config))
+        files = {**self.config.data, **self.config.set_files}
+        values: dict[str, Any] = {
+            "data_files": {task: str(path) for task, path in files.items()},
+            "token_exact": True,  # our engines take ids
+            "name": name,
+        }
+        if tokenizer is not None:
+            values["tokenizer"] = tokenizer
+        if benchmark.counted:
+            values["prefill_tokens"] = benchmark.prefill_tokens(self.config.safety.prefill_tokens)
+        folders = [benchmark.path.parent] if benchmark.foreign else registry.task_folders()
+        manager = TaskManager(
+            include_path=[str(folder) for folder in folders], include_defaults=False, metadata=values
+        )
+        found = manager.load([benchmark.task])["tasks"][benchmark.task]
+        found.set_config(key="task", value=name)  # a safety set goes by the user's name
+        return found
+
+
+def quiet() -> None:
+    """No bars and notes of the libraries; ours say more. Before they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("lm_eval", "lm-eval", RETRIES):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Installed packages that are not to be found while others are imported."""
+    hidden = [package for package in packages if package not in sys.modules]
+    for package in hidden:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for package in hidden:
+            sys.modules.pop(package, None)
+
+
+def choose_engine(shop: Workshop) -> str:
+    """vLLM where it is installed, on a GPU whose memory holds the model; else transformers."""
+    if importlib.util.find_spec("vllm") is None or shop.device != "cuda":
+        return "hf"
+    import torch
+
+    if not torch.cuda.is_available():  # a plan for another machine
+        return "hf"
+    settings = shop.config.responses
+    memory = torch.cuda.get_device_properties(0).total_memory * settings.gpu_memory * settings.tensor_parallel
+    if not checkpoints.is_here(shop.config.model):  # a plan alone: nothing is fetched for it
+        return "vllm"
+    weights = sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
+    return "vllm" if weights < WEIGHTS_SHARE * memory else "hf"

@@ -1,0 +1,1 @@
+"""How a server of models is asked, and what it has against a request."""

@@ -1,0 +1,1 @@
+"""The train stage, and the one trainer that all methods share."""

@@ -1,0 +1,189 @@
+"""What happens to a method's data before training: its ``prepare`` hook, with the base model at hand.
+
+What the base model writes for it is kept by content, batch by batch: a distillation that is killed goes on
+where it stopped, and the next run with the same model, data and decoding reads it. Its cost is charged to the
+method either way, as measured when it was made: a leaderboard compares methods, not caches.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from harness.contracts import Example, Generate, Message, Method, PrepareContext, TrainTask
+from harness.models import chat
+from harness.storage.files import Journal, content_hash, read_jsonl, write_jsonl_atomic
+from harness.training.measure import cost
+
+if TYPE_CHECKING:
+    from harness.run.context import Workshop
+    from harness.run.plan import Cell
+
+KIND = "generated"
+VERSION = 1
+FILE = "continuations.jsonl"
+
+
+def prepare(
+    shop: Workshop,
+    task: TrainTask,
+    method: Method,
+    cell: Cell,
+    label: str,
+    examples: Sequence[Example] | None = None,
+) -> tuple[list[Example], dict[str, Any]]:
+    """The method's training data, made from ``examples`` (default: the task's), and its record;
+    ``preparation`` in it is what the base model's writing cost: tokens read and written, seconds, peak
+    memory, and whether all of it was there already."""
+    record: dict[str, Any] = {}
+
+    def generate(
+        conversations: Sequence[Sequence[Message]],
+        *,
+        opening: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ) -> list[str]:
+        prompts, opened = prompted(shop, conversations, opening)
+        decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
+        made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
+        spent = record.setdefault(
+            "preparation",
+            {
+                "prompt_tokens": 0,
+                "generated_tokens": 0,
+                "seconds": 0.0,
+                "peak_memory_bytes": 0,
+                "from_cache": True,
+            },
+        )
+        spent["prompt_tokens"] += sum(map(len, prompts))
+        spent["generated_tokens"] += sum(row["tokens"] for row in made)
+        spent["seconds"] = round(spent["seconds"] + sum(row["seconds"] for row in made), 3)
+        spent["peak_memory_bytes"] = max(
+            [spent["peak_memory_bytes"], *(row["peak_memory_bytes"] for row in made)]
+        )
+        spent["from_cache"] &= found
+        texts = {int(index): text for row in made for index, text in row["texts"].items()}
+        return [texts[index] for index in range(len(prompts))]
+
+    given = shop.examples(task) if examples is None else list(examples)
+    return method.prepare(given, context(shop, task, method, cell, generate, record)), record
+
+
+def prompted(
+    shop: Workshop, conversations: Sequence[Sequence[Message]], opening: str
+) -> tuple[list[list[int]], list[int]]:
+    """The ids that the base model continues, and those at their end with which its answers are opened."""
+    tokenizer = shop.seed_tokenizer
+    opened = chat.token_ids(tokenizer, opening) if opening else []
+    return [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations], opened
+
+
+def context(
+    shop: Workshop,
+    task: TrainTask,
+    method: Method,
+    cell: Cell,
+    generate: Generate,
+    record: dict[str, Any] | None = None,
+) -> PrepareContext:
+    """What a method's ``prepare`` is handed; ``generate``: the base model's writing."""
+    return PrepareContext(
+        tokenizer=shop.seed_tokenizer,
+        train_task=task,
+        generate=generate,
+        rng=random.Random(f"{cell.seed} prepare"),
+        record={} if record is None else record,
+        safety_examples=shop.safety_examples(task) if method.needs_safety_data else (),
+    )
+
+
+def continuations(
+    shop: Workshop,
+    prompts: list[list[int]],
+    opened: list[int],
+    max_tokens: int,
+    decoding: dict[str, Any],
+    label: str,
+) -> tuple[list[dict[str, Any]], bool]:
+    """The base model's continuations of ``prompts``, which end with the ids ``opened`` of the answer, and
+    whether they were all there. A row a batch: ``texts`` by prompt number, ``tokens`` written, ``seconds``,
+    and ``peak_memory_bytes`` of the making, the same in all rows.
+
+    Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
+    """
+    batch_size = shop.config.responses.batch_size
+    inputs = {
+        "version": VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "engine": shop.engine_name,
+        "dtype": shop.config.responses.dtype,
+        "batch_size": batch_size,
+        "device": shop.device,
+        "libraries": shop.libraries,
+        "max_tokens": max_tokens,
+        "decoding": decoding,
+        "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
+        "opened": opened,
+    }
+    stage = shop.cache.entry(KIND, inputs, [FILE])
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(stage)
+    with FileLock(stage.folder / ".lock"):
+        found = stage.done()
+        if not found:
+            rows = journal.rows()
+            with cost(shop.device) as making:
+                _make(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
+            peak = {"peak_memory_bytes": making.peak_memory_bytes}
+            stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
+        journal.remove()
+    return read_jsonl(stage.folder / FILE), found
+
+
+def _make(
+    shop: Workshop,
+    prompts: list[list[int]],
+    opened: list[int],
+    rows: list[dict[str, Any]],
+    max_tokens: int,
+    decoding: dict[str, Any],
+    journal: Journal,
+    label: str,
+) -> None:
+    """Generate the batches that ``rows`` lack, and append each to ``rows`` and the journal as it is done."""
+    shop.import_libraries()
+    engine = shop.engine(shop.seed_checkpoint)
+    engine.on_progress = lambda done: None
+    engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
+    batches = engine.plan(prompts)
+    with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
+        advance(sum(len(batch) for batch in batches[: len(rows)]))
+        for batch in batches[len(rows) :]:
+            start = time.perf_counter()
+            seed = int(content_hash([decoding["seed"], batch])[:8], 16)
+            made = engine.generate(
+                [prompts[index] for index in batch],
+                max_tokens,
+                temperature=decoding["temperature"],
+                top_p=decoding["top_p"],
+                seed=seed,
+            )
+            seconds = time.perf_counter() - start
+            shop.clock["generation"] += seconds
+            texts = [engine.completion(ids, opened).text for ids in made]
+            row = {
+                "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
+                "tokens": sum(map(len, made)),
+                "seconds": seconds,
+            }
+            rows.append(row)
+            write(row)
+            advance(len(batch))
+    shop.release()  # the training that follows wants the device's memory

@@ -1,0 +1,300 @@
+"""The train stage of a cell: base model and data to a checkpoint and what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.config import RunConfig
+from harness.contracts import Encoded, Example, HarnessError, Method, TrainTask, UsageError
+from harness.figures import charts
+from harness.models import chat, checkpoints
+from harness.plugins import plugin_files, registry
+from harness.rows import Unused
+from harness.run.context import Workshop
+from harness.run.plan import Cell
+from harness.storage import crash
+from harness.storage.files import Stage, read_json, write_json_atomic
+from harness.training.job import TrainJob, launch, run
+from harness.training.measure import cost
+from harness.training.preparation import prepare
+
+# Raise when a change here or in the trainer alters results. 3: attention and batching are chosen by a
+# comparison (harness/training/agreement.py), which depends on nothing but what is in a training's inputs.
+TRAIN_VERSION = 3
+
+
+def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str | None]:
+    """Under which system prompt a cell answers, given the task's own: that of its method, if any."""
+    if cell.train_task is None:
+        return lambda own: own
+    return make_method(config, cell.method).inference_system_prompt
+
+
+def make_method(config: RunConfig, name: str) -> Method:
+    """The method of a row with its options. Raises UsageError for an option that the method lacks."""
+    row = config.row(name)
+    method_class = registry.load("method", row.method)
+    known = [field.name for field in dataclasses.fields(method_class) if field.init]
+    for option in row.options:
+        if option not in known:
+            raise registry.unknown(f"option of {name}", option, known)
+    from pydantic import ValidationError
+
+    try:
+        method: Method = _adapter(method_class).validate_python(row.options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        section = ["variants", name, "options"] if name in config.variants else ["method_options", name]
+        where = ".".join([*section, *map(str, problem["loc"])])
+        raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
+    return method
+
+
+@functools.cache
+def _adapter(method_class: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(method_class)
+
+
+def train_stage(shop: Workshop, cell: Cell) -> Stage:
+    """The training of a cell, with all that its result depends on."""
+    assert cell.train_task is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    row = shop.config.row(cell.method)
+    method = make_method(shop.config, cell.method)
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
+    inputs = {
+        "version": TRAIN_VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "examples": shop.examples_hash(task),
+        "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
+        "rewrite": [
+            task.rewrite.system_prompt,
+            task.rewrite.user("instruction", "answer"),
+            task.rewrite.opening,
+            task.rewrite.max_tokens,
+        ],
+        "method": {"name": row.method, "version": method.version, "options": options}
+        | plugin_files.sha256("method", row.method),
+        "training": row.training.identity() | {"device": shop.device},
+        "snapshots": shop.config.eval_every_epoch,
+        "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
+        "seed": cell.seed,
+        "libraries": shop.libraries,
+    }
+    if row.training.compile:
+        inputs["compiled"] = "layers"  # it was the whole model once, in TF32
+    if method.needs_safety_data:
+        inputs["safety_examples"] = shop.safety_examples_hash(task)
+    epochs = range(1, row.training.epochs) if shop.config.eval_every_epoch else ()
+    snapshots = [f"epoch-{epoch}" for epoch in epochs]
+    folder = cell.folder.parent if cell.kind == "epoch" else cell.folder
+    outputs = ["checkpoint", "training.json", "loss.svg", *snapshots]
+    return Stage(shop.out / folder, "train", inputs, outputs)
+
+
+def train(shop: Workshop, cell: Cell, label: str) -> None:
+    """Base model and data to ``checkpoint/`` and ``training.json``.
+
+    What a restart needs lies in ``.training/`` until the stage is done.
+    """
+    assert cell.train_task is not None
+    assert cell.seed is not None
+    task: TrainTask = registry.load("train task", cell.train_task)
+    row = shop.config.row(cell.method)
+    method = make_method(shop.config, cell.method)
+    settings = row.training.model_copy(update={"device": shop.device})
+    stage = train_stage(shop, cell)
+    folder = job_folder(stage)
+
+    def work(scratch: Path) -> None:
+        tokenizer = shop.seed_tokenizer
+        with cost(shop.device) as preparation:
+            prepared, record = prepare(shop, task, method, cell, label)
+        if record.get("note"):
+            shop.reporter.send(("note", None, f"{label}  {record['note']}"))
+        if not prepared:
+            given = len(shop.examples(task))
+            raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
+        # The model's context counts too: positions beyond it have no row, or were never learnt.
+        context = checkpoints.context_of(shop.seed_folder)
+        max_length = min(settings.max_length or task.max_length, context)
+        encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
+        if any(lengths.values()):
+            shop.reporter.send(
+                ("note", None, _length_note(label, len(prepared), max_length, context, lengths))
+            )
+        unused, unused_safety = shop.unused(task), Unused()
+        safety = shop.safety_examples(task, unused_safety) if method.needs_safety_data else []
+        for line in (*unused.lines(), *(f"safety data: {line}" for line in unused_safety.lines())):
+            shop.reporter.send(("note", None, f"{label}  {line}"))
+        job = TrainJob(
+            folder=folder,
+            seed_model=shop.seed_folder,
+            identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
+            method=row.method,
+            options=row.options,
+            settings=settings,
+            seed=cell.seed or 0,
+            examples=encoded,
+            safety_examples=encode_all(tokenizer, safety, max_length, settings.too_long)[0] if safety else [],
+            cache=shop.cache.folder,
+            snapshots=shop.config.eval_every_epoch,
+            threads=shop.config.threads,
+        )
+        shutil.rmtree(job.output, ignore_errors=True)
+        crash.point("training.restarted", stage.marker)
+        several = settings.num_processes > 1 or settings.launcher
+        steps = -(-len(encoded) * settings.epochs // settings.batch_size)
+        start = time.perf_counter()
+        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
+            result = (launch if several else run)(job, lambda step, of: advance(1))
+        shop.clock["training"] += time.perf_counter() - start
+        for fewer in result["out_of_memory"]:
+            shop.reporter.send(("note", None, _memory_note(label, **fewer)))
+        for said in agreement_notes(label, result["agreement"]):
+            shop.reporter.send(("note", None, said))
+        _collect_weights(shop, job, scratch)
+        charts.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
+        nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
+        made = record.pop("preparation", nothing)
+        result["method"] = {"name": row.method, **record, **result["method"]}
+        preparation_flops = result["forward_flops_per_token"] * (
+            made["prompt_tokens"] + made["generated_tokens"]
+        )
+        preparation_flops += result.pop("extra_forward_flops")
+        preparation_s = made["seconds"] + result["extra_forward_seconds"]
+        result["train_flops"] += preparation_flops
+        result["peak_memory_bytes"] = max(
+            result["peak_memory_bytes"], preparation.peak_memory_bytes, made["peak_memory_bytes"]
+        )
+        write_json_atomic(
+            scratch / "training.json",
+            {
+                "train_task": cell.train_task,
+                "seed": cell.seed,
+                "examples": len(prepared),
+                **lengths,
+                "untrained_rows": unused.untrained + unused_safety.untrained,
+                **result,
+                "train_seconds": round(result["loop_seconds"] + preparation_s, 3),
+                "preparation_seconds": round(preparation_s, 3),
+                "preparation_flops": preparation_flops,
+                "preparation": made,
+                "jobs": shop.jobs,  # seconds of one of several trainings at once are not its own
+            },
+        )
+
+    stage.run(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    crash.point("training.removed", stage.marker)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a restart of trainings needed that are done: a kill after their marker leaves it."""
+    for owner in folder.glob("*/*/*/.training/identity.json"):
+        restart = owner.parent
+        with contextlib.suppress(HarnessError, KeyError, TypeError):
+            if read_json(owner) == read_json(restart.parent / "train.done.json")["identity"]:
+                shutil.rmtree(restart, ignore_errors=True)
+                crash.point("training.removed", restart)
+
+
+def _memory_note(label: str, step: int, micro_batch_size: int) -> str:
+    return (
+        f"{label}  out of device memory at step {step}: micro-batches of {micro_batch_size} from there on "
+        "(the steps and their loss are the same)"
+    )
+
+
+def agreement_notes(label: str, agreement: Mapping[str, Any]) -> list[str]:
+    """Under which attention and batching a training took place, where its recipe asks for others; and how far
+    a model that draws at random in training is from itself."""
+    notes = []
+    if agreement["rejected"]:
+        first, taken = agreement["rejected"][0], agreement["taken"]
+        rows = "one row at a time" if taken["micro_batch_size"] == 1 else f"batching {taken['batching']}"
+        why = first.get("reason") or (
+            f"log-probabilities {first['difference']:.2g} nats a token from the model's own implementation"
+        )
+        notes.append(
+            f"{label}  trained with attention {taken['attention']}, {rows}, which agrees with the model's "
+            f"own implementation; {first['attention']}, {first['batching']} "
+            f"{'cannot be' if first.get('reason') else 'does not'}: {why}"
+        )
+    noise = agreement["training_noise"]
+    if noise is not None and noise > agreement["limit"]:
+        notes.append(
+            f"{label}  this model draws at random in training (a router's noise): {noise:.2g} nats a token "
+            "from what it says in evaluation, in which it was compared"
+        )
+    return notes
+
+
+def _length_note(label: str, examples: int, max_length: int, context: int, lengths: dict[str, int]) -> str:
+    """What did not fit, in one line: a training that silently learns half an answer helps no one."""
+    limit = (
+        f"max_length {max_length}" if max_length < context else f"the model's context of {context:,} tokens"
+    )
+    return (
+        f"{label}  of {examples:,} examples {lengths['truncated_examples']:,} lost their answer's end and "
+        f"{lengths['dropped_examples']:,} were left out at {limit} (training.too_long)"
+    )
+
+
+def job_folder(stage: Stage) -> Path:
+    """Where a training keeps what a restart needs; emptied when it belongs to another training."""
+    folder = stage.folder / ".training"
+    owner = folder / "identity.json"
+    if not (owner.is_file() and read_json(owner) == stage.identity):
+        shutil.rmtree(folder, ignore_errors=True)
+        crash.point("training.emptied", stage.marker)
+        write_json_atomic(owner, stage.identity)
+    return folder
+
+
+def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
+    """The checkpoint, merged if the recipe says so, and the epochs' into the stage's outputs."""
+    found = {"checkpoint": job.output / "checkpoint"}
+    found |= {f"{path.name}/checkpoint": path for path in sorted((job.folder / "state").glob("epoch-*"))}
+    for name, source in found.items():
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if job.settings.merge:
+            checkpoints.merge(shop.seed_folder, source, job.settings.dtype, target)
+        else:
+            os.replace(source, target)
+            crash.point("training.collected", source)
+
+
+def encode_all(
+    tokenizer: Any,
+    examples: Sequence[Example],
+    max_length: int,
+    too_long: Literal["cut", "leave-out"] = "cut",
+) -> tuple[list[Encoded], dict[str, int]]:
+    """Token ids of all examples. Those over ``max_length`` lose their answer's end ("cut"), or are left out
+    whole ("leave-out", or when nothing of the answer would remain). Returns the counts of both."""
+    whole = [chat.encode(tokenizer, example) for example in examples]
+    keep = max_length if too_long == "cut" else None
+    cut = [
+        chat.truncate(encoded, max_length) if keep or len(encoded.input_ids) <= max_length else None
+        for encoded in whole
+    ]
+    kept = [encoded for encoded in cut if encoded is not None]
+    if not kept:
+        raise HarnessError(
+            f"no training example fits into max_length {max_length}: raise training.max_length"
+        )
+    dropped = len(whole) - len(kept)
+    truncated = sum(len(encoded.input_ids) > max_length for encoded in whole) - dropped
+    return kept, {"truncated_examples": truncated, "dropped_examples": dropped}
