@@ -226,7 +226,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     if answers == "seed":
         return config.safety.raw_task
     task = config.safety.prefill_task
-    if not benchmarks.get(task, benchmarks.own(config)).counted:
+    if not benchmarks.get(task, config.own_tasks).counted:
         raise HarnessError(f"task '{task}' has no harmful answers to read: add --answers seed")
     return task
 
@@ -234,7 +234,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
 def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), benchmarks.own(config))
+    benchmark = benchmarks.get(asked_task(config, settings.answers), config.own_tasks)
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
@@ -353,7 +353,7 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
 def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), benchmarks.own(config))
+    benchmark = benchmarks.get(asked_task(config, settings.answers), config.own_tasks)
     lm_task = generation.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),

@@ -26,6 +26,8 @@ from pydantic import (
 
 from harness.config import base_recipe
 from harness.contracts import JudgedScope, UsageError
+from harness.data import benchmarks
+from harness.data.benchmarks import OwnTask
 from harness.models.checkpoints import MINI
 from harness.plugins import plugin_files, registry
 from harness.plugins.plugin_code import Kind
@@ -544,6 +546,19 @@ class RunConfig(Section):
         """The files of the user's own sets, by name."""
         return {**self.safety_sets, **{name: one.file for name, one in self.utility_sets.items()}}
 
+    @property
+    def own_tasks(self) -> tuple[OwnTask, ...]:
+        """The tasks of the run's user: sets in files, and those of folders that a command names."""
+        sets = [OwnTask(name, benchmarks.CONVERSATIONS) for name in self.safety_sets]
+        sets += [
+            OwnTask(name, f"{benchmarks.QUESTIONS}-{one.metric}") for name, one in self.utility_sets.items()
+        ]
+        folders = [
+            OwnTask(name, recorded=benchmarks.recorded(name, record.model_dump()))
+            for name, record in self.code.tasks.items()
+        ]
+        return (*sets, *folders)
+
     def row(self, name: str) -> Row:
         """What stands behind the name of a trained row: a variant's or a method's."""
         variant = self.variants.get(name, VariantConfig(method=name))
@@ -681,8 +696,6 @@ def _with_code(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, An
 def _own_tasks(values: Mapping[str, Any], *, needed: bool) -> dict[str, dict[str, Any]]:
     """The records of the tasks that a run takes from folders that the command names. Raises UsageError where
     one is ``needed`` and it takes none."""
-    from harness.data import benchmarks
-
     safety = values.get("safety") or {}
     wanted = [safety.get("raw_task"), safety.get("prefill_task")] if isinstance(safety, dict) else []
     for key in ("utility_tasks", "safety_tasks"):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -17,9 +17,6 @@ from harness.contracts import HarnessError, UsageError
 from harness.plugins import plugin_files, registry
 from harness.storage.files import file_hash, files_below
 from harness.text import is_name
-
-if TYPE_CHECKING:
-    from harness.config import RunConfig
 
 
 class _IgnoreFunctions(yaml.SafeLoader):
@@ -130,18 +127,8 @@ class OwnTask:
     recorded: Benchmark | None = None
 
 
-def own(config: RunConfig) -> tuple[OwnTask, ...]:
-    """The tasks of a run's user."""
-    folders = [
-        OwnTask(name, recorded=_recorded(name, record.model_dump()))
-        for name, record in config.code.tasks.items()
-    ]
-    sets = [OwnTask(name, CONVERSATIONS) for name in config.safety_sets]
-    sets += [OwnTask(name, f"{QUESTIONS}-{one.metric}") for name, one in config.utility_sets.items()]
-    return (*sets, *folders)
-
-
-def _recorded(name: str, record: Mapping[str, Any]) -> Benchmark:
+def recorded(name: str, record: Mapping[str, Any]) -> Benchmark:
+    """The task that a run's record describes: for commands that only read the run."""
     known = {key: record[key] for key in RECORDED}
     return Benchmark(name, name, Path(record["folder"]) / "task.yaml", folder=Path(record["folder"]), **known)
 
@@ -346,7 +333,7 @@ def metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def get(name: str, sets: Collection[OwnTask] = ()) -> Benchmark:
-    """The task of a name: one of the user's (``own``), one of ours, or one of lm-eval's. Raises UsageError
+    """The task of a name: one of the user's (``sets``), one of ours, or one of lm-eval's. Raises UsageError
     with the nearest name."""
     mine = next((one for one in sets if one.name == name), None)
     if mine and mine.base:

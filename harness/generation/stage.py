@@ -81,7 +81,7 @@ def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
     """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
     HarnessError where either cannot be had."""
     for task in tasks:
-        benchmark = benchmarks.get(task, benchmarks.own(shop.config))
+        benchmark = benchmarks.get(task, shop.config.own_tasks)
         check_functions(benchmark)
         if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
             load(shop, benchmark, str(shop.seed_folder))

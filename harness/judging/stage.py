@@ -537,7 +537,7 @@ def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
 def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
     tasks = dict.fromkeys(task for cell in cells for task in safety_tasks(cell))
-    sets = benchmarks.own(config)
+    sets = config.own_tasks
     foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
     if {*config.judges} - {MINI_JUDGE} or not foreign:
         return []

@@ -110,7 +110,7 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
 def _files(config: RunConfig) -> set[str]:
     """The names under which a configuration's tasks read local files."""
     tasks = {task for cell in plan.cells(config) for task in cell.tasks}
-    return {benchmarks.get(task, benchmarks.own(config)).local_data or "" for task in tasks}
+    return {benchmarks.get(task, config.own_tasks).local_data or "" for task in tasks}
 
 
 def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Sequence[str]) -> bool:

@@ -260,7 +260,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        generation.check_functions(benchmarks.get(task, benchmarks.own(config)))
+        generation.check_functions(benchmarks.get(task, config.own_tasks))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
@@ -381,7 +381,7 @@ def _check(
     _check_apart(shop, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if generation.files(shop, benchmarks.get(task, benchmarks.own(shop.config))):
+        if generation.files(shop, benchmarks.get(task, shop.config.own_tasks)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):

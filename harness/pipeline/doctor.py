@@ -281,7 +281,7 @@ def _data(shop: Workshop) -> Iterator[Finding]:
     tasks = dict.fromkeys(task for cell in plan.cells(shop.config) for task in cell.tasks)
     asked: dict[str, Finding] = {}
     for task in tasks:
-        benchmark = benchmarks.get(task, benchmarks.own(shop.config))
+        benchmark = benchmarks.get(task, shop.config.own_tasks)
         if generation.files(shop, benchmark) and checkpoints.is_here(shop.config.model):
             shop.load_task(task, str(shop.seed_folder))
         elif benchmark.hub:

@@ -87,7 +87,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
 
 
 def readable(task: str, config: RunConfig) -> bool:
-    return benchmarks.get(task, benchmarks.own(config)).readable
+    return benchmarks.get(task, config.own_tasks).readable
 
 
 def visible(text: str) -> str:
@@ -145,7 +145,7 @@ def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:
 
 def _task(name: str, config: RunConfig, folder: Path, show_harmful: bool) -> Row:
     """``folder``: the first that has answers to it."""
-    judged = benchmarks.get(name, benchmarks.own(config)).kind == "safety"
+    judged = benchmarks.get(name, config.own_tasks).kind == "safety"
     return {
         "judged": judged,
         "metric": None if judged else _metric(name, config, folder),

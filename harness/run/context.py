@@ -218,7 +218,7 @@ class Workshop:
         """One lm-eval task, with the documents that it has under ``tokenizer`` (a folder)."""
         from lm_eval.tasks import TaskManager
 
-        benchmark = benchmarks.get(name, benchmarks.own(self.config))
+        benchmark = benchmarks.get(name, self.config.own_tasks)
         files = {**self.config.data, **self.config.set_files}
         values: dict[str, Any] = {
             "data_files": {task: str(path) for task, path in files.items()},

@@ -143,10 +143,10 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     def kinds(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         for name in names:
             for member in groups.get(name, [name]):
-                yield member, benchmarks.get(member, benchmarks.own(config)).kind
+                yield member, benchmarks.get(member, config.own_tasks).kind
 
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    own = benchmarks.own(config)
+    own = config.own_tasks
     for task in (*utilities.values(), *safety):
         benchmarks.get(task, own)
     for task, kind in kinds(safety):
@@ -253,7 +253,7 @@ def cells(config: RunConfig) -> list[Cell]:
             raise registry.unknown("train task of this run", task, [*config.train_tasks])
     check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
-    sets = benchmarks.own(config)
+    sets = config.own_tasks
 
     def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
         tasks = tuple(dict.fromkeys((*utility, *safety, *further(config))))

@@ -122,7 +122,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
     before = stored_config(out) if record_file.exists() else None
     if before is not None:
         answered = {task for cell in plan.cells(before) for task in cell.tasks}
-        answered |= {benchmarks.get(task, benchmarks.own(before)).local_data or "" for task in answered}
+        answered |= {benchmarks.get(task, before.own_tasks).local_data or "" for task in answered}
         record = records.run(out)
         stored, fixed = record["config"], record.get("fixed", {})
         fixed = {"responses.part": "all", **fixed}  # a run from before parts were known

@@ -108,7 +108,7 @@ def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list
 
 def _by_depth(config: RunConfig, rows: Iterable[Point]) -> list[Point]:
     family = benchmarks.get(config.safety.prefill_task).path.parent
-    further = [benchmarks.get(task, benchmarks.own(config)) for task in plan.further(config)]
+    further = [benchmarks.get(task, config.own_tasks) for task in plan.further(config)]
     depths = {task.depth: task.name for task in further if task.depth and task.path.parent == family}
     suffixes = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
     points = []

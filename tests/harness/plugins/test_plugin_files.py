@@ -353,12 +353,12 @@ def test_a_folder_that_gives_nothing_is_refused(
 def test_a_task_of_a_folder_is_read_from_the_record_when_the_folder_is_gone(tmp_path: Path) -> None:
     write(tmp_path / "t/harm.yaml", "task: harm\nmetadata: {kind: safety, prefill_tokens: 3, version: 7}\n")
     found = config.load(None, {"task_dirs": [str(tmp_path / "t")], "safety_tasks": ["harm"]})
-    there = benchmarks.get("harm", benchmarks.own(found))
+    there = benchmarks.get("harm", found.own_tasks)
     shutil.rmtree(tmp_path / "t")
     plugin_files.forget()
     with pytest.raises(UsageError, match="unknown task 'harm'"):
         benchmarks.get("harm")
-    known = benchmarks.get("harm", benchmarks.own(found))
+    known = benchmarks.get("harm", found.own_tasks)
     for key in benchmarks.RECORDED:
         assert getattr(known, key) == getattr(there, key)
     assert (known.kind, known.version, known.counted, known.readable) == ("safety", "7", True, False)
