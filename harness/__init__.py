@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from harness.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,8 +18,7 @@ if TYPE_CHECKING:
 # Read by transformers when it is imported: no architecture has it fetch code from the hub and run it.
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
-__version__ = "0.1.0"
-__all__ = ["compare", "load"]
+__all__ = ["__version__", "compare", "load"]
 
 
 def compare(

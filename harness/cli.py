@@ -7,7 +7,6 @@ from typing import NoReturn
 
 import click
 
-from harness import __version__
 from harness.commands import (
     agreement,
     analyze,
@@ -30,6 +29,7 @@ from harness.contracts import HarnessError, JudgePendingError, UsageError
 from harness.plugins import plugin_code, plugin_files, registry
 from harness.storage import disk
 from harness.text import one_line, shortened, shown_traceback, without_keys
+from harness.version import __version__
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

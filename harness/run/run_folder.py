@@ -17,7 +17,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import __version__
 from harness import config as configuration
 from harness.config import OF_THE_RUN, CodeConfig, RunConfig, trust
 from harness.contracts import HarnessError
@@ -30,6 +29,7 @@ from harness.run.plan import Cell
 from harness.storage import records
 from harness.storage.files import content_hash, held, odd_below, write_json_atomic
 from harness.text import WEIGHTS, without_keys
+from harness.version import __version__
 
 PLACE_OF_WEIGHTS = re.compile(rf"[^/]+/[^/]+/seed-\d+/(epoch-\d+/)?{WEIGHTS}")
 CODE = ("methods", "judges", "tasks")  # records of files with code, by kind
