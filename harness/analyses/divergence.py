@@ -23,7 +23,7 @@ from typing import Any, Literal
 from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks
+from harness.data import benchmarks, loading
 from harness.generation import splits
 from harness.generation import stage as generation
 from harness.leaderboard.statistics import mean
@@ -242,9 +242,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "weights": _weights(shop, cell),
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
-        "data": {
-            name: generation.data_hash(file) for name, file in generation.files(shop, benchmark).items()
-        },
+        "data": {name: loading.data_hash(file) for name, file in generation.files(shop, benchmark).items()},
         "limit": config.responses.limit,
         "device": shop.device,
         "libraries": shop.libraries,

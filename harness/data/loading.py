@@ -19,7 +19,7 @@ from harness import row_files
 from harness.contracts import Example, HarnessError, NotFetchedError, TrainTask, UsageError
 from harness.mini import data as mini_data
 from harness.rows import FORMATS, MARKED, Layout, Row, Unused, chosen, recognised, to_example, under
-from harness.storage.files import file_hash
+from harness.storage.files import content_hash, file_hash, files_below
 
 MINI = "mini"  # the mini world's own safety data
 HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>.+))?")
@@ -205,3 +205,12 @@ def _hub(source: str) -> Iterator[tuple[int, Row]]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def data_hash(path: Path) -> str:
+    """Of a file, or of all files of a folder with their names. Raises HarnessError where there is neither."""
+    if not path.exists():
+        raise HarnessError(f"{path}: no such data file")
+    if path.is_file():
+        return file_hash(path)
+    return content_hash({str(file.relative_to(path)): file_hash(file) for file in files_below(path)})

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import finish
-from harness.config import ResponsesConfig
 from harness.contracts import Exchange, HarnessError, NotFetchedError, UsageError
-from harness.data import benchmarks
+from harness.data import benchmarks, loading
 from harness.data.benchmarks import Benchmark
+from harness.engines import select
 from harness.generation import splits
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
@@ -32,9 +32,6 @@ from harness.storage.files import (
     Journal,
     ListHash,
     Stage,
-    content_hash,
-    file_hash,
-    files_below,
     json_line,
     write_json_atomic,
 )
@@ -48,16 +45,8 @@ log = logging.getLogger(__name__)
 RESPOND_VERSION = 4  # 4: the ids of a model's own tokenizer.json (tokenizer_files.py)
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 FILES = ("responses.jsonl", "task.json")
-# What answers depend on, by engine; speed and memory are no part of it.
-SETTINGS = {
-    "hf": ("batch_size", "static_cache"),
-    "vllm": ("tensor_parallel", "max_context"),
-    "openai": ("server",),
-}
-FURTHER = {"hf": ("continuous", "cudnn_attention")}  # the same, where they are not the default
 OUT_OF_MEMORY = "out_of_memory"  # to how many prompts at once an engine had to come down
 AT_ONCE = 10_000  # documents that lm-eval holds in memory
-ALWAYS = ("dtype", "limit", "thinking")
 
 
 def check(shop: Workshop, cells: Sequence[Cell]) -> None:
@@ -149,14 +138,6 @@ def engine_versions(engine: str) -> dict[str, str]:
     return {d.metadata["Name"]: d.version for name in packages for d in metadata.distributions(name=name)}
 
 
-def settings_of_answers(settings: ResponsesConfig, engine: str) -> dict[str, Any]:
-    """Those that answers of ``engine`` depend on."""
-    values, usual = settings.model_dump(mode="json"), ResponsesConfig().model_dump(mode="json")
-    names = [*ALWAYS, *SETTINGS.get(engine, ())]
-    names += [name for name in FURTHER.get(engine, ()) if values[name] != usual[name]]
-    return {name: values[name] for name in names}
-
-
 def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     """The answers of a cell's checkpoint to one task's documents."""
     benchmark = benchmarks.get(task, cell.sets)
@@ -166,7 +147,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         "weights": _weights(shop, cell),
         "task": {"name": task, "version": benchmark.version, "content": benchmark.content},
         "engine": engine,
-        "responses": settings_of_answers(shop.config.responses, engine["name"]),
+        "responses": select.settings_of_answers(shop.config.responses, engine["name"]),
         "device": shop.device,
         "libraries": shop.libraries,
     }
@@ -177,7 +158,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
         inputs["prefill_tokens"] = benchmark.prefill_tokens(shop.config.safety.prefill_tokens)
     given = files(shop, benchmark)
     if given:
-        inputs["data"] = {name: data_hash(file) for name, file in given.items()}
+        inputs["data"] = {name: loading.data_hash(file) for name, file in given.items()}
     if engine["name"] == OPENAI and shop.config.responses.tokenizer:
         inputs["tokenizer"] = checkpoints.fingerprint(
             checkpoints.tokenizer_folder(shop.config.responses.tokenizer)
@@ -512,11 +493,3 @@ def files(shop: Workshop, benchmark: Benchmark) -> dict[str, Path]:
         return {benchmark.local_data or "": sets[benchmark.name]}
     near = {one.name for one in benchmarks.installed().values() if one.path.parent == benchmark.path.parent}
     return {name: file for name, file in shop.config.data.items() if name in near | {benchmark.local_data}}
-
-
-def data_hash(path: Path) -> str:
-    if not path.exists():
-        raise HarnessError(f"{path}: no such data file")
-    if path.is_file():
-        return file_hash(path)
-    return content_hash({str(file.relative_to(path)): file_hash(file) for file in files_below(path)})

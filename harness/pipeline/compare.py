@@ -18,7 +18,7 @@ from harness import config as configuration
 from harness.config import ClassRecord, RunConfig, trust
 from harness.console.progress import Display, Reporter
 from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
-from harness.data import benchmarks
+from harness.data import benchmarks, loading
 from harness.generation import splits
 from harness.generation import stage as generation
 from harness.judging import stage as judging
@@ -396,7 +396,7 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
     if absent is None:
         needs.check(config)
     for path in (*config.data.values(), *config.set_files.values()):
-        generation.data_hash(path)
+        loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
     methods = [training.make_method(config, name) for name in rows]
     for task in config.train_tasks if methods else ():

@@ -21,7 +21,7 @@ from harness import config as configuration
 from harness.config import OF_THE_RUN, CodeConfig, RunConfig, trust
 from harness.contracts import HarnessError
 from harness.data import benchmarks, loading
-from harness.generation import stage as generation
+from harness.engines import select
 from harness.plugins import plugin_files
 from harness.run import plan
 from harness.run.context import Workshop
@@ -141,7 +141,7 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         files += brought
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         if fixed.get("engine") != now["engine"]:  # its settings differ because it does
-            by_engine = [*generation.SETTINGS.values(), *generation.FURTHER.values()]
+            by_engine = [*select.SETTINGS.values(), *select.FURTHER.values()]
             added |= {f"responses.{name}" for names in by_engine for name in names}
         there_now = {**elsewhere, **fixed}
         differing = [
@@ -319,7 +319,7 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
     values["training"] = config.training.identity()
-    values["responses"] = generation.settings_of_answers(config.responses, shop.engine_name)
+    values["responses"] = select.settings_of_answers(config.responses, shop.engine_name)
     values["responses"]["part"] = config.responses.part
     if config.responses.part != "all":
         values["responses"]["validation_share"] = config.responses.validation_share
@@ -335,12 +335,12 @@ def _fixed(shop: Workshop) -> dict[str, Any]:
     if config.safety_data:
         flat["safety_data"] = loading.source_hash(config.safety_data)
     flat |= {f"mix.{loading.source_hash(source)[:12]}": share for source, share in config.mix.items()}
-    flat |= {f"safety_sets.{name}": generation.data_hash(path) for name, path in config.safety_sets.items()}
+    flat |= {f"safety_sets.{name}": loading.data_hash(path) for name, path in config.safety_sets.items()}
     flat |= {
-        f"utility_sets.{name}": content_hash([generation.data_hash(one.file), one.metric])
+        f"utility_sets.{name}": content_hash([loading.data_hash(one.file), one.metric])
         for name, one in config.utility_sets.items()
     }
-    return flat | {f"data.{task}": generation.data_hash(path) for task, path in config.data.items()}
+    return flat | {f"data.{task}": loading.data_hash(path) for task, path in config.data.items()}
 
 
 def _train_data(config: RunConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from harness import config, finish
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.data import benchmarks
+from harness.engines import select
 from harness.engines.hf import HFEngine
 from harness.generation import stage as generation
 from harness.judging import stage as judging
@@ -432,7 +433,7 @@ def test_settings_that_came_later_are_in_an_identity_only_where_they_are_set(tmp
     assert plain.keys() == {"dtype", "limit", "thinking", "batch_size", "static_cache"}
     assert identity(**{"responses.continuous": True}) == {**plain, "continuous": True}
     assert identity(**{"responses.cudnn_attention": False}) == {**plain, "cudnn_attention": False}
-    vllm = generation.settings_of_answers(ResponsesConfig(continuous=True), "vllm")
+    vllm = select.settings_of_answers(ResponsesConfig(continuous=True), "vllm")
     assert vllm.keys() == {"dtype", "limit", "thinking", "tensor_parallel", "max_context"}
 
 
