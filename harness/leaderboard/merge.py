@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
 from harness.judging import stage as judging
-from harness.leaderboard import latex, markdown, tables
+from harness.leaderboard import latex, markdown, publish, tables
 from harness.leaderboard.tables import COLUMNS, COSTS, METHOD_ORDER, Row
-from harness.pipeline import compare
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
 from harness.storage import records
@@ -86,7 +84,7 @@ def merge(folders: Sequence[Path], *, allow_mixed: bool = False) -> Merged:
     return Merged(
         frame=tables.as_frame(rows, ("run", *COLUMNS, *tables.further_columns(further))),
         scores=pd.concat([_named(run.scores, run.name) for run in runs], ignore_index=True),
-        title=f"{compare.TITLE}: {', '.join(dict.fromkeys(row['model'] for row in rows))}",
+        title=f"{publish.TITLE}: {', '.join(dict.fromkeys(row['model'] for row in rows))}",
         notes=[*(f"MIXED: {line}" for line in mixed), WITHIN, *notes, *_notes(runs)],
     )
 
@@ -112,7 +110,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str) -> Run:
     with run_folder.opened(folder) as config:
-        compare.table(config, folder, Console(quiet=True))
+        publish.publish(config, folder)
         record = records.run(folder)
         asked, made = _facts(config, folder, record)
         frame, scores = tables.read(folder), tables.read_scores(folder)

@@ -11,8 +11,7 @@ from harness.analyses.shared import FOLDER
 from harness.config import RunConfig, trust
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
-from harness.leaderboard import epochs
-from harness.pipeline import compare
+from harness.leaderboard import epochs, publish
 from harness.plugins import registry
 from harness.report import plots
 from harness.run import plan, run_folder
@@ -34,7 +33,7 @@ def whole(run: Path, config: RunConfig) -> list[Path]:
         run / plots.FOLDER,
         *(run / cell.folder.parts[0] for cell in plan.cells(config)),
     }
-    names = (*compare.FILES, *epochs.outputs(config), compare.REPORT, "leaderboard.done.json")
+    names = (*publish.FILES, *epochs.outputs(config), publish.REPORT, "leaderboard.done.json")
     files = {run / name for name in names}
     return [*sorted(path for path in folders | files if path.exists()), run / "run.json"]
 

@@ -19,9 +19,9 @@ from harness.config import ClassRecord, RunConfig, trust
 from harness.console.progress import Display, Reporter
 from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
 from harness.data import benchmarks, loading
-from harness.generation import splits
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.leaderboard import publish
 from harness.models import checkpoints
 from harness.pipeline import answer_memory, estimate, forecast, needs, stages, workers
 from harness.pipeline.stages import Step
@@ -29,17 +29,11 @@ from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
 from harness.run.context import AUTO, CLOCK, Workshop, quiet
 from harness.run.plan import Cell
-from harness.storage import crash, disk, files
-from harness.storage.files import Stage, files_below, write_json_atomic
+from harness.storage import disk, files
 from harness.training import stage as training
 from harness.training.measure import TreeMemory
 
 RUNS = Path("results/runs")
-TABLE_VERSION = 3
-FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
-CELL_FILE = "scores.json"
-REPORT = "report.html"
-TITLE = "Safety and utility after fine-tuning"
 
 
 class CellsFailedError(HarnessError):
@@ -443,54 +437,13 @@ def _check_installed(out: Path, config: RunConfig) -> None:
 
 
 def table(config: RunConfig, out: Path, console: Console, *, intervals: bool = False) -> None:
-    """Write the leaderboard (FILES), each cell's scores.json and the report; print the first, and what it
-    comes to."""
+    """Publish the leaderboard and write the report; print the first, and what it comes to."""
     from harness.leaderboard import epochs, show, tables
 
-    cells = plan.cells(config)
-    failures = run_folder.failed(out)
-    inputs = {
-        "version": TABLE_VERSION,
-        "config": config.model_dump(mode="json"),
-        "failures": {str(folder): line for folder, line in failures.items()},
-        "files": {str(path.relative_to(out)): path.stat().st_mtime_ns for path in _sources(out)},
-    }
-    title = f"{TITLE}: {config.model}"
-    stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
-    fresh = not stage.done()
-    if fresh:
-        from harness.leaderboard import build, latex, markdown, papers, remarks, scores
-
-        reader = scores.Reader()
-        results = scores.collect(config, out, cells, failures, reader)
-        of_cells = {
-            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell, reader)
-            for cell in cells
-            if cell.folder not in failures
-        }
-        of_cells = {name: found for name, found in of_cells.items() if found}
-        stage.outputs += of_cells
-        frame = build.build(results, papers.figures(config))
-        long = build.long_scores(results)
-        notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
-        notes += [*run_folder.code_notes(config), *papers.notes(config)]
-        notes += filter(None, [splits.note(config.responses), config.note])
-
-        def work(scratch: Path) -> None:
-            tables.write(frame, long, scratch, title=title, notes=notes)
-            markdown.write(frame, scratch, title=title, notes=notes)
-            latex.write(frame, scratch, title=title, notes=notes)
-            if epochs.asked(config):
-                epochs.write(config, out, cells, failures, scratch)
-            for name, found in of_cells.items():
-                write_json_atomic(scratch / name, found)
-
-        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
-        crash.point("report.removed", out / REPORT)
-        stage.run(work)
+    fresh = publish.publish(config, out)
     written = tables.read(out)
     notes = written.attrs["notes"]
-    show.render(written, console, title=title, notes=notes, intervals=intervals)
+    show.render(written, console, title=publish.title(config), notes=notes, intervals=intervals)
     if epochs.asked(config):
         epochs.render(config, out, console)
     show.render_verdict(written, console)
@@ -505,20 +458,12 @@ def _report(out: Path, console: Console, *, anew: bool) -> None:
     from harness import report
 
     try:
-        if anew or not (out / REPORT).exists():
+        if anew or not (out / publish.REPORT).exists():
             report.write(out)
     except HarnessError as error:  # the leaderboard stands
         console.print(escape(f"No report: {error}"), style="yellow", highlight=False, soft_wrap=True)
     else:
-        console.print(escape(f"Report: {out / REPORT}"), highlight=False, soft_wrap=True)
-
-
-def _sources(out: Path) -> list[Path]:
-    return [
-        path
-        for path in files_below(out)
-        if path.name in ("responses.jsonl", "training.json") or path.name.startswith("verdicts.")
-    ]
+        console.print(escape(f"Report: {out / publish.REPORT}"), highlight=False, soft_wrap=True)
 
 
 def _cost(out: Path, clock: Mapping[str, float], available: float, memory: TreeMemory) -> None:

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from rich.console import Console
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
 from harness.judging import stage as judging
-from harness.leaderboard import tables
+from harness.leaderboard import publish, tables
 from harness.leaderboard.health import NOT_MEANINGFUL
 from harness.leaderboard.markdown import escaped
 from harness.leaderboard.tables import BASELINE, DONE, Row
 from harness.models import checkpoints
-from harness.pipeline import compare
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.plan import SEED, Cell
@@ -105,7 +103,7 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
     config = run_folder.stored_config(run)
     cell = _cell(config, method, train_task, seed)
     with run_folder.lock(run):
-        compare.table(config, run, Console(quiet=True))
+        publish.publish(config, run)
         record = records.run(run)
         frame = tables.read(run)
         rows = [row for row in tables.records(frame) if _is(row, cell, config)]

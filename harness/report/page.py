@@ -22,11 +22,10 @@ import yaml
 from harness.analyses import agreement, flops
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.leaderboard import tables
+from harness.leaderboard import publish, tables
 from harness.leaderboard.bottom_line import bottom_lines
 from harness.leaderboard.findings import Verdict, verdict
 from harness.leaderboard.tables import grouped
-from harness.pipeline import compare
 from harness.plugins import registry
 from harness.report import exchanges, pictures
 from harness.report.disagreement import RULE, disagreements
@@ -45,7 +44,7 @@ def write(run: Path, out: Path | None = None, *, show_harmful: bool = False) -> 
 
     Raises HarnessError where ``run`` is no run with a leaderboard, or ``out`` cannot be written.
     """
-    path = out or run / compare.REPORT
+    path = out or run / publish.REPORT
     page = render(run, show_harmful=show_harmful)
     try:
         write_text_atomic(path, page)

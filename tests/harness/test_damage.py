@@ -13,7 +13,7 @@ import pytest
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.pipeline import compare
+from harness.leaderboard import publish
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
 from harness.storage.files import Stage, files_below, read_json
@@ -95,7 +95,7 @@ def test_the_same_command_mends_what_is_damaged(
             for path in dict.fromkeys(files[at % len(files)] for at in (number, number + 5)):
                 kinds[(number + place) % len(kinds)](path)
                 hurt.append(path)
-    tables = [*compare.FILES, "leaderboard.done.json", "seed/scores.json", str(cell / "scores.json")]
+    tables = [*publish.FILES, "leaderboard.done.json", "seed/scores.json", str(cell / "scores.json")]
     for name in dict.fromkeys(tables[at % len(tables)] for at in (number, number + 5)):
         kinds[number % len(kinds)](run_copy / name)
         hurt.append(run_copy / name)

@@ -1,0 +1,78 @@
+"""The leaderboard's files of a run, written anew where what they are made from has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.config import RunConfig
+from harness.generation import splits
+from harness.judging import stage as judging
+from harness.run import plan, run_folder
+from harness.storage import crash
+from harness.storage.files import Stage, files_below, write_json_atomic
+
+VERSION = 3
+FILES = ("leaderboard.csv", "leaderboard.json", "leaderboard.md", "leaderboard.tex", "scores.csv")
+CELL_FILE = "scores.json"
+REPORT = "report.html"
+TITLE = "Safety and utility after fine-tuning"
+
+
+def title(config: RunConfig) -> str:
+    return f"{TITLE}: {config.model}"
+
+
+def publish(config: RunConfig, out: Path) -> bool:
+    """Write the leaderboard (FILES) and each cell's scores.json where they are not those of the run's files,
+    and remove the report, which shows the former ones. Returns whether anything was written."""
+    from harness.leaderboard import epochs
+
+    cells = plan.cells(config)
+    failures = run_folder.failed(out)
+    inputs = {
+        "version": VERSION,
+        "config": config.model_dump(mode="json"),
+        "failures": {str(folder): line for folder, line in failures.items()},
+        "files": {str(path.relative_to(out)): path.stat().st_mtime_ns for path in _sources(out)},
+    }
+    stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
+    fresh = not stage.done()
+    if fresh:
+        from harness.leaderboard import build, latex, markdown, papers, remarks, scores, tables
+
+        reader = scores.Reader()
+        results = scores.collect(config, out, cells, failures, reader)
+        of_cells = {
+            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell, reader)
+            for cell in cells
+            if cell.folder not in failures
+        }
+        of_cells = {name: found for name, found in of_cells.items() if found}
+        stage.outputs += of_cells
+        frame = build.build(results, papers.figures(config))
+        long = build.long_scores(results)
+        notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
+        notes += [*run_folder.code_notes(config), *papers.notes(config)]
+        notes += filter(None, [splits.note(config.responses), config.note])
+
+        def work(scratch: Path) -> None:
+            tables.write(frame, long, scratch, title=title(config), notes=notes)
+            markdown.write(frame, scratch, title=title(config), notes=notes)
+            latex.write(frame, scratch, title=title(config), notes=notes)
+            if epochs.asked(config):
+                epochs.write(config, out, cells, failures, scratch)
+            for name, found in of_cells.items():
+                write_json_atomic(scratch / name, found)
+
+        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+        crash.point("report.removed", out / REPORT)
+        stage.run(work)
+    return fresh
+
+
+def _sources(out: Path) -> list[Path]:
+    return [
+        path
+        for path in files_below(out)
+        if path.name in ("responses.jsonl", "training.json") or path.name.startswith("verdicts.")
+    ]
