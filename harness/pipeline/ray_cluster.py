@@ -27,8 +27,7 @@ from harness.console.progress import Display, Event, Reporter
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.models import checkpoints
-from harness.pipeline.stages import Step
-from harness.pipeline.workers import Outcome, attempt
+from harness.pipeline.stages import Outcome, Step, attempt
 from harness.plugins import plugin_files
 from harness.run.context import AUTO, Workshop, choose_engine
 from harness.run.plan import Cell

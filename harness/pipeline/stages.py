@@ -1,18 +1,37 @@
-"""The stages of one cell in their order: train, respond, judge; each is skipped when done."""
+"""The stages of one cell in their order: train, respond, judge; each is skipped when done, and what fails
+becomes the cell's outcome."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import sys
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.plugins import plugin_code
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.storage import disk
+from harness.storage.disk import DiskFullError
+from harness.storage.files import fresh
+from harness.text import shortened, shown_traceback
 from harness.training import stage as training
 
 Step = Literal["train", "respond", "judge", "leaderboard"]
+
+
+@dataclass
+class Outcome:
+    """How a cell went: one line if it failed, and its seconds by kind of work."""
+
+    cell: Cell
+    failure: str | None = None
+    stops: bool = False  # a failure that no other cell would be spared
+    clock: dict[str, float] = field(default_factory=dict)
 
 
 def pending(shop: Workshop, cell: Cell, until: Step = "respond") -> bool:
@@ -60,3 +79,28 @@ def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard"
             generation.respond(shop, one, tasks, name)
         if until != "respond":
             judging.judge_cell(judging.Bench(shop), one, judging.light(shop.config.judges), name)
+
+
+def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
+    """Run one cell; its failure becomes one line, with the traceback in an error.log."""
+    part = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
+    place = cell.folder / (cell.tasks[0] if part else "") / "error.log"
+    log = shop.out / place
+    failure, full = None, False
+    try:
+        shop.import_libraries(training=cell.kind == "trained")
+        run_cell(shop, cell, label, until)
+        log.unlink(missing_ok=True)
+    except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends
+        if debug:
+            print(shown_traceback(), file=sys.stderr)
+        refused = disk.refusal(error)
+        failure, full = str(refused or error), isinstance(refused, DiskFullError)
+        if not (refused or isinstance(error, HarnessError)):
+            fresh(log).write_text(shown_traceback(), encoding="utf-8")
+            said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
+            failure = f"{said} (traceback: {place} in the run's folder)"
+        with contextlib.suppress(Exception):  # it may be the engine's process that died
+            shop.release()  # the next cell gets another
+    clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
+    return Outcome(cell, failure, full, clock)

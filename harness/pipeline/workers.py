@@ -15,7 +15,6 @@ import sys
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,27 +25,12 @@ from rich.console import Console
 
 from harness.config import RunConfig
 from harness.console.progress import Display, Reporter
-from harness.contracts import HarnessError
 from harness.pipeline import forecast
-from harness.pipeline.stages import Step, run_cell
-from harness.plugins import plugin_code, plugin_files
+from harness.pipeline.stages import Outcome, Step, attempt
+from harness.plugins import plugin_files
 from harness.run.context import Workshop
 from harness.run.plan import Cell
-from harness.storage import disk
-from harness.storage.disk import DiskFullError
-from harness.storage.files import fresh
-from harness.text import shortened, shown_traceback
 from harness.training.job import settle_allocator
-
-
-@dataclass
-class Outcome:
-    """How a cell went: one line if it failed, and its seconds by kind of work."""
-
-    cell: Cell
-    failure: str | None = None
-    stops: bool = False  # a failure that no other cell would be spared
-    clock: dict[str, float] = field(default_factory=dict)
 
 
 def run_cells(
@@ -228,28 +212,3 @@ def _serve(
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
-
-
-def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
-    """Run one cell; its failure becomes one line, with the traceback in an error.log."""
-    part = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
-    place = cell.folder / (cell.tasks[0] if part else "") / "error.log"
-    log = shop.out / place
-    failure, full = None, False
-    try:
-        shop.import_libraries(training=cell.kind == "trained")
-        run_cell(shop, cell, label, until)
-        log.unlink(missing_ok=True)
-    except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends
-        if debug:
-            print(shown_traceback(), file=sys.stderr)
-        refused = disk.refusal(error)
-        failure, full = str(refused or error), isinstance(refused, DiskFullError)
-        if not (refused or isinstance(error, HarnessError)):
-            fresh(log).write_text(shown_traceback(), encoding="utf-8")
-            said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
-            failure = f"{said} (traceback: {place} in the run's folder)"
-        with contextlib.suppress(Exception):  # it may be the engine's process that died
-            shop.release()  # the next cell gets another
-    clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
-    return Outcome(cell, failure, full, clock)

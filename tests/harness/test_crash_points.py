@@ -48,7 +48,7 @@ ELSEWHERE = {
         "remove": "where it is called there is a point",
     },
     "harness/training/job.py": {"launch": "messages of processes that have ended"},
-    "harness/pipeline/workers.py": {"attempt": "a log for people"},
+    "harness/pipeline/stages.py": {"attempt": "a log for people"},
     "harness/pipeline/ray_cluster.py": {
         "run_cells": "a file by which a node sees the folder",
         "_kept": "a copy of what the recipe names, whole or not there",

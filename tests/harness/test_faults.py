@@ -18,7 +18,7 @@ from harness.engines import openai
 from harness.mini import seed_model_path
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
-from harness.pipeline import workers
+from harness.pipeline import stages
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.storage.files import read_jsonl
@@ -142,7 +142,7 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
         if fails.pop(0):
             raise HarnessError("vLLM was killed (out of memory?)")
 
-    monkeypatch.setattr(workers, "run_cell", run_cell)
-    assert workers.attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
-    assert workers.attempt(shop, one, "", "leaderboard", False).failure is None
+    monkeypatch.setattr(stages, "run_cell", run_cell)
+    assert stages.attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
+    assert stages.attempt(shop, one, "", "leaderboard", False).failure is None
     assert [engine.dead for engine in Engine.opened] == [True, False]

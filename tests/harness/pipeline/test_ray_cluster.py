@@ -18,7 +18,7 @@ import pytest
 from harness import config
 from harness.contracts import HarnessError
 from harness.data import benchmarks
-from harness.pipeline import ray_cluster, workers
+from harness.pipeline import ray_cluster, stages
 from harness.plugins import plugin_files
 from harness.run.plan import Cell, cells
 
@@ -466,7 +466,7 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "connect", lambda config: ray)
     monkeypatch.setattr(ray_cluster, "Mailbox", MagicMock)
     monkeypatch.setattr(ray_cluster, "_versions", lambda shop: {})
-    monkeypatch.setattr(ray_cluster, "attempt", lambda shop, cell, *given: workers.Outcome(cell))
+    monkeypatch.setattr(ray_cluster, "attempt", lambda shop, cell, *given: stages.Outcome(cell))
 
 
 def parts_of_the_seed() -> list[Cell]:
@@ -480,7 +480,7 @@ def answers(run: Path, part: Cell) -> Path:
     return path
 
 
-def outcomes(out: Path, todo: list[Cell], store: Path) -> list[workers.Outcome]:
+def outcomes(out: Path, todo: list[Cell], store: Path) -> list[stages.Outcome]:
     labels = {cell.folder: cell.label for cell in todo}
     config = recipe(**{"ray.storage": f"file://{store}"})
     return [*ray_cluster.run_cells(config, out, todo, labels, "respond", False, MagicMock())]

@@ -16,7 +16,7 @@ import pytest
 
 from harness import config
 from harness.contracts import HarnessError
-from harness.pipeline import workers
+from harness.pipeline import stages, workers
 from harness.run import plan
 from harness.run.context import CLOCK, Workshop
 
@@ -80,14 +80,14 @@ def attempt(
     error: Exception | None,
     debug: bool = False,
     cell: plan.Cell | None = None,
-) -> workers.Outcome:
+) -> stages.Outcome:
     def run_cell(*_: Any) -> None:
         shop.clock["training"] += 0.25
         if error:
             raise error
 
-    monkeypatch.setattr(workers, "run_cell", run_cell)
-    return workers.attempt(shop, cell or plan.cells(shop.config)[0], "", "leaderboard", debug)
+    monkeypatch.setattr(stages, "run_cell", run_cell)
+    return stages.attempt(shop, cell or plan.cells(shop.config)[0], "", "leaderboard", debug)
 
 
 def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(

@@ -15,7 +15,7 @@ import pytest
 
 from harness.config import load
 from harness.contracts import HarnessError
-from harness.pipeline import workers
+from harness.pipeline import stages
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.storage import disk
@@ -189,8 +189,8 @@ def test_no_further_cell_is_tried_on_a_full_disk(tmp_path: Path, monkeypatch: py
     def full(*about: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.json")
 
-    monkeypatch.setattr(workers, "run_cell", full)
-    outcome = workers.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", False)
+    monkeypatch.setattr(stages, "run_cell", full)
+    outcome = stages.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", False)
     assert outcome.stops
     assert outcome.failure is not None
     assert outcome.failure.startswith("x.json: no space left on the disk;")
