@@ -84,7 +84,7 @@ def tune(
     from harness.studies import search, search_report, search_trials
 
     config = resolve(recipe, **flags)
-    floor = search.Floor(utility_floor, utility_drop, confident)
+    floor = search_trials.Floor(utility_floor, utility_drop, confident)
     space = search_trials.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
     folder = out if out is not None else RUNS / f"{config.name}-tune"
     terminal = console(stderr=as_json)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -29,33 +28,11 @@ from harness.run import plan, run_folder
 from harness.run.context import Workshop
 from harness.run.plan import SEED, Cell
 from harness.storage.files import files_below, held
-from harness.studies import search_trials
-from harness.studies.search_trials import KEYS, TRIALS, Objective, Row, Search, Space
+from harness.studies import search_report, search_trials
+from harness.studies.search_trials import KEYS, TRIALS, Floor, Objective, Row, Search, Space
 from harness.training import stage as training
 
 FINAL = "final"  # in the tuning's folder
-
-
-@dataclass(frozen=True)
-class Floor:
-    """The utility that a setting must keep: in percent, or as points below vanilla's."""
-
-    percent: float | None = None
-    drop: float | None = None
-    confident: bool = False  # by the lower bound of the 95 % interval
-
-    def __post_init__(self) -> None:
-        if (self.percent is None) == (self.drop is None):
-            raise UsageError("name the floor: either --utility-floor X, in percent, or --utility-drop X")
-
-    def of(self, vanilla: float) -> float:
-        """In percent, given vanilla's utility on the validation documents."""
-        return self.percent if self.percent is not None else vanilla - (self.drop or 0.0)
-
-    def counts(self, row: Row) -> float | None:
-        """The figure of a row that is held against the floor; None where it has none."""
-        found: float | None = row["utility_low" if self.confident else "utility"]
-        return found
 
 
 # --- the walk --------------------------------------------------------------------------------------
@@ -77,8 +54,6 @@ def tune(
 
     Raises UsageError for a recipe that cannot be tuned with, HarnessError where vanilla or every trial fails.
     """
-    from harness.studies import search_report
-
     optuna = search_trials.load_optuna()
     _check(config, out)
     plain = tuple(dict.fromkeys((SEED, BASELINE, *space.values)))
@@ -139,11 +114,6 @@ def choose(settings: Sequence[Row], floor: Floor, limit: float, objective: Objec
         raise HarnessError("--confident needs intervals of utility, and these trials have none")
     holding = [row for row, value in counted if value is not None and value >= limit]
     return max(holding, key=lambda row: (row[objective], row["utility"]), default=None)
-
-
-def nearest(settings: Sequence[Row], floor: Floor) -> Row:
-    """The setting that comes nearest to a floor that none holds."""
-    return max(settings, key=lambda row: floor.counts(row) or 0.0)
 
 
 # --- the final score -------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from harness.leaderboard.tables import BASELINE, COLUMNS, DONE, METRICS, STAR, a
 from harness.run.plan import SEED, shown_method
 from harness.storage import records
 from harness.storage.files import write_json_atomic, write_text_atomic
-from harness.studies import search as tuning
-from harness.studies.search import Floor
-from harness.studies.search_trials import KEYS, TRIALS, Row, Search
+from harness.studies.search_trials import KEYS, TRIALS, Floor, Row, Search, nearest
 
 FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
 
@@ -35,7 +33,7 @@ def record(
     final: Mapping[str, Row],
 ) -> Row:
     """What ``tune.json`` holds: JSON values, percentages named as in leaderboard.csv."""
-    config, near = search.config, None if chosen else tuning.nearest(settings, floor)
+    config, near = search.config, None if chosen else nearest(settings, floor)
     tried = [
         {"row": row["row"], "method": row["method"], KEYS[row["method"]]: row["value"]}
         | {"trial": row["trial"], "front": row["row"] in front}

@@ -84,6 +84,33 @@ def space(methods: Sequence[str] | None, max_preview: int, prefixes: Sequence[st
     return Space({name: values.get(name, ()) for name in methods or METHODS})
 
 
+@dataclass(frozen=True)
+class Floor:
+    """The utility that a setting must keep: in percent, or as points below vanilla's."""
+
+    percent: float | None = None
+    drop: float | None = None
+    confident: bool = False  # by the lower bound of the 95 % interval
+
+    def __post_init__(self) -> None:
+        if (self.percent is None) == (self.drop is None):
+            raise UsageError("name the floor: either --utility-floor X, in percent, or --utility-drop X")
+
+    def of(self, vanilla: float) -> float:
+        """In percent, given vanilla's utility on the validation documents."""
+        return self.percent if self.percent is not None else vanilla - (self.drop or 0.0)
+
+    def counts(self, row: Row) -> float | None:
+        """The figure of a row that is held against the floor; None where it has none."""
+        found: float | None = row["utility_low" if self.confident else "utility"]
+        return found
+
+
+def nearest(settings: Sequence[Row], floor: Floor) -> Row:
+    """The setting that comes nearest to a floor that none holds."""
+    return max(settings, key=lambda row: floor.counts(row) or 0.0)
+
+
 @dataclass
 class Search:
     """What a tuning works on."""

@@ -257,7 +257,7 @@ def test_the_safest_that_holds_the_floor(floor: Floor, objective: Any, row: str 
 
 def test_a_floor_below_vanilla_and_the_nearest() -> None:
     assert Floor(drop=7.0).of(55.0) == 48.0
-    assert tuning.nearest(ROWS, Floor(60.0))["row"] == "a"
+    assert search_trials.nearest(ROWS, Floor(60.0))["row"] == "a"
     with pytest.raises(UsageError, match="--utility-floor X"):
         Floor()
     with pytest.raises(UsageError, match="--utility-floor X"):
