@@ -286,7 +286,7 @@ def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, S
             missing[cell] = str(error)
     pending = [cell for cell, one in found.items() if not one.done()]
     if pending:
-        shop.import_libraries(training=False)
+        shop.import_libraries()
         with _asked(shop, settings, size) as ask:
             for cell in pending:
                 try:

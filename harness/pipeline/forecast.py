@@ -139,7 +139,9 @@ def forecast(
 
     start = time.perf_counter()
     trains = any(_trains(shop, cell) for cell in todo)
-    shop.import_libraries(training=trains)
+    shop.import_libraries()
+    if trains:
+        training.import_trainer(shop)
     imports_s = time.perf_counter() - start
     budget = budget or Budget()
     known = estimate.architecture(shop)
@@ -351,12 +353,14 @@ class Probe:
         return self._prepared[key]
 
     def _time_training(self, trained: Sequence[plan.Cell], *, alone: bool) -> None:
+        from harness.training.adapters import load_dtype
+        from harness.training.trainer import StepProbe
+
         settings, rows = self.shop.config.training, self._raw(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.
         model = self.model if alone else copy.deepcopy(self.model)
-        dtype = registry.load_object("harness.training.adapters:load_dtype")(settings)
-        make = registry.load_object(f"{registry.TRAINER.partition(':')[0]}:StepProbe")
-        self.training = Training(make(_in_dtype(model, dtype), self.shop.seed_tokenizer, settings), rows)
+        step = StepProbe(_in_dtype(model, load_dtype(settings)), self.shop.seed_tokenizer, settings)
+        self.training = Training(step, rows)
         pass_s = self.training.warm_up(self.budget) / 2
         passes = sum(
             self._epochs(cell) * self._raw(cell).number * self.training.count(rows, settings)

@@ -88,7 +88,9 @@ def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) ->
     log = shop.out / place
     failure, full = None, False
     try:
-        shop.import_libraries(training=cell.kind == "trained")
+        shop.import_libraries()
+        if cell.kind == "trained":
+            training.import_trainer(shop)
         run_cell(shop, cell, label, until)
         log.unlink(missing_ok=True)
     except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends

@@ -59,7 +59,6 @@ ENGINES = {
     "vllm": "harness.engines.vllm:VLLMEngine",
     "openai": "harness.engines.openai:OpenAIEngine",
 }
-TRAINER = "harness.training.trainer:train"
 
 DISTRIBUTION = "safetune-harness"
 IMPORT_NAMES = ("harness", "backends", "judges", "tasks")

@@ -110,8 +110,8 @@ class Workshop:
         """The engine of the answers: the recipe's, or with ``auto`` what is installed and fits."""
         return self.config.engine if self.config.engine != AUTO else choose_engine(self)
 
-    def import_libraries(self, *, training: bool = True) -> None:
-        """Import what scoring needs, and training, in one place, so that its seconds are known."""
+    def import_libraries(self) -> None:
+        """Import what scoring needs, in one place, so that its seconds are known."""
         start = time.perf_counter()
         quiet()
         with without("sklearn", "scipy"):  # both load them, seconds each, for what nobody here calls
@@ -122,8 +122,6 @@ class Workshop:
 
             registry.load("engine", self.engine_name)
         importlib.import_module("lm_eval.evaluator")
-        if training:
-            registry.load_object(registry.TRAINER)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         transformers.utils.logging.set_verbosity_error()

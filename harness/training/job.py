@@ -63,10 +63,11 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     """Train in this process, one of several where a launcher says so. Returns the trainer's record."""
     import transformers
 
+    from harness.training import adapters, trainer
+
     transformers.set_seed(job.seed)
     settings = job.settings
-    trainer = registry.load_object(registry.TRAINER.partition(":")[0])
-    dtype = registry.load_object("harness.training.adapters:load_dtype")(settings)
+    dtype = adapters.load_dtype(settings)
     several = "LOCAL_RANK" in os.environ
     sharded = several and settings.distributed in ("zero3", "fsdp2")
     device: str = settings.device

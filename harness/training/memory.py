@@ -13,10 +13,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from harness.config import TrainingConfig
-from harness.plugins import registry
 
 # Published sizes of the packaged recipes' models, under the keys of their config.json.
 _LLAMA2 = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
@@ -128,9 +127,10 @@ def micro_batches(training: TrainingConfig, max_length: int, rows: Sequence[Row]
 
 def _dealt(batch: list[Row], training: TrainingConfig) -> list[Row]:
     """A device's share of a global batch, cut as the trainer cuts it."""
-    deal = registry.load_object("harness.training.batching:deal")
+    from harness.training.batching import deal  # brings torch
+
     size, tokens = training.micro_batch_size, training.micro_batch_tokens
-    mine = deal(batch, size, tokens, training.batching, training.num_processes)[0]
+    mine: Any = deal(cast(Any, batch), size, tokens, training.batching, training.num_processes)[0]
     packed = training.batching == "padding-free"
     return [_together(rows, packed) for rows in mine if rows]
 

@@ -102,6 +102,14 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     return Stage(shop.out / folder, "train", inputs, outputs)
 
 
+def import_trainer(shop: Workshop) -> None:
+    """Import the trainer before it is needed, so that its seconds are known."""
+    start = time.perf_counter()
+    from harness.training import trainer  # noqa: F401
+
+    shop.clock["imports"] += time.perf_counter() - start
+
+
 def train(shop: Workshop, cell: Cell, label: str) -> None:
     """Base model and data to ``checkpoint/`` and ``training.json``.
 

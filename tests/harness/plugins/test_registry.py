@@ -307,10 +307,6 @@ def test_every_judge_loads_under_its_own_name(name: str) -> None:
     assert loaded.name == name
 
 
-def test_trainer_loads() -> None:
-    assert callable(registry.load_object(registry.TRAINER))
-
-
 def test_an_unknown_name_meets_the_nearest() -> None:
     with pytest.raises(
         UsageError, match=r"^unknown method 'lookahead-tru': did you mean 'lookahead-true'\?$"
