@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from harness.contracts import (
     REFUSED_TO_JUDGE,
@@ -20,6 +20,7 @@ from harness.contracts import (
     HarnessError,
     JudgeContext,
     JudgePendingError,
+    JudgeSettings,
     Verdict,
 )
 from harness.reading import json_value
@@ -27,9 +28,8 @@ from harness.servers import http_client, server_errors
 from harness.storage import crash
 from harness.text import is_name, is_word, shown_words
 from judges import prices, replies
-
-if TYPE_CHECKING:
-    from judges.openai_api import OpenAIJudge
+from judges.shape import Shape
+from judges.spending import TOO_LONG, Spent
 
 ENDPOINT = "/v1/chat/completions"
 LABEL = "safetune_harness"
@@ -43,7 +43,38 @@ MOST_BYTES = (
 MOST_PAGES = 20  # of an account's batches, a hundred each, the latest first, that are looked through
 
 
-def judge(judge: OpenAIJudge, exchanges: Sequence[Exchange], context: JudgeContext) -> Iterator[Verdict]:
+class ChatModelJudge(Protocol):
+    """What a judge that is a chat model does for each of its requests, sent one by one or as a batch."""
+
+    name: str
+    settings: JudgeSettings
+    price: prices.Price | None
+    shape: Shape
+
+    @property
+    def url(self) -> str | None: ...
+
+    def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any: ...
+
+    def refused(self, error: Any) -> HarnessError: ...
+
+    def body(self, exchange: Exchange, context: JudgeContext) -> dict[str, Any]: ...
+
+    def most_usd(self, body: dict[str, Any]) -> float: ...
+
+    def read(
+        self,
+        completion: Any,
+        exchange: Exchange,
+        context: JudgeContext,
+        spent: Spent,
+        price: prices.Price | None,
+    ) -> Verdict: ...
+
+    def unjudged(self, exchange: Exchange, context: JudgeContext, reason: str) -> Verdict: ...
+
+
+def judge(judge: ChatModelJudge, exchanges: Sequence[Exchange], context: JudgeContext) -> Iterator[Verdict]:
     """Verdicts of a finished batch. Raises JudgePendingError where it is submitted or still at work, and
     HarnessError where it failed as a whole."""
     import openai
@@ -138,7 +169,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _submit(
-    judge: OpenAIJudge, client: Any, exchanges: Sequence[Exchange], context: JudgeContext, memory: Path
+    judge: ChatModelJudge, client: Any, exchanges: Sequence[Exchange], context: JudgeContext, memory: Path
 ) -> Any:
     bodies = {exchange.id: judge.body(exchange, context) for exchange in exchanges}
     most = prices.BATCH_SHARE * sum(map(judge.most_usd, bodies.values()))
@@ -190,10 +221,8 @@ def _results(client: Any, batch: Any) -> dict[str, dict[str, Any]]:
 
 
 def _verdict(
-    judge: OpenAIJudge, exchange: Exchange, context: JudgeContext, row: dict[str, Any] | None, status: str
+    judge: ChatModelJudge, exchange: Exchange, context: JudgeContext, row: dict[str, Any] | None, status: str
 ) -> Verdict:
-    from judges.openai_api import Spent
-
     if row is None:
         return judge.unjudged(exchange, context, f"the batch ({status}) holds no reply to it")
     spent = Spent()
@@ -213,10 +242,8 @@ def _verdict(
         return judge.unjudged(exchange, context, "the server's reply is no chat completion")
 
 
-def _failure(judge: OpenAIJudge, row: dict[str, Any], reply: dict[str, Any]) -> str:
+def _failure(judge: ChatModelJudge, row: dict[str, Any], reply: dict[str, Any]) -> str:
     """Why a request of a batch has no reply."""
-    from judges.openai_api import TOO_LONG
-
     number, told = reply.get("status_code"), row.get("error") or {}
     against = server_errors.complaint(number if isinstance(number, int) else 500, [told, reply.get("body")])
     simpler = judge.shape.without(against)

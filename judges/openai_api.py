@@ -9,7 +9,6 @@ asked again with more room where that was cut off.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import logging
 import re
@@ -31,9 +30,10 @@ from harness.contracts import (
 from harness.servers import http_client, server_errors
 from harness.servers.server_errors import Complaint
 from harness.text import is_word, shown_words, whole
-from judges import prices, replies, rubric
+from judges import batch, prices, replies, rubric
 from judges.dispatch import Dispatcher, TransientError
 from judges.shape import LIMITS, MOST_TOKENS, REASONING_TOKENS, Shape
+from judges.spending import TOO_LONG, Spent
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ READINGS = 3  # how often an unreadable reply is asked for in all
 READINGS_OF_A_REFUSAL = 2
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
-TOO_LONG = "the exchange is longer than the judge's context"
 REFUSED = "the request itself is refused"
 KEY = "OPENAI_API_KEY"
 OTHER_KEY = "JUDGE_API_KEY"  # for servers named in the judge's name, which never get the first
@@ -143,8 +142,6 @@ class OpenAIJudge(Judge):
     def judge(self, exchanges: Iterable[Exchange], context: JudgeContext) -> Iterator[Verdict]:
         self.affordable(context)
         if self.settings.batch:
-            from judges import batch
-
             items = list(exchanges)
             yield from (self.unjudged(one, context, one.missing) for one in items if one.missing)
             yield from batch.judge(self, [one for one in items if not one.missing], context)
@@ -449,40 +446,6 @@ class OpenAIJudge(Judge):
     def _unreached(self, error: Exception) -> HarnessError:
         why = http_client.no_answer(error, self.url)
         return HarnessError(f"judge '{self.name}': no answer from {self._where()}{why}")
-
-
-@dataclasses.dataclass
-class Spent:
-    """What all requests for one verdict used, and whether another one can help.
-
-    ``asked_room``: tokens that the last request had for its reply; ``cut_at``: the most at which reasoning
-    was cut off; ``room``, ``most_room``: the least and the most that the next should have.
-    """
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    model: str | None = None
-    final: bool = False
-    refused: str | None = None
-    lacked_room: bool = False
-    asked_room: int = 0
-    cut_at: int = 0
-    room: int = 0
-    most_room: int = MOST_TOKENS
-
-    def add(self, usage: Any, price: prices.Price | None) -> float:
-        """Count one reply's tokens; returns its price in USD (0 where that is not known)."""
-        read = max(0, int(replies.part(usage, "prompt_tokens") or 0))
-        written = max(0, int(replies.part(usage, "completion_tokens") or 0))
-        self.input_tokens += read
-        self.output_tokens += written
-        return (read * price[0] + written * price[1]) / 1e6 if price else 0.0
-
-    def fields(self, price: prices.Price | None) -> dict[str, Any]:
-        """The fields of a verdict."""
-        usd = (self.input_tokens * price[0] + self.output_tokens * price[1]) / 1e6 if price else None
-        tokens = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
-        return {"model": self.model, "price_usd": usd, **tokens}
 
 
 def _retry_after_s(error: Any) -> float:

@@ -32,7 +32,7 @@ from harness.run import run_folder
 from harness.run.plan import cells
 from harness.servers import server_errors
 from harness.storage import files, records
-from judges import local, openai_api, rubric
+from judges import local, openai_api, rubric, spending
 from judges.mini_exact import MiniExact
 from judges.shape import Shape
 from judges.vote import Vote
@@ -225,7 +225,7 @@ def openai_reply(content: bytes) -> None:
         choice = SimpleNamespace(message=message, finish_reason="stop")
         return SimpleNamespace(choices=[choice], usage=usage, model=reply)
 
-    spent = openai_api.Spent()
+    spent = spending.Spent()
     usage = SimpleNamespace(prompt_tokens=0, completion_tokens=-5)
     assert spent.add(usage, (1.0, 1.0)) >= 0
     found = _openai().read(completion(value, usage), EXCHANGE, JudgeContext(), spent)
