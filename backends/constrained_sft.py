@@ -90,14 +90,14 @@ class ConstrainedSFT(Method):
     def loss(self, inputs: LossInputs) -> Tensor:
         import torch
 
-        from harness.training.batching import moved_together
-
         rows, width = inputs.logp.shape
         stored = [self.reference[example_id] for example_id in inputs.ids]
         padded = torch.tensor(
             [values + [0.0] * (width - len(values)) for values in stored], dtype=inputs.logp.dtype
         )
-        (ref_logp,) = moved_together([padded.view(rows, width)], inputs.logp.device)
+        if inputs.logp.is_cuda:
+            padded = padded.pin_memory()  # a copy from pageable memory waits for the device
+        ref_logp = padded.view(rows, width).to(inputs.logp.device, non_blocking=True)
         betas = token_betas(inputs.mask, self.beta, self.first_factor, self.early_factor, self.early_tokens)
         return constrained_loss(
             inputs.logp,
