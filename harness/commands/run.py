@@ -229,13 +229,13 @@ def judge(
     makes the verdicts your own.
     """
     from harness import config
-    from harness.pipeline import compare
+    from harness.pipeline import rejudge
 
     overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
     own = ("safety.judged_scope", "cache")
     foreign = [key for key in overrides if not key.startswith("judging.") and key not in own]
     if foreign:
         raise UsageError(f"--set {foreign[0]}: judging changes only judging.…, {' and '.join(own)}")
-    compare.judge_again(
+    rejudge.judge_again(
         run, judges, console(), overrides, retry_unjudged=retry_unjudged, anew=anew, dry_run=dry_run
     )

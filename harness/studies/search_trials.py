@@ -23,6 +23,7 @@ from harness.contracts import Budget, HarnessError, UsageError
 from harness.leaderboard import tables
 from harness.leaderboard.tables import DONE, MEAN
 from harness.pipeline import compare
+from harness.pipeline.outcome import CellsFailedError
 from harness.run.context import quiet
 from harness.storage.files import content_hash
 from harness.studies.sweeps import PREFIXES, SWEEPS, slug
@@ -187,7 +188,7 @@ def compare_quietly(search: Search, config: RunConfig, folder: Path) -> dict[str
     config = configuration.changed(config, {}, "tune")
     try:
         compare.compare(config, folder, Console(quiet=True), debug=search.debug, budget=search.budget)
-    except compare.CellsFailedError as error:
+    except CellsFailedError as error:
         if not (folder / "leaderboard.json").is_file():
             raise HarnessError(str(error)) from error
     return leaderboard_rows(folder, config)

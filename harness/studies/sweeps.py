@@ -24,6 +24,7 @@ from harness.contracts import HarnessError, JudgePendingError, UsageError
 from harness.data import benchmarks
 from harness.leaderboard import tables
 from harness.pipeline import compare
+from harness.pipeline.outcome import CellsFailedError
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.studies import sweep_points, sweep_report
@@ -90,7 +91,7 @@ def run(
 ) -> None:
     """Do what is not done yet of the sweep ``name`` into ``out``; then write and print what it shows.
 
-    Raises UsageError for methods or values that cannot be swept; else what ``comparison.compare`` raises,
+    Raises UsageError for methods or values that cannot be swept; else what ``compare.compare`` raises,
     with the points that there are written before where cells or judges have not finished.
     """
     sweep = SWEEPS.get(name)
@@ -104,7 +105,7 @@ def run(
     failed: HarnessError | None = None
     try:
         compare.compare(config, out, console, dry_run=dry_run, debug=debug)
-    except (compare.CellsFailedError, JudgePendingError) as error:
+    except (CellsFailedError, JudgePendingError) as error:
         failed = error
     if not dry_run:
         axis = sweep.axis if sweep else "tokens of the prefill, k"

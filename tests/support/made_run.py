@@ -15,7 +15,7 @@ from rich.console import Console
 from harness import config as configuration
 from harness.config import RunConfig
 from harness.judging import stage as judging
-from harness.pipeline import compare
+from harness.pipeline import table
 from harness.run import plan
 from harness.run.plan import Cell
 from harness.storage.files import (
@@ -67,7 +67,7 @@ def make(
         if str(cell.folder) not in (failures or {}):
             draws = random.Random(number)
             _cell(out, cell, config, response, documents, draws, categories, reason)
-    compare.table(config, out, Console(quiet=True))
+    table.present(config, out, Console(quiet=True))
     return out
 
 

@@ -15,7 +15,7 @@ import harness
 from harness import config
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
-from harness.pipeline.compare import CellsFailedError
+from harness.pipeline.outcome import CellsFailedError
 from harness.plugins import plugin_files, registry
 from harness.plugins.plugin_files import Spec
 from harness.run import plan, run_folder
