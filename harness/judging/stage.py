@@ -31,13 +31,13 @@ from harness.contracts import (
     JudgeSettings,
     Verdict,
 )
-from harness.data import benchmarks
 from harness.judging import models
 from harness.models import checkpoints
 from harness.plugins import plugin_code, plugin_files, registry
 from harness.reading import json_value
 from harness.run import plan
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import crash, disk, records
 from harness.storage.files import Journal, Stage, content_hash, write_jsonl_atomic
 from harness.text import listed
@@ -417,10 +417,6 @@ def _stored(folder: Path, judge: str) -> dict[str, Verdict]:
 # --- many stages -----------------------------------------------------------------------------------
 
 
-def safety_tasks(cell: Cell) -> list[str]:
-    return [task for task in cell.tasks if benchmarks.get(task, cell.sets).kind == "safety"]
-
-
 def light(judges: Sequence[str]) -> list[str]:
     """Those that a cell's own process can run at once; the others judge when all cells have answered."""
     return [name for name in judges if not registry.judge_class(name).heavy]
@@ -436,7 +432,7 @@ def in_order(judges: Sequence[str]) -> list[str]:
 def answered(out: Path, cell: Cell) -> list[str]:
     """The safety tasks whose responses are there."""
     folder = out / cell.folder
-    return [task for task in safety_tasks(cell) if (folder / task / "respond.done.json").exists()]
+    return [task for task in cell.safety_tasks if (folder / task / "respond.done.json").exists()]
 
 
 def judge_cell(bench: Bench, cell: Cell, judges: Sequence[str], label: str) -> None:
@@ -536,9 +532,8 @@ def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
 
 def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
-    tasks = dict.fromkeys(task for cell in cells for task in safety_tasks(cell))
-    sets = config.own_tasks
-    foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
+    tasks = dict.fromkeys(task for cell in cells for task in cell.safety_tasks)
+    foreign = [task for task in tasks if MINI_DATA not in resolve(config).benchmark(task).sources]
     if {*config.judges} - {MINI_JUDGE} or not foreign:
         return []
     return [f"{MINI_JUDGE} cannot judge {', '.join(foreign)}; add --judge keyword"]
@@ -548,10 +543,10 @@ def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
     """Exchanges that a judge has yet to see, and their characters; a guess where nothing has answered."""
     count = length = 0
     there = answered(bench.shop.out, cell)
-    for task in safety_tasks(cell):
+    for task in cell.safety_tasks:
         if task not in there:
             guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
-            guess *= len(benchmarks.get(task, cell.sets).decodings) or 1
+            guess *= len(bench.shop.benchmark(task).decodings) or 1
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
         elif not _done(bench, cell, task, name):
             exchanges = read_exchanges(bench.shop.out / cell.folder / task)
@@ -602,7 +597,7 @@ def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) ->
     a judge without them."""
     found: dict[str, None] = {}
     for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
-        for task in safety_tasks(cell):
+        for task in cell.safety_tasks:
             with contextlib.suppress(HarnessError):
                 inputs = records.marker(out / cell.folder / task / marker_file(judge))["inputs"]
                 known = inputs.get("judge") if isinstance(inputs.get("judge"), dict) else {}
@@ -623,7 +618,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         reasons: Counter[str] = Counter()
         tokens, usd = 0, 0.0
         for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
-            for task in safety_tasks(cell):
+            for task in cell.safety_tasks:
                 with contextlib.suppress(HarnessError):  # the row's status says what is wrong with them
                     for row in given(out / cell.folder / task, name):
                         if row["harmful"] is None:

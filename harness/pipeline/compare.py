@@ -18,7 +18,7 @@ from harness import config as configuration
 from harness.config import ClassRecord, RunConfig, trust
 from harness.console.progress import Display, Reporter
 from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
-from harness.data import benchmarks, loading
+from harness.data import loading
 from harness.generation import stage as generation
 from harness.judging import stage as judging
 from harness.leaderboard import publish
@@ -29,6 +29,7 @@ from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
 from harness.run.context import AUTO, CLOCK, Workshop, quiet
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import disk, files
 from harness.training import stage as training
 from harness.training.measure import TreeMemory
@@ -71,7 +72,7 @@ def compare(
     if until == "leaderboard":
         _check_judges(config, out)
     planned = [
-        cell for cell in plan.cells(config) if cell.kind in kinds and (not rows or cell.method in rows)
+        cell for cell in resolve(config).cells() if cell.kind in kinds and (not rows or cell.method in rows)
     ]
     run_folder.check_named(out, config, planned, answered=until != "train")
     if dry_run:
@@ -96,7 +97,7 @@ def compare(
         bench.budget = budget or bench.budget
         cells = [
             plan.limited(cell, only)
-            for cell in plan.cells(config)
+            for cell in resolve(config).cells()
             if cell.kind in kinds and (not rows or cell.method in rows)
         ]
         run_folder.check_named(out, config, cells, answered=until != "train")
@@ -191,8 +192,8 @@ def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
         from harness.pipeline import ray_cluster
 
         return max(1, min(len(parts), shop.config.jobs or ray_cluster.capacity(shop.config)))
-    rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
-    generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
+    rows = dict.fromkeys(part.method for part in parts if part.kind == "trained")
+    generates = step != "train" or any(shop.method(row).prepares_with == "rewrites" for row in rows)
     return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
 
 
@@ -237,7 +238,7 @@ def fetch_nothing() -> None:
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    cells, bench = plan.cells(config), judging.Bench(shop)
+    cells, bench = resolve(config).cells(), judging.Bench(shop)
     absent: list[str] = []  # what a run would fetch
     if checkpoints.is_here(config.model):
         _check(shop, kinds, until, absent)
@@ -254,7 +255,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        generation.check_functions(benchmarks.get(task, config.own_tasks))
+        generation.check_functions(shop.benchmark(task))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
@@ -298,7 +299,7 @@ def judge_again(
     )
     if retry_unjudged or any(map(registry.combines, config.judges)):  # all others' verdicts are wanted
         _check_installed(out, config)
-    cells = plan.cells(config)
+    cells = resolve(config).cells()
     # Of the run's own judges only those that need nobody: a folder from elsewhere may name any server.
     at_hand = [
         name
@@ -369,13 +370,13 @@ def _check(
     """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
     what a run would fetch, which raises without it; ``answering``: the cells with the tasks that are asked
     for, where these are not all."""
-    cells = plan.cells(shop.config)
+    cells = shop.cells()
     if any(cell.kind == "trained" for cell in cells):
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     _check_apart(shop, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if generation.files(shop, benchmarks.get(task, shop.config.own_tasks)):
+        if generation.files(shop, shop.benchmark(task)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):
@@ -392,9 +393,9 @@ def _check_apart(shop: Workshop, absent: list[str] | None) -> None:
     for path in (*config.data.values(), *config.set_files.values()):
         loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
-    methods = [training.make_method(config, name) for name in rows]
+    methods = [shop.method(name) for name in rows]
     for task in config.train_tasks if methods else ():
-        train_task = registry.load("train task", task)
+        train_task = shop.train_task(task)
         try:
             shop.examples(train_task)
         except NotFetchedError:

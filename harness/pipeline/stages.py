@@ -60,7 +60,7 @@ def unjudged(bench: judging.Bench, cell: Cell) -> bool:
     return not all(
         judging.judged(bench, one, task, name)
         for one in (cell, *plan.epochs(bench.shop.config, cell))
-        for task in judging.safety_tasks(one)
+        for task in one.safety_tasks
         for name in bench.shop.config.judges
     )
 
