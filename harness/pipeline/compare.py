@@ -19,6 +19,8 @@ from harness.config import ClassRecord, RunConfig, trust
 from harness.console.progress import Display, Reporter
 from harness.contracts import Budget, HarnessError, JudgePendingError, NotFetchedError, UsageError
 from harness.data import benchmarks, loading
+from harness.engines import select
+from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
 from harness.leaderboard import publish
@@ -27,7 +29,7 @@ from harness.pipeline import answer_memory, estimate, forecast, needs, stages, w
 from harness.pipeline.stages import Step
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
-from harness.run.context import AUTO, CLOCK, Workshop, quiet
+from harness.run.context import CLOCK, Workshop, quiet
 from harness.run.plan import Cell
 from harness.storage import disk, files
 from harness.training import stage as training
@@ -107,7 +109,7 @@ def compare(
         unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
         needs.try_out(shop, unanswered)
         if until != "train":
-            generation.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
+            lm_tasks.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
         todo = _todo(bench, cells, unanswered, until)
         if todo:
             for line in bench.check([*config.judges]) if until == "leaderboard" else ():
@@ -169,16 +171,20 @@ def _taken(until: Step) -> Collection[trust.Step]:
 
 def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
     """A run goes on with the engine that it began with, unless told otherwise."""
-    if config.engine != AUTO or not (out / "run.json").is_file():
+    if select.is_named(config.engine) or not (out / "run.json").is_file():
         return config
     return config.model_copy(update={"engine": run_folder.stored_config(out).engine})
 
 
 def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
-    """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
+    """What workers do one after the other. An engine that is started once serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together.
     On a cluster each cell has an engine of its own."""
-    if shop.engine_name != "vllm" or until == "train" or shop.config.executor == "ray":
+    if (
+        not select.engine_class(shop.engine_name).serves_all
+        or until == "train"
+        or shop.config.executor == "ray"
+    ):
         return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
@@ -186,14 +192,15 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
 
 
 def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
-    """How many workers. vLLM's engine is one for all cells, for answers and rewrites alike."""
+    """How many workers. An engine that serves all cells is one, for answers and rewrites alike."""
     if shop.config.executor == "ray":
         from harness.pipeline import ray_cluster
 
         return max(1, min(len(parts), shop.config.jobs or ray_cluster.capacity(shop.config)))
     rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
     generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
-    return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
+    alone = generates and select.engine_class(shop.engine_name).serves_all
+    return 1 if alone else plan.job_count(shop.config, len(parts))
 
 
 def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
@@ -254,7 +261,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        generation.check_functions(benchmarks.get(task, config.own_tasks))
+        lm_tasks.check_functions(benchmarks.get(task, config.own_tasks))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
@@ -375,7 +382,7 @@ def _check(
     _check_apart(shop, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if generation.files(shop, benchmarks.get(task, shop.config.own_tasks)):
+        if lm_tasks.files(shop, benchmarks.get(task, shop.config.own_tasks)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):
