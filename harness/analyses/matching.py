@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask, UsageError
-from harness.leaderboard import scores
-from harness.leaderboard.build import CellResult
+from harness.leaderboard import collect
 from harness.leaderboard.health import NOT_MEANINGFUL
+from harness.leaderboard.outcomes import CellResult
 from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
 from harness.leaderboard.tables import BASELINE, DONE
 from harness.plugins import registry
@@ -172,7 +172,7 @@ def trainings(
     cells = plan.cells(config)
 
     def result(cell: Cell) -> CellResult:
-        return scores.collect(narrow, out, [cell], failures)[0]
+        return collect.collect(narrow, out, [cell], failures)[0]
 
     start = result(cells[0])
     if start.status != DONE:

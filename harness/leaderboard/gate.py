@@ -22,15 +22,16 @@ from harness.config import RunConfig
 from harness.console.terminal import say
 from harness.contracts import JudgePendingError, UsageError
 from harness.judging import stage as judging
-from harness.leaderboard import build, scores, tables
-from harness.leaderboard.build import CellResult, TaskOutcome
+from harness.leaderboard import build, collect, tables
 from harness.leaderboard.families import control
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
 from harness.plugins import registry
-from harness.run import plan, run_folder
+from harness.run import metrics, plan, run_folder
 from harness.run.plan import SEED, Cell
 
-REFUSALS = "RSR refusals"  # with a blank, as no task's name has
+UTILITY = metrics.UTILITY.name
+REFUSALS = f"{metrics.RSR.label} refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
 OWN: Against = "vanilla"  # what a checkpoint that was trained here is compared with
 BASE: Against = "seed"
@@ -47,7 +48,7 @@ class Condition:
     limit: float
 
     def text(self, against: Against) -> str:
-        name = tables.label(self.metric)
+        name = metrics.label(self.metric)
         if self.kind == "min":
             return f"{name} at least {self.limit:g}"
         return f"{name} at most {self.limit:g} below {NAMES[against]}"
@@ -88,7 +89,7 @@ class Finding:
         if self.bound is None or self.value is None:
             return f"{self.condition}: {self.reason}"
         value, low, high, bound = map(self._shown, (self.value, self.low, self.high, self.bound))
-        name = tables.label(self.metric)
+        name = metrics.label(self.metric)
         if self.kind == "min":
             text = f"{name} is {value} %"
             asked, worst = f"at least {self.limit:g} is asked for", f"down to {bound} %"
@@ -181,7 +182,7 @@ def _chosen(kind: str, wanted: Sequence[str], default: Sequence[str], known: Seq
 
 
 def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
-    standard = {"utility", "rsr", "jsr", REFUSALS}
+    standard = {*metrics.names(), REFUSALS}
     further = [*plan.further(config), *_utilities(config)]
     for name in {condition.metric for condition in conditions} - standard - {*further}:
         if not further:
@@ -223,10 +224,10 @@ class _Frames:
 
 
 def _frames(
-    config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against | None
+    config: RunConfig, run: Path, cells: list[Cell], names: Collection[str], against: Against | None
 ) -> _Frames:
-    results = scores.collect(config, run, cells, run_folder.failed(run))
-    results = [_with(metrics, _with_refusals(result)) for result in results]
+    results = collect.collect(config, run, cells, run_folder.failed(run))
+    results = [_with(names, _with_refusals(result)) for result in results]
     baseline = against or OWN
     judged = _rows(results, baseline)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):
@@ -246,23 +247,21 @@ def _rows(results: Iterable[CellResult], baseline: Against) -> dict[tuple[str, s
 
 
 def _outcomes(result: CellResult) -> list[TaskOutcome]:
-    return [outcome for outcome in (result.utility, result.rsr, result.jsr, *result.further) if outcome]
+    return [*result.outcomes.values(), *result.further]
 
 
-def _with(metrics: Collection[str], result: CellResult) -> CellResult:
+def _with(names: Collection[str], result: CellResult) -> CellResult:
     """The result with the outcomes alone that are asked for."""
     return dataclasses.replace(
         result,
-        utility=result.utility if "utility" in metrics else None,
-        rsr=result.rsr if "rsr" in metrics else None,
-        jsr=result.jsr if "jsr" in metrics else None,
-        further=tuple(outcome for outcome in result.further if outcome.task in metrics),
+        outcomes={name: outcome for name, outcome in result.outcomes.items() if name in names},
+        further=tuple(outcome for outcome in result.further if outcome.task in names),
     )
 
 
 def _with_refusals(result: CellResult) -> CellResult:
     """The raw requests' refusals as a rate of their own, with an interval."""
-    raw = result.rsr
+    raw = result.outcomes.get(metrics.RSR.name)
     if raw is None or not any(raw.labels.values()):
         return result
     refused = {i: None if v is None else float(raw.labels.get(i) == "refusal") for i, v in raw.values.items()}
@@ -280,9 +279,7 @@ def _assuming(value: float, result: CellResult) -> CellResult:
 
     return dataclasses.replace(
         result,
-        utility=result.utility and settled(result.utility),
-        rsr=result.rsr and settled(result.rsr),
-        jsr=result.jsr and settled(result.jsr),
+        outcomes={name: settled(outcome) for name, outcome in result.outcomes.items()},
         further=tuple(map(settled, result.further)),
     )
 
@@ -305,7 +302,7 @@ def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **na
     side, counts = (low, min) if condition.kind == "min" else (high, max)
     damaged = row["status"].startswith(DAMAGED)
     unhealthy = tables.unhealthy(row)
-    if condition.kind == "max-drop" and condition.metric != "utility" and not unhealthy:
+    if condition.kind == "max-drop" and condition.metric not in metrics.by_rule() and not unhealthy:
         other = tables.unhealthy(frames.judged.get((names["train_task"], against, names["judge"]), {}))
         unhealthy = other and f"{NAMES[against]}: {other}"
     bound = None if side is None or worst is None or damaged or unhealthy else counts(side, worst)
@@ -364,7 +361,7 @@ def _absent(row: Row, condition: Condition, against: Against, value: float | Non
         if against == BASELINE:
             return "no vanilla in this run to compare with; --against seed compares with the base model"
         return "the base model has no such figure to compare with"
-    if condition.metric == "utility" and row["train_task"] == UNTRAINED and not row.get("utility_task"):
+    if condition.metric == UTILITY and row["train_task"] == UNTRAINED and not row.get(f"{UTILITY}_task"):
         return "it has a utility for each train task of the run: --min-task TASK=X names one"
     if row.get(f"{condition.metric}_unjudged"):
         return f"none of {row[f'{condition.metric}_unjudged']} answers could be judged"

@@ -38,12 +38,12 @@ def publish(config: RunConfig, out: Path) -> bool:
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     fresh = not stage.done()
     if fresh:
-        from harness.leaderboard import build, latex, markdown, papers, remarks, scores, tables
+        from harness.leaderboard import build, collect, latex, markdown, papers, remarks, scores, tables
 
         reader = scores.Reader()
-        results = scores.collect(config, out, cells, failures, reader)
+        results = collect.collect(config, out, cells, failures, reader)
         of_cells = {
-            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell, reader)
+            str(cell.folder / CELL_FILE): collect.cell_scores(config, out, cell, reader)
             for cell in cells
             if cell.folder not in failures
         }

@@ -13,6 +13,7 @@ from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.data import benchmarks
 from harness.plugins import registry
+from harness.run import metrics
 
 SEED = "seed"
 BASE_MODEL = "base model"  # what people read for the row ``seed``
@@ -120,13 +121,13 @@ def elsewhere(config: RunConfig) -> set[str]:
 
 
 def further(config: RunConfig) -> tuple[str, ...]:
-    """The tasks that every checkpoint answers besides its own utility and the two safety tasks. A group
+    """The tasks that every checkpoint answers besides those of the headline metrics. A group
     stands for its members."""
     groups = benchmarks.groups()
     wanted = (*config.utility_tasks, *config.safety_tasks, *config.set_files)
     names = [member for name in wanted for member in groups.get(name, [name])]
-    standard = (config.safety.raw_task, config.safety.prefill_task)
-    return tuple(name for name in dict.fromkeys(names) if name not in standard)
+    headline = metrics.by_task(config)
+    return tuple(name for name in dict.fromkeys(names) if name not in headline)
 
 
 def limited(cell: Cell, only: Collection[str]) -> Cell:
@@ -237,7 +238,7 @@ def cells(config: RunConfig) -> list[Cell]:
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     _check_tasks(config, utilities)
-    safety = (config.safety.raw_task, config.safety.prefill_task)
+    headline = metrics.by_task(config)
     engines = [*registry.names("engine"), "auto"]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
@@ -256,7 +257,7 @@ def cells(config: RunConfig) -> list[Cell]:
     sets = config.own_tasks
 
     def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
-        tasks = tuple(dict.fromkeys((*utility, *safety, *further(config))))
+        tasks = tuple(dict.fromkeys((*utility, *headline, *further(config))))
         return Cell(kind, method, folder=place, tasks=tasks, sets=sets, **trained)
 
     found = [cell("seed", SEED, Path(SEED), every_utility, train_task=None, seed=None)]
