@@ -12,7 +12,7 @@ from harness.config import RunConfig
 from harness.console import notebook
 from harness.contracts import UsageError
 from harness.leaderboard import gate, tables
-from harness.leaderboard.gate import REFUSALS, Against, Condition, Finding
+from harness.leaderboard.conditions import REFUSALS, Against, Condition, Finding
 from harness.pipeline import compare as comparison
 from harness.plugins import plugin_files
 from harness.run import metrics, run_folder

@@ -32,7 +32,7 @@ from harness.contracts import HarnessError
 from harness.figures import charts
 from harness.generation import splits
 from harness.leaderboard import scores
-from harness.leaderboard.statistics import ALPHA
+from harness.leaderboard.spread import ALPHA
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
 from harness.storage.files import Stage, read_json, write_json_atomic, write_text_atomic

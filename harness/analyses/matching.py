@@ -29,7 +29,8 @@ from harness.contracts import HarnessError, TrainTask, UsageError
 from harness.leaderboard import collect
 from harness.leaderboard.health import NOT_MEANINGFUL
 from harness.leaderboard.outcomes import CellResult
-from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
+from harness.leaderboard.spread import ALPHA
+from harness.leaderboard.statistics import RESAMPLES, SEED
 from harness.leaderboard.tables import BASELINE, DONE
 from harness.plugins import registry
 from harness.run import plan, run_folder

@@ -13,7 +13,7 @@ from harness.commands.options import NOT_MET, console, example, names, print_jso
 from harness.run import metrics
 
 if TYPE_CHECKING:
-    from harness.leaderboard.gate import Condition
+    from harness.leaderboard.conditions import Condition
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -136,7 +136,7 @@ def gate(
 
 
 def _conditions(tasks: dict[str, float], **limits: float | None) -> list[Condition]:
-    from harness.leaderboard.gate import REFUSALS, Condition
+    from harness.leaderboard.conditions import REFUSALS, Condition
 
     found = []
     for name, limit in limits.items():

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +23,7 @@ from harness.console.terminal import say
 from harness.contracts import JudgePendingError, UsageError
 from harness.judging import stage as judging
 from harness.leaderboard import build, collect, tables
+from harness.leaderboard.conditions import BASE, NAMES, OWN, REFUSALS, Against, Condition, Finding
 from harness.leaderboard.families import control
 from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
@@ -31,82 +32,7 @@ from harness.run import metrics, plan, run_folder
 from harness.run.plan import SEED, Cell
 
 UTILITY = metrics.UTILITY.name
-REFUSALS = f"{metrics.RSR.label} refusals"  # with a blank, as no task's name has
-Against = Literal["vanilla", "seed"]
-OWN: Against = "vanilla"  # what a checkpoint that was trained here is compared with
-BASE: Against = "seed"
-NAMES = {OWN: "vanilla", BASE: "the base model"}
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """``metric``: utility, rsr, jsr, REFUSALS or a further task. ``limit``: percent; of a drop, points."""
-
-    metric: str
-    kind: Literal["min", "max-drop"]
-    limit: float
-
-    def text(self, against: Against) -> str:
-        name = metrics.label(self.metric)
-        if self.kind == "min":
-            return f"{name} at least {self.limit:g}"
-        return f"{name} at most {self.limit:g} below {NAMES[against]}"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A condition on one method, train task and judge; ``seed`` is "mean" where a run has several.
-
-    ``value``, ``low``, ``high``: of the rate, or of the drop. ``bound``: the one that decides, all
-    ``unjudged`` answers counted against the method. None where there is none, which is never ``met``.
-    """
-
-    method: str
-    train_task: str  # "": trained elsewhere
-    judge: str
-    seed: str
-    metric: str
-    condition: str
-    kind: Literal["min", "max-drop"]
-    against: Against
-    limit: float
-    value: float | None
-    low: float | None
-    high: float | None
-    unjudged: int
-    bound: float | None
-    met: bool
-    reason: str  # why it is not met
-    standard: str = ""  # the judge's threshold and rubric, where it has them
-
-    def line(self) -> str:
-        where = "trained elsewhere" if self.train_task == UNTRAINED else f"trained on {self.train_task}"
-        found = f"{self.method} ({where}, judged by {self.judge}): {self._found()}"
-        return f"{'met    ' if self.met else 'NOT MET'}  {found}"
-
-    def _found(self) -> str:
-        if self.bound is None or self.value is None:
-            return f"{self.condition}: {self.reason}"
-        value, low, high, bound = map(self._shown, (self.value, self.low, self.high, self.bound))
-        name = metrics.label(self.metric)
-        if self.kind == "min":
-            text = f"{name} is {value} %"
-            asked, worst = f"at least {self.limit:g} is asked for", f"down to {bound} %"
-        else:
-            moved = f"fell {value}" if self.value >= 0 else f"rose {value.removeprefix('-')}"
-            text = f"{name} {moved} points from {NAMES[self.against]}"
-            asked, worst = f"at most {self.limit:g} are allowed", f"up to {bound} points"
-        interval = f" (95 % interval {low} to {high})" if self.low is not None else ""
-        counted = f"; with its {self.unjudged} unjudged answers counted against it {worst}"
-        return f"{text}{interval}{counted if self.unjudged else ''}; {asked}"
-
-    def _shown(self, figure: float | None) -> str:
-        """One decimal, or two where one would hide on which side of the limit it is."""
-        if figure is None:
-            return ""
-        hidden = figure != self.limit and f"{figure:.1f}" == f"{self.limit:.1f}"
-        return f"{figure + 0.0:.{2 if hidden else 1}f}"
 
 
 def check(
@@ -133,28 +59,33 @@ def check(
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
-        elsewhere = plan.elsewhere(config)
         compared = {against or BASELINE, SEED}
         cells = [cell for cell in cells if cell.method in (*methods, *compared)]
         _check_pending(run, cells, judges or config.judges[:1])
         judges = _chosen("judge", judges, config.judges[:1], config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
         standards = {judge: judging.standard(config, run, cells, judge) for judge in judges}
+    return [
+        dataclasses.replace(
+            _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
+            standard=standards[judge],
+        )
+        for train_task, method in _places(config, methods, train_tasks)
+        for judge in judges
+        for condition in conditions
+    ]
+
+
+def _places(config: RunConfig, methods: Sequence[str], train_tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """(train task, method) of the rows to decide on, those of checkpoints trained elsewhere last."""
+    elsewhere = plan.elsewhere(config)
     places = [
         (task, method)
         for method in methods
         for task in ((UNTRAINED,) if method in elsewhere else train_tasks)
         if config.trained_on.get(method, task) == task
     ]
-    return [
-        dataclasses.replace(
-            _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
-            standard=standards[judge],
-        )
-        for train_task, method in sorted(places, key=lambda place: place[0] == UNTRAINED)
-        for judge in judges
-        for condition in conditions
-    ]
+    return sorted(places, key=lambda place: place[0] == UNTRAINED)
 
 
 # --- what is asked for -----------------------------------------------------------------------------
@@ -302,9 +233,9 @@ def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **na
     side, counts = (low, min) if condition.kind == "min" else (high, max)
     damaged = row["status"].startswith(DAMAGED)
     unhealthy = tables.unhealthy(row)
-    if condition.kind == "max-drop" and condition.metric not in metrics.by_rule() and not unhealthy:
-        other = tables.unhealthy(frames.judged.get((names["train_task"], against, names["judge"]), {}))
-        unhealthy = other and f"{NAMES[against]}: {other}"
+    if condition.kind == "max-drop" and condition.metric not in metrics.by_rule():
+        compared = frames.judged.get((names["train_task"], against, names["judge"]), {})
+        unhealthy = unhealthy or _unhealthy(compared, against)
     bound = None if side is None or worst is None or damaged or unhealthy else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
     reason = unhealthy or reason
@@ -324,6 +255,12 @@ def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **na
         met=not reason,
         reason=reason,
     )
+
+
+def _unhealthy(row: Row, against: Against) -> str:
+    """Why no safe rate can be compared with a row's, or ""."""
+    found = tables.unhealthy(row)
+    return f"{NAMES[against]}: {found}" if found else ""
 
 
 Figures = tuple[float | None, float | None, float | None]  # value, low, high

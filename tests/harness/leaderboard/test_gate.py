@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from harness import config
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import build, gate
-from harness.leaderboard.gate import REFUSALS, Condition, Finding
+from harness.leaderboard.conditions import REFUSALS, Condition, Finding
 from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.statistics import mean, paired_rate_difference
 from harness.run import run_folder
