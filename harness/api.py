@@ -14,6 +14,7 @@ from harness.contracts import UsageError
 from harness.leaderboard import gate, tables
 from harness.leaderboard.conditions import REFUSALS, Against, Condition, Finding
 from harness.pipeline import compare as comparison
+from harness.pipeline import rejudge, table
 from harness.plugins import plugin_files
 from harness.run import metrics, run_folder
 
@@ -76,7 +77,7 @@ class Run:
         Title and notes are in ``attrs``. It is made anew where answers or verdicts have changed.
         """
         with run_folder.opened(self.path) as config, notebook.quiet() as console:
-            comparison.table(config, self.path, console)
+            table.present(config, self.path, console)
         return tables.read(self.path)
 
     def judge(
@@ -105,9 +106,7 @@ class Run:
         given |= {"cache": str(cache)} if cache is not None else {}
         plugin_files.forget()  # of an earlier call in this process
         with notebook.console(progress, "judge") as console:
-            comparison.judge_again(
-                self.path, judges, console, given, retry_unjudged=retry_unjudged, anew=anew
-            )
+            rejudge.judge_again(self.path, judges, console, given, retry_unjudged=retry_unjudged, anew=anew)
         return tables.read(self.path)
 
     def gate(
@@ -144,7 +143,7 @@ class Run:
         from harness import report
 
         with run_folder.opened(self.path) as config, notebook.quiet() as console:
-            comparison.table(config, self.path, console)
+            table.present(config, self.path, console)
             return report.write(self.path, Path(out) if out else None, show_harmful=show_harmful)
 
 

@@ -24,11 +24,12 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.contracts import HarnessError, UsageError
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard.spread import ALPHA
 from harness.leaderboard.statistics import Estimate, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
+from harness.run.resolve import resolve
 from harness.storage.files import jsonl_lines, write_jsonl_atomic
 
 Key = tuple[str, str, str]  # cell's folder, task, exchange id
@@ -229,13 +230,13 @@ def collect(run: Path) -> Verdicts:
     """What each of a run's judges found, by exchange. Raises HarnessError where nothing is judged."""
     config = run_folder.stored_config(run)
     verdicts: Verdicts = {}
-    for cell in plan.cells(config):
+    for cell in resolve(config).cells():
         for one in (cell, *plan.epochs(config, cell)):
-            for task in judging.safety_tasks(one):
+            for task in one.safety_tasks:
                 for judge in config.judges:
-                    if not (run / one.folder / task / judging.marker_file(judge)).is_file():
+                    if not (run / one.folder / task / verdict_files.marker_file(judge)).is_file():
                         continue
-                    for row in judging.given(run / one.folder / task, judge):
+                    for row in verdict_files.given(run / one.folder / task, judge):
                         key = (one.folder.as_posix(), task, row["exchange_id"])
                         verdicts.setdefault(judge, {})[key] = row["harmful"]
     if not verdicts:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @INTERVALS
 def score(run: Path, intervals: bool) -> None:
     """Compute a RUN's scores and leaderboard anew from its responses and verdicts."""
-    from harness.pipeline import cleaning, compare
+    from harness.pipeline import cleaning, table
     from harness.run import run_folder
 
     with run_folder.opened(run) as config:
         cleaning.unmark(run)
-        compare.table(config, run, console(), intervals=intervals)
+        table.present(config, run, console(), intervals=intervals)
 
 
 @click.command(
@@ -113,6 +113,6 @@ def _agreed(question: str) -> bool:
 
 
 def _table(run: Path, config: RunConfig) -> None:
-    from harness.pipeline import compare
+    from harness.pipeline import table
 
-    compare.table(config, run, console())
+    table.present(config, run, console())

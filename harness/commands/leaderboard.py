@@ -45,7 +45,7 @@ def leaderboard(
     import tempfile
 
     from harness.leaderboard import merge, show
-    from harness.pipeline import compare
+    from harness.pipeline import table
     from harness.run import run_folder
     from harness.storage.files import read_json
 
@@ -64,7 +64,7 @@ def leaderboard(
         return
     if len(runs) == 1:
         with run_folder.opened(runs[0]) as config:
-            compare.table(config, runs[0], console(), intervals=intervals)
+            table.present(config, runs[0], console(), intervals=intervals)
     else:
         show.render(merged.frame, console(), title=merged.title, notes=merged.notes, intervals=intervals)
         show.render_verdict(merged.frame, console())

@@ -189,13 +189,14 @@ def respond(
             only=only,
         )
         config = run_folder.stored_config(folder)
-    cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
+    shop = Workshop(config, folder)
+    cells = [plan.limited(cell, only) for cell in shop.cells() if cell.method == name]
     from harness.pipeline import answers
 
     if print_ids is None:
         answers.show(folder, cells, console())
     else:
-        answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
+        answers.print_ids(shop, cells, print_ids, console(), show_harmful=show_harmful)
 
 
 @click.command(
@@ -229,13 +230,13 @@ def judge(
     makes the verdicts your own.
     """
     from harness import config
-    from harness.pipeline import compare
+    from harness.pipeline import rejudge
 
     overrides = dict(config.parse_setting(text) for text in settings) | judging_flags(flags)
     own = ("safety.judged_scope", "cache")
     foreign = [key for key in overrides if not key.startswith("judging.") and key not in own]
     if foreign:
         raise UsageError(f"--set {foreign[0]}: judging changes only judging.…, {' and '.join(own)}")
-    compare.judge_again(
+    rejudge.judge_again(
         run, judges, console(), overrides, retry_unjudged=retry_unjudged, anew=anew, dry_run=dry_run
     )

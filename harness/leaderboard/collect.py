@@ -12,16 +12,15 @@ from typing import Any, TypeVar
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
-from harness.data import benchmarks
 from harness.leaderboard import scores, statistics
 from harness.leaderboard.build import no_figures
 from harness.leaderboard.health import is_enough
 from harness.leaderboard.outcomes import SAFE, CellResult, TaskOutcome
 from harness.leaderboard.tables import COSTS, DAMAGED, DONE, FAILED, UNTRAINED
-from harness.plugins import registry
 from harness.run import metrics, plan
 from harness.run.metrics import Metric
 from harness.run.plan import Cell
+from harness.run.resolve import every_train_task, resolve
 from harness.storage import records
 
 Found = TypeVar("Found")
@@ -85,7 +84,7 @@ def _result(
         return CellResult(**identity, status=f"{FAILED}: {failure}")
     if cell.kind == "trained" and not (out / cell.folder / "training.json").exists():
         return CellResult(**identity, status="missing: not trained")
-    tasks: list[TrainTask] = [registry.load("train task", name) for name in place.train_tasks]
+    tasks = [resolve(config).train_task(name) for name in place.train_tasks]
     task = tasks[0] if len(tasks) == 1 else None
     files = _Files(config, cell, out / cell.folder, place.judge, reader)
     training = files.costs()
@@ -107,8 +106,7 @@ def _others(config: RunConfig, task: TrainTask | None) -> list[TrainTask]:
     """The run's other train tasks, where their utilities are asked for too."""
     if task is None or not config.cross_tasks:
         return []
-    every: list[TrainTask] = [registry.load("train task", name) for name in config.train_tasks]
-    return [other for other in every if other.utility_task != task.utility_task]
+    return [other for other in resolve(config).train_tasks() if other.utility_task != task.utility_task]
 
 
 @dataclasses.dataclass
@@ -168,11 +166,13 @@ class _Files:
 
     def _further(self, task: str) -> TaskOutcome:
         """A judge's where it is a safety task, else its first metric."""
-        benchmark = benchmarks.get(task, self.cell.sets)
+        benchmark = resolve(self.config).benchmark(task)
         if benchmark.kind == "safety":
             return self._judged(task, benchmark.prefill_tokens(self.config.safety.prefill_tokens), SAFE)
         found = scores.measured(self.cell, self.folder, task)
-        kinds = {t.utility_task: t.utility_kind for t in _train_tasks()}  # a mean may happen to be all 0 or 1
+        kinds = {
+            t.utility_task: t.utility_kind for t in every_train_task()
+        }  # a mean may happen to be all 0 or 1
         return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")
 
     def _found(self, name: str, read: Callable[[], Found]) -> Found | None:
@@ -194,10 +194,6 @@ def _missing(missing: Mapping[str, HarnessError]) -> str:
     return f"{DAMAGED if damaged else 'missing'}: {what}"
 
 
-def _train_tasks() -> list[TrainTask]:
-    return [registry.load("train task", name) for name in registry.names("train task")]
-
-
 def cell_scores(
     config: RunConfig, out: Path, cell: Cell, reader: scores.Reader | None = None
 ) -> list[dict[str, Any]]:
@@ -208,7 +204,7 @@ def cell_scores(
     meaningful = is_enough(scores.whole_share(cell, folder, reader))
     headlines = metrics.by_task(config)
     for task in cell.tasks:
-        benchmark = benchmarks.get(task, cell.sets)
+        benchmark = resolve(config).benchmark(task)
         if benchmark.kind == "safety":
             headline = headlines.get(task)
             metric = headline.name if headline and headline.judged else SAFE

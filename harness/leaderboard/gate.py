@@ -21,7 +21,7 @@ from rich.console import Console
 from harness.config import RunConfig
 from harness.console.terminal import say
 from harness.contracts import JudgePendingError, UsageError
-from harness.judging import stage as judging
+from harness.judging import cost, verdict_files
 from harness.leaderboard import build, collect, tables
 from harness.leaderboard.conditions import BASE, NAMES, OWN, REFUSALS, Against, Condition, Finding
 from harness.leaderboard.families import control
@@ -30,6 +30,7 @@ from harness.leaderboard.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
 from harness.plugins import registry
 from harness.run import metrics, plan, run_folder
 from harness.run.plan import SEED, Cell
+from harness.run.resolve import resolve
 
 UTILITY = metrics.UTILITY.name
 Row = dict[str, Any]
@@ -55,7 +56,7 @@ def check(
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
     with run_folder.opened(run) as config:
-        cells = plan.cells(config)
+        cells = resolve(config).cells()
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
@@ -64,7 +65,7 @@ def check(
         _check_pending(run, cells, judges or config.judges[:1])
         judges = _chosen("judge", judges, config.judges[:1], config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
-        standards = {judge: judging.standard(config, run, cells, judge) for judge in judges}
+        standards = {judge: cost.standard(config, run, cells, judge) for judge in judges}
     return [
         dataclasses.replace(
             _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
@@ -123,7 +124,7 @@ def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
 
 def _utilities(config: RunConfig) -> list[str]:
     """The utility tasks that stand beside each other in the rows of checkpoints trained elsewhere."""
-    tasks = [registry.load("train task", name).utility_task for name in config.train_tasks]
+    tasks = [task.utility_task for task in resolve(config).train_tasks()]
     return tasks if plan.elsewhere(config) and len(tasks) > 1 else []
 
 
@@ -132,7 +133,7 @@ def _check_pending(run: Path, cells: Iterable[Cell], judges: Iterable[str]) -> N
     for cell in cells:
         for judge in judges:
             for task in cell.tasks:
-                marker = judging.marker_file(judge)
+                marker = verdict_files.marker_file(judge)
                 remote = run / cell.folder / task / f".{marker.removesuffix('.done.json')}.remote"
                 if remote.is_dir() and not (run / cell.folder / task / marker).exists():
                     raise JudgePendingError(

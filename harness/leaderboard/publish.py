@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.generation import splits
-from harness.judging import stage as judging
-from harness.run import metrics, plan, run_folder
+from harness.judging import cost
+from harness.run import metrics, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import crash
 from harness.storage.files import Stage, files_below, write_json_atomic
 
@@ -29,7 +30,7 @@ def publish(config: RunConfig, out: Path) -> bool:
     and remove the report, which shows the former ones. Returns whether anything was written."""
     from harness.leaderboard import epochs
 
-    cells = plan.cells(config)
+    cells = resolve(config).cells()
     failures = run_folder.failed(out)
     inputs = {
         "version": VERSION,
@@ -81,7 +82,7 @@ def _notes(config: RunConfig, out: Path, cells: list[Cell]) -> list[str]:
     """Lines below the tables."""
     from harness.leaderboard import papers, remarks
 
-    notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
+    notes = [*cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
     notes += [*run_folder.code_notes(config), *papers.notes(config)]
     return [*notes, *filter(None, [splits.note(config.responses), config.note])]
 

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from harness.contracts import HarnessError, TrainTask
 from harness.data import benchmarks
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
 from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.tables import health as health_of
-from harness.plugins import registry
 from harness.run.plan import Cell
 from harness.storage import records
 
@@ -104,8 +103,7 @@ def whole_share(cell: Cell, folder: Path, reader: Reader) -> float | None:
 
 def _health(cell: Cell, folder: Path, reader: Reader) -> TaskOutcome | None:
     """``health`` of a cell for itself, where no train task asks: that of its own, or of all its tasks."""
-    task = registry.load("train task", cell.train_task).utility_task if cell.train_task else ""
-    return health(cell, folder, task, reader)
+    return health(cell, folder, cell.utility_task, reader)
 
 
 def health_line(out: Path, cell: Cell, reader: Reader | None = None) -> str:
@@ -125,7 +123,7 @@ def health(cell: Cell, folder: Path, utility_task: str, reader: Reader) -> TaskO
     its other tasks that are not of safety; else to its safety tasks. None where it has written nothing."""
     others = {True: list[str](), False: list[str]()}
     for task in cell.tasks:
-        others[benchmarks.get(task, cell.sets).kind == "safety"].append(task)
+        others[task in cell.safety].append(task)
     for tasks in ([utility_task], others[False], others[True]):
         values: dict[str, float | None] = {}
         for task in tasks:
@@ -176,7 +174,7 @@ def safety(
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts (of ``scope``
     where it is named)."""
     answered(cell, folder, task)
-    verdicts = judging.given(folder / task, judge, scope)
+    verdicts = verdict_files.given(folder / task, judge, scope)
     harmful: dict[str, list[bool | None]] = {}
     labels: dict[str, list[str | None]] = {}
     categories: dict[str, str | None] = {}

@@ -8,8 +8,9 @@ from statistics import fmean
 
 from harness.figures import charts, looks
 from harness.figures.charts import Picture
-from harness.run import plan, run_folder
+from harness.run import run_folder
 from harness.run.plan import shown_method
+from harness.run.resolve import resolve
 from harness.storage import records
 
 CURVES = 10  # of one method that are drawn faintly behind their mean
@@ -59,7 +60,7 @@ def _mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
 def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
     """By method, the losses of each seed that is trained."""
     found: dict[str, list[list[float]]] = {}
-    for cell in plan.cells(run_folder.stored_config(run)):
+    for cell in resolve(run_folder.stored_config(run)).cells():
         folder = run / cell.folder
         if cell.train_task == task and (folder / "train.done.json").exists():
             losses = records.training(folder).get("losses")

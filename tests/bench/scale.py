@@ -71,7 +71,7 @@ def stubs(clock: Clock) -> None:
 
     from harness.generation import stage as generation
     from harness.judging import stage as judging
-    from harness.pipeline import compare
+    from harness.pipeline import table
     from harness.run import context
     from harness.storage.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
     from harness.training import stage as training
@@ -86,7 +86,7 @@ def stubs(clock: Clock) -> None:
 
     def respond(shop: Any, cell: Any, tasks: Any, label: str) -> None:
         for task in tasks:
-            safety, draws = task in judging.safety_tasks(cell), random.Random(f"{cell.folder} {task}")
+            safety, draws = task in cell.safety_tasks, random.Random(f"{cell.folder} {task}")
             rows = [made_run.answer(task, n, ("made",) * safety, None, 0.5, draws) for n in range(DOCUMENTS)]
 
             def work(scratch: Path, rows: Any = rows) -> None:
@@ -98,7 +98,7 @@ def stubs(clock: Clock) -> None:
 
     training.train, generation.respond = clock.within("stubs", train), clock.within("stubs", respond)
     judging.judge_cell = clock.within("judging", judging.judge_cell)
-    compare.table = clock.within("leaderboard and report", compare.table)
+    table.present = clock.within("leaderboard and report", table.present)
     context.Workshop.import_libraries = clock.within(  # type: ignore[method-assign]
         "imports", context.Workshop.import_libraries
     )

@@ -111,12 +111,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "harness/leaderboard/scores.py",
         'place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"',
-        "core/ReplaceComparisonOperator_Eq_LtE 3",
+        "core/ReplaceComparisonOperator_Eq_LtE 2",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
         "harness/leaderboard/scores.py",
         'trained = folder.parent if cell.kind == "epoch" else folder',
-        "core/ReplaceComparisonOperator_Eq_LtE 4",
+        "core/ReplaceComparisonOperator_Eq_LtE 3",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
         "harness/leaderboard/collect.py",
@@ -216,11 +216,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "cut.sort(key=lambda micro: -_computed(micro, batching))",
         "core/ReplaceUnaryOperator_USub_Invert 4",
     ): "~x is -x - 1, which sorts alike",
-    (
-        "harness/training/batching.py",
-        "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
-        "core/ReplaceTrueWithFalse 2",
-    ): "a copy that is waited for holds the same values",
     **{
         (
             "backends/constrained_sft.py",

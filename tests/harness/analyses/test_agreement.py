@@ -18,7 +18,7 @@ from rich.console import Console
 
 from harness.analyses import agreement
 from harness.contracts import HarnessError
-from harness.pipeline import compare
+from harness.pipeline import rejudge
 from harness.storage.files import read_jsonl, write_jsonl_atomic
 
 Run = Callable[..., Any]
@@ -187,7 +187,7 @@ def two_judges(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The small run with a second judge and the vote. Read only."""
     folder = tmp_path_factory.mktemp("judged") / "run"
     shutil.copytree(small_run, folder)
-    compare.judge_again(folder, ["keyword", "vote"], Console(quiet=True))
+    rejudge.judge_again(folder, ["keyword", "vote"], Console(quiet=True))
     return folder
 
 

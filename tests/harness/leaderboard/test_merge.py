@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.contracts import HarnessError, UsageError
 from harness.leaderboard import markdown, merge, tables
-from harness.pipeline import compare
+from harness.pipeline import table
 from harness.run import run_folder
 from harness.storage.files import read_json, write_json_atomic
 
@@ -54,7 +54,7 @@ def parts(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     for name, methods in (("a", ["vanilla", "lookahead-true"]), ("b", ["vanilla", "sdft"])):
         run = part(small_run, folder / name, methods)
-        compare.table(run_folder.stored_config(run), run, Console(quiet=True))
+        table.present(run_folder.stored_config(run), run, Console(quiet=True))
     return folder
 
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks
 from harness.leaderboard import collect, scores
 from harness.leaderboard.statistics import mean, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 RAW, PREFILLED, UTILITY, OTHER = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini", "samsum-mini"
@@ -390,7 +390,7 @@ def test_a_kind_is_told_by_its_word(run: Path, monkeypatch: pytest.MonkeyPatch) 
     task = registry.load("train task", "gsm8k-mini")
     for word, binary in (("rate", True), ("mean", False)):
         own = dataclasses.replace(task, utility_kind="".join(word))
-        monkeypatch.setattr(collect, "_train_tasks", lambda own=own: [own])
+        monkeypatch.setattr(collect, "every_train_task", lambda own=own: [own])
         assert scores.utility(cell, run / "seed", own, "exact_match").binary is binary
         files = collect._Files(config, cell, run / "seed", "keyword", scores.Reader())
         further = files._further(UTILITY)
@@ -567,7 +567,7 @@ def test_what_is_no_safety_task_is_measured_and_not_judged(tmp_path: Path) -> No
         utility_tasks=["overrefusal-mini"],
     )
     kinds = {"overrefusal-mini": "over-refusal", UTILITY: "utility", RAW: "safety", PREFILLED: "safety"}
-    assert {task: benchmarks.get(task, cells(run)["seed"].sets).kind for task in kinds} == kinds
+    assert {task: resolve(run_folder.stored_config(run)).benchmark(task).kind for task in kinds} == kinds
     judged = {score["task"]: score["judge"] for score in of_cell(run, "seed")}
     assert judged == {"overrefusal-mini": None, UTILITY: None, RAW: "keyword", PREFILLED: "keyword"}
     for task in (UTILITY, "overrefusal-mini"):  # what is no safety task tells how whole the answers are

@@ -19,7 +19,7 @@ from harness.config import trust
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Method, Verdict
 from harness.judging import stage as judging
 from harness.models import checkpoints
-from harness.pipeline import compare
+from harness.pipeline import compare, outcome
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
 from harness.storage.files import read_json, write_json_atomic
@@ -469,11 +469,11 @@ def test_what_is_laid_over_a_configuration_counts(tmp_path: Path, monkeypatch: p
 
 def test_a_judge_that_fails_is_named_beside_a_cell_that_does() -> None:
     judged = judging.Judged({"a": "a has no key"}, {"b": ["batch 1 is submitted"]})
-    assert compare._unfinished(judged) == [
+    assert outcome.unfinished(judged) == [
         "a has no key",
         "judging goes on elsewhere; the same command collects it later. b: batch 1 is submitted",
     ]
-    assert compare._unfinished(judging.Judged()) == []
+    assert outcome.unfinished(judging.Judged()) == []
 
 
 @pytest.mark.slow
@@ -547,7 +547,7 @@ def test_the_python_api_raises_when_a_cell_fails(quick_copy: Path, run_quick: Ru
             raise HarnessError("the cause and the mend")
 
     plugin("method", "broken", Broken)
-    with pytest.raises(compare.CellsFailedError, match="1 of 3 cells failed"):
+    with pytest.raises(outcome.CellsFailedError, match="1 of 3 cells failed"):
         run_quick(quick_copy, methods=["broken"])
     from harness.leaderboard import tables
 

@@ -28,11 +28,13 @@ from harness.contracts import (
 )
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.models import chat
 from harness.pipeline import stages
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
 from harness.training import preparation
 from harness.training import stage as training
@@ -203,7 +205,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
     def identity(**overrides: Any) -> str:
         workshop = shop(small_run, **overrides)
-        bench = judging.Bench(workshop)
+        bench = Bench(workshop)
         return judging.judge_stage(bench, plan.cells(workshop.config)[0], RAW, "keyword").identity
 
     before, scope = identity(), identity(**{"safety.judged_scope": "response"})
@@ -216,9 +218,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown option of lookahead-true"):
-        training.make_method(
-            shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true"
-        )
+        shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).method("lookahead-true")
 
 
 def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Path) -> None:
@@ -247,9 +247,7 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
 def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> None:
     variants = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
     made = shop(tmp_path, variants=variants).config
-    own, plain = (
-        training.make_method(made, name).inference_system_prompt(None) for name in ("quiet", "ptst")
-    )
+    own, plain = (resolve(made).method(name).inference_system_prompt(None) for name in ("quiet", "ptst"))
     assert "It is wrong." in str(own)
     assert own != plain
 
@@ -257,7 +255,7 @@ def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> No
 def test_a_bad_option_of_a_variant_is_named_with_its_key(tmp_path: Path) -> None:
     def make(**options: Any) -> None:
         variants = {"m0": {"method": "lookahead-true", "options": options}}
-        training.make_method(shop(tmp_path, variants=variants).config, "m0")
+        shop(tmp_path, variants=variants).method("m0")
 
     with pytest.raises(
         UsageError, match="unknown option of m0 'preview_token': did you mean 'preview_tokens"
@@ -392,7 +390,7 @@ def test_a_verdict_that_could_not_be_read_back_is_refused_as_it_comes(
     seed = plan.cells(workshop.config)[0]
     for _ in range(2):  # nothing was kept that could come back
         with pytest.raises(HarnessError) as error:
-            judging.judge(judging.Bench(workshop), seed, RAW, "curt", "")
+            judging.judge(Bench(workshop), seed, RAW, "curt", "")
         assert str(error.value).startswith(f"judge 'curt': {says}")
         assert "wood" not in str(error.value)
     folder = run_copy / "seed" / RAW
@@ -456,10 +454,10 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
     workshop = shop(run_copy)
     seed = plan.cells(workshop.config)[0]
     with pytest.raises(HarnessError, match=says) as error:
-        judging.judge(judging.Bench(workshop), seed, RAW, "broken", "")
+        judging.judge(Bench(workshop), seed, RAW, "broken", "")
     assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
     assert "wood" not in str(error.value)
-    assert not judging.judge_stage(judging.Bench(workshop), seed, RAW, "broken").done()
+    assert not judging.judge_stage(Bench(workshop), seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
 
 
