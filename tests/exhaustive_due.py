@@ -98,6 +98,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "backends/lisa.py",
             "backends/safety_mixing.py",
             "harness/leaderboard/scores.py",
+            "harness/leaderboard/collect.py",
+            "harness/leaderboard/spread.py",
             "harness/leaderboard/statistics.py",
             "harness/leaderboard/detectable.py",
             "tests/judges/test_rubric.py",

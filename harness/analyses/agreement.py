@@ -25,7 +25,8 @@ from rich.text import Text
 
 from harness.contracts import HarnessError, UsageError
 from harness.judging import verdict_files
-from harness.leaderboard.statistics import ALPHA, Estimate, rate
+from harness.leaderboard.spread import ALPHA
+from harness.leaderboard.statistics import Estimate, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.resolve import resolve

@@ -26,7 +26,7 @@ from harness.console.terminal import bare_table
 from harness.contracts import HarnessError
 from harness.figures import charts, looks
 from harness.leaderboard import families, scores
-from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.statistics import (
     Difference,
     difference_over_seeds,

@@ -32,7 +32,7 @@ from harness.contracts import HarnessError
 from harness.figures import charts
 from harness.generation import splits
 from harness.leaderboard import scores
-from harness.leaderboard.statistics import ALPHA
+from harness.leaderboard.spread import ALPHA
 from harness.run import run_folder
 from harness.run.plan import Cell
 from harness.run.resolve import resolve

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
-from harness.leaderboard import scores
-from harness.leaderboard.build import CellResult
+from harness.leaderboard import collect
 from harness.leaderboard.health import NOT_MEANINGFUL
-from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
+from harness.leaderboard.outcomes import CellResult
+from harness.leaderboard.spread import ALPHA
+from harness.leaderboard.statistics import RESAMPLES, SEED
 from harness.leaderboard.tables import BASELINE, DONE
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
@@ -172,7 +173,7 @@ def trainings(
     cells = resolve(config).cells()
 
     def result(cell: Cell) -> CellResult:
-        return scores.collect(narrow, out, [cell], failures)[0]
+        return collect.collect(narrow, out, [cell], failures)[0]
 
     start = result(cells[0])
     if start.status != DONE:

@@ -21,7 +21,7 @@ from statsmodels.stats.proportion import proportion_confint
 from harness import config
 from harness.analyses import categories
 from harness.figures import charts
-from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.statistics import difference_over_seeds
 from harness.run import plan
 from harness.storage.files import read_json, read_jsonl, write_jsonl_atomic

@@ -732,12 +732,13 @@ def test_another_checkpoint_under_a_name_of_the_run_is_refused(
 
 
 def test_a_mean_that_is_zero_everywhere_is_compared_as_a_mean() -> None:
-    from harness.leaderboard.build import CellResult, TaskOutcome, build
+    from harness.leaderboard.build import build
+    from harness.leaderboard.outcomes import CellResult, TaskOutcome
 
     broken = TaskOutcome("samsum-mini", "rouge1", {"a": 0.0, "b": 0.0}, binary=True)
     whole = TaskOutcome("samsum-mini", "rouge1", {"a": 0.3, "b": 0.4}, binary=False)
     rows = [
-        CellResult("mini", method, "samsum-mini", 42, "mini-exact", "done", utility, None, None)
+        CellResult("mini", method, "samsum-mini", 42, "mini-exact", "done", {"utility": utility})
         for method, utility in (("vanilla", whole), ("sdft", broken))
     ]
     assert list(build(rows)["utility_delta"].dropna()) == [-35.0]
