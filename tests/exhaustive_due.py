@@ -68,6 +68,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/turns.py",
             "harness/text.py",
             "harness/models/checkpoints.py",
+            "harness/models/transformers_models.py",
             "harness/engines/openai.py",
             "harness/engines/replies.py",
             "judges/openai_api.py",

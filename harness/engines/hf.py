@@ -15,7 +15,7 @@ from harness.contracts import HarnessError
 from harness.engines import continuous
 from harness.engines.base import IdEngine
 from harness.engines.decoding import Decoder, Drawing, Sampling
-from harness.models import checkpoints, model_limits
+from harness.models import checkpoints, devices, model_limits
 from harness.models.checkpoints import Checkpoint
 
 AT_ONCE = 256  # positions whose logits are float32 at once
@@ -236,7 +236,7 @@ class HFEngine(IdEngine):
 
     def close(self) -> None:
         del self.model
-        checkpoints.free_device()
+        devices.free_device()
 
 
 @contextlib.contextmanager

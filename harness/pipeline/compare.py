@@ -19,7 +19,7 @@ from harness.contracts import Budget, HarnessError
 from harness.data import benchmarks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.models import checkpoints
+from harness.models import checkpoints, hub
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
@@ -293,7 +293,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)
     else:
-        checkpoints.check_hub_name(config.model)
+        hub.check_name(config.model)
         check.check_apart(shop, absent)
         absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
     missing = [f"Missing here: {line}" for line in needs.lines(config)]
