@@ -109,10 +109,10 @@ def analyze_kl(
 def analyze_categories(run: Path, judge: str | None, metric: str | None, as_json: bool) -> None:
     """Safe rates of a RUN by category of harm and method, and which differ from vanilla. Writes
     RUN/analysis/categories*"""
-    from harness.analyses import categories
+    from harness.analyses import categories, categories_report
 
     record = categories.categories(run, judge=judge)
     if as_json:
         print_json(categories.limited(record, metric))
     else:
-        categories.show(categories.limited(record, metric), run, console())
+        categories_report.show(categories.limited(record, metric), run, console())

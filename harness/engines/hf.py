@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines.base import Engine, Request
-from harness.models import checkpoints, model_limits
+from harness.models import checkpoints, devices, model_limits
 from harness.models.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class HFEngine(Engine):
 
     def close(self) -> None:
         del self.model
-        checkpoints.free_device()
+        devices.free_device()
 
 
 class _Room:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.contracts import HarnessError, JudgeModel
 from harness.engines.base import Request
-from harness.models import chat, checkpoints, model_limits
+from harness.models import chat, checkpoints, devices, model_limits
 from harness.storage.files import read_json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def load(
     folder: Path, engine: Literal["hf", "vllm"], dtype: str, device: str, batch_size: int
 ) -> LoadedModel:
     """Raises HarnessError where the weights or the engine cannot be had."""
-    checkpoints.free_device()  # what a tuned model has left there
+    devices.free_device()  # what a tuned model has left there
     architectures = _config(folder).get("architectures") or [""]
     classifier = architectures[0].endswith("ForSequenceClassification")
     if engine == "vllm" and not (classifier or checkpoints.is_adapter(folder)):  # these gain nothing there
@@ -76,7 +76,7 @@ class HFModel:
     def close(self) -> None:
         self.__dict__.pop("_engine", None)
         del self._model
-        checkpoints.free_device()
+        devices.free_device()
 
     @functools.cached_property
     def _engine(self) -> Any:

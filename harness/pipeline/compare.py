@@ -20,7 +20,7 @@ from harness.engines import select
 from harness.generation import lm_tasks
 from harness.judging import stage as judging
 from harness.judging.session import Bench
-from harness.models import checkpoints
+from harness.models import checkpoints, hub
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
@@ -299,7 +299,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)
     else:
-        checkpoints.check_hub_name(config.model)
+        hub.check_name(config.model)
         check.check_apart(shop, absent)
         absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
     missing = [f"Missing here: {line}" for line in needs.lines(config)]

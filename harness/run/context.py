@@ -21,7 +21,7 @@ from harness.contracts import Example, HarnessError, Method, NotFetchedError, Tr
 from harness.data import loading
 from harness.data.benchmarks import Benchmark
 from harness.engines import select
-from harness.models import chat, checkpoints
+from harness.models import chat, checkpoints, devices
 from harness.models.checkpoints import Checkpoint
 from harness.plugins import registry
 from harness.rows import Unused
@@ -78,9 +78,9 @@ class Workshop:
         update: dict[str, Any] = {}
         for key in ("training", "responses"):
             section = getattr(config, key)
-            dtype = checkpoints.dtype(section.dtype, self.device)
+            dtype = devices.dtype(section.dtype, self.device)
             update[key] = section.model_copy(update={"dtype": dtype})
-        settled = {"dtype": checkpoints.dtype(AUTO, self.device)}
+        settled = {"dtype": devices.dtype(AUTO, self.device)}
         update["variants"] = config.variants | {
             name: one.model_copy(update={"training": {**one.training, **settled}})
             for name, one in auto.items()
@@ -113,7 +113,7 @@ class Workshop:
 
     @cached_property
     def device(self) -> str:
-        return checkpoints.device(self.config.training.device)
+        return devices.device(self.config.training.device)
 
     @cached_property
     def seed_tokenizer(self) -> Any:

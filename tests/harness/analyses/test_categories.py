@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness import config
-from harness.analyses import categories
+from harness.analyses import categories, categories_report
 from harness.figures import charts
 from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.statistics import difference_over_seeds
@@ -235,7 +235,7 @@ def test_eleven_categories_and_nine_methods_fit_a_hundred_columns() -> None:
     rows = categories.compared(outcomes)
     record = {"model": "mini", "judge": "mini-exact", "comparisons": {"jsr": 88}, "missing": []}
     console = Console(file=io.StringIO(), width=100)
-    categories.show(
+    categories_report.show(
         {**record, "rows": rows, "table": categories.pooled(rows, outcomes)}, Path("run"), console
     )
     text = console.file.getvalue()
