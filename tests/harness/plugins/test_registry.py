@@ -117,7 +117,8 @@ def zipped(path: Path) -> None:
     """The four packages in a zip file: of the harness what looking imports, of the others that they are."""
     with zipfile.ZipFile(path, "w") as archive:
         plugins = ("plugins/__init__", "plugins/plugin_code", "plugins/plugin_files", "plugins/registry")
-        for file in ("__init__", "version", "contracts", "finish", "text", *plugins):
+        contracts = [f"contracts/{name}" for name in ("__init__", "data", "errors", "judge", "method")]
+        for file in ("__init__", "version", *contracts, "finish", "text", *plugins):
             archive.write(ROOT / "harness" / f"{file}.py", f"harness/{file}.py")
         for name in registry.IMPORT_NAMES[1:]:
             archive.writestr(f"{name}/__init__.py", "")
