@@ -37,6 +37,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/generation/stage.py",
             "harness/judging/stage.py",
             "harness/training/trainer.py",
+            "harness/training/loop.py",
+            "harness/training/resume.py",
             "judges/batch.py",
             "tests/harness/test_random_kills.py",
             "tests/harness/test_crash_points.py",

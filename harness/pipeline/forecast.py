@@ -354,7 +354,7 @@ class Probe:
 
     def _time_training(self, trained: Sequence[plan.Cell], *, alone: bool) -> None:
         from harness.training.adapters import load_dtype
-        from harness.training.trainer import StepProbe
+        from harness.training.step_probe import StepProbe
 
         settings, rows = self.shop.config.training, self._raw(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.

@@ -63,7 +63,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     """Train in this process, one of several where a launcher says so. Returns the trainer's record."""
     import transformers
 
-    from harness.training import adapters, trainer
+    from harness.training import adapters, resume, trainer
 
     transformers.set_seed(job.seed)
     settings = job.settings
@@ -88,7 +88,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
             settings,
             job.seed,
             on_step,
-            places=trainer.Places(job.output, job.folder / "state", job.folder / "reports"),
+            places=resume.Places(job.output, job.folder / "state", job.folder / "reports"),
             cache=Cache(job.cache),
             identity=job.identity,
             safety_examples=job.safety_examples,
