@@ -95,7 +95,7 @@ class OtherModel(Protocol):
     def names(self) -> list[str]: ...
 
     def weight(self, name: str) -> Any:
-        """One weight, in the shape that it has in the trained model. Raises HarnessError where it has none."""
+        """One weight, in the shape that it has in the trained model. Raises HarnessError for another."""
         ...
 
     def factors(self, module: str) -> tuple[Any, Any, float] | None:

@@ -1,5 +1,5 @@
-"""The setting under which a training was begun (agreement.py): kept for a restart of it, and the same in all of
-its processes."""
+"""The setting under which a training was begun (agreement.py): kept for a restart of it, and the same in all
+of its processes."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def check_sharding(method: Method, settings: TrainingConfig, *, several: bool | 
         return
     if overrides(method, "on_gradients") and settings.distributed != "ddp":
         raise HarnessError(
-            f"method '{method.name}' works on the gradients, which {settings.distributed} holds in no process "
-            "whole: set training.distributed to ddp"
+            f"method '{method.name}' works on the gradients, which {settings.distributed} holds in no "
+            "process whole: set training.distributed to ddp"
         )
     touches = method.uses_weights or any(overrides(method, hook) for hook in ON_WEIGHTS)
     if touches and settings.distributed in ("zero3", "fsdp2"):

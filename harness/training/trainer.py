@@ -1,8 +1,8 @@
 """The one trainer: transformers' Trainer on our own token ids, with a method's hooks at fixed places.
 
-An item of its data set is a whole optimizer step (steps.py): this device's micro-batches of one planned global
-batch (batching.py). So the loss is a mean over the answer tokens of the global batch whatever the micro-batches
-and devices are, and a resumed training goes on at exactly the step where it stopped.
+An item of its data set is a whole optimizer step (steps.py): this device's micro-batches of one planned
+global batch (batching.py). So the loss is a mean over the answer tokens of the global batch whatever the
+micro-batches and devices are, and a resumed training goes on at exactly the step where it stopped.
 """
 
 from __future__ import annotations
