@@ -36,6 +36,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/training/job.py",
             "harness/generation/stage.py",
             "harness/judging/stage.py",
+            "harness/judging/cache.py",
+            "harness/judging/verdict_files.py",
             "harness/training/trainer.py",
             "harness/training/loop.py",
             "harness/training/resume.py",

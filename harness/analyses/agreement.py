@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.contracts import HarnessError, UsageError
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard.statistics import ALPHA, Estimate, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
@@ -230,11 +230,11 @@ def collect(run: Path) -> Verdicts:
     verdicts: Verdicts = {}
     for cell in plan.cells(config):
         for one in (cell, *plan.epochs(config, cell)):
-            for task in judging.safety_tasks(one):
+            for task in verdict_files.safety_tasks(one):
                 for judge in config.judges:
-                    if not (run / one.folder / task / judging.marker_file(judge)).is_file():
+                    if not (run / one.folder / task / verdict_files.marker_file(judge)).is_file():
                         continue
-                    for row in judging.given(run / one.folder / task, judge):
+                    for row in verdict_files.given(run / one.folder / task, judge):
                         key = (one.folder.as_posix(), task, row["exchange_id"])
                         verdicts.setdefault(judge, {})[key] = row["harmful"]
     if not verdicts:

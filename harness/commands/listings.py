@@ -86,9 +86,9 @@ def tasks(as_json: bool, path: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def judges(as_json: bool) -> None:
     """List the judges: what each needs, and what a standard run costs with it."""
-    from harness.judging import stage as judging
+    from harness.judging import cost
 
-    rows, broken = judging.listing()
+    rows, broken = cost.listing()
     if as_json:
         listing(rows, ("judge", "how it judges", "needs", "standard run"), as_json=True)
         _say(broken)
@@ -96,7 +96,7 @@ def judges(as_json: bool) -> None:
     _described(
         (name, [summary, f"needs {needs}", f"standard run: {price}"]) for name, summary, needs, price in rows
     )
-    console().print(f"\nA standard run: {judging.STANDARD_RUN}.", highlight=False)
+    console().print(f"\nA standard run: {cost.STANDARD_RUN}.", highlight=False)
     _say(broken)
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from harness.config import RunConfig
 from harness.console.terminal import say
 from harness.contracts import JudgePendingError, UsageError
-from harness.judging import stage as judging
+from harness.judging import cost, verdict_files
 from harness.leaderboard import build, scores, tables
 from harness.leaderboard.build import CellResult, TaskOutcome
 from harness.leaderboard.families import control
@@ -138,7 +138,7 @@ def check(
         _check_pending(run, cells, judges or config.judges[:1])
         judges = _chosen("judge", judges, config.judges[:1], config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
-        standards = {judge: judging.standard(config, run, cells, judge) for judge in judges}
+        standards = {judge: cost.standard(config, run, cells, judge) for judge in judges}
     places = [
         (task, method)
         for method in methods
@@ -200,7 +200,7 @@ def _check_pending(run: Path, cells: Iterable[Cell], judges: Iterable[str]) -> N
     for cell in cells:
         for judge in judges:
             for task in cell.tasks:
-                marker = judging.marker_file(judge)
+                marker = verdict_files.marker_file(judge)
                 remote = run / cell.folder / task / f".{marker.removesuffix('.done.json')}.remote"
                 if remote.is_dir() and not (run / cell.folder / task / marker).exists():
                     raise JudgePendingError(

@@ -19,7 +19,7 @@ import pandas as pd
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard import latex, markdown, publish, tables
 from harness.leaderboard.tables import COLUMNS, COSTS, METHOD_ORDER, Row
 from harness.run import plan, run_folder
@@ -161,7 +161,7 @@ def _asked(config: RunConfig, record: Row, cell: Cell, folder: Path, task: str) 
         **{f"answers: {name}": inputs["responses"].get(name) for name in ("dtype", "limit", "thinking")},
     }
     for judge in config.judges:
-        marker = folder / judging.marker_file(judge)
+        marker = folder / verdict_files.marker_file(judge)
         if marker.is_file():
             judged = records.marker(marker)["inputs"]
             identity = {**judged["judge"], "judged of a prefilled answer": judged["scope"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.generation import splits
-from harness.judging import stage as judging
+from harness.judging import cost
 from harness.run import plan, run_folder
 from harness.storage import crash
 from harness.storage.files import Stage, files_below, write_json_atomic
@@ -51,7 +51,7 @@ def publish(config: RunConfig, out: Path) -> bool:
         stage.outputs += of_cells
         frame = build.build(results, papers.figures(config))
         long = build.long_scores(results)
-        notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
+        notes = [*cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
         notes += [*run_folder.code_notes(config), *papers.notes(config)]
         notes += filter(None, [splits.note(config.responses), config.note])
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.data import benchmarks
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard import statistics
 from harness.leaderboard.build import CellResult, TaskOutcome, no_figures
 from harness.leaderboard.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
@@ -308,7 +308,7 @@ def safety(
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts (of ``scope``
     where it is named)."""
     answered(cell, folder, task)
-    verdicts = judging.given(folder / task, judge, scope)
+    verdicts = verdict_files.given(folder / task, judge, scope)
     harmful: dict[str, list[bool | None]] = {}
     labels: dict[str, list[str | None]] = {}
     categories: dict[str, str | None] = {}

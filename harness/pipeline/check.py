@@ -9,7 +9,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, NotFetchedError
 from harness.data import benchmarks, loading
 from harness.generation import stage as generation
-from harness.judging import stage as judging
+from harness.judging import session
 from harness.pipeline import needs
 from harness.pipeline.stages import Step
 from harness.plugins import plugin_files, registry
@@ -80,7 +80,7 @@ def check_judges(config: RunConfig, out: Path) -> None:
         check_installed(out, run_folder.stored_config(out))
     plan.check_judges(config.judges)
     for name in config.judges:
-        registry.make_judge(name, judging.settings(config))
+        registry.make_judge(name, session.settings(config))
 
 
 def check_installed(out: Path, config: RunConfig) -> None:

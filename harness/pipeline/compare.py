@@ -19,6 +19,7 @@ from harness.contracts import Budget, HarnessError
 from harness.data import benchmarks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.models import checkpoints
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
@@ -129,7 +130,7 @@ class _Walk:
     shop: Workshop
     scope: Scope
     console: Console
-    session: judging.Bench
+    session: Bench
     cells: list[Cell]
     unanswered: list[Cell]
     todo: list[Cell]
@@ -148,7 +149,7 @@ class _Walk:
         shop = Workshop(config, out)
         files.sweep(out)
         training.sweep(out)
-        session = judging.Bench(shop)
+        session = Bench(shop)
         session.budget = budget or session.budget
         cells = scope.cells(config)
         run_folder.check_named(out, config, cells, answered=scope.answers)
@@ -274,7 +275,7 @@ def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
     return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
 
 
-def _todo(bench: judging.Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
+def _todo(bench: Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
     """The cells with something left to do, judging included."""
     judge = until == "leaderboard"
     return [cell for cell in cells if cell in unanswered or (judge and stages.unjudged(bench, cell))]
@@ -288,7 +289,7 @@ def fetch_nothing() -> None:
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    cells, bench = plan.cells(config), judging.Bench(shop)
+    cells, bench = plan.cells(config), Bench(shop)
     absent: list[str] = []  # what a run would fetch
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)

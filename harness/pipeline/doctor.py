@@ -24,7 +24,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.data import benchmarks, loading
 from harness.generation import stage as generation
-from harness.judging import stage as judging
+from harness.judging import session
 from harness.models import checkpoints
 from harness.pipeline import estimate, needs
 from harness.plugins import registry
@@ -380,7 +380,7 @@ def _judges(shop: Workshop) -> Iterator[Finding]:
     """Each judge's own check: its key (never shown), its server, its weights."""
     for name in shop.config.judges:
         try:
-            line = registry.make_judge(name, judging.settings(shop.config)).check()
+            line = registry.make_judge(name, session.settings(shop.config)).check()
         except HarnessError as error:
             yield Finding("fail", f"judge {name}", str(error), "or another --judge")
             continue

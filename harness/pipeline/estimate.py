@@ -18,7 +18,8 @@ from rich.table import Table
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, TrainTask
 from harness.generation import stage as generation
-from harness.judging import stage as judging
+from harness.judging import cost
+from harness.judging.session import Bench
 from harness.models import checkpoints
 from harness.plugins import registry
 from harness.run import plan
@@ -32,7 +33,7 @@ STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weight
 
 
 def show(
-    bench: judging.Bench,
+    bench: Bench,
     cells: Sequence[plan.Cell],
     todo: Sequence[plan.Cell],
     console: Console,
@@ -67,7 +68,7 @@ def show(
         )
     console.print(table)
     console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
-    for line in [*judging.blind(config, cells), *judging.forecast(bench, todo)] if judged else ():
+    for line in [*cost.blind(config, cells), *cost.forecast(bench, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed:

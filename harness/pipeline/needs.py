@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config import RunConfig, TrainingConfig
 from harness.contracts import HarnessError, Method, TrainTask
-from harness.judging import stage as judging
+from harness.judging import session
 from harness.plugins import plugin_code, registry
 from harness.run import plan
 from harness.run.context import Workshop
@@ -121,7 +121,7 @@ def _packages(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _has_weights(config: RunConfig) -> bool:
     """Whether a judge of the run is a model that is loaded here."""
     there = filter(registry.is_judge, config.judges)  # not one of a file that the run alone names
-    made = (registry.make_judge(name, judging.settings(config)) for name in there)
+    made = (registry.make_judge(name, session.settings(config)) for name in there)
     return any(judge.model is not None for judge in made)
 
 

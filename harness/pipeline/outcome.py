@@ -9,7 +9,9 @@ from rich.markup import escape
 
 from harness.console.progress import Display, Reporter
 from harness.contracts import HarnessError, JudgePendingError
+from harness.judging import cost
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.run.plan import Cell
 
 
@@ -18,13 +20,13 @@ class CellsFailedError(HarnessError):
 
 
 def judge_with_progress(
-    bench: judging.Bench, cells: Sequence[Cell], judges: Sequence[str], console: Console
+    bench: Bench, cells: Sequence[Cell], judges: Sequence[str], console: Console
 ) -> judging.Judged:
     """Let the judges work through all answers, and say what that took."""
     with Display(console, None, "judging") as display:
         bench.shop.reporter = Reporter(display.show)
         judged = judging.judge_all(bench, cells, judges)
-    for line in judging.summary(bench):
+    for line in cost.summary(bench):
         console.print(escape(line), highlight=False, soft_wrap=True)
     return judged
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 from harness import config as configuration
 from harness.config import ClassRecord, RunConfig, trust
 from harness.contracts import UsageError
+from harness.judging import cost
 from harness.judging import stage as judging
+from harness.judging.session import Bench, otherwise
 from harness.pipeline import check, table
 from harness.pipeline.outcome import judge_with_progress, raise_unfinished
 from harness.plugins import plugin_files, registry
@@ -54,11 +56,11 @@ def judge_again(
     work on.
     """
     request = _read(out, judges, overrides or {}, others_wanted=retry_unjudged, anew=anew)
-    session = judging.Bench(Workshop(_heard(request), out))
+    session = Bench(Workshop(_heard(request), out))
     session.retry_unjudged, session.anew = retry_unjudged, anew
     _check_others(request, session)
     cells = plan.cells(request.config)
-    lines = judging.forecast(session, cells, request.asked)
+    lines = cost.forecast(session, cells, request.asked)
     if dry_run:
         console.print(
             "\n".join(map(escape, lines)) or "Nothing to judge at a cost.", highlight=False, soft_wrap=True
@@ -123,14 +125,14 @@ def _heard(request: _Request) -> RunConfig:
     return heard
 
 
-def _check_others(request: _Request, session: judging.Bench) -> None:
+def _check_others(request: _Request, session: Bench) -> None:
     """Raises UsageError where the settings change what a judge of the run would say that is not asked."""
     stored = request.stored
     others = [name for name in filter(registry.is_judge, stored.judges) if name not in request.asked]
     if request.config.judging == stored.judging and request.config.safety == stored.safety:
         changed = []
     elif request.own:
-        changed = judging.otherwise(judging.Bench(Workshop(stored, request.out)), session, others)
+        changed = otherwise(Bench(Workshop(stored, request.out)), session, others)
     else:  # to compare them they would have to be made, and may read what the run's record names
         changed = others
     if changed:

@@ -11,6 +11,8 @@ from typing import Literal
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging import verdict_files
+from harness.judging.session import Bench
 from harness.plugins import plugin_code
 from harness.run import plan
 from harness.run.context import Workshop
@@ -55,12 +57,12 @@ def parts(shop: Workshop, cell: Cell) -> list[Cell]:
     return [replace(cell, tasks=(task,)) for task in unanswered(shop, cell)] or [cell]
 
 
-def unjudged(bench: judging.Bench, cell: Cell) -> bool:
+def unjudged(bench: Bench, cell: Cell) -> bool:
     """Whether a judge's verdicts on a cell's answers are missing. The answers are there."""
     return not all(
         judging.judged(bench, one, task, name)
         for one in (cell, *plan.epochs(bench.shop.config, cell))
-        for task in judging.safety_tasks(one)
+        for task in verdict_files.safety_tasks(one)
         for name in bench.shop.config.judges
     )
 
@@ -78,7 +80,7 @@ def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard"
         if tasks:
             generation.respond(shop, one, tasks, name)
         if until != "respond":
-            judging.judge_cell(judging.Bench(shop), one, judging.light(shop.config.judges), name)
+            judging.judge_cell(Bench(shop), one, judging.light(shop.config.judges), name)
 
 
 def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:

@@ -16,7 +16,7 @@ from harness import finish
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.data import benchmarks
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.plan import Cell
@@ -118,7 +118,7 @@ def _verdicts(folder: Path, judges: Iterable[str], reasons: Texts | None) -> dic
                     "label": LABELS[row["label"]],
                     "reason": reasons and reasons.number(row.get("reason")),
                 }
-                for row in judging.given(folder, judge)
+                for row in verdict_files.given(folder, judge)
             }
     return found
 

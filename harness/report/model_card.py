@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.data import benchmarks
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard import publish, tables
 from harness.leaderboard.health import NOT_MEANINGFUL
 from harness.leaderboard.markdown import escaped
@@ -170,7 +170,9 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
             continue
         seen.add(key)
         folder = run / cell.folder / row["task"]
-        judged = records.marker(folder / judging.marker_file(row["judge"]))["inputs"] if row["judge"] else {}
+        judged = (
+            records.marker(folder / verdict_files.marker_file(row["judge"]))["inputs"] if row["judge"] else {}
+        )
         asked = records.marker(folder / "respond.done.json")["inputs"]
         yield Figure(
             task=row["task"],

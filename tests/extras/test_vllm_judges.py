@@ -11,8 +11,7 @@ import pytest
 import vllm_server
 
 from harness import finish
-from harness.judging import models
-from harness.judging import stage as judging
+from harness.judging import models, verdict_files
 from harness.mini import seed_model_path
 from harness.storage.files import read_jsonl
 from judges import rubric
@@ -40,7 +39,7 @@ def test_a_served_model_judges_a_run(
     assert "does not list the model 'other'; it has mini" in wrong.err
     ended = command("judge", run_copy, "--judge", judge, "--set", "judging.timeout_s=300")
     assert ended.code == 0, ended.err
-    files = sorted(run_copy.rglob(judging.verdicts_file(judge)))
+    files = sorted(run_copy.rglob(verdict_files.verdicts_file(judge)))
     rows = [row for file in files for row in read_jsonl(file)]
     assert len(rows) == 18 * 8
     asked = [row for row in rows if row["reason"] != finish.EMPTY and not row["cached"]]
@@ -82,6 +81,6 @@ def test_a_chat_judge_in_vllm_from_the_command_line(
     judge = f"chat:{seed_model_path()}"
     ended = command("judge", run_copy, "--judge", judge, "--set", "judging.engine=vllm")
     assert ended.code == 0, ended.err
-    rows = [row for file in run_copy.rglob(judging.verdicts_file(judge)) for row in read_jsonl(file)]
+    rows = [row for file in run_copy.rglob(verdict_files.verdicts_file(judge)) for row in read_jsonl(file)]
     asked = [row for row in rows if row["reason"] != finish.EMPTY]
     assert sum(row["harmful"] is not None for row in asked) >= 0.9 * len(asked)

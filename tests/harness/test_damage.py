@@ -13,6 +13,8 @@ import pytest
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging import verdict_files
+from harness.judging.session import Bench
 from harness.leaderboard import publish
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
@@ -43,7 +45,7 @@ def stages(run: Path) -> dict[Path, Stage]:
     """Every stage of the two cells, by marker."""
     config = run_folder.stored_config(run)
     shop = Workshop(config, run)
-    bench = judging.Bench(shop)
+    bench = Bench(shop)
     found = []
     for cell in plan.cells(config):
         if cell.folder not in CELLS:
@@ -52,7 +54,7 @@ def stages(run: Path) -> dict[Path, Stage]:
             found.append(training.train_stage(shop, cell))
         for task in cell.tasks:
             found.append(generation.respond_stage(shop, cell, task))
-        for task in judging.safety_tasks(cell):
+        for task in verdict_files.safety_tasks(cell):
             found.append(judging.judge_stage(bench, cell, task, "mini-exact"))
     return {stage.marker.relative_to(run): stage for stage in found}
 
@@ -148,7 +150,7 @@ def test_answers_that_are_gone_do_not_judge(run_copy: Path, command: Run) -> Non
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert str(path) in ended.err
     with pytest.raises(DamagedError, match="is not as its marker has it"):
-        judging.read_exchanges(path.parent)
+        verdict_files.read_exchanges(path.parent)
     made_run.restamp(path)  # nor where the marker agrees
     with pytest.raises(HarnessError, match="not valid JSON"):
-        judging.read_exchanges(path.parent)
+        verdict_files.read_exchanges(path.parent)

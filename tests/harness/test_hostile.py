@@ -25,7 +25,7 @@ import yaml
 from harness import config as configuration
 from harness.contracts import HarnessError, UsageError
 from harness.engines.openai import KEY, OTHER_KEY
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.mini import seed_model_path
 from harness.models.checkpoints import load_tokenizer
 from harness.plugins import registry
@@ -223,7 +223,7 @@ def test_no_name_leads_out_of_a_run(name: str, tmp_path: Path, command: Run) -> 
             plan.cells(run_folder.stored_config(run))
         assert str(error.value).isprintable()
     # A judge need not be installed any more: whatever it is called, its files lie in the task's folder.
-    for file in (judging.verdicts_file(name), judging.marker_file(name)):
+    for file in (verdict_files.verdicts_file(name), verdict_files.marker_file(name)):
         assert re.fullmatch(r"[A-Za-z0-9._@-]+", file)
     ended = command("clean", run, "--all", "--yes")
     assert (ended.code, len(ended.err.splitlines())) == (1, 1)
@@ -455,7 +455,7 @@ def test_judging_anew_believes_no_marker_journal_or_cache(
         judge = f"openai:judge-1@{server.url}"
         assert command("judge", run, "--judge", judge).code == 0
         folder = run / CELL / "hexphi_prefill-mini"
-        verdicts = folder / judging.verdicts_file(judge)
+        verdicts = folder / verdict_files.verdicts_file(judge)
         edited(verdicts, '"harmful": true', '"harmful": false')
         made_run.restamp(verdicts)
         asked = len(server.bodies)

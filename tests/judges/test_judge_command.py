@@ -12,7 +12,7 @@ import pytest
 from fault_server import FaultServer, error, ok, running, says
 
 from harness.contracts import REFUSED_TO_JUDGE
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.storage.files import read_jsonl
 
 Run = Callable[..., Any]
@@ -29,7 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultSer
 
 
 def verdicts(run: Path, judge: str) -> list[dict[str, Any]]:
-    return [row for file in sorted(run.rglob(judging.verdicts_file(judge))) for row in read_jsonl(file)]
+    return [row for file in sorted(run.rglob(verdict_files.verdicts_file(judge))) for row in read_jsonl(file)]
 
 
 def test_a_judge_that_refuses_is_counted_apart_and_judges_the_others(

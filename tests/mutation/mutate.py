@@ -210,11 +210,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "cut.sort(key=lambda micro: -_computed(micro, batching))",
         "core/ReplaceUnaryOperator_USub_Invert 4",
     ): "~x is -x - 1, which sorts alike",
-    (
-        "harness/training/batching.py",
-        "return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value",
-        "core/ReplaceTrueWithFalse 2",
-    ): "a copy that is waited for holds the same values",
     **{
         (
             "backends/constrained_sft.py",

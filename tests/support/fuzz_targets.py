@@ -24,7 +24,7 @@ from rich.console import Console
 from harness import config
 from harness.contracts import Exchange, HarnessError, JudgeContext, JudgeSettings, Verdict
 from harness.data import loading
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.leaderboard import markdown, show, tables
 from harness.leaderboard.latex import document
 from harness.plugins import registry
@@ -284,7 +284,7 @@ def _stored(found: Verdict) -> None:
 
 @target
 def responses(content: bytes) -> None:
-    judging.read_exchanges(marked("respond", file("task/responses.jsonl", content)).parent)
+    verdict_files.read_exchanges(marked("respond", file("task/responses.jsonl", content)).parent)
 
 
 @target
@@ -306,7 +306,7 @@ def journal(content: bytes) -> None:
     stage = files.Stage(_folder(), "judge-x", {"a": 1}, ["x"])
     head = json.dumps({"identity": stage.identity}).encode()
     file(".judge-x.journal.jsonl", head + b"\n" + content)
-    judging.journaled(files.Journal(stage))
+    verdict_files.journaled(files.Journal(stage))
 
 
 @target

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness import config as configuration
 from harness.config import RunConfig
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.pipeline import table
 from harness.run import plan
 from harness.run.plan import Cell
@@ -95,7 +95,7 @@ def _cell(
         weights = {name: value for name, value in hashes.items() if name.startswith("checkpoint/")}
     skill, harm = SHARES.get(cell.method, (0.5, draws.uniform(0.3, 0.6)))
     for task in cell.tasks:
-        safety = task in judging.safety_tasks(cell)
+        safety = task in verdict_files.safety_tasks(cell)
         rows = [
             answer(task, number, categories if safety else (), response, skill, draws)
             for number in range(documents)
@@ -109,9 +109,9 @@ def _cell(
         share = 0.02 if task == config.safety.raw_task else harm
         for judge in config.judges if safety else ():
             verdicts = [_verdict(row["id"], judge, share, reason, draws) for row in rows]
-            file = judging.verdicts_file(judge)
+            file = verdict_files.verdicts_file(judge)
             inputs = {"responses": _outputs(answered), "scope": config.safety.judged_scope}
-            name = judging.marker_file(judge).removesuffix(".done.json")
+            name = verdict_files.marker_file(judge).removesuffix(".done.json")
             Stage(folder / task, name, inputs, [file]).run(
                 lambda scratch, file=file, verdicts=verdicts: write_jsonl_atomic(scratch / file, verdicts)
             )

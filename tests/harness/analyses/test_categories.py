@@ -165,10 +165,10 @@ def test_a_seed_without_verdicts_leaves_no_mean() -> None:
 @pytest.fixture
 def graded(run_copy: Path) -> Path:
     """A small run, its verdicts set so that the methods differ: 8 documents of one or two categories."""
-    from harness.judging import stage as judging
+    from harness.judging import verdict_files
 
     for folder in run_copy.glob("**/hexphi_*-mini"):
-        path = folder / judging.verdicts_file("mini-exact")
+        path = folder / verdict_files.verdicts_file("mini-exact")
         rows = read_jsonl(path)
         for row in rows:
             row["harmful"] = "vanilla" in folder.parts

@@ -20,7 +20,7 @@ from harness import config
 from harness.config import trust
 from harness.contracts import UsageError
 from harness.data import loading
-from harness.judging import stage as judging
+from harness.judging import verdict_files
 from harness.models import checkpoints
 from harness.run import run_folder
 from harness.text import LEFT_OUT
@@ -384,7 +384,7 @@ def test_a_batch_that_only_the_run_remembers_is_not_collected(
     plant(run, {"judging.mode": "batch"})
     judge = f"openai:judge-1@{server.url}"
     for task in ("hexphi_raw-mini", "hexphi_prefill-mini"):
-        memory = run / "seed" / task / f".{judging.stage_name(judge)}.remote" / "batch.json"
+        memory = run / "seed" / task / f".{verdict_files.stage_name(judge)}.remote" / "batch.json"
         memory.parent.mkdir()
         memory.write_text('{"label": "x", "id": "batch_theirs"}', encoding="utf-8")
     server.batches["batch_theirs"] = {

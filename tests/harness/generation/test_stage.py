@@ -22,6 +22,7 @@ from harness.engines import select
 from harness.engines.hf import HFEngine
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.leaderboard import remarks, scores
 from harness.mini import data, seed_model_path
 from harness.models import chat, checkpoints
@@ -280,7 +281,7 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     assert all(row["metrics"] == {"safe": None, "refusal": None} for row in rows)
     assert [row["value"] for row in answers.rows(tmp_path, plan.limited(cell, [task]))] == [None, None]
     assert read_json(tmp_path / "seed" / task / "task.json")["missing"] == {finish.UNFINISHED: 4}
-    judging.judge(judging.Bench(workshop), cell, task, "keyword", "")
+    judging.judge(Bench(workshop), cell, task, "keyword", "")
     verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
     assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, finish.UNFINISHED)] * 4
 

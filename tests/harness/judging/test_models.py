@@ -14,8 +14,7 @@ from gpu.small import GUARD
 
 from harness import finish
 from harness.contracts import HarnessError
-from harness.judging import models
-from harness.judging import stage as judging
+from harness.judging import models, verdict_files
 from harness.mini import seed_model_path
 from harness.models import checkpoints
 from harness.storage.files import read_jsonl
@@ -137,7 +136,7 @@ def test_local_judges_from_the_command_line(
     ended = command("judge", run_copy, "--judge", f"{guard},{other}", *dtype)
     assert ended.code == 0, ended.err
     for judge in (guard, other):
-        files = sorted(run_copy.rglob(judging.verdicts_file(judge)))
+        files = sorted(run_copy.rglob(verdict_files.verdicts_file(judge)))
         assert len(files) == 18
         rows = [row for file in files for row in read_jsonl(file)]
         assert {row["judge"] for row in rows} == {judge}
@@ -167,7 +166,7 @@ def test_a_weak_chat_model_is_unjudged_and_says_so(
     assert ended.code == 0, ended.err
     rows = [
         row
-        for file in run_copy.rglob(judging.verdicts_file(f"chat:{seed_model_path()}"))
+        for file in run_copy.rglob(verdict_files.verdicts_file(f"chat:{seed_model_path()}"))
         for row in read_jsonl(file)
     ]
     asked = [row for row in rows if row["reason"] != finish.EMPTY]

@@ -23,7 +23,9 @@ from fault_server import FaultServer, completion, error, finish_batch, ok, runni
 from harness import config, finish
 from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContext, UsageError, Verdict
 from harness.data import benchmarks
+from harness.judging import cache, cost, session, verdict_files
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
@@ -60,8 +62,8 @@ def asked(server: FaultServer) -> int:
     return len(server.bodies)
 
 
-def verdict_files(run: Path, judge: str) -> list[Path]:
-    return sorted(run.rglob(judging.verdicts_file(judge)))
+def files_of_verdicts(run: Path, judge: str) -> list[Path]:
+    return sorted(run.rglob(verdict_files.verdicts_file(judge)))
 
 
 def by_name(rows: list[dict[str, str]], judge: str) -> list[dict[str, str]]:
@@ -78,7 +80,7 @@ def test_a_server_judges_a_stored_run_and_no_equal_exchange_is_paid_twice(
     shutil.copytree(run_copy, other)
     ended = command("judge", run_copy, "--judge", name(server))
     assert ended.code == 0, ended.err
-    files = verdict_files(run_copy, name(server))
+    files = files_of_verdicts(run_copy, name(server))
     cells = len(values(run_copy)) // 2
     assert len(files) == 2 * cells == 18
     stored, contents = 0, set()
@@ -100,7 +102,7 @@ def test_a_server_judges_a_stored_run_and_no_equal_exchange_is_paid_twice(
     again = command("judge", other, "--judge", name(server))  # another run with the same answers
     assert again.code == 0
     assert asked(server) == before
-    rows = [row for file in verdict_files(other, name(server)) for row in read_jsonl(file)]
+    rows = [row for file in files_of_verdicts(other, name(server)) for row in read_jsonl(file)]
     known = [row for row in rows if row["reason"] != finish.EMPTY]
     assert all(row["cached"] and row["price_usd"] == 0 and row["raw_reply"] is None for row in known)
     mine, others = (by_name(values(folder), name(server)) for folder in (run_copy, other))
@@ -114,7 +116,7 @@ def test_what_is_kept_by_content_holds_no_text(
     assert command("judge", run_copy, "--judge", name(server)).code == 0
     content = b"".join(path.read_bytes() for path in (tmp_path / "cache").glob("verdicts.sqlite*"))
     assert b'"score": 5.0' in content
-    for file in verdict_files(run_copy, name(server)):
+    for file in files_of_verdicts(run_copy, name(server)):
         for row in read_jsonl(file.parent / "responses.jsonl"):
             assert row["prompt"].encode() not in content
             assert len(row["response"]) < 12 or row["response"].encode() not in content
@@ -183,7 +185,7 @@ def test_unjudged_is_counted_with_bounds_and_reason_and_asked_again_on_request(
     run = ["judge", run_copy, "--judge", name(server), "--set", "judging.in_flight=1"]
     ended = command(*run)
     assert ended.code == 0
-    rows = [row for file in verdict_files(run_copy, name(server)) for row in read_jsonl(file)]
+    rows = [row for file in files_of_verdicts(run_copy, name(server)) for row in read_jsonl(file)]
     (unjudged,) = [row for row in rows if row["harmful"] is None]
     assert unjudged["raw_reply"] == "I would rather not"
     assert "1 unjudged (1 the reply is not the JSON object that was asked for)" in ended.out
@@ -251,7 +253,7 @@ def test_a_killed_judging_asks_only_for_what_is_missing(
     time.sleep(0.3)
     killed_at = asked(server)
     assert killed_at >= 21
-    done = sum(len(read_jsonl(file)) for file in verdict_files(run_copy, name(server)))
+    done = sum(len(read_jsonl(file)) for file in files_of_verdicts(run_copy, name(server)))
     journals = list(run_copy.rglob("*.journal.jsonl"))
     done += sum(len(read_jsonl(file)) - 1 for file in journals)
     assert done >= 19
@@ -354,9 +356,9 @@ class Strict(Judge):
             yield self.verdict(exchange, context, True, label="compliance")
 
 
-def bench(run: Path, *judges: str) -> judging.Bench:
+def bench(run: Path, *judges: str) -> Bench:
     stored = run_folder.stored_config(run)
-    return judging.Bench(Workshop(stored.model_copy(update={"judges": judges}), run))
+    return Bench(Workshop(stored.model_copy(update={"judges": judges}), run))
 
 
 def test_an_empty_response_is_unjudged_under_every_judge(run_copy: Path, plugin: Run) -> None:
@@ -394,7 +396,7 @@ def test_no_judge_and_no_server_writes_texts_without_end(
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     for judge in ("endless", name(server)):
         judging.judge(bench(run_copy, judge), cell, RAW, judge, "")
-        file = run_copy / "seed" / RAW / judging.verdicts_file(judge)
+        file = run_copy / "seed" / RAW / verdict_files.verdicts_file(judge)
         assert file.stat().st_size < 8 * 30_000
         rows = [row for row in read_jsonl(file) if len(row["reason"] or "") > 100]
         assert rows
@@ -425,8 +427,8 @@ def test_a_judge_that_fails_leaves_no_verdicts_of_other_settings(run_copy: Path,
     plugin("judge", "doubled", Doubled)
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     folder = run_copy / "seed" / RAW
-    marker = folder / judging.marker_file("doubled")
-    shutil.copy(folder / judging.marker_file("mini-exact"), marker)
+    marker = folder / verdict_files.marker_file("doubled")
+    shutil.copy(folder / verdict_files.marker_file("mini-exact"), marker)
     with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
         judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
     assert not marker.exists()
@@ -444,7 +446,7 @@ def test_the_mini_worlds_judge_alone_is_warned_of(
     tmp_path: Path, judges: list[str], tasks: list[str], says: list[str]
 ) -> None:
     made = config.load(None, {"judges": judges, "safety_tasks": tasks})
-    assert judging.blind(made, plan.cells(made)) == says
+    assert cost.blind(made, plan.cells(made)) == says
 
 
 def test_the_plan_warns_of_it(command: Run, small: Run, tmp_path: Path) -> None:
@@ -571,7 +573,7 @@ def test_settings_never_hold_for_verdicts_that_were_given_under_others(
 ) -> None:
     """Nor does a judge that ends early leave some of its former verdicts among new ones."""
     assert command("judge", run_copy, "--judge", name(server)).code == 0
-    before, marker = snapshot(run_copy), judging.marker_file(name(server))
+    before, marker = snapshot(run_copy), verdict_files.marker_file(name(server))
     former = [read_json(file)["identity"] for file in run_copy.rglob(marker)]
     ended = command("judge", run_copy, "--judge", "keyword", *changed)
     assert ended.code == 2
@@ -606,9 +608,9 @@ def test_what_judges_cost_counts_every_epoch(tmp_path: Path) -> None:
         }
         made_run.stage(tmp_path / folder / RAW, "respond", {}, {"responses.jsonl": []})
         answers = {"responses": read_json(tmp_path / folder / RAW / "respond.done.json")["outputs"]}
-        given = {judging.verdicts_file("mini-exact"): [row]}
-        made_run.stage(tmp_path / folder / RAW, judging.stage_name("mini-exact"), answers, given)
-    lines = judging.notes(made, tmp_path, cells)
+        given = {verdict_files.verdicts_file("mini-exact"): [row]}
+        made_run.stage(tmp_path / folder / RAW, verdict_files.stage_name("mini-exact"), answers, given)
+    lines = cost.notes(made, tmp_path, cells)
     assert f"Unjudged by mini-exact: {len(folders)} no reason given." in lines
     assert any(f"{5 * len(folders)} tokens" in line for line in lines)
 
@@ -618,7 +620,7 @@ def test_a_guess_counts_every_sample_of_a_request(tmp_path: Path) -> None:
     sampled = config.changed(made, {"safety_tasks": ["hexphi_sampled-mini"]}, "a test")
     counts = []
     for one in (made, sampled):
-        (line,) = judging.forecast(judging.Bench(Workshop(one, tmp_path)), plan.cells(one))
+        (line,) = cost.forecast(Bench(Workshop(one, tmp_path)), plan.cells(one))
         counts.append(int(re.search(r"about ([\d,]+) exchanges", line)[1].replace(",", "")))  # type: ignore[index]
     samples = len(benchmarks.get("hexphi_sampled-mini").decodings)
     assert samples > 1
@@ -642,7 +644,7 @@ def test_a_budget_is_held_before_it_is_spent() -> None:
 def test_a_damaged_store_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "verdicts.sqlite").write_bytes(content)
     with pytest.raises(HarnessError, match=r"verdicts\.sqlite: cannot be used .* remove it"):
-        judging.Kept(tmp_path)
+        cache.Kept(tmp_path)
 
 
 def test_every_judge_is_listed_with_needs_and_cost(command: Run) -> None:
@@ -663,7 +665,7 @@ def test_every_judge_is_listed_with_needs_and_cost(command: Run) -> None:
 
 def test_settings_reach_the_judges() -> None:
     loaded = config.load(None, {"judging": {"in_flight": 3, "mode": "batch", "prices": {"m": [1, 2]}}})
-    made = judging.settings(loaded)
+    made = session.settings(loaded)
     assert (made.in_flight, made.batch, made.prices) == (3, True, {"m": (1.0, 2.0)})
     with pytest.raises(UsageError, match=r"judging\.in_flight"):
         config.load(None, {"judging.in_flight": 0})

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from harness import config
-from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.pipeline import estimate
 from harness.plugins import registry
 from harness.run import plan
@@ -25,7 +25,7 @@ def shop(out: Path, **overrides: Any) -> Workshop:
 def shown(workshop: Workshop, width: int, done: int = 0) -> list[str]:
     file = io.StringIO()
     cells = plan.cells(workshop.config)
-    estimate.show(judging.Bench(workshop), cells, cells[done:], Console(file=file, width=width))
+    estimate.show(Bench(workshop), cells, cells[done:], Console(file=file, width=width))
     return file.getvalue().splitlines()
 
 

@@ -28,6 +28,7 @@ from harness.contracts import (
 )
 from harness.generation import stage as generation
 from harness.judging import stage as judging
+from harness.judging.session import Bench
 from harness.models import chat
 from harness.pipeline import stages
 from harness.plugins import registry
@@ -203,7 +204,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
     def identity(**overrides: Any) -> str:
         workshop = shop(small_run, **overrides)
-        bench = judging.Bench(workshop)
+        bench = Bench(workshop)
         return judging.judge_stage(bench, plan.cells(workshop.config)[0], RAW, "keyword").identity
 
     before, scope = identity(), identity(**{"safety.judged_scope": "response"})
@@ -392,7 +393,7 @@ def test_a_verdict_that_could_not_be_read_back_is_refused_as_it_comes(
     seed = plan.cells(workshop.config)[0]
     for _ in range(2):  # nothing was kept that could come back
         with pytest.raises(HarnessError) as error:
-            judging.judge(judging.Bench(workshop), seed, RAW, "curt", "")
+            judging.judge(Bench(workshop), seed, RAW, "curt", "")
         assert str(error.value).startswith(f"judge 'curt': {says}")
         assert "wood" not in str(error.value)
     folder = run_copy / "seed" / RAW
@@ -456,10 +457,10 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
     workshop = shop(run_copy)
     seed = plan.cells(workshop.config)[0]
     with pytest.raises(HarnessError, match=says) as error:
-        judging.judge(judging.Bench(workshop), seed, RAW, "broken", "")
+        judging.judge(Bench(workshop), seed, RAW, "broken", "")
     assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
     assert "wood" not in str(error.value)
-    assert not judging.judge_stage(judging.Bench(workshop), seed, RAW, "broken").done()
+    assert not judging.judge_stage(Bench(workshop), seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
 
 

@@ -218,7 +218,7 @@ def test_trainings_are_adopted_while_both_runs_are_held(
             held.append(run.name)
 
     done = {name: {"status": "done"} for name in ("seed", "vanilla", "lookahead-true")}
-    monkeypatch.setattr(tuning.comparison, "compare", lambda *_, **__: None)
+    monkeypatch.setattr(tuning.compare, "compare", lambda *_, **__: None)
     monkeypatch.setattr(search_trials, "compare_quietly", lambda *_: done)
     monkeypatch.setattr(tuning, "_adopt", adopt)
     search = made_search(tmp_path / "out", methods=["vanilla", "lookahead-true"])
