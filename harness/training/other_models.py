@@ -44,7 +44,7 @@ class OtherModel:
     def __init__(self, name: str, folder: Path, trained: Any):
         self.name = name
         self._device: Callable[[], Any] = lambda: trained.device
-        self._shapes = {plain_name(key): one for key, one in trained.named_parameters()}
+        self._shapes = {plain_name(key): one for key, one in trained.named_parameters(remove_duplicate=False)}
         adapter = checkpoints.is_adapter(folder)
         of_files = {tensor.dtype for tensor in checkpoints.check(folder).values()}
         dtype = "bfloat16" if of_files == {"BF16"} and not adapter else "float32"
@@ -53,11 +53,13 @@ class OtherModel:
         if adapter:
             self._factors = _factors_of(model)
             model = model.merge_and_unload()
-        self._weights = {key: one.detach() for key, one in model.named_parameters()}
+        self._names = [key for key, _ in model.named_parameters()]
+        every = model.named_parameters(remove_duplicate=False)  # tied weights go by either name
+        self._weights = {key: one.detach() for key, one in every}
 
     def names(self) -> list[str]:
-        """The names of all its weights, without an adapter's wrapping."""
-        return list(self._weights)
+        """The names of all its weights, without an adapter's wrapping; of tied ones the first."""
+        return self._names
 
     def weight(self, name: str) -> Tensor:
         """One weight in float32 on the training's device, by its name in this model or in the one that is

@@ -65,7 +65,7 @@ class SafeLora(Method):
             if adapted and hasattr(module, "lora_B"):
                 b = module.lora_B["default"].weight
                 b.copy_(_along(module.base_layer.weight - other.weight(f"{name}.weight"), b))
-            elif not adapted and isinstance(module, torch.nn.Linear):
+            elif not adapted and isinstance(module, torch.nn.Linear) and f"{name}.weight" in self.start:
                 start = self.start[f"{name}.weight"]
                 along = _along(start - other.weight(f"{name}.weight"), module.weight - start)
                 module.weight.copy_(start + along)

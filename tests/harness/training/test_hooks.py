@@ -464,8 +464,10 @@ def test_what_hooks_keep_survives_an_interruption(
 ) -> None:  # fmt: skip
     ref = ModelRef(str(unaligned))
     settings = {
-        **{"safety_examples": encoded[30:36], "models": {ref: unaligned}},
-        **{"batch_size": 4, "save_steps": 2},
+        "safety_examples": encoded[30:36],
+        "models": {ref: unaligned},
+        "batch_size": 4,
+        "save_steps": 2,
         **tuning,
     }
     whole = train(make_model(), encoded[:24], All(unaligned=ref), folder=tmp_path / "whole", **settings)
