@@ -28,6 +28,7 @@ from harness.judging import verdict_files
 from harness.leaderboard.statistics import ALPHA, Estimate, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
+from harness.run.resolve import resolve
 from harness.storage.files import jsonl_lines, write_jsonl_atomic
 
 Key = tuple[str, str, str]  # cell's folder, task, exchange id
@@ -228,9 +229,9 @@ def collect(run: Path) -> Verdicts:
     """What each of a run's judges found, by exchange. Raises HarnessError where nothing is judged."""
     config = run_folder.stored_config(run)
     verdicts: Verdicts = {}
-    for cell in plan.cells(config):
+    for cell in resolve(config).cells():
         for one in (cell, *plan.epochs(config, cell)):
-            for task in verdict_files.safety_tasks(one):
+            for task in one.safety_tasks:
                 for judge in config.judges:
                     if not (run / one.folder / task / verdict_files.marker_file(judge)).is_file():
                         continue

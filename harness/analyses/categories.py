@@ -37,6 +37,7 @@ from harness.leaderboard.statistics import (
 from harness.leaderboard.tables import ALPHA, BASELINE, METHOD_ORDER, UNTRAINED, trained_on
 from harness.run import plan, run_folder
 from harness.run.plan import BASE_MODEL, Cell, shown_method
+from harness.run.resolve import resolve
 from harness.storage.files import Stage, content_hash, read_json, write_json_atomic, write_text_atomic
 from harness.text import csv_cell
 
@@ -111,7 +112,7 @@ def collect(config: RunConfig, out: Path, judge: str) -> tuple[Outcomes, dict[st
     found: Outcomes = {}
     missing: dict[str, str] = {}
     reader = scores.Reader()
-    for cell in plan.cells(config):
+    for cell in resolve(config).cells():
         for metric, task in safety_tasks(config).items():
             try:
                 scope = config.safety.judged_scope

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks, loading
+from harness.data import loading
 from harness.generation import splits
 from harness.generation import stage as generation
 from harness.leaderboard.statistics import mean
@@ -32,6 +32,7 @@ from harness.models.checkpoints import Checkpoint
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 from harness.storage.files import Stage, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from harness.training import stage as training
@@ -208,7 +209,7 @@ def _estimate(values: Iterable[float]) -> dict[str, Any]:
 
 def cells(config: RunConfig) -> list[Cell]:
     """The checkpoints that are compared with the base model."""
-    return [cell for cell in plan.cells(config) if cell.kind in ("checkpoint", "trained")]
+    return [cell for cell in resolve(config).cells() if cell.kind in ("checkpoint", "trained")]
 
 
 def workshop(config: RunConfig, out: Path, settings: Settings) -> Workshop:
@@ -226,7 +227,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     if answers == "seed":
         return config.safety.raw_task
     task = config.safety.prefill_task
-    if not benchmarks.get(task, config.own_tasks).counted:
+    if not resolve(config).benchmark(task).counted:
         raise HarnessError(f"task '{task}' has no harmful answers to read: add --answers seed")
     return task
 
@@ -234,7 +235,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
 def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), config.own_tasks)
+    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
@@ -351,7 +352,7 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
 def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
-    benchmark = benchmarks.get(asked_task(config, settings.answers), config.own_tasks)
+    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
     lm_task = generation.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),

@@ -33,8 +33,9 @@ from harness.figures import charts
 from harness.generation import splits
 from harness.leaderboard import scores
 from harness.leaderboard.statistics import ALPHA
-from harness.run import plan, run_folder
+from harness.run import run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage.files import Stage, read_json, write_json_atomic, write_text_atomic
 from harness.text import csv_cell
 
@@ -78,7 +79,7 @@ def kl(
         if not found:
             raise HarnessError(next(iter(missing.values())))
         rates = {cell: _rates(config, out, cell, judge) for cell in found}
-        seed_rates = _rates(config, out, plan.cells(config)[0], judge)
+        seed_rates = _rates(config, out, resolve(config).cells()[0], judge)
         inputs = {
             "version": VERSION,
             "cells": {str(cell.folder): one.identity for cell, one in found.items()},

@@ -17,6 +17,7 @@ from harness.contracts import HarnessError
 from harness.leaderboard.tables import BASELINE
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 
 FIGURES = (
@@ -49,7 +50,7 @@ def flops(out: Path) -> Row:
     Raises HarnessError where ``out`` is no run, or nothing is trained in it.
     """
     config = run_folder.stored_config(out)
-    cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
+    cells = [cell for cell in resolve(config).cells() if cell.kind == "trained"]
     if not cells:
         raise HarnessError(f"{out}: this run trains with no method, so there is no cost to show")
     failures = run_folder.failed(out)
@@ -75,7 +76,7 @@ def side_by_side(out: Path) -> bool:
     A training's record tells how many ``jobs`` there were; for older records the run's settings do.
     """
     config = run_folder.stored_config(out)
-    cells = [cell for cell in plan.cells(config) if cell.kind == "trained"]
+    cells = [cell for cell in resolve(config).cells() if cell.kind == "trained"]
     recorded = [_record(out, cell, {}) for cell in cells]
     trained = [record for record in recorded if not isinstance(record, str)]
     if len(trained) < 2:

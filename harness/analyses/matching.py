@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
-from harness.contracts import HarnessError, TrainTask, UsageError
+from harness.contracts import HarnessError, UsageError
 from harness.leaderboard import scores
 from harness.leaderboard.build import CellResult
 from harness.leaderboard.health import NOT_MEANINGFUL
 from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
 from harness.leaderboard.tables import BASELINE, DONE
-from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 
 Metric = Literal["rsr", "jsr"]
 Floats = NDArray[np.float64]
@@ -169,7 +169,7 @@ def trainings(
         | {"safety_sets": {}, "utility_sets": {}, "cross_tasks": False}
     )
     failures = run_folder.failed(out)
-    cells = plan.cells(config)
+    cells = resolve(config).cells()
 
     def result(cell: Cell) -> CellResult:
         return scores.collect(narrow, out, [cell], failures)[0]
@@ -278,7 +278,7 @@ def _task(
     start = found[0].utility[0], found[0].safety[0]
     seed_utility, seed_safety = (100 * float(np.nanmean(values)) for values in start)
     target, rule = _target(by_method, utility, seed_utility)
-    task: TrainTask = registry.load("train task", train_task)
+    task = resolve(config).train_task(train_task)
     baseline = None
     if target is None:
         notes.append("no method gets above the base model's utility: nothing can be compared")

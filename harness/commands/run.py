@@ -189,13 +189,14 @@ def respond(
             only=only,
         )
         config = run_folder.stored_config(folder)
-    cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
+    shop = Workshop(config, folder)
+    cells = [plan.limited(cell, only) for cell in shop.cells() if cell.method == name]
     from harness.pipeline import answers
 
     if print_ids is None:
         answers.show(folder, cells, console())
     else:
-        answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
+        answers.print_ids(shop, cells, print_ids, console(), show_harmful=show_harmful)
 
 
 @click.command(

@@ -70,7 +70,7 @@ def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
     """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
     HarnessError where either cannot be had."""
     for task in tasks:
-        benchmark = benchmarks.get(task, shop.config.own_tasks)
+        benchmark = shop.benchmark(task)
         check_functions(benchmark)
         if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
             load(shop, benchmark, str(shop.seed_folder))
@@ -140,7 +140,7 @@ def engine_versions(engine: str) -> dict[str, str]:
 
 def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     """The answers of a cell's checkpoint to one task's documents."""
-    benchmark = benchmarks.get(task, cell.sets)
+    benchmark = shop.benchmark(task)
     engine = _engine(shop, cell)
     inputs: dict[str, Any] = {
         "version": RESPOND_VERSION,
@@ -176,7 +176,7 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
     engine = shop.engine(checkpoint_of(shop, cell))
     engine.system_prompt = training.system_prompt(shop.config, cell)
     for task in tasks:
-        benchmark = benchmarks.get(task, cell.sets)
+        benchmark = shop.benchmark(task)
         stage = respond_stage(shop, cell, task)
         journal = Journal(stage)
 

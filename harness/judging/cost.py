@@ -9,12 +9,12 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.contracts import REFUSED_TO_JUDGE, Exchange, HarnessError
-from harness.data import benchmarks
 from harness.judging import stage, verdict_files
 from harness.judging.session import Bench
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 from harness.text import listed
 
@@ -63,9 +63,8 @@ def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
 
 def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
-    tasks = dict.fromkeys(task for cell in cells for task in verdict_files.safety_tasks(cell))
-    sets = config.own_tasks
-    foreign = [task for task in tasks if MINI_DATA not in benchmarks.get(task, sets).sources]
+    tasks = dict.fromkeys(task for cell in cells for task in cell.safety_tasks)
+    foreign = [task for task in tasks if MINI_DATA not in resolve(config).benchmark(task).sources]
     if {*config.judges} - {MINI_JUDGE} or not foreign:
         return []
     return [f"{MINI_JUDGE} cannot judge {', '.join(foreign)}; add --judge keyword"]
@@ -75,10 +74,10 @@ def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
     """Exchanges that a judge has yet to see, and their characters; a guess where nothing has answered."""
     count = length = 0
     there = verdict_files.answered(bench.shop.out, cell)
-    for task in verdict_files.safety_tasks(cell):
+    for task in cell.safety_tasks:
         if task not in there:
             guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
-            guess *= len(benchmarks.get(task, cell.sets).decodings) or 1
+            guess *= len(bench.shop.benchmark(task).decodings) or 1
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
         elif not _done(bench, cell, task, name):
             exchanges = verdict_files.read_exchanges(bench.shop.out / cell.folder / task)
@@ -131,7 +130,7 @@ def standard(config: RunConfig, out: Path, cells: Sequence[Cell], judge: str) ->
     a judge without them."""
     found: dict[str, None] = {}
     for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
-        for task in verdict_files.safety_tasks(cell):
+        for task in cell.safety_tasks:
             with contextlib.suppress(HarnessError):
                 inputs = records.marker(out / cell.folder / task / verdict_files.marker_file(judge))["inputs"]
                 known = inputs.get("judge") if isinstance(inputs.get("judge"), dict) else {}
@@ -152,7 +151,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         reasons: Counter[str] = Counter()
         tokens, usd = 0, 0.0
         for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
-            for task in verdict_files.safety_tasks(cell):
+            for task in cell.safety_tasks:
                 with contextlib.suppress(HarnessError):  # the row's status says what is wrong with them
                     for row in verdict_files.given(out / cell.folder / task, name):
                         if row["harmful"] is None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import Exchange, HarnessError, Verdict
-from harness.data import benchmarks
 from harness.run import plan
 from harness.run.plan import Cell
 from harness.storage import records
@@ -56,11 +55,7 @@ def stored(folder: Path, judge: str) -> dict[str, Verdict]:
     return {row["exchange_id"]: Verdict(**row) for row in given(folder, judge)}
 
 
-def safety_tasks(cell: Cell) -> list[str]:
-    return [task for task in cell.tasks if benchmarks.get(task, cell.sets).kind == "safety"]
-
-
 def answered(out: Path, cell: Cell) -> list[str]:
     """The safety tasks whose responses are there."""
     folder = out / cell.folder
-    return [task for task in safety_tasks(cell) if (folder / task / "respond.done.json").exists()]
+    return [task for task in cell.safety_tasks if (folder / task / "respond.done.json").exists()]

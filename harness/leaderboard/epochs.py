@@ -18,6 +18,7 @@ from harness.figures import charts
 from harness.leaderboard import build, scores
 from harness.leaderboard.tables import SCORE_COLUMNS, as_csv
 from harness.run import plan
+from harness.run.resolve import resolve
 from harness.storage.files import write_text_atomic
 
 FILE = "epochs.csv"
@@ -25,7 +26,7 @@ FILE = "epochs.csv"
 
 def asked(config: RunConfig) -> bool:
     """Whether a run scores its epochs; one that trains nothing has none."""
-    return config.eval_every_epoch and any(cell.kind == "trained" for cell in plan.cells(config))
+    return config.eval_every_epoch and any(cell.kind == "trained" for cell in resolve(config).cells())
 
 
 def outputs(config: RunConfig) -> list[str]:
@@ -57,17 +58,16 @@ def write(
 
 def _ways(frame: pd.DataFrame, config: RunConfig, train_task: str) -> dict[str, list[tuple[float, float]]]:
     """(utility, JSR) of each method by epoch, mean over seeds, by the run's first judge."""
-    from harness.plugins import registry
-
-    task = registry.load("train task", train_task)
+    task = resolve(config).train_task(train_task)
     mine = frame[(frame["train_task"] == train_task) & (frame["category"].fillna("") == "")]
     utility = mine[(mine["task"] == task.utility_task) & (mine["metric"] == task.utility_metric)]
     jsr = mine[(mine["task"] == config.safety.prefill_task) & (mine["judge"] == config.judges[0])]
     means = [part.groupby(["method", "epoch"], sort=False)["value"].mean() for part in (utility, jsr)]
     both = pd.concat(means, axis=1, keys=["utility", "jsr"]).dropna()
     ways: dict[str, list[tuple[float, float]]] = {}
-    for (method, _), row in both.iterrows():
-        ways.setdefault(str(method), []).append((float(row["utility"]), float(row["jsr"])))
+    names = both.index.get_level_values("method")
+    for method, of_utility, of_jsr in zip(names, both["utility"], both["jsr"], strict=True):
+        ways.setdefault(str(method), []).append((float(of_utility), float(of_jsr)))
     return ways
 
 

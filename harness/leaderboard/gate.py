@@ -29,6 +29,7 @@ from harness.leaderboard.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.plan import SEED, Cell
+from harness.run.resolve import resolve
 
 REFUSALS = "RSR refusals"  # with a blank, as no task's name has
 Against = Literal["vanilla", "seed"]
@@ -128,7 +129,7 @@ def check(
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
     with run_folder.opened(run) as config:
-        cells = plan.cells(config)
+        cells = resolve(config).cells()
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
@@ -191,7 +192,7 @@ def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
 
 def _utilities(config: RunConfig) -> list[str]:
     """The utility tasks that stand beside each other in the rows of checkpoints trained elsewhere."""
-    tasks = [registry.load("train task", name).utility_task for name in config.train_tasks]
+    tasks = [task.utility_task for task in resolve(config).train_tasks()]
     return tasks if plan.elsewhere(config) and len(tasks) > 1 else []
 
 

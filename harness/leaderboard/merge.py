@@ -18,12 +18,12 @@ import pandas as pd
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
-from harness.data import benchmarks
 from harness.judging import verdict_files
 from harness.leaderboard import latex, markdown, publish, tables
 from harness.leaderboard.tables import COLUMNS, COSTS, METHOD_ORDER, Row
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 
 SHOWN = 6  # differences that an error names
@@ -130,7 +130,7 @@ def _facts(config: RunConfig, out: Path, record: Row) -> tuple[Facts, Facts]:
     """What a run's figures depend on besides the checkpoint: what was asked, and how it was made."""
     asked: Facts = {}
     made: Facts = {}
-    for cell in plan.cells(config):
+    for cell in resolve(config).cells():
         for task in cell.tasks:
             folder = out / cell.folder / task
             if not (folder / "respond.done.json").is_file():
@@ -149,7 +149,7 @@ def _facts(config: RunConfig, out: Path, record: Row) -> tuple[Facts, Facts]:
 def _asked(config: RunConfig, record: Row, cell: Cell, folder: Path, task: str) -> Row:
     inputs, documents = records.marker(folder / "respond.done.json")["inputs"], records.documents(folder)
     # The documents of a prefilled task are cut by the model's own tokenizer.
-    own = f" ({_model(record)[:12]})" if benchmarks.get(task, cell.sets).prefilled else ""
+    own = f" ({_model(record)[:12]})" if resolve(config).benchmark(task).prefilled else ""
     found = {
         f"{task}: version": documents["version"],
         f"{task}: prompts and scoring": inputs["task"]["content"],
@@ -268,7 +268,7 @@ def _same(runs: Sequence[Run], row: Row, other: Row) -> bool:
 
 def _checkpoint(run: Run, row: Row) -> list[Any]:
     """What identifies a row's weights: those of its answers, over all seeds."""
-    cells = [cell for cell in plan.cells(run.config) if cell.method == row["method"]]
+    cells = [cell for cell in resolve(run.config).cells() if cell.method == row["method"]]
     cells = [cell for cell in cells if cell.train_task in (None, row["train_task"])]
     cells = [cell for cell in cells if cell.seed is None or row["seed"] in (tables.MEAN, str(cell.seed))]
     markers = [run.folder / cell.folder / run.config.safety.raw_task / "respond.done.json" for cell in cells]

@@ -7,7 +7,8 @@ from pathlib import Path
 from harness.config import RunConfig
 from harness.generation import splits
 from harness.judging import cost
-from harness.run import plan, run_folder
+from harness.run import run_folder
+from harness.run.resolve import resolve
 from harness.storage import crash
 from harness.storage.files import Stage, files_below, write_json_atomic
 
@@ -27,7 +28,7 @@ def publish(config: RunConfig, out: Path) -> bool:
     and remove the report, which shows the former ones. Returns whether anything was written."""
     from harness.leaderboard import epochs
 
-    cells = plan.cells(config)
+    cells = resolve(config).cells()
     failures = run_folder.failed(out)
     inputs = {
         "version": VERSION,

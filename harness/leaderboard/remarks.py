@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks
 from harness.run import plan
 from harness.run.plan import Cell
 from harness.storage import records
@@ -25,7 +24,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
 def _unscored(out: Path, cells: Sequence[Cell]) -> Iterator[str]:
     for cell in cells:
         for task in cell.tasks:
-            if benchmarks.get(task, cell.sets).kind == "safety":
+            if task in cell.safety:
                 continue
             with contextlib.suppress(HarnessError):
                 record = records.documents(out / cell.folder / task)

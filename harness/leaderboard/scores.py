@@ -19,9 +19,9 @@ from harness.leaderboard.build import CellResult, TaskOutcome, no_figures
 from harness.leaderboard.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
 from harness.leaderboard.tables import COSTS, DAMAGED, DONE, FAILED, UNTRAINED
 from harness.leaderboard.tables import health as health_of
-from harness.plugins import registry
 from harness.run import plan
 from harness.run.plan import Cell
+from harness.run.resolve import every_train_task, resolve
 from harness.storage import records
 
 Found = TypeVar("Found")
@@ -84,7 +84,7 @@ def _result(
     """``train_tasks``: the one under which the cell stands; without a ``seed`` those whose utilities it
     answers, of which a single one is its utility, and several are tasks beside each other."""
     folder = out / cell.folder
-    tasks: list[TrainTask] = [registry.load("train task", name) for name in train_tasks]
+    tasks = [resolve(config).train_task(name) for name in train_tasks]
     task = tasks[0] if len(tasks) == 1 else None
     identity: dict[str, Any] = {
         "model": config.model,
@@ -115,7 +115,7 @@ def _result(
     whole = health(cell, folder, task.utility_task if task else "", reader)
     rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr", scope))
     jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr", scope))
-    others = [registry.load("train task", name) for name in config.train_tasks] if config.cross_tasks else []
+    others = resolve(config).train_tasks() if config.cross_tasks else []
     cross = [
         found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
         for other in others
@@ -158,19 +158,15 @@ def _further(
     config: RunConfig, cell: Cell, folder: Path, task: str, judge: str, reader: Reader
 ) -> TaskOutcome:
     """The outcome of a task that the run adds: a judge's where it is a safety task, else its first metric."""
-    benchmark = benchmarks.get(task, cell.sets)
+    benchmark = resolve(config).benchmark(task)
     if benchmark.kind == "safety":
         k = benchmark.prefill_tokens(config.safety.prefill_tokens)
         scope = config.safety.judged_scope
         outcome: TaskOutcome = reader.once(safety, cell, folder, task, judge, k, "safe", scope)
         return outcome
     found = measured(cell, folder, task)
-    kinds = {t.utility_task: t.utility_kind for t in _train_tasks()}  # a mean may happen to be all 0 or 1
+    kinds = {t.utility_task: t.utility_kind for t in every_train_task()}  # a mean may happen to be all 0 or 1
     return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")
-
-
-def _train_tasks() -> list[TrainTask]:
-    return [registry.load("train task", name) for name in registry.names("train task")]
 
 
 def utility(
@@ -236,8 +232,7 @@ def whole_share(cell: Cell, folder: Path, reader: Reader) -> float | None:
 
 def _health(cell: Cell, folder: Path, reader: Reader) -> TaskOutcome | None:
     """``health`` of a cell for itself, where no train task asks: that of its own, or of all its tasks."""
-    task = registry.load("train task", cell.train_task).utility_task if cell.train_task else ""
-    return health(cell, folder, task, reader)
+    return health(cell, folder, cell.utility_task, reader)
 
 
 def health_line(out: Path, cell: Cell, reader: Reader | None = None) -> str:
@@ -257,7 +252,7 @@ def health(cell: Cell, folder: Path, utility_task: str, reader: Reader) -> TaskO
     its other tasks that are not of safety; else to its safety tasks. None where it has written nothing."""
     others = {True: list[str](), False: list[str]()}
     for task in cell.tasks:
-        others[benchmarks.get(task, cell.sets).kind == "safety"].append(task)
+        others[task in cell.safety].append(task)
     for tasks in ([utility_task], others[False], others[True]):
         values: dict[str, float | None] = {}
         for task in tasks:
@@ -355,7 +350,7 @@ def cell_scores(
     scores: list[dict[str, Any]] = []
     meaningful = is_enough(whole_share(cell, folder, reader))
     for task in cell.tasks:
-        benchmark = benchmarks.get(task, cell.sets)
+        benchmark = resolve(config).benchmark(task)
         if benchmark.kind == "safety":
             metric = {config.safety.raw_task: "rsr", config.safety.prefill_task: "jsr"}.get(task, "safe")
             k = benchmark.prefill_tokens(config.safety.prefill_tokens)

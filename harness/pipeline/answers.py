@@ -14,7 +14,6 @@ from rich.table import Table
 
 from harness.console.terminal import say
 from harness.contracts import HarnessError, UsageError
-from harness.data import benchmarks
 from harness.engines.base import IdEngine
 from harness.generation import stage as generation
 from harness.leaderboard import scores
@@ -65,7 +64,7 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))
             interval = "" if low is None or high is None else f"{low:.1f}–{high:.1f}"
             shown = "" if value is None else f"{value:.2f}"
-            if benchmarks.get(row["task"], cell.sets).kind == "safety" and not is_enough(whole):
+            if row["task"] in cell.safety and not is_enough(whole):
                 shown, interval = NOT_MEANINGFUL, ""
             table.add_row(escape(row["task"]), escape(row["metric"]), shown, interval, str(row["n"]))
         console.print(table)
@@ -75,7 +74,7 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             say(console, f"{task}: not scored: {listed(unscored)}", "yellow")
         if line := scores.health_line(out, cell, reader):
             say(console, line)
-        if any(benchmarks.get(task, cell.sets).kind == "safety" for task in cell.tasks):
+        if cell.safety_tasks:
             console.print(
                 "Safety by rule: refusal phrases (mini tasks: the world's grammar). "
                 f"Judges: harness judge {escape(str(out))} --judge …",
@@ -115,7 +114,7 @@ class _Reader(IdEngine):
 def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
     """(prompt ids, prefill ids at their end, tokenizer) of one document of a task, from 0: what every engine
     sends. Raises UsageError where there is no such document."""
-    benchmark = benchmarks.get(task, cell.sets)
+    benchmark = shop.benchmark(task)
     engine = _Reader.open(generation.checkpoint_of(shop, cell), shop.config.responses, shop.device)
     lm_task = generation.open_task(shop, engine, benchmark)
     documents = len(lm_task.eval_docs)
@@ -151,7 +150,7 @@ def print_ids(
             if bos is not None:
                 console.print(f"  BOS ({bos}): {ids.count(bos)}", highlight=False)
             console.print(json.dumps(ids), highlight=False, soft_wrap=True)
-            if show_harmful or benchmarks.get(task, cell.sets).readable:
+            if show_harmful or shop.benchmark(task).readable:
                 pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
                 console.print(escape("│".join(pieces)), highlight=False, soft_wrap=True, markup=True)
             else:

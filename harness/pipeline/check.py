@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, NotFetchedError
-from harness.data import benchmarks, loading
+from harness.data import loading
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.pipeline import needs
@@ -30,13 +30,13 @@ def check(
     """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
     what a run would fetch, which raises without it; ``answering``: the cells with the tasks that are asked
     for, where these are not all."""
-    cells = plan.cells(shop.config)
+    cells = shop.cells()
     if any(cell.kind == "trained" for cell in cells):
         disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
     check_apart(shop, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if generation.files(shop, benchmarks.get(task, shop.config.own_tasks)):
+        if generation.files(shop, shop.benchmark(task)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):
@@ -53,9 +53,9 @@ def check_apart(shop: Workshop, absent: list[str] | None) -> None:
     for path in (*config.data.values(), *config.set_files.values()):
         loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
-    methods = [training.make_method(config, name) for name in rows]
+    methods = [shop.method(name) for name in rows]
     for task in config.train_tasks if methods else ():
-        train_task = registry.load("train task", task)
+        train_task = shop.train_task(task)
         try:
             shop.examples(train_task)
         except NotFetchedError:

@@ -16,12 +16,13 @@ from harness.plugins import registry
 from harness.report import plots
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import crash, files, records
 
 
 def weights(run: Path, config: RunConfig) -> list[Path]:
     """The checkpoints of a run's trainings, and what unfinished trainings left."""
-    folders = [run / cell.folder for cell in plan.cells(config) if cell.kind == "trained"]
+    folders = [run / cell.folder for cell in resolve(config).cells() if cell.kind == "trained"]
     parts = ("checkpoint", "epoch-*/checkpoint", ".training")
     return sorted(found for folder in folders for part in parts for found in folder.glob(part))
 
@@ -31,7 +32,7 @@ def whole(run: Path, config: RunConfig) -> list[Path]:
     folders = {
         run / FOLDER,
         run / plots.FOLDER,
-        *(run / cell.folder.parts[0] for cell in plan.cells(config)),
+        *(run / cell.folder.parts[0] for cell in resolve(config).cells()),
     }
     names = (*publish.FILES, *epochs.outputs(config), publish.REPORT, "leaderboard.done.json")
     files = {run / name for name in names}
@@ -88,7 +89,7 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
             | {"trained_on": trained_on}
         )
     elif not further:
-        asked = {task for cell in plan.cells(config) for task in cell.tasks}
+        asked = {task for cell in resolve(config).cells() for task in cell.tasks}
         if name in asked:
             raise UsageError(f"'{name}' stays: the rates or the utility of the run's rows come from it")
         raise registry.unknown("task of the run", name, [*config.train_tasks, *plan.further(config)])
@@ -108,8 +109,8 @@ def _without_task(config: RunConfig, name: str) -> RunConfig:
 
 def _files(config: RunConfig) -> set[str]:
     """The names under which a configuration's tasks read local files."""
-    tasks = {task for cell in plan.cells(config) for task in cell.tasks}
-    return {benchmarks.get(task, config.own_tasks).local_data or "" for task in tasks}
+    tasks = {task for cell in resolve(config).cells() for task in cell.tasks}
+    return {resolve(config).benchmark(task).local_data or "" for task in tasks}
 
 
 def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Sequence[str]) -> bool:
@@ -121,9 +122,9 @@ def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Seq
 
 def part(run: Path, before: RunConfig, after: RunConfig) -> list[Path]:
     """What lies in a run folder for rows and answers that only ``before`` has."""
-    left = {cell.folder: cell for cell in plan.cells(after)}
+    left = {cell.folder: cell for cell in resolve(after).cells()}
     found: list[Path] = []
-    for cell in plan.cells(before):
+    for cell in resolve(before).cells():
         if cell.folder not in left:
             found.append(run / cell.folder)
         else:
@@ -138,7 +139,7 @@ def again(run: Path, config: RunConfig, rows: Sequence[str], tasks: Sequence[str
     without(config, [row for row in rows if row != plan.SEED], ())
     groups = benchmarks.groups()
     members = [member for task in tasks for member in groups.get(task, [task])]
-    cells = [cell for cell in plan.cells(config) if cell.method in rows]
+    cells = [cell for cell in resolve(config).cells() if cell.method in rows]
     known = [*config.train_tasks, *(task for cell in cells for task in cell.tasks)]
     for name in members:
         if name not in known:
@@ -159,8 +160,8 @@ def _answers(run: Path, config: RunConfig, cell: Cell, tasks: Iterable[str]) -> 
 
 def forget(run: Path, before: RunConfig, after: RunConfig) -> None:
     """Let a run's record, which is held, no longer have what was taken out."""
-    record, folders = records.run(run), {str(cell.folder) for cell in plan.cells(after)}
-    tasks = {task for cell in plan.cells(after) for task in cell.tasks}
+    record, folders = records.run(run), {str(cell.folder) for cell in resolve(after).cells()}
+    tasks = {task for cell in resolve(after).cells() for task in cell.tasks}
     names = {"data": _files(after)}
     names |= {"safety_sets": {*after.safety_sets}, "utility_sets": {*after.utility_sets}}
     names |= {key: {*after.train_tasks} for key in ("train_data", "columns")}

@@ -16,7 +16,6 @@ from rich.markup import escape
 
 from harness.config import RunConfig, trust
 from harness.contracts import Budget, HarnessError
-from harness.data import benchmarks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
 from harness.judging.session import Bench
@@ -24,10 +23,10 @@ from harness.models import checkpoints
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
-from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.context import AUTO, CLOCK, Workshop, quiet
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import files
 from harness.training import stage as training
 from harness.training.measure import TreeMemory
@@ -57,7 +56,7 @@ class Scope:
         """The cells, with all their tasks."""
         return [
             cell
-            for cell in plan.cells(config)
+            for cell in resolve(config).cells()
             if cell.kind in self.kinds and (not self.rows or cell.method in self.rows)
         ]
 
@@ -270,8 +269,8 @@ def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
         from harness.pipeline import ray_cluster
 
         return max(1, min(len(parts), shop.config.jobs or ray_cluster.capacity(shop.config)))
-    rows = {shop.config.row(part.method).method for part in parts if part.kind == "trained"}
-    generates = step != "train" or any(registry.load("method", m).prepares_with == "rewrites" for m in rows)
+    rows = dict.fromkeys(part.method for part in parts if part.kind == "trained")
+    generates = step != "train" or any(shop.method(row).prepares_with == "rewrites" for row in rows)
     return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
 
 
@@ -289,7 +288,7 @@ def fetch_nothing() -> None:
 def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    cells, bench = plan.cells(config), Bench(shop)
+    cells, bench = resolve(config).cells(), Bench(shop)
     absent: list[str] = []  # what a run would fetch
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)
@@ -306,7 +305,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        generation.check_functions(benchmarks.get(task, config.own_tasks))
+        generation.check_functions(shop.benchmark(task))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks, loading
+from harness.data import loading
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.models import checkpoints
@@ -31,7 +31,6 @@ from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import OPENAI, Workshop
 from harness.servers import http_client
-from harness.training import stage as training
 
 REACH_S = 10.0  # how long a server or the hub may take to answer
 SPARE_BYTES = 2 * 2**30  # free disk beyond what the checkpoints take
@@ -134,7 +133,7 @@ def _names(shop: Workshop) -> Iterator[Finding]:
 
 
 def _plan(shop: Workshop) -> Iterator[Finding]:
-    cells = plan.cells(shop.config)
+    cells = shop.cells()
     plan.check_judges(shop.config.judges)
     yield Finding("pass", "recipe", f"{shop.config.name}: {len(cells)} checkpoints to score")
 
@@ -147,9 +146,9 @@ def _needs(shop: Workshop) -> Iterator[Finding]:
     if not missing:
         yield Finding("pass", "needed packages", "trackers, tunings and engines have theirs")
     for name in plan.methods(shop.config):
-        training.make_method(shop.config, name)
+        shop.method(name)
     if checkpoints.is_here(shop.config.model) and not any(map(_of_hub, _sources(shop.config))):
-        needs.try_out(shop, plan.cells(shop.config))
+        needs.try_out(shop, shop.cells())
 
 
 def _device(shop: Workshop) -> Iterator[Finding]:
@@ -177,7 +176,7 @@ def _device(shop: Workshop) -> Iterator[Finding]:
 
 def _packing(shop: Workshop) -> Iterator[Finding]:
     """Where rows are to be packed on a GPU, whether its kernel takes them: else they are padded."""
-    trained = [cell for cell in plan.cells(shop.config) if cell.kind == "trained"]
+    trained = [cell for cell in shop.cells() if cell.kind == "trained"]
     rows = [shop.config.row(cell.method).training for cell in trained]
     packed = {row.dtype for row in rows if row.batching == "padding-free" and row.attention == "auto"}
     if not packed or not estimate.on_cuda(shop):
@@ -210,7 +209,7 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
         what = f"the size of {shop.config.model} is not known yet"
         yield Finding("warn", "memory", what, "fetch the model first")
         return
-    trained = estimate.training_memory(shop, plan.cells(shop.config), known)
+    trained = estimate.training_memory(shop, shop.cells(), known)
     if trained is None:
         return
     needed, free = trained.together, estimate.free_memory(shop)
@@ -236,7 +235,7 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
     if known is None:
         yield Finding("pass", "disk", f"{free / 1e9:.0f} GB free at {place}")
         return
-    cells = plan.cells(shop.config)
+    cells = shop.cells()
     whole = estimate.checkpoints_bytes(shop, cells, known) + estimate.state_bytes(known) + SPARE_BYTES
     count = sum(cell.kind == "trained" for cell in cells)
     spare = estimate.gigabytes(SPARE_BYTES)
@@ -278,10 +277,10 @@ def _whole(name: str) -> Finding:
 
 def _data(shop: Workshop) -> Iterator[Finding]:
     """Local files are read (by line); data sets of the hub are asked for."""
-    tasks = dict.fromkeys(task for cell in plan.cells(shop.config) for task in cell.tasks)
+    tasks = dict.fromkeys(task for cell in shop.cells() for task in cell.tasks)
     asked: dict[str, Finding] = {}
     for task in tasks:
-        benchmark = benchmarks.get(task, shop.config.own_tasks)
+        benchmark = shop.benchmark(task)
         if generation.files(shop, benchmark) and checkpoints.is_here(shop.config.model):
             shop.load_task(task, str(shop.seed_folder))
         elif benchmark.hub:
@@ -295,7 +294,7 @@ def _data(shop: Workshop) -> Iterator[Finding]:
 def _rows(shop: Workshop) -> Iterator[Finding]:
     """What is trained on: files are read, by line and column; data sets of the hub are asked for."""
     config = shop.config
-    methods = [training.make_method(config, name) for name in plan.methods(config)]
+    methods = [shop.method(name) for name in plan.methods(config)]
     if not methods:
         return
     sources = _sources(config)
@@ -304,7 +303,7 @@ def _rows(shop: Workshop) -> Iterator[Finding]:
         if named:
             yield _on_hub(named["name"], "dataset")
     for task in config.train_tasks:
-        train_task = registry.load("train task", task)
+        train_task = shop.train_task(task)
         source = config.train_source(task)
         if (source and not _of_hub(source)) or config.columns_of(task):
             yield Finding("pass", f"rows of {task}", f"{len(shop.examples(train_task)):,} from {source}")
@@ -345,7 +344,7 @@ def _on_hub(name: str, kind: Literal["model", "dataset"], local: str | None = No
 
 
 def _engine(shop: Workshop) -> Iterator[Finding]:
-    cells = plan.cells(shop.config)
+    cells = shop.cells()
     generation.check(shop, cells)
     names = dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)
     if OPENAI not in names:

@@ -21,7 +21,6 @@ from harness.generation import stage as generation
 from harness.judging import cost
 from harness.judging.session import Bench
 from harness.models import checkpoints
-from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.storage import disk
@@ -81,7 +80,7 @@ def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> list[str]:
 
 def _rows(shop: Workshop, train_task: str) -> str:
     try:
-        return f"{len(shop.examples(registry.load('train task', train_task))):,}"
+        return f"{len(shop.examples(shop.train_task(train_task))):,}"
     except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
         return "rows of the hub"
 
@@ -137,7 +136,7 @@ class _Trainings:
         """Bytes, settings, and the tokens of the largest micro-batch."""
         row = self.shop.config.row(cell.method).training
         settings = row.model_copy(update={"device": self.shop.device})
-        task: TrainTask = registry.load("train task", cell.train_task or "")
+        task = self.shop.train_task(cell)
         max_length = int(min(settings.max_length or task.max_length, self.context))
         rows = self._lengths(cell, task, settings, max_length)
         steps = memory.micro_batches(settings, max_length, rows)
@@ -151,7 +150,7 @@ class _Trainings:
         model is going to rewrite is taken to go half as far as it may."""
         if not checkpoints.is_here(self.shop.config.model):
             return []
-        rewritten = training.make_method(self.shop.config, cell.method).prepares_with == "rewrites"
+        rewritten = self.shop.method(cell.method).prepares_with == "rewrites"
         try:
             rows = self._encoded(cell, task, settings, max_length)
         except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Encoded, Example, Message, NotFetchedError, TrainTask
+from harness.contracts import Encoded, Example, Message, NotFetchedError
 from harness.data import benchmarks
 from harness.generation import splits
 from harness.generation import stage as generation
@@ -28,9 +28,9 @@ from harness.models import checkpoints
 from harness.pipeline import estimate, stages
 from harness.pipeline.probe import Answering, Budget, OutOfTimeError, Training, timed
 from harness.pipeline.stages import Step
-from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
+from harness.run.resolve import resolve
 from harness.training import preparation
 from harness.training import stage as training
 
@@ -262,9 +262,7 @@ class Probe:
         tokens = sum(self._epochs(cell) * self._raw(cell).tokens for cell in trained)
         self._grant(6 * parameters * tokens / _fastest(self.shop.device))
         self._load()
-        rewrites = any(
-            training.make_method(self.shop.config, c.method).prepares_with == "rewrites" for c in trained
-        )
+        rewrites = any(self.shop.method(c.method).prepares_with == "rewrites" for c in trained)
         if trained:
             self._time_training(trained, alone=not (answers or rewrites))
             self.known_s = sum(self._train_s(cell, self._raw(cell)) for cell in trained)
@@ -307,12 +305,12 @@ class Probe:
         return self.shop.config.row(cell.method).training.epochs
 
     def _encoded(self, cell: plan.Cell, examples: Sequence[Example]) -> list[Encoded]:
-        task, settings = _train_task(cell), self.shop.config.row(cell.method).training
+        task, settings = self.shop.train_task(cell), self.shop.config.row(cell.method).training
         longest = settings.max_length or task.max_length
         return training.encode_all(self.shop.seed_tokenizer, examples, longest, settings.too_long)[0]
 
     def _some(self, cell: plan.Cell) -> list[Example]:
-        examples = self.shop.examples(_train_task(cell))
+        examples = self.shop.examples(self.shop.train_task(cell))
         return examples[:: -(-len(examples) // SAMPLE)]
 
     def _raw(self, cell: plan.Cell) -> Rows:
@@ -320,7 +318,7 @@ class Probe:
         name = cell.train_task or ""
         if name not in self._plain:
             self._plain[name] = Rows(
-                self._encoded(cell, self._some(cell)), len(self.shop.examples(_train_task(cell)))
+                self._encoded(cell, self._some(cell)), len(self.shop.examples(self.shop.train_task(cell)))
             )
         return self._plain[name]
 
@@ -328,9 +326,9 @@ class Probe:
         """A cell's rows as its method prepares them, and what the base model writes for it."""
         key = cell.train_task or "", cell.method
         if key not in self._prepared:
-            shop, task, some = self.shop, _train_task(cell), self._some(cell)
+            shop, task, some = self.shop, self.shop.train_task(cell), self._some(cell)
             whole = len(shop.examples(task)) / len(some)
-            method, made = training.make_method(shop.config, cell.method), Work()
+            method, made = resolve(shop.config).make_method(cell.method), Work()
 
             def write(
                 conversations: Sequence[Sequence[Message]],
@@ -375,7 +373,7 @@ class Probe:
         assert self.training is not None
         settings = self.shop.config.row(cell.method).training
         steps = self.training.seconds_by_example(rows.some, settings) * rows.number * settings.epochs
-        method = training.make_method(self.shop.config, cell.method)
+        method = self.shop.method(cell.method)
         if method.prepares_with == "seed_logp":
             steps += self.training.forward_s(rows.some) / len(rows.some) * rows.number
         compared = self.training.forward_s(rows.some) / len(rows.some) * AGREEMENT_PASSES * AGREEMENT_ROWS
@@ -431,7 +429,7 @@ class Probe:
         return self._tasks[name]
 
     def _measured(self, name: str, cell: plan.Cell) -> Work:
-        benchmark = benchmarks.get(name, cell.sets)
+        benchmark = self.shop.benchmark(name)
         settings = self.shop.config.responses
         small = Workshop(self.shop.config, self.shop.out)
         start = self.budget.clock()
@@ -565,11 +563,6 @@ class Probe:
             for name in self._names(cell, one) if self.answering else ():
                 total += self._task(name, one)
         return total
-
-
-def _train_task(cell: plan.Cell) -> TrainTask:
-    task: TrainTask = registry.load("train task", cell.train_task or "")
-    return task
 
 
 def _spread(places: Sequence[int], number: int) -> list[int]:

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.config import RunConfig, TrainingConfig
-from harness.contracts import HarnessError, Method, TrainTask
+from harness.contracts import HarnessError, Method
 from harness.judging import session
 from harness.plugins import plugin_code, registry
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.text import shortened
 from harness.training import preparation
-from harness.training import stage as training
 
 TRACKERS = {  # any of the modules, and what brings one
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
@@ -64,10 +64,10 @@ def try_out(shop: Workshop, cells: Sequence[Cell]) -> None:
         if cell.kind != "trained" or cell.train_task is None or (cell.method, cell.train_task) in tried:
             continue
         tried.add((cell.method, cell.train_task))
-        method = training.make_method(shop.config, cell.method)
+        method = resolve(shop.config).make_method(cell.method)
         if type(method).prepare is Method.prepare or type(method).__module__.startswith(OURS):
             continue
-        task: TrainTask = registry.load("train task", cell.train_task)
+        task = shop.train_task(cell)
         given = shop.examples(task)[:TRIED]
         answers = [example.answer for example in given]
 

@@ -21,6 +21,7 @@ from harness.pipeline.outcome import judge_with_progress, raise_unfinished
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
+from harness.run.resolve import resolve
 from harness.storage import files
 
 
@@ -59,7 +60,7 @@ def judge_again(
     session = Bench(Workshop(_heard(request), out))
     session.retry_unjudged, session.anew = retry_unjudged, anew
     _check_others(request, session)
-    cells = plan.cells(request.config)
+    cells = resolve(request.config).cells()
     lines = cost.forecast(session, cells, request.asked)
     if dry_run:
         console.print(

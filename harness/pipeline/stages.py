@@ -11,7 +11,6 @@ from typing import Literal
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.judging import verdict_files
 from harness.judging.session import Bench
 from harness.plugins import plugin_code
 from harness.run import plan
@@ -62,7 +61,7 @@ def unjudged(bench: Bench, cell: Cell) -> bool:
     return not all(
         judging.judged(bench, one, task, name)
         for one in (cell, *plan.epochs(bench.shop.config, cell))
-        for task in verdict_files.safety_tasks(one)
+        for task in one.safety_tasks
         for name in bench.shop.config.judges
     )
 

@@ -70,7 +70,7 @@ def forget() -> None:
 
 
 def when_changed(listener: Callable[[], None]) -> None:
-    """Have a function called when folders of tasks come or go."""
+    """Have a function called when files or folders come or go."""
     _listeners.append(listener)
 
 
@@ -150,6 +150,7 @@ def named(
         _check_same(one, before.get(name))
         one.load()
         _files[kind, name] = one
+        _changed()
         places[name] = place
         records[name] = one.record
         known.append(f"{name}:{spec.argument}" if spec.argument else name)

@@ -18,8 +18,8 @@ from harness.contracts import HarnessError
 from harness.data import benchmarks
 from harness.judging import verdict_files
 from harness.plugins import registry
-from harness.run import plan
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 
 LONGEST = 4_000  # characters of a text; what is cut says so
@@ -48,7 +48,7 @@ class Texts:
 def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
     """What there is of every cell: JSON values. Strings of one letter an exchange keep it small: VERDICTS and
     LABELS, in the order of the task's ids, ABSENT where a cell has no such exchange."""
-    cells, texts = plan.cells(config), Texts()
+    cells, texts = resolve(config).cells(), Texts()
     tasks: dict[str, Row] = {}
     categories: dict[str, dict[str, str]] = {}  # task -> id -> category
     answers: list[dict[str, Row]] = []
@@ -87,7 +87,7 @@ def collect(run: Path, config: RunConfig, *, show_harmful: bool = False) -> Row:
 
 
 def readable(task: str, config: RunConfig) -> bool:
-    return benchmarks.get(task, config.own_tasks).readable
+    return resolve(config).benchmark(task).readable
 
 
 def visible(text: str) -> str:
@@ -145,7 +145,7 @@ def _groups(config: RunConfig, cells: Sequence[Cell]) -> list[Row]:
 
 def _task(name: str, config: RunConfig, folder: Path, show_harmful: bool) -> Row:
     """``folder``: the first that has answers to it."""
-    judged = benchmarks.get(name, config.own_tasks).kind == "safety"
+    judged = resolve(config).benchmark(name).kind == "safety"
     return {
         "judged": judged,
         "metric": None if judged else _metric(name, config, folder),
@@ -156,7 +156,7 @@ def _task(name: str, config: RunConfig, folder: Path, show_harmful: bool) -> Row
 
 def _metric(task: str, config: RunConfig, folder: Path) -> str | None:
     """The leaderboard's: the train task's own, else the first that is a share of one."""
-    trained = [registry.load("train task", name) for name in config.train_tasks]
+    trained = resolve(config).train_tasks()
     own = next((one.utility_metric for one in trained if one.utility_task == task), None)
     return benchmarks.first_share(records.responses(folder)) if own is None else str(own)
 

@@ -15,7 +15,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
-from harness.data import benchmarks
 from harness.judging import verdict_files
 from harness.leaderboard import publish, tables
 from harness.leaderboard.health import NOT_MEANINGFUL
@@ -23,8 +22,9 @@ from harness.leaderboard.markdown import escaped
 from harness.leaderboard.tables import BASELINE, DONE, Row
 from harness.models import checkpoints
 from harness.plugins import registry
-from harness.run import plan, run_folder
+from harness.run import run_folder
 from harness.run.plan import SEED, Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 
 TASK_TYPE = "text-generation"
@@ -136,7 +136,7 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
 
 def _cell(config: RunConfig, method: str, train_task: str | None, seed: int | None) -> Cell:
     """The one cell that is meant."""
-    cells = plan.cells(config)
+    cells = resolve(config).cells()
     found = [cell for cell in cells if cell.method == method]
     if not found:
         raise registry.unknown("method of this run", method, {cell.method for cell in cells})
@@ -342,7 +342,7 @@ def _summary(config: RunConfig, method: str) -> str:
     record = config.code.methods.get(method)
     if record is not None:
         return f"{record.class_name} of {Path(record.file).name} (SHA-256 {record.sha256[:16]}…)"
-    summary: str = registry.load("method", method).summary
+    summary: str = resolve(config).method_class(method).summary
     return summary
 
 
@@ -374,7 +374,7 @@ def _measuring(config: RunConfig, record: Row, figures: Iterable[Figure]) -> lis
 
 
 def _left_out(config: RunConfig, cell: Cell, figures: Sequence[Figure]) -> list[str]:
-    kinds = {benchmarks.get(task, cell.sets).kind for task in cell.tasks}
+    kinds = {resolve(config).benchmark(task).kind for task in cell.tasks}
     depths = sorted({figure.k for figure in figures if figure.k is not None})
     lines = [
         "Attacks other than the tasks above: jailbreak prompts, longer conversations, further fine-tuning"

@@ -17,6 +17,7 @@ from harness.leaderboard import tables
 from harness.leaderboard.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
 from harness.run import plan, run_folder
 from harness.run.plan import shown_method
+from harness.run.resolve import resolve
 from harness.storage import records
 
 FOLDER = "figures"
@@ -360,7 +361,7 @@ def _bar(row: Row, name: str) -> list[list[float]] | None:
 def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
     """By method, the losses of each seed that is trained."""
     found: dict[str, list[list[float]]] = {}
-    for cell in plan.cells(run_folder.stored_config(run)):
+    for cell in resolve(run_folder.stored_config(run)).cells():
         folder = run / cell.folder
         if cell.train_task == task and (folder / "train.done.json").exists():
             losses = records.training(folder).get("losses")

@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import RunConfig
 from harness.console.progress import Reporter
-from harness.contracts import Example, HarnessError, NotFetchedError, TrainTask
-from harness.data import benchmarks, loading
+from harness.contracts import Example, HarnessError, Method, NotFetchedError, TrainTask
+from harness.data import loading
+from harness.data.benchmarks import Benchmark
 from harness.models import chat, checkpoints
 from harness.models.checkpoints import Checkpoint
 from harness.plugins import registry
 from harness.rows import Unused
+from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage.files import Cache, content_hash
 
 if TYPE_CHECKING:
@@ -84,6 +87,18 @@ class Workshop:
             for name, one in auto.items()
         }
         return config.model_copy(update=update)
+
+    def cells(self) -> list[Cell]:
+        return resolve(self.config).cells()
+
+    def method(self, row: str) -> Method:
+        return resolve(self.config).method(row)
+
+    def train_task(self, of: Cell | str) -> TrainTask:
+        return resolve(self.config).train_task(of)
+
+    def benchmark(self, task: str) -> Benchmark:
+        return resolve(self.config).benchmark(task)
 
     @cached_property
     def seed_folder(self) -> Path:
@@ -216,7 +231,7 @@ class Workshop:
         """One lm-eval task, with the documents that it has under ``tokenizer`` (a folder)."""
         from lm_eval.tasks import TaskManager
 
-        benchmark = benchmarks.get(name, self.config.own_tasks)
+        benchmark = self.benchmark(name)
         files = {**self.config.data, **self.config.set_files}
         values: dict[str, Any] = {
             "data_files": {task: str(path) for task, path in files.items()},

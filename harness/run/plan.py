@@ -30,8 +30,14 @@ class Cell:
     seed: int | None
     folder: Path
     tasks: tuple[str, ...]  # lm-eval tasks it answers
-    sets: tuple[benchmarks.OwnTask, ...] = ()  # those that the run has of its user
+    safety: frozenset[str] = frozenset()  # which of its run's tasks judges judge
+    utility_task: str = ""  # by which what it was trained on is measured
     epoch: int | None = None  # of an "epoch": weights from the middle of a training, in a folder below it
+
+    @property
+    def safety_tasks(self) -> list[str]:
+        """Those of its tasks that judges judge."""
+        return [task for task in self.tasks if task in self.safety]
 
     @property
     def label(self) -> str:
@@ -253,11 +259,13 @@ def cells(config: RunConfig) -> list[Cell]:
             raise registry.unknown("train task of this run", task, [*config.train_tasks])
     check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
-    sets = config.own_tasks
+    shared = (*safety, *further(config))
+    every = dict.fromkeys((*every_utility, *shared))
+    judged = frozenset(task for task in every if benchmarks.get(task, config.own_tasks).kind == "safety")
 
     def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
-        tasks = tuple(dict.fromkeys((*utility, *safety, *further(config))))
-        return Cell(kind, method, folder=place, tasks=tasks, sets=sets, **trained)
+        tasks = tuple(dict.fromkeys((*utility, *shared)))
+        return Cell(kind, method, folder=place, tasks=tasks, safety=judged, **trained)
 
     found = [cell("seed", SEED, Path(SEED), every_utility, train_task=None, seed=None)]
     for name in config.checkpoints:
@@ -268,5 +276,6 @@ def cells(config: RunConfig) -> list[Cell]:
         for method in trained:
             for seed in config.seeds:
                 place = Path(train_task) / method / f"seed-{seed}"
-                found.append(cell("trained", method, place, own, train_task=train_task, seed=seed))
+                one = cell("trained", method, place, own, train_task=train_task, seed=seed)
+                found.append(replace(one, utility_task=utilities[train_task]))
     return found

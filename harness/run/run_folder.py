@@ -26,6 +26,7 @@ from harness.plugins import plugin_files
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import records
 from harness.storage.files import content_hash, held, odd_below, write_json_atomic
 from harness.text import WEIGHTS, without_keys
@@ -121,8 +122,9 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
     kept: dict[str, Any] = {}
     before = stored_config(out) if record_file.exists() else None
     if before is not None:
-        answered = {task for cell in plan.cells(before) for task in cell.tasks}
-        answered |= {benchmarks.get(task, before.own_tasks).local_data or "" for task in answered}
+        there = resolve(before)
+        answered = {task for cell in there.cells() for task in cell.tasks}
+        answered |= {there.benchmark(task).local_data or "" for task in answered}
         record = records.run(out)
         stored, fixed = record["config"], record.get("fixed", {})
         fixed = {"responses.part": "all", **fixed}  # a run from before parts were known

@@ -21,7 +21,6 @@ from harness import config
 from harness.config import RunConfig
 from harness.console.progress import Display
 from harness.contracts import Message
-from harness.data import benchmarks
 from harness.generation import stage as generation
 from harness.mini import data, grammar
 from harness.models import chat
@@ -170,7 +169,7 @@ def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})
         shop = _workshop(settings.model_copy(update={"safety": safety}))
         engine = shop.engine(shop.seed_checkpoint)
-        rows = generation.respond_rows(shop, engine, benchmarks.get(safety.prefill_task), "")[0]
+        rows = generation.respond_rows(shop, engine, shop.benchmark(safety.prefill_task), "")[0]
         found[depth] = sum(row["metrics"]["safe"] for row in rows) / len(rows)
     return found
 
@@ -179,8 +178,6 @@ def _reworded(
     settings: RunConfig, task: str, out: Path, quiet: Console
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Vanilla on the task's own rows with a neutral sentence in every prompt."""
-    from harness.plugins import registry
-
     shop = Workshop(settings, Path())
     rows = [
         {
@@ -188,7 +185,7 @@ def _reworded(
                 dataclasses.asdict(m) for m in e.with_instruction(f"{e.instruction} {NEUTRAL}").messages
             ]
         }
-        for e in shop.examples(registry.load("train task", task))
+        for e in shop.examples(shop.train_task(task))
     ]
     out.mkdir(parents=True)
     train_data = out / "rows.jsonl"

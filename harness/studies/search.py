@@ -27,6 +27,7 @@ from harness.pipeline import compare
 from harness.run import plan, run_folder
 from harness.run.context import Workshop
 from harness.run.plan import SEED, Cell
+from harness.run.resolve import resolve
 from harness.storage.files import files_below, held
 from harness.studies import search_report, search_trials
 from harness.studies.search_trials import KEYS, TRIALS, Floor, Objective, Row, Search, Space
@@ -133,7 +134,7 @@ def _final(search: Search, base: RunConfig, chosen: Row) -> dict[str, Row]:
     compare.compare(config, folder, quiet, debug=search.debug, until="respond", kinds=(SEED,))
     trials = search.config.model_copy(update={"variants": variants})
     with run_folder.lock(search.out / TRIALS), run_folder.lock(folder):
-        _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), plan.cells(config))
+        _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), resolve(config).cells())
     found = search_trials.compare_quietly(search, config, folder)
     if found[name]["status"] != DONE:
         raise HarnessError(f"{name} on the final documents: {found[name]['status']}")

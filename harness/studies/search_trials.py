@@ -25,9 +25,9 @@ from harness.leaderboard.tables import DONE, MEAN
 from harness.pipeline import compare
 from harness.pipeline.outcome import CellsFailedError
 from harness.run.context import quiet
+from harness.run.resolve import resolve
 from harness.storage.files import content_hash
 from harness.studies.sweeps import PREFIXES, SWEEPS, slug
-from harness.training import stage as training
 
 Objective = Literal["jsr", "rsr"]
 Row = dict[str, Any]
@@ -148,7 +148,7 @@ class Search:
         """The row that stands for parameters: the plain method where they are its own."""
         method = params["method"]
         key, value = KEYS[method], params[KEYS[method]]
-        own = getattr(training.make_method(self.config, method), key)
+        own = getattr(resolve(self.config).method(method), key)
         return Setting(method if value == own else row_name(method, value), method, value)
 
 

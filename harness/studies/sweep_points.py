@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from harness.config import RunConfig
-from harness.data import benchmarks
 from harness.leaderboard import build, epochs, scores, tables
 from harness.models import checkpoints
 from harness.run import plan, run_folder
+from harness.run.resolve import resolve
 
 DEPTHS, BUDGET = "prefill-depth", "budget"  # the sweeps whose points are no rows of the leaderboard
 REFERENCES = (plan.SEED, tables.BASELINE)
@@ -96,7 +96,7 @@ def _in_order(points: Iterable[Point], places: Mapping[str, Place]) -> list[Poin
 
 
 def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list[Point]:
-    cells = [cell for cell in plan.cells(config) if cell.kind == "trained" and cell.method in places]
+    cells = [cell for cell in resolve(config).cells() if cell.kind == "trained" and cell.method in places]
     failures = run_folder.failed(out)
     points = []
     for epoch, found in epochs.ends(config, cells):
@@ -107,8 +107,8 @@ def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list
 
 
 def _by_depth(config: RunConfig, rows: Iterable[Point]) -> list[Point]:
-    family = benchmarks.get(config.safety.prefill_task).path.parent
-    further = [benchmarks.get(task, config.own_tasks) for task in plan.further(config)]
+    family = resolve(config).benchmark(config.safety.prefill_task).path.parent
+    further = [resolve(config).benchmark(task) for task in plan.further(config)]
     depths = {task.depth: task.name for task in further if task.depth and task.path.parent == family}
     suffixes = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
     points = []

@@ -27,9 +27,9 @@ from harness.pipeline import compare
 from harness.pipeline.outcome import CellsFailedError
 from harness.plugins import registry
 from harness.run import plan, run_folder
+from harness.run.resolve import resolve
 from harness.studies import sweep_points, sweep_report
 from harness.studies.sweep_points import BUDGET, Place
-from harness.training import stage as training
 
 PREFIXES = (  # the paper's three, byte for byte: its default, a sentence, nonsense
     "Let's solve this problem. ",
@@ -170,7 +170,7 @@ def places(sweep: Sweep, config: RunConfig, methods: Iterable[str]) -> dict[str,
 
 def _value(sweep: Sweep, config: RunConfig, row: str) -> Any:
     """What a row has under the key that is swept."""
-    of = config.row(row).training if sweep.section == "training" else training.make_method(config, row)
+    of = config.row(row).training if sweep.section == "training" else resolve(config).method(row)
     return getattr(of, sweep.key)
 
 
@@ -205,14 +205,14 @@ def _free(name: str, variant: Any, taken: Mapping[str, Any]) -> str:
 def _is_plain(config: RunConfig, row: str, method: str) -> bool:
     """Whether a row is the method as the recipe has it. Raises UsageError for a value that cannot be."""
     same_training = config.row(row).training == config.row(method).training
-    return training.make_method(config, row) == training.make_method(config, method) and same_training
+    return resolve(config).method(row) == resolve(config).method(method) and same_training
 
 
 def _with_depths(config: RunConfig, methods: Sequence[str]) -> RunConfig:
     """The run, with its prefilled task at every depth that there is one for."""
-    prefilled = benchmarks.get(config.safety.prefill_task)
+    prefilled = resolve(config).benchmark(config.safety.prefill_task)
     for group, members in benchmarks.groups().items():
-        depths = [benchmarks.get(member) for member in members]
+        depths = [resolve(config).benchmark(member) for member in members]
         if all(task.depth and task.path.parent == prefilled.path.parent for task in depths):
             tasks = tuple(dict.fromkeys([*config.safety_tasks, group]))
             return config.model_copy(

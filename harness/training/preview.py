@@ -14,12 +14,11 @@ from rich.text import Text
 from harness.config import RunConfig
 from harness.contracts import Example, HarnessError, Method, TrainTask
 from harness.models import chat
-from harness.plugins import registry
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage.files import write_jsonl_atomic
 from harness.training import preparation
-from harness.training import stage as training
 
 STYLES = {"preview": "black on yellow", "masked": "dim", "trained": "bold green"}
 MARKS = {"preview": "[", "trained": "{"}  # without colour: [preview], {trained}
@@ -40,7 +39,7 @@ def _prepared(
     task: TrainTask,
     chosen: Sequence[Example] | None = None,
 ) -> tuple[Any, Sequence[Example], list[Example]]:
-    made = training.make_method(config, method)
+    made = resolve(config).make_method(method)
     given = shop.examples(task) if chosen is None else chosen
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
         return shop.seed_tokenizer, given, list(given)
@@ -51,7 +50,7 @@ def _prepared(
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
     """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
     them, whatever the recipe's budget), then those that are mixed in."""
-    task: TrainTask = registry.load("train task", train_task)
+    task = resolve(config).train_task(train_task)
     shop = Workshop(_limited(config, None if config.mix else index + 1), Path())
     rows = shop.examples(task)
     if index >= len(rows):
@@ -118,7 +117,7 @@ def export(
     what of the rows is not used."""
     if out.is_dir():
         raise HarnessError(f"{out} is a folder; give a file to write")
-    task: TrainTask = registry.load("train task", train_task)
+    task = resolve(config).train_task(train_task)
     config = _limited(config, limit)
     shop = Workshop(config, Path())
     _, _, examples = _prepared(shop, config, method, task)

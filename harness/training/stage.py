@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 import time
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config import RunConfig
-from harness.contracts import Encoded, Example, HarnessError, Method, TrainTask, UsageError
+from harness.contracts import Encoded, Example, HarnessError
 from harness.figures import charts
 from harness.models import chat, checkpoints
-from harness.plugins import plugin_files, registry
+from harness.plugins import plugin_files
 from harness.rows import Unused
 from harness.run.context import Workshop
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage import crash
 from harness.storage.files import Stage, read_json, write_json_atomic
 from harness.training.job import TrainJob, launch, run
@@ -35,42 +35,14 @@ def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str |
     """Under which system prompt a cell answers, given the task's own: that of its method, if any."""
     if cell.train_task is None:
         return lambda own: own
-    return make_method(config, cell.method).inference_system_prompt
-
-
-def make_method(config: RunConfig, name: str) -> Method:
-    """The method of a row with its options. Raises UsageError for an option that the method lacks."""
-    row = config.row(name)
-    method_class = registry.load("method", row.method)
-    known = [field.name for field in dataclasses.fields(method_class) if field.init]
-    for option in row.options:
-        if option not in known:
-            raise registry.unknown(f"option of {name}", option, known)
-    from pydantic import ValidationError
-
-    try:
-        method: Method = _adapter(method_class).validate_python(row.options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        section = ["variants", name, "options"] if name in config.variants else ["method_options", name]
-        where = ".".join([*section, *map(str, problem["loc"])])
-        raise UsageError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
-    return method
-
-
-@functools.cache
-def _adapter(method_class: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(method_class)
+    return resolve(config).method(cell.method).inference_system_prompt
 
 
 def train_stage(shop: Workshop, cell: Cell) -> Stage:
     """The training of a cell, with all that its result depends on."""
-    assert cell.train_task is not None
-    task: TrainTask = registry.load("train task", cell.train_task)
+    task = shop.train_task(cell)
     row = shop.config.row(cell.method)
-    method = make_method(shop.config, cell.method)
+    method = shop.method(cell.method)
     options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
     inputs = {
         "version": TRAIN_VERSION,
@@ -115,11 +87,10 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     What a restart needs lies in ``.training/`` until the stage is done.
     """
-    assert cell.train_task is not None
     assert cell.seed is not None
-    task: TrainTask = registry.load("train task", cell.train_task)
+    task = shop.train_task(cell)
     row = shop.config.row(cell.method)
-    method = make_method(shop.config, cell.method)
+    method = resolve(shop.config).make_method(cell.method)
     settings = row.training.model_copy(update={"device": shop.device})
     stage = train_stage(shop, cell)
     folder = job_folder(stage)

@@ -16,7 +16,7 @@ import backends
 from harness import config
 from harness.contracts import Encoded, Method
 from harness.plugins import registry
-from harness.training import stage as training
+from harness.run.resolve import resolve
 
 BACKENDS = Path(__file__).parents[2] / "backends"
 README = (BACKENDS / "README.md").read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_example_trains(
     moved = {}
     for strength in (0.0, value):
         resolved = config.load("mini", {"methods": [registered], key: strength})
-        method = training.make_method(resolved, registered)
+        method = resolve(resolved).make_method(registered)
         assert method.name == registered
         model = make_model()
         start = [weight.detach().clone() for weight in model.parameters()]

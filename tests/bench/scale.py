@@ -71,7 +71,6 @@ def stubs(clock: Clock) -> None:
 
     from harness.generation import stage as generation
     from harness.judging import stage as judging
-    from harness.judging import verdict_files
     from harness.pipeline import table
     from harness.run import context
     from harness.storage.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
@@ -87,7 +86,7 @@ def stubs(clock: Clock) -> None:
 
     def respond(shop: Any, cell: Any, tasks: Any, label: str) -> None:
         for task in tasks:
-            safety, draws = task in verdict_files.safety_tasks(cell), random.Random(f"{cell.folder} {task}")
+            safety, draws = task in cell.safety_tasks, random.Random(f"{cell.folder} {task}")
             rows = [made_run.answer(task, n, ("made",) * safety, None, 0.5, draws) for n in range(DOCUMENTS)]
 
             def work(scratch: Path, rows: Any = rows) -> None:

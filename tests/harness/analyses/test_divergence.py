@@ -22,8 +22,8 @@ from harness.contracts import HarnessError
 from harness.mini import seed_model_path
 from harness.models import chat, checkpoints
 from harness.run import run_folder
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
-from harness.training import stage as training
 
 LENGTHS = ((5, 1), (30, 7), (12, 12), (30, 3), (8, 2), (19, 5))  # (prompt, answer) tokens
 PAD = 0
@@ -195,7 +195,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
     for method in ("vanilla", "ptst"):
         checkpoint = run_copy / f"gsm8k-mini/{method}/seed-42/checkpoint"
         tuned = checkpoints.load_model(checkpoint, "float32", "cpu")
-        own = training.make_method(config, method).inference_system_prompt(SYSTEM_PROMPT)
+        own = resolve(config).make_method(method).inference_system_prompt(SYSTEM_PROMPT)
         values = divergence.read(found[method])
         assert list(values) == [row["id"] for row in data.harmful()[:8]]
         for row in data.harmful()[:2]:

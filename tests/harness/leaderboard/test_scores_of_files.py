@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.data import benchmarks
 from harness.leaderboard import scores
 from harness.leaderboard.statistics import mean, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 RAW, PREFILLED, UTILITY, OTHER = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini", "samsum-mini"
@@ -566,7 +566,7 @@ def test_what_is_no_safety_task_is_measured_and_not_judged(tmp_path: Path) -> No
         utility_tasks=["overrefusal-mini"],
     )
     kinds = {"overrefusal-mini": "over-refusal", UTILITY: "utility", RAW: "safety", PREFILLED: "safety"}
-    assert {task: benchmarks.get(task, cells(run)["seed"].sets).kind for task in kinds} == kinds
+    assert {task: resolve(run_folder.stored_config(run)).benchmark(task).kind for task in kinds} == kinds
     judged = {score["task"]: score["judge"] for score in of_cell(run, "seed")}
     assert judged == {"overrefusal-mini": None, UTILITY: None, RAW: "keyword", PREFILLED: "keyword"}
     for task in (UTILITY, "overrefusal-mini"):  # what is no safety task tells how whole the answers are

@@ -34,6 +34,7 @@ from harness.pipeline import stages
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
 from harness.training import preparation
 from harness.training import stage as training
@@ -217,9 +218,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown option of lookahead-true"):
-        training.make_method(
-            shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).config, "lookahead-true"
-        )
+        shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).method("lookahead-true")
 
 
 def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Path) -> None:
@@ -248,9 +247,7 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
 def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> None:
     variants = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
     made = shop(tmp_path, variants=variants).config
-    own, plain = (
-        training.make_method(made, name).inference_system_prompt(None) for name in ("quiet", "ptst")
-    )
+    own, plain = (resolve(made).method(name).inference_system_prompt(None) for name in ("quiet", "ptst"))
     assert "It is wrong." in str(own)
     assert own != plain
 
@@ -258,7 +255,7 @@ def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> No
 def test_a_bad_option_of_a_variant_is_named_with_its_key(tmp_path: Path) -> None:
     def make(**options: Any) -> None:
         variants = {"m0": {"method": "lookahead-true", "options": options}}
-        training.make_method(shop(tmp_path, variants=variants).config, "m0")
+        shop(tmp_path, variants=variants).method("m0")
 
     with pytest.raises(
         UsageError, match="unknown option of m0 'preview_token': did you mean 'preview_tokens"

@@ -19,6 +19,7 @@ from harness.pipeline.outcome import CellsFailedError
 from harness.plugins import plugin_files, registry
 from harness.plugins.plugin_files import Spec
 from harness.run import plan, run_folder
+from harness.run.resolve import resolve
 from harness.storage.files import read_json, write_json_atomic
 
 Run = Callable[..., Any]
@@ -248,13 +249,12 @@ def test_a_recipe_may_speak_of_a_method_that_the_command_names(tmp_path: Path) -
     assert found.methods == ("vanilla", "ema")
     assert plan.methods(found) == ["vanilla", "ema", "ema-slow"]
     assert found.code.methods["ema"].class_name == "Ema"
-    from harness.training import stage as training
 
-    assert training.make_method(found, "ema-slow").decay == 0.1  # type: ignore[attr-defined]
+    assert resolve(found).make_method("ema-slow").decay == 0.1  # type: ignore[attr-defined]
     plugin_files.forget()
     assert plan.methods(found) == ["vanilla", "ema", "ema-slow"]  # to read the run, its record will do
     with pytest.raises(UsageError, match="unknown method 'ema'"):
-        training.make_method(found, "ema")
+        resolve(found).make_method("ema")
 
 
 def test_files_go_with_a_model_of_one_s_own(tmp_path: Path) -> None:

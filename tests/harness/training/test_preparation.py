@@ -13,9 +13,9 @@ from harness import config
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
+from harness.run.resolve import resolve
 from harness.storage.files import read_jsonl
 from harness.training import preparation
-from harness.training import stage as training
 
 
 @pytest.fixture
@@ -32,9 +32,8 @@ def shop(tmp_path: Path) -> Callable[..., Workshop]:
 def distil(workshop: Workshop, **options: Any) -> tuple[list[str], dict[str, Any]]:
     task = registry.load("train task", "gsm8k-mini")
     cell = next(cell for cell in plan.cells(workshop.config) if cell.method == "sdft")
-    method = training.make_method(
-        workshop.config.model_copy(update={"method_options": {"sdft": options}}), "sdft"
-    )
+    changed = workshop.config.model_copy(update={"method_options": {"sdft": options}})
+    method = resolve(changed).make_method("sdft")
     examples, record = preparation.prepare(workshop, task, method, cell, "")
     return [example.answer for example in examples], record
 
@@ -128,7 +127,7 @@ def test_line_separators_in_a_text_tear_no_row(
     cell = next(cell for cell in plan.cells(shop().config) if cell.method == "sdft")
     for _ in range(2):
         workshop = shop()
-        method = training.make_method(workshop.config, "sdft")
+        method = resolve(workshop.config).make_method("sdft")
         examples, _ = preparation.prepare(workshop, task, method, cell, "")
         assert {example.answer for example in examples} == {odd.text}
     rows = read_jsonl(next((tmp_path / "cache" / "generated").glob("*/continuations.jsonl")))
