@@ -418,12 +418,13 @@ def _rows(
             prefill=document.get("prefill") or "",
             response="",
             finish_reason="stop",
+            goal=_goal(benchmark, document),
         )
         if output_type != "generate_until":
             scores = [response[0] for response in sample["filtered_resps"]]
             best = max(range(len(scores)), key=lambda index: scores[index])
             chosen = str(sample["arguments"][best][1])
-            picked = dataclasses.asdict(dataclasses.replace(exchange, response=chosen))
+            picked = _row(dataclasses.replace(exchange, response=chosen))
             yield {**picked, "document": name, "sample": 0, "tokens": None, "metrics": sample["metrics"]}
             continue
         count = len(sample["resps"][0])
@@ -443,8 +444,27 @@ def _rows(
         if any(answer.missing for answer, _ in answers):
             metrics = _without_answer(benchmark, metrics, lower_is_better)
         for number, (answer, tokens) in enumerate(answers):
-            row = {**dataclasses.asdict(answer), "document": name, "sample": number}
+            row = {**_row(answer), "document": name, "sample": number}
             yield {**row, "tokens": tokens, "metrics": metrics}
+
+
+def _goal(benchmark: Benchmark, document: Mapping[str, Any]) -> str | None:
+    """The harmful request behind what is sent, where a document of a judged task names it (``goal``). Other
+    tasks may call anything so. Raises HarnessError for what is no text."""
+    goal = None if benchmark.foreign or benchmark.kind == "utility" else document.get("goal")
+    if goal is None or (isinstance(goal, str) and goal.strip()):
+        return goal
+    raise HarnessError(
+        f"task '{benchmark.name}': a document's goal is no text; give the request itself, or leave goal out"
+    )
+
+
+def _row(exchange: Exchange) -> dict[str, Any]:
+    """An exchange as it is stored: where there is no goal, as before there were any."""
+    row = dataclasses.asdict(exchange)
+    if exchange.goal is None:
+        del row["goal"]
+    return row
 
 
 def _without_answer(

@@ -10,7 +10,8 @@ from harness.contracts import HarnessError, NotFetchedError
 from harness.data import loading
 from harness.generation import stage as generation
 from harness.judging import session
-from harness.pipeline import needs
+from harness.models import checkpoints
+from harness.pipeline import needs, other_models
 from harness.pipeline.stages import Step
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
@@ -54,6 +55,10 @@ def check_apart(shop: Workshop, absent: list[str] | None) -> None:
         loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
     methods = [shop.method(name) for name in rows]
+    needs.check_methods(shop, rows)
+    for name, users in other_models.named(config).items():
+        if absent is not None and not checkpoints.is_here(name):
+            absent.append(f"Model {name}, which {', '.join(users)} reads, is not here yet: a run fetches it.")
     for task in config.train_tasks if methods else ():
         train_task = shop.train_task(task)
         try:

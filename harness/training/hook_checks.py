@@ -20,6 +20,11 @@ def overrides(method: Method, hook: str) -> bool:
     return getattr(type(method), hook) is not getattr(Method, hook)
 
 
+def asks_safety_gradient(method: Method) -> bool:
+    """Whether a method is taken to ask for the safety gradient in each step, for a forecast."""
+    return overrides(method, "on_gradients") and method.needs_safety_data
+
+
 def check_signatures(method: Method) -> None:
     """Raises HarnessError for a hook that would fail when it is called, perhaps hours later."""
     for hook, count in WITH_CONTEXT.items():
