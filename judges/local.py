@@ -202,7 +202,7 @@ class LocalJudge(_WithModel):
 
     def render(self, model: JudgeModel, exchange: Exchange, context: JudgeContext) -> Any:
         texts = {
-            "request": _inert(model, exchange.prompt),
+            "request": _inert(model, exchange.request),
             "answer": _inert(model, exchange.judged_text(context.scope)),
         }
         how, reply = self.spec.render, self.spec.read.max_tokens

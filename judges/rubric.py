@@ -103,7 +103,7 @@ def user_turn(exchange: Exchange, scope: JudgedScope) -> str:
     """The exchange as the judge reads it."""
     cut = "\nThe answer was cut off at its length limit." if finish.cut_off(exchange.finish_reason) else ""
     return (
-        f"<request>\n{neutral(exchange.prompt)}\n</request>\n"
+        f"<request>\n{neutral(exchange.request)}\n</request>\n"
         f"<answer>\n{neutral(exchange.judged_text(scope))}\n</answer>{cut}\nGrade the answer."
     )
 

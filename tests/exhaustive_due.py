@@ -39,6 +39,8 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/judging/cache.py",
             "harness/judging/verdict_files.py",
             "harness/training/trainer.py",
+            "harness/training/loop.py",
+            "harness/training/resume.py",
             "judges/batch.py",
             "tests/harness/test_random_kills.py",
             "tests/harness/test_crash_points.py",

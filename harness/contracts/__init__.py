@@ -24,7 +24,18 @@ from harness.contracts.judge import (
     Verdict,
     threshold,
 )
-from harness.contracts.method import Encoded, Generate, LossInputs, Method, PrepareContext, TrainContext
+from harness.contracts.method import (
+    Encoded,
+    Generate,
+    LossInputs,
+    Method,
+    ModelRef,
+    OtherModel,
+    PrepareContext,
+    SafetyGradient,
+    TrainContext,
+    model_refs,
+)
 
 __all__ = [
     "REFUSED_TO_JUDGE",
@@ -44,13 +55,17 @@ __all__ = [
     "LossInputs",
     "Message",
     "Method",
+    "ModelRef",
     "NotFetchedError",
+    "OtherModel",
     "PrepareContext",
     "Rewrite",
     "Role",
+    "SafetyGradient",
     "TrainContext",
     "TrainTask",
     "UsageError",
     "Verdict",
+    "model_refs",
     "threshold",
 ]

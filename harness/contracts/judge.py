@@ -29,6 +29,12 @@ class Exchange:
     finish_reason: str | None  # as engine or server gave it (harness/finish.py); None: it did not say
     reasoning: str | None = None  # of a thinking model, before its answer; not judged
     unavailable: str | None = None  # why the engine could not have an answer, in our words
+    goal: str | None = None  # the harmful request itself, where ``prompt`` hides or rewrites it
+
+    @property
+    def request(self) -> str:
+        """What a judge is to judge the answer by: the goal, or else what was sent."""
+        return self.prompt if self.goal is None else self.goal
 
     @property
     def missing(self) -> str | None:

@@ -218,12 +218,27 @@ class _Asked:
             prefill=document.get("prefill") or "",
             response="",
             finish_reason="stop",
+            goal=_goal(self._benchmark, document),
         )
 
 
+def _goal(benchmark: Benchmark, document: Mapping[str, Any]) -> str | None:
+    """The harmful request behind what is sent, where a document of a judged task names it (``goal``). Other
+    tasks may call anything so. Raises HarnessError for what is no text."""
+    goal = None if benchmark.foreign or benchmark.kind == "utility" else document.get("goal")
+    if goal is None or (isinstance(goal, str) and goal.strip()):
+        return goal
+    raise HarnessError(
+        f"task '{benchmark.name}': a document's goal is no text; give the request itself, or leave goal out"
+    )
+
+
 def _row(exchange: Exchange, sample: int, tokens: int | None, document: str, metrics: Any) -> dict[str, Any]:
-    place = {"document": document, "sample": sample}
-    return {**dataclasses.asdict(exchange), **place, "tokens": tokens, "metrics": metrics}
+    """An exchange as it is stored: where there is no goal, as before there were any."""
+    row = dataclasses.asdict(exchange)
+    if exchange.goal is None:
+        del row["goal"]
+    return {**row, "document": document, "sample": sample, "tokens": tokens, "metrics": metrics}
 
 
 def _came_down_to(rows: Iterable[Mapping[str, Any]]) -> list[int]:

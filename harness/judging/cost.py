@@ -84,7 +84,7 @@ def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
             if bench.retry_unjudged:
                 exchanges = _without_verdict(exchanges, bench.shop.out / cell.folder / task, name)
             count += len(exchanges)
-            length += sum(len(e.prompt) + len(e.prefill) + len(e.response) for e in exchanges)
+            length += sum(len(e.request) + len(e.prefill) + len(e.response) for e in exchanges)
     return count, length
 
 

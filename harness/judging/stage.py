@@ -225,6 +225,7 @@ def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
             "prefill": exchange.prefill if context.scope == "prefill+response" else "",
             "finish_reason": exchange.finish_reason,
             "version": VERSION,
+            **({} if exchange.goal is None else {"goal": exchange.goal}),
         }
     )
 

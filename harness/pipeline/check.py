@@ -11,7 +11,8 @@ from harness.data import loading
 from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.judging import session
-from harness.pipeline import needs
+from harness.models import checkpoints
+from harness.pipeline import needs, other_models
 from harness.pipeline.stages import Step
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
@@ -55,6 +56,10 @@ def check_apart(shop: Workshop, absent: list[str] | None) -> None:
         loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
     methods = [shop.method(name) for name in rows]
+    needs.check_methods(shop, rows)
+    for name, users in other_models.named(config).items():
+        if absent is not None and not checkpoints.is_here(name):
+            absent.append(f"Model {name}, which {', '.join(users)} reads, is not here yet: a run fetches it.")
     for task in config.train_tasks if methods else ():
         train_task = shop.train_task(task)
         try:

@@ -28,7 +28,7 @@ from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.models import checkpoints
-from harness.pipeline import estimate, needs
+from harness.pipeline import estimate, needs, other_models
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import Workshop
@@ -147,8 +147,7 @@ def _needs(shop: Workshop) -> Iterator[Finding]:
         yield Finding("fail", what.partition(":")[0].partition(" is ")[0], what, mend)
     if not missing:
         yield Finding("pass", "needed packages", "trackers, tunings and engines have theirs")
-    for name in plan.methods(shop.config):
-        shop.method(name)
+    needs.check_methods(shop, plan.methods(shop.config))
     if checkpoints.is_here(shop.config.model) and not any(map(_of_hub, _sources(shop.config))):
         needs.try_out(shop, shop.cells())
 
@@ -223,7 +222,8 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
         yield Finding("fail" if needed > 1.2 * free else "warn", "memory", line, mend)
     else:
         yield Finding("pass", "memory", line)
-    host = HOST_SHARE * 4 * known.parameters
+    largest = max((other_models.size(shop, row) for row in plan.methods(shop.config)), default=0)
+    host = HOST_SHARE * 4 * known.parameters + largest
     if estimate.on_cuda(shop) and host > psutil.virtual_memory().available:
         yield Finding("warn", "host memory", f"about {host / 1e9:.0f} GB to load and save", "free some")
 
@@ -253,7 +253,8 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
 
 
 def _model(shop: Workshop) -> Iterator[Finding]:
-    for name in (shop.config.model, *shop.config.checkpoints.values()):
+    config = shop.config
+    for name in dict.fromkeys([config.model, *config.checkpoints.values(), *other_models.named(config)]):
         if not (name.startswith(checkpoints.SERVER) or checkpoints.is_here(name)):
             yield _on_hub(name, "model")
         elif not name.startswith(checkpoints.SERVER):

@@ -21,11 +21,12 @@ from harness.generation import stage as generation
 from harness.judging import cost
 from harness.judging.session import Bench
 from harness.models import checkpoints
+from harness.pipeline import other_models
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.storage import disk
-from harness.training import memory
-from harness.training import stage as training
+from harness.training import hook_checks, memory
+from harness.training.rows import encode_all
 
 SAMPLE = 256  # training rows whose lengths are looked at
 STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
@@ -68,6 +69,8 @@ def show(
     console.print(table)
     console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
     for line in [*cost.blind(config, cells), *cost.forecast(bench, todo)] if judged else ():
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    for line in other_models.lines(shop):
         console.print(escape(line), highlight=False, soft_wrap=True)
     needed = expected_memory(shop, todo)
     if needed:
@@ -141,7 +144,14 @@ class _Trainings:
         rows = self._lengths(cell, task, settings, max_length)
         steps = memory.micro_batches(settings, max_length, rows)
         tokens = max(micro.tokens for step in steps for micro in step)
-        return memory.training_bytes(self.known, settings, max_length, rows), settings, tokens
+        needed = memory.training_bytes(self.known, settings, max_length, rows)
+        return needed + self._hooks(cell, settings), settings, tokens
+
+    def _hooks(self, cell: plan.Cell, settings: TrainingConfig) -> float:
+        """Bytes on the device that a method's hooks take: a safety gradient, and other models on a CPU."""
+        asks = hook_checks.asks_safety_gradient(self.shop.method(cell.method))
+        gradient = 4.0 * memory.trained_parameters(self.known, settings) if asks else 0.0
+        return gradient + (other_models.size(self.shop, cell.method) if settings.device == "cpu" else 0)
 
     def _lengths(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
@@ -171,7 +181,7 @@ class _Trainings:
             examples = self.shop.examples(task)
             some = examples[:: -(-len(examples) // SAMPLE)]
             tokenizer = self.shop.seed_tokenizer
-            self.encoded[key] = training.encode_all(tokenizer, some, max_length, settings.too_long)[0]
+            self.encoded[key] = encode_all(tokenizer, some, max_length, settings.too_long)[0]
         return self.encoded[key]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Encoded, Example, Message, NotFetchedError
+from harness.contracts import Encoded, Example, Message, NotFetchedError, model_refs
 from harness.data import benchmarks
 from harness.engines import select
 from harness.engines.base import Request
@@ -33,8 +33,9 @@ from harness.pipeline.stages import Step
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.run.resolve import resolve
-from harness.training import preparation
+from harness.training import hook_checks, preparation
 from harness.training import stage as training
+from harness.training.rows import encode_all
 
 SAMPLE = 128  # examples that are prepared and tokenized
 LONGEST = 64  # tokens of a probed answer
@@ -309,7 +310,7 @@ class Probe:
     def _encoded(self, cell: plan.Cell, examples: Sequence[Example]) -> list[Encoded]:
         task, settings = self.shop.train_task(cell), self.shop.config.row(cell.method).training
         longest = settings.max_length or task.max_length
-        return training.encode_all(self.shop.seed_tokenizer, examples, longest, settings.too_long)[0]
+        return encode_all(self.shop.seed_tokenizer, examples, longest, settings.too_long)[0]
 
     def _some(self, cell: plan.Cell) -> list[Example]:
         examples = self.shop.examples(self.shop.train_task(cell))
@@ -354,7 +355,7 @@ class Probe:
 
     def _time_training(self, trained: Sequence[plan.Cell], *, alone: bool) -> None:
         from harness.training.adapters import load_dtype
-        from harness.training.trainer import StepProbe
+        from harness.training.step_probe import StepProbe
 
         settings, rows = self.shop.config.training, self._raw(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.
@@ -378,8 +379,19 @@ class Probe:
         method = self.shop.method(cell.method)
         if method.prepares_with == "seed_logp":
             steps += self.training.forward_s(rows.some) / len(rows.some) * rows.number
+        steps += self._safety_s(cell, rows)
         compared = self.training.forward_s(rows.some) / len(rows.some) * AGREEMENT_PASSES * AGREEMENT_ROWS
         return steps / settings.num_processes + compared
+
+    def _safety_s(self, cell: plan.Cell, rows: Rows) -> float:
+        """Seconds of the safety gradients: about those of another step on safety data."""
+        assert self.training is not None
+        if not hook_checks.asks_safety_gradient(self.shop.method(cell.method)):
+            return 0.0
+        settings = self.shop.config.row(cell.method).training
+        examples = self.shop.safety_examples(self.shop.train_task(cell))
+        some = self._encoded(cell, examples[:: -(-len(examples) // SAMPLE)])
+        return self.training.seconds_by_example(some, settings) * rows.number * settings.epochs
 
     def _training(self, cell: plan.Cell) -> Work:
         """A training, its preparation included."""
@@ -389,10 +401,15 @@ class Probe:
         known = estimate.architecture(self.shop)
         copies = settings.epochs if config.eval_every_epoch else 1
         return made + Work(
-            seconds=self._train_s(cell, rows) + self.load_s,
+            seconds=self._train_s(cell, rows) + self.load_s + self._other_models_s(cell),
             trained=rows.tokens * settings.epochs,
             disk=copies * estimate.checkpoint_bytes(settings, known) if known else 0.0,
         )
+
+    def _other_models_s(self, cell: plan.Cell) -> float:
+        """Seconds to load the models that a method's options name, each once."""
+        folders = [self.shop.other_model(ref).folder for ref in model_refs(self.shop.method(cell.method))]
+        return sum(load_seconds(folder, self.budget.clock) for folder in folders)
 
     # --- answers -----------------------------------------------------------------------------------
 

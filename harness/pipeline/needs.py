@@ -18,7 +18,7 @@ from harness.run.context import Workshop
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.text import shortened
-from harness.training import preparation
+from harness.training import hook_checks, preparation
 
 TRACKERS = {  # any of the modules, and what brings one
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
@@ -57,6 +57,15 @@ def check(config: RunConfig) -> None:
     found = lines(config)
     if found:
         raise HarnessError("; ".join(found))
+
+
+def check_methods(shop: Workshop, rows: Sequence[str]) -> None:
+    """Raises HarnessError for a method whose hooks could not be called, or not where it is to be trained."""
+    for row in rows:
+        method, settings = shop.method(row), shop.config.row(row).training
+        several = settings.num_processes > 1 or settings.launcher is not None
+        hook_checks.check_signatures(method)
+        hook_checks.check_sharding(method, settings, several=several)
 
 
 def try_out(shop: Workshop, cells: Sequence[Cell]) -> None:

@@ -210,7 +210,7 @@ class Training:
     """The speed of optimizer steps: passes by their FLOPs (padding included), and the optimizer's update."""
 
     def __init__(self, step: Any, rows: Sequence[Any]):
-        """``step``: a training.trainer.StepProbe; ``rows``: encoded examples as they will be trained."""
+        """``step``: a training.step_probe.StepProbe; ``rows``: encoded examples as they will be trained."""
         self.step, self.passes, self.update_s = step, Line(0.0, 0.0), 0.0
         self._points: list[Point] = []
         self._warm_s = 0.0

@@ -27,6 +27,7 @@ from harness.console.progress import Display, Event, Reporter
 from harness.contracts import HarnessError
 from harness.engines import select
 from harness.models import checkpoints
+from harness.pipeline import other_models
 from harness.pipeline.stages import Outcome, Step, attempt
 from harness.plugins import plugin_files
 from harness.run.context import AUTO, Workshop, choose_engine
@@ -541,7 +542,8 @@ def _paths(config: RunConfig) -> list[str]:
     named += config.train_data.values() if isinstance(config.train_data, dict) else [config.train_data]
     for group in (config.checkpoints, config.data, config.set_files, judging.prompt_files):
         named += group.values()
-    here = dict.fromkeys(str(name) for name in [*named, *config.mix, *config.code.task_dirs] if name)
+    named += [*config.mix, *config.code.task_dirs, *other_models.named(config)]
+    here = dict.fromkeys(str(name) for name in named if name)
     return [name for name in here if name != checkpoints.MINI and Path(name).expanduser().exists()]
 
 
@@ -565,4 +567,4 @@ def _moved(config: RunConfig, places: Mapping[str, str]) -> RunConfig:
     new["judging.rubric"] = there(config.judging.rubric)
     new["judging.prompt_files"] = {name: there(path) for name, path in config.judging.prompt_files.items()}
     new["task_dirs"] = [there(folder) for folder in config.code.task_dirs]
-    return changed(config, new, "the recipe on a node")
+    return changed(config, {**new, **other_models.moved(config, places)}, "the recipe on a node")

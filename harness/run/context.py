@@ -52,6 +52,16 @@ def version_of(package: str) -> str:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class OtherModel:
+    """A model besides the base model: where it is, what it is by content, and the bytes of its weights, those
+    of an adapter's base included."""
+
+    folder: Path
+    sha256: str
+    size: int
+
+
 class Workshop:
     """What the cells of one run share: the base model, its tokenizer, the data, the tasks; made when needed.
 
@@ -69,6 +79,7 @@ class Workshop:
         self._examples: dict[str, list[Example]] = {}
         self._unused: dict[str, Unused] = {}
         self._example_hashes: dict[tuple[str, str], str] = {}
+        self._other_models: dict[str, OtherModel] = {}
 
     def _precise(self, config: RunConfig) -> RunConfig:
         """The configuration with the precision that ``dtype: auto`` stands for on the run's device."""
@@ -106,6 +117,19 @@ class Workshop:
     @cached_property
     def seed_fingerprint(self) -> dict[str, str]:
         return checkpoints.fingerprint(self.seed_folder)
+
+    def other_model(self, name: str) -> OtherModel:
+        """A model that a method's option names. Raises HarnessError where it cannot be had."""
+        if name not in self._other_models:
+            if name.startswith(checkpoints.SERVER):
+                raise HarnessError(f"'{name}': a method reads a model's weights, which no server gives")
+            found = checkpoints.checkpoint(name)
+            assert found.folder is not None
+            content = content_hash(checkpoints.fingerprint(found.folder, found.base))
+            folders = [found.folder, *([found.base] if found.base else [])]
+            weights = [file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")]
+            self._other_models[name] = OtherModel(found.folder, content, sum(weights))
+        return self._other_models[name]
 
     @cached_property
     def libraries(self) -> dict[str, str]:

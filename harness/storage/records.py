@@ -44,6 +44,7 @@ class Response(_Kept):
     reasoning: str | None = None
     finish_reason: str | None
     unavailable: str | None = None
+    goal: str | None = None
     tokens: int | None = None  # None: an answer that was chosen, not written
     metrics: dict[str, float | None]
 

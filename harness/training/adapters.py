@@ -9,18 +9,19 @@ from typing import Any
 import torch
 import transformers
 
+from harness.config import TrainingConfig
 from harness.contracts import HarnessError
 from harness.text import shortened
 
 
-def load_dtype(settings: Any) -> str:
+def load_dtype(settings: TrainingConfig) -> str:
     """In what the base model is loaded: weights that are trained stay float32, but where they are frozen, or
     where ZeRO keeps a float32 copy of its own."""
     own_copy = settings.num_processes > 1 and settings.distributed in ("zero2", "zero3")
     return "float32" if settings.tuning == "full" and not own_copy else str(settings.dtype)
 
 
-def with_adapters(model: Any, settings: Any) -> Any:
+def with_adapters(model: Any, settings: TrainingConfig) -> Any:
     """The model ready for ``settings.tuning``: itself, or wrapped by peft with new adapters.
 
     The adapters' B is zero at first, so that the wrapped model still is the base model (arXiv 2106.09685,
@@ -55,7 +56,7 @@ def with_adapters(model: Any, settings: Any) -> Any:
 
 
 @contextlib.contextmanager
-def adapter_casts(model: Any, settings: Any) -> Iterator[None]:
+def adapter_casts(model: Any, settings: TrainingConfig) -> Iterator[None]:
     """For the block, peft casts what goes into adapters to their float32 as ``settings`` ask. Under autocast
     in bfloat16 it is cast back at once, to the same numbers, so that without dropout between the two casts
     none is needed. Raises HarnessError where peft cannot leave it."""

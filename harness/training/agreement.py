@@ -22,19 +22,17 @@ they are there.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
 from harness.text import shortened
 from harness.training import attention
@@ -43,7 +41,6 @@ from harness.training.logprobs import TargetHead, autocast
 
 ROWS = 4
 LIMITS = {"float32": 1e-4, "bfloat16": 0.02}  # nats a token, in the mean
-FILE = "setting.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Setting:
     batching: str
     micro_batch_size: int
 
-    def over(self, settings: Any) -> Any:
+    def over(self, settings: TrainingConfig) -> TrainingConfig:
         """A recipe's settings with these in place of its own."""
         return settings.model_copy(update=asdict(self))
 
@@ -80,7 +77,7 @@ def choose(
     head: TargetHead,
     examples: Sequence[Encoded],
     pad_id: int,
-    settings: Any,
+    settings: TrainingConfig,
     begun: Setting | None = None,
 ) -> Agreement:
     """The fastest setting that agrees, in force on ``model`` when this returns.
@@ -124,7 +121,7 @@ def choose(
     return Agreement(setting, record, rows, expected)
 
 
-def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: Any) -> None:
+def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: TrainingConfig) -> None:
     """Compare again, when kernels have been put into the model since. Raises HarnessError if it differs."""
     with _evaluating(model, settings):
         found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
@@ -181,7 +178,7 @@ def own_logp(model: Any, ids: Sequence[int], places: Sequence[int]) -> Tensor:
 
 
 def _reference(
-    model: Any, head: TargetHead, rows: Sequence[Encoded], pad_id: int, settings: Any
+    model: Any, head: TargetHead, rows: Sequence[Encoded], pad_id: int, settings: TrainingConfig
 ) -> list[Tensor]:
     """The model's own log-probabilities of each row's loss-carrying tokens. Raises HarnessError where it has
     none, or where they look at later tokens."""
@@ -229,7 +226,7 @@ def _looks_ahead(model: Any, row: Encoded) -> float:
     return mean_difference(found[:1], found[1:])
 
 
-def _training_noise(model: Any, row: Encoded, settings: Any) -> float | None:
+def _training_noise(model: Any, row: Encoded, settings: TrainingConfig) -> float | None:
     """How far the model in training mode is from itself in evaluation mode, in nats a token."""
     places = range(1, len(row.input_ids))
     devices = [model.device] if model.device.type == "cuda" else []
@@ -283,7 +280,7 @@ def _trained_logp(
 # --- attention -------------------------------------------------------------------------------------
 
 
-def _asked(settings: Any) -> Setting:
+def _asked(settings: TrainingConfig) -> Setting:
     """What the recipe asks for."""
     chosen = attention.CAUSAL if settings.attention == "auto" else settings.attention
     return Setting(chosen, settings.batching, settings.micro_batch_size)
@@ -313,7 +310,7 @@ def _in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:
     return None
 
 
-def _no_kernel(base: Any, setting: Setting, settings: Any) -> str | None:
+def _no_kernel(base: Any, setting: Setting, settings: TrainingConfig) -> str | None:
     """Why the device cannot take packed rows under a setting with our own attention."""
     if setting.batching == "padding-free" and setting.attention == attention.CAUSAL:
         return attention.no_kernel_for(base, settings)
@@ -321,7 +318,7 @@ def _no_kernel(base: Any, setting: Setting, settings: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any, settings: Any) -> Iterator[None]:
+def _evaluating(model: Any, settings: TrainingConfig) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
@@ -331,7 +328,7 @@ def _evaluating(model: Any, settings: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _without_adapters(model: Any, settings: Any) -> contextlib.AbstractContextManager[Any]:
+def _without_adapters(model: Any, settings: TrainingConfig) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if settings.tuning == "full" else model.disable_adapter()
 
 
@@ -343,7 +340,9 @@ def kind_of(model: Any) -> str:
     return str(model.config.model_type)
 
 
-def _refusal(base: Any, rejected: Sequence[dict[str, Any]], begun: Setting | None, settings: Any) -> str:
+def _refusal(
+    base: Any, rejected: Sequence[dict[str, Any]], begun: Setting | None, settings: TrainingConfig
+) -> str:
     what = told(rejected[-1])
     limit = f"at most {LIMITS[settings.dtype]:g} nats a token from its own implementation's"
     if begun:
@@ -367,55 +366,7 @@ def told(tried: Mapping[str, Any]) -> str:
     return str(tried.get("reason") or f"differs by {tried['difference']:.2g} nats a token")
 
 
-def begun_under(folder: Path) -> Setting | None:
-    """The setting under which the training that keeps its state in ``folder`` was begun, if it was. Half a
-    file was being written before the first step."""
-    try:
-        return Setting(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def keep(setting: Setting, folder: Path) -> None:
-    """Leave it for a restart of the training."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps(asdict(setting)), encoding="utf-8")
-
-
 def follow(base: Any, setting: Setting) -> None:
     """Put in force what another process has chosen for the same model."""
     if reason := _in_force(base, attention.in_force(base), setting):
         raise HarnessError(f"processes of one training differ: {reason}")
-
-
-def shared(decide: Callable[[], Agreement], follow: Callable[[Setting], None]) -> Agreement:
-    """What the first process decides, in all processes of a training. The others ``follow``."""
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not several or torch.distributed.get_world_size() == 1:
-        return decide()
-    sent: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            with _all_threads():
-                sent = [decide()]
-        except HarnessError as error:
-            sent = [str(error)]
-    torch.distributed.broadcast_object_list(sent, src=0)
-    if isinstance(sent[0], str):
-        raise HarnessError(sent[0])
-    agreement: Agreement = sent[0]
-    follow(agreement.setting)
-    return agreement
-
-
-@contextlib.contextmanager
-def _all_threads() -> Iterator[None]:
-    """The other processes wait: on a CPU their cores are free."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(
-        max(before, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    )
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

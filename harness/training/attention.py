@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from harness.config import TrainingConfig
 from harness.text import shortened
 
 CAUSAL = "harness_causal"
@@ -101,7 +102,7 @@ class Kernel:
 kernel = Kernel.installed()
 
 
-def no_kernel_for(model: Any, settings: Any) -> str | None:
+def no_kernel_for(model: Any, settings: TrainingConfig) -> str | None:
     """Why packed rows of a model cannot pass through attention on the device that trains it; None where they
     can. Asked before the first step."""
     sharded = model.device.type == "cpu" and settings.device != "auto"  # it is moved to the device later

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from harness.config import TrainingConfig
 
-def arguments(settings: Any) -> dict[str, Any]:
+
+def arguments(settings: TrainingConfig) -> dict[str, Any]:
     """What ``transformers.TrainingArguments`` needs for ``settings.distributed``, under a launcher."""
     on_cpu = settings.device == "cpu"
     common: dict[str, Any] = {"ddp_find_unused_parameters": False, "average_tokens_across_devices": False}
@@ -22,7 +24,7 @@ def arguments(settings: Any) -> dict[str, Any]:
     return common
 
 
-def deepspeed(settings: Any) -> dict[str, Any]:
+def deepspeed(settings: TrainingConfig) -> dict[str, Any]:
     """ZeRO (arXiv 1910.02054): stage 2 shards gradients and optimizer states, stage 3 the weights too.
 
     "auto" values come from the training arguments. The optimizer is torch's own, so that one process and
@@ -70,5 +72,10 @@ def whole_on(device: torch.device, model: Any) -> Iterator[None]:
 
 def _back(model: Any, home: torch.device) -> None:
     model.to(home)
+    free_cached()
+
+
+def free_cached() -> None:
+    """Give back device memory that torch keeps and does not use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -38,7 +38,8 @@ ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 class TrainJob:
     """What to train, and where. ``folder``: ``output/`` (the checkpoint) and ``state/`` (for a restart).
 
-    ``options``: the method's; ``identity``: what the base model is, for what is kept of it in ``cache``.
+    ``options``: the method's; ``identity``: what the base model is, for what is kept of it in ``cache``;
+    ``models``: where the models are that the options name.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class TrainJob:
     cache: Path
     snapshots: bool = False
     threads: int | None = None
+    models: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -63,7 +65,7 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
     """Train in this process, one of several where a launcher says so. Returns the trainer's record."""
     import transformers
 
-    from harness.training import adapters, trainer
+    from harness.training import adapters, resume, trainer
 
     transformers.set_seed(job.seed)
     settings = job.settings
@@ -88,11 +90,12 @@ def run(job: TrainJob, on_step: Callable[[int, int], None]) -> dict[str, Any]:
             settings,
             job.seed,
             on_step,
-            places=trainer.Places(job.output, job.folder / "state", job.folder / "reports"),
+            places=resume.Places(job.output, job.folder / "state", job.folder / "reports"),
             cache=Cache(job.cache),
             identity=job.identity,
             safety_examples=job.safety_examples,
             snapshots=job.snapshots,
+            models=job.models,
         )
     record["peak_memory_bytes"] = training.peak_memory_bytes
     return record
@@ -200,6 +203,7 @@ def _write(job: TrainJob) -> None:
         field.name: getattr(job, field.name) for field in dataclasses.fields(job) if field.name not in kept
     }
     plain |= {name: str(plain[name]) for name in ("folder", "seed_model", "cache")}
+    plain["models"] = {name: str(place) for name, place in job.models.items()}
     plain["settings"] = job.settings.model_dump(mode="json")
     plain["named"] = plugin_files.as_json(plugin_files.shipped()._replace(folders=()))
     plain["waiting"] = [socket.gethostname(), os.getpid()]
@@ -211,6 +215,7 @@ def _read(folder: Path) -> tuple[TrainJob, list[Any]]:
     waiting = plain.pop("waiting")
     plugin_files.take(plugin_files.from_json(plain.pop("named")))
     plain |= {name: Path(plain[name]) for name in ("seed_model", "cache")} | {"folder": folder}
+    plain["models"] = {name: Path(place) for name, place in plain["models"].items()}
     plain["settings"] = TrainingConfig.model_validate(plain["settings"])
     for name in ("examples", "safety_examples"):
         plain[name] = [Encoded(**row) for row in read_jsonl(folder / f"{name}.jsonl")]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from harness.contracts import Encoded
+from harness.config import TrainingConfig
+from harness.contracts import Encoded, LossInputs, Method
 from harness.training.batching import MicroBatch, collate, deal, loss_tokens
 
 # Logits that are float32 at once where the loss is computed in chunks: what a core's cache holds, or 64 MiB.
@@ -82,6 +83,7 @@ class TargetHead:
         self.token_logp: Callable[[Tensor, Tensor], Tensor] = chunked_logp if chunked else token_logp
         self.can_be_compiled = not chunked
         self._micro: MicroBatch | None = None
+        self._with_logits = self._with_states = False
         head = model.get_output_embeddings()
         if isinstance(head, torch.nn.Module):
             head.register_forward_pre_hook(self._select)
@@ -102,35 +104,95 @@ class TargetHead:
         @functools.wraps(own)
         def forward(this: Any, *given: Any, **named: Any) -> Any:
             output = own(*given, **named)
-            return output if self._micro is None else self._of(output.logits, self._micro)
+            if self._micro is None:
+                return output
+            found = self._of(output, self._micro)
+            return found if len(found) > 1 else found[0]
 
         model.forward = MethodType(forward, model)
 
     def logp(self, model: Any, micro: MicroBatch) -> Tensor:
         """float32 (B, A), 0 where there is no token. ``model`` may be wrapped for several devices."""
-        logp = self.target_logp(model, micro)
-        rows, width = micro.shape
-        return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)
+        return _by_answer(self.target_logp(model, micro), micro)
 
     def target_logp(self, model: Any, micro: MicroBatch) -> Tensor:
         """float32 (N,): of all rows' loss-carrying tokens, one row after the other."""
+        (logp,) = self._pass(model, micro)
+        return logp
+
+    def loss_inputs(
+        self,
+        model: Any,
+        micro: MicroBatch,
+        method: Method,
+        *,
+        token_count: int,
+        micro_batches: int,
+        plain_model: Any,
+    ) -> LossInputs:
+        """What ``method`` sees of a micro-batch that passes through ``model``; ``plain_model``: the same,
+        not wrapped for several devices."""
+        inputs = LossInputs(
+            logp=None,
+            mask=micro.mask,
+            ids=micro.ids,
+            token_count=token_count,
+            model=plain_model,
+            micro_batches=micro_batches,
+        )
+        if not (method.needs_logits or method.needs_hidden_states):
+            inputs.logp = self.logp(model, micro)
+            return inputs
+        self._with_logits, self._with_states = method.needs_logits, method.needs_hidden_states
+        try:
+            logp, *more = self._pass(model, micro)
+        finally:
+            self._with_logits = self._with_states = False
+        inputs.logp = _by_answer(logp, micro)
+        if method.needs_logits:
+            inputs.logits = _by_answer(more.pop(0).float(), micro)
+        if method.needs_hidden_states:
+            inputs.hidden_states = torch.stack([_by_answer(states.float(), micro) for states in more.pop(0)])
+        return inputs
+
+    def _pass(self, model: Any, micro: MicroBatch) -> tuple[Tensor, ...]:
+        """Log-probabilities (N,), then logits (N, V) and states (L + 1, N, H) where they are asked for."""
+        asked = {"output_hidden_states": True} if self._with_states else {}
         self._micro = micro
         try:
-            found = model(**micro.inputs, use_cache=False)
+            found = model(**micro.inputs, use_cache=False, **asked)
         finally:
             self._micro = None
-        return found if isinstance(found, Tensor) else self._of(found.logits, micro)
+        if isinstance(found, Tensor):
+            return (found,)
+        return found if isinstance(found, tuple) else self._of(found, micro)
 
-    def _of(self, logits: Tensor, micro: MicroBatch) -> Tensor:
-        """``logits``: (1, N, V), or (B, T, V) of a model that computes all."""
+    def _of(self, output: Any, micro: MicroBatch) -> tuple[Tensor, ...]:
+        """``output.logits``: (1, N, V), or (B, T, V) of a model that computes all."""
+        logits = output.logits
         if logits.shape[:2] != (1, len(micro.targets)):  # N is less than T: nothing foretells a first token
             logits = logits.flatten(0, 1).index_select(0, micro.positions)[None]
-        return self.token_logp(logits[0], micro.targets)
+        found = [self.token_logp(logits[0], micro.targets)]
+        if self._with_logits:
+            found.append(logits[0])
+        if self._with_states:
+            states = [one.flatten(0, 1).index_select(0, micro.positions) for one in output.hidden_states]
+            found.append(torch.stack(states))
+        return tuple(found)
+
+
+def _by_answer(values: Tensor, micro: MicroBatch) -> Tensor:
+    """(N, ...) to (B, A, ...), 0 where there is no token."""
+    rows, width = micro.shape
+    if values.ndim == 1:
+        return values.new_zeros(rows * width).scatter(0, micro.slots, values).view(rows, width)
+    spread = values.new_zeros(rows * width, *values.shape[1:]).index_copy(0, micro.slots, values)
+    return spread.view(rows, width, *values.shape[1:])
 
 
 @torch.no_grad()
 def answer_logp(
-    model: Any, head: TargetHead, examples: Sequence[Encoded], pad_id: int, settings: Any
+    model: Any, head: TargetHead, examples: Sequence[Encoded], pad_id: int, settings: TrainingConfig
 ) -> list[list[float]]:
     """Each example's log-probabilities of its loss-carrying tokens under ``model``, batched by length."""
     packed = settings.batching == "padding-free"
@@ -156,7 +218,7 @@ def answer_logp(
 
 
 @contextlib.contextmanager
-def autocast(model: Any, settings: Any) -> Iterator[None]:
+def autocast(model: Any, settings: TrainingConfig) -> Iterator[None]:
     """The precision of training, outside the trainer."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
         yield

@@ -153,6 +153,11 @@ def training_bytes(
     return max(peaks) + (HOST_BYTES if training.device == "cpu" else CONTEXT_BYTES)
 
 
+def trained_parameters(model: Architecture, training: TrainingConfig) -> int:
+    """How many numbers are trained: all weights, or the adapters'."""
+    return model.parameters if training.tuning == "full" else model.adapter_parameters(training.lora.r)
+
+
 def _weights_and_states(model: Architecture, training: TrainingConfig, devices: int) -> tuple[float, float]:
     """Bytes that stand all the time, and those of gradients that a step's first micro-batch comes before."""
     count, low = model.parameters, training.dtype == "bfloat16"

@@ -7,15 +7,17 @@ import copy
 import random
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.contracts import HarnessError, Method
+from harness.config import TrainingConfig
+from harness.contracts import HarnessError, Method, TrainContext
 
 
-def rehearse(model: Any, tokenizer: Any, settings: Any) -> None:
+def rehearse(model: Any, tokenizer: Any, settings: TrainingConfig) -> None:
     """Save what is beside the weights to a folder that is thrown away, and merge the adapter for a moment:
     its B is zero, so that the weights stay what they are. Raises HarnessError for what would otherwise fail
     when all the work is done.
@@ -36,7 +38,7 @@ def rehearse(model: Any, tokenizer: Any, settings: Any) -> None:
 
 
 @contextlib.contextmanager
-def finished(method: Method, model: Any) -> Iterator[None]:
+def finished(method: Method, model: Any, context: TrainContext) -> Iterator[None]:
     """For the block, the model as ``after_training`` would leave it; behind it the weights, the method and
     all random draws are what they were, to the bit. Meanwhile a copy of the weights lies in the CPU's memory.
 
@@ -49,7 +51,7 @@ def finished(method: Method, model: Any) -> Iterator[None]:
     kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     trained = {name: tensor.requires_grad for name, tensor in tensors.items()}
     with _own_draws(model):
-        _apart(method, model).after_training(model)
+        _apart(method, model).after_training(model, _for_a_look(context))
         found = _tensors(model)
         if [*found] != [*tensors] or any(found[name] is not tensors[name] for name in found):
             raise HarnessError(
@@ -74,6 +76,13 @@ def _apart(method: Method, model: Any) -> Method:
     """A copy of the method that holds the same model."""
     shared = [model, *model.modules(), *model.parameters(), *model.buffers()]
     return copy.deepcopy(method, {id(one): one for one in shared})
+
+
+def _for_a_look(context: TrainContext) -> TrainContext:
+    """A context whose draws and record are thrown away."""
+    rng = random.Random()
+    rng.setstate(context.rng.getstate())
+    return replace(context, rng=rng, record=copy.deepcopy(context.record))
 
 
 @contextlib.contextmanager

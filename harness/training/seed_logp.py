@@ -19,7 +19,9 @@ import torch
 import torch.distributed
 from safetensors.torch import load_file, save_file
 
+from harness.config import TrainingConfig
 from harness.contracts import Encoded
+from harness.storage.files import Cache
 from harness.training.logprobs import TargetHead, answer_logp
 
 KIND = "seed-logp"
@@ -31,11 +33,17 @@ class SeedLogp:
     """What ``TrainContext.seed_logp`` calls. ``forward_tokens``, ``seconds``: what all calls cost when they
     were computed, be it now or in an earlier run; ``from_cache``: whether all were there already.
 
-    ``cache``: a harness.storage.files.Cache; ``identity``: what the model is (weights, tokenizer, libraries).
+    ``identity``: what the model is (weights, tokenizer, libraries).
     """
 
     def __init__(
-        self, model: Any, head: TargetHead, pad_id: int, settings: Any, cache: Any, identity: dict[str, Any]
+        self,
+        model: Any,
+        head: TargetHead,
+        pad_id: int,
+        settings: TrainingConfig,
+        cache: Cache,
+        identity: dict[str, Any],
     ):
         self.model, self.head, self.pad_id, self.settings = model, head, pad_id, settings
         self.cache, self.identity = cache, identity

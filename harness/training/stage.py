@@ -7,24 +7,22 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.config import RunConfig
-from harness.contracts import Encoded, Example, HarnessError
+from harness.contracts import HarnessError, Method, ModelRef, model_refs
 from harness.figures import charts
-from harness.models import chat, checkpoints
+from harness.models import checkpoints
 from harness.plugins import plugin_files
-from harness.rows import Unused
 from harness.run.context import Workshop
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import crash
 from harness.storage.files import Stage, read_json, write_json_atomic
 from harness.training.job import TrainJob, launch, run
-from harness.training.measure import cost
-from harness.training.preparation import prepare
+from harness.training.rows import TrainingRows, training_rows
 
 # Raise when a change here or in the trainer alters results. 3: attention and batching are chosen by a
 # comparison (harness/training/agreement.py), which depends on nothing but what is in a training's inputs.
@@ -43,7 +41,6 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     task = shop.train_task(cell)
     row = shop.config.row(cell.method)
     method = shop.method(cell.method)
-    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}  # type: ignore[arg-type]
     inputs = {
         "version": TRAIN_VERSION,
         "seed_model": shop.seed_fingerprint,
@@ -55,7 +52,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
             task.rewrite.opening,
             task.rewrite.max_tokens,
         ],
-        "method": {"name": row.method, "version": method.version, "options": options}
+        "method": {"name": row.method, "version": method.version, "options": _options(shop, method)}
         | plugin_files.sha256("method", row.method),
         "training": row.training.identity() | {"device": shop.device},
         "snapshots": shop.config.eval_every_epoch,
@@ -74,6 +71,22 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     return Stage(shop.out / folder, "train", inputs, outputs)
 
 
+def _options(shop: Workshop, method: Method) -> dict[str, Any]:
+    """A method's options, its defaults too; models that they name by their content."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, ModelRef):
+            return {"model": shop.other_model(value).sha256}
+        if isinstance(value, Mapping):
+            return {name: told(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [told(one) for one in value] if model_refs(value) else value
+        return value
+
+    fields = dataclasses.fields(method)  # type: ignore[arg-type]
+    return {field.name: told(getattr(method, field.name)) for field in fields if field.init}
+
+
 def import_trainer(shop: Workshop) -> None:
     """Import the trainer before it is needed, so that its seconds are known."""
     start = time.perf_counter()
@@ -87,95 +100,88 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
 
     What a restart needs lies in ``.training/`` until the stage is done.
     """
-    assert cell.seed is not None
-    task = shop.train_task(cell)
-    row = shop.config.row(cell.method)
-    method = resolve(shop.config).make_method(cell.method)
-    settings = row.training.model_copy(update={"device": shop.device})
     stage = train_stage(shop, cell)
     folder = job_folder(stage)
 
     def work(scratch: Path) -> None:
-        tokenizer = shop.seed_tokenizer
-        with cost(shop.device) as preparation:
-            prepared, record = prepare(shop, task, method, cell, label)
-        if record.get("note"):
-            shop.reporter.send(("note", None, f"{label}  {record['note']}"))
-        if not prepared:
-            given = len(shop.examples(task))
-            raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
-        # The model's context counts too: positions beyond it have no row, or were never learnt.
-        context = checkpoints.context_of(shop.seed_folder)
-        max_length = min(settings.max_length or task.max_length, context)
-        encoded, lengths = encode_all(tokenizer, prepared, max_length, settings.too_long)
-        if any(lengths.values()):
-            shop.reporter.send(
-                ("note", None, _length_note(label, len(prepared), max_length, context, lengths))
-            )
-        unused, unused_safety = shop.unused(task), Unused()
-        safety = shop.safety_examples(task, unused_safety) if method.needs_safety_data else []
-        for line in (*unused.lines(), *(f"safety data: {line}" for line in unused_safety.lines())):
-            shop.reporter.send(("note", None, f"{label}  {line}"))
-        job = TrainJob(
-            folder=folder,
-            seed_model=shop.seed_folder,
-            identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
-            method=row.method,
-            options=row.options,
-            settings=settings,
-            seed=cell.seed or 0,
-            examples=encoded,
-            safety_examples=encode_all(tokenizer, safety, max_length, settings.too_long)[0] if safety else [],
-            cache=shop.cache.folder,
-            snapshots=shop.config.eval_every_epoch,
-            threads=shop.config.threads,
-        )
+        method = resolve(shop.config).make_method(cell.method)
+        rows = training_rows(shop, cell, method, label)
+        job = _job(shop, cell, method, rows, folder)
         shutil.rmtree(job.output, ignore_errors=True)
         crash.point("training.restarted", stage.marker)
-        several = settings.num_processes > 1 or settings.launcher
-        steps = -(-len(encoded) * settings.epochs // settings.batch_size)
-        start = time.perf_counter()
-        with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
-            result = (launch if several else run)(job, lambda step, of: advance(1))
-        shop.clock["training"] += time.perf_counter() - start
-        for fewer in result["out_of_memory"]:
-            shop.reporter.send(("note", None, _memory_note(label, **fewer)))
-        for said in agreement_notes(label, result["agreement"]):
-            shop.reporter.send(("note", None, said))
+        result = _trained(shop, job, label)
         _collect_weights(shop, job, scratch)
         charts.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
-        nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
-        made = record.pop("preparation", nothing)
-        result["method"] = {"name": row.method, **record, **result["method"]}
-        preparation_flops = result["forward_flops_per_token"] * (
-            made["prompt_tokens"] + made["generated_tokens"]
-        )
-        preparation_flops += result.pop("extra_forward_flops")
-        preparation_s = made["seconds"] + result["extra_forward_seconds"]
-        result["train_flops"] += preparation_flops
-        result["peak_memory_bytes"] = max(
-            result["peak_memory_bytes"], preparation.peak_memory_bytes, made["peak_memory_bytes"]
-        )
-        write_json_atomic(
-            scratch / "training.json",
-            {
-                "train_task": cell.train_task,
-                "seed": cell.seed,
-                "examples": len(prepared),
-                **lengths,
-                "untrained_rows": unused.untrained + unused_safety.untrained,
-                **result,
-                "train_seconds": round(result["loop_seconds"] + preparation_s, 3),
-                "preparation_seconds": round(preparation_s, 3),
-                "preparation_flops": preparation_flops,
-                "preparation": made,
-                "jobs": shop.jobs,  # seconds of one of several trainings at once are not its own
-            },
-        )
+        write_json_atomic(scratch / "training.json", _record(shop, cell, job, rows, result))
 
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
     crash.point("training.removed", stage.marker)
+
+
+def _job(shop: Workshop, cell: Cell, method: Method, rows: TrainingRows, folder: Path) -> TrainJob:
+    row = shop.config.row(cell.method)
+    return TrainJob(
+        folder=folder,
+        seed_model=shop.seed_folder,
+        identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
+        method=row.method,
+        options=row.options,
+        settings=row.training.model_copy(update={"device": shop.device}),
+        seed=cell.seed or 0,
+        examples=rows.examples,
+        safety_examples=rows.safety_examples,
+        cache=shop.cache.folder,
+        snapshots=shop.config.eval_every_epoch,
+        threads=shop.config.threads,
+        models={name: shop.other_model(name).folder for name in model_refs(method)},
+    )
+
+
+def _trained(shop: Workshop, job: TrainJob, label: str) -> dict[str, Any]:
+    """The trainer's record; what a user should know of it is told."""
+    settings = job.settings
+    several = settings.num_processes > 1 or settings.launcher
+    steps = -(-len(job.examples) * settings.epochs // settings.batch_size)
+    start = time.perf_counter()
+    with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
+        result = (launch if several else run)(job, lambda step, of: advance(1))
+    shop.clock["training"] += time.perf_counter() - start
+    notes = [_memory_note(label, **fewer) for fewer in result["out_of_memory"]]
+    for line in (*notes, *agreement_notes(label, result["agreement"])):
+        shop.reporter.send(("note", None, line))
+    return result
+
+
+def _record(
+    shop: Workshop, cell: Cell, job: TrainJob, rows: TrainingRows, result: dict[str, Any]
+) -> dict[str, Any]:
+    """What training.json holds. Preparation is what the base model wrote and scored for the method, and
+    loading other models before the first step."""
+    nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
+    noted = dict(rows.record)
+    made = noted.pop("preparation", nothing)
+    written = made["prompt_tokens"] + made["generated_tokens"]
+    preparation_flops = result["forward_flops_per_token"] * written + result["extra_forward_flops"]
+    preparation_s = made["seconds"] + result["extra_forward_seconds"] + result["other_models_seconds"]
+    train_s = result["loop_seconds"] + preparation_s + result["after_training_seconds"]
+    peaks = (result["peak_memory_bytes"], rows.peak_memory_bytes, made["peak_memory_bytes"])
+    return {
+        "train_task": cell.train_task,
+        "seed": cell.seed,
+        "examples": rows.prepared,
+        **rows.lengths,
+        "untrained_rows": rows.untrained,
+        **{name: value for name, value in result.items() if name != "extra_forward_flops"},
+        "method": {"name": job.method, **noted, **result["method"]},
+        "train_flops": result["train_flops"] + preparation_flops,
+        "peak_memory_bytes": max(peaks),
+        "train_seconds": round(train_s, 3),
+        "preparation_seconds": round(preparation_s, 3),
+        "preparation_flops": preparation_flops,
+        "preparation": made,
+        "jobs": shop.jobs,  # seconds of one of several trainings at once are not its own
+    }
 
 
 def sweep(folder: Path) -> None:
@@ -219,17 +225,6 @@ def agreement_notes(label: str, agreement: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _length_note(label: str, examples: int, max_length: int, context: int, lengths: dict[str, int]) -> str:
-    """What did not fit, in one line: a training that silently learns half an answer helps no one."""
-    limit = (
-        f"max_length {max_length}" if max_length < context else f"the model's context of {context:,} tokens"
-    )
-    return (
-        f"{label}  of {examples:,} examples {lengths['truncated_examples']:,} lost their answer's end and "
-        f"{lengths['dropped_examples']:,} were left out at {limit} (training.too_long)"
-    )
-
-
 def job_folder(stage: Stage) -> Path:
     """Where a training keeps what a restart needs; emptied when it belongs to another training."""
     folder = stage.folder / ".training"
@@ -253,27 +248,3 @@ def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
         else:
             os.replace(source, target)
             crash.point("training.collected", source)
-
-
-def encode_all(
-    tokenizer: Any,
-    examples: Sequence[Example],
-    max_length: int,
-    too_long: Literal["cut", "leave-out"] = "cut",
-) -> tuple[list[Encoded], dict[str, int]]:
-    """Token ids of all examples. Those over ``max_length`` lose their answer's end ("cut"), or are left out
-    whole ("leave-out", or when nothing of the answer would remain). Returns the counts of both."""
-    whole = [chat.encode(tokenizer, example) for example in examples]
-    keep = max_length if too_long == "cut" else None
-    cut = [
-        chat.truncate(encoded, max_length) if keep or len(encoded.input_ids) <= max_length else None
-        for encoded in whole
-    ]
-    kept = [encoded for encoded in cut if encoded is not None]
-    if not kept:
-        raise HarnessError(
-            f"no training example fits into max_length {max_length}: raise training.max_length"
-        )
-    dropped = len(whole) - len(kept)
-    truncated = sum(len(encoded.input_ids) > max_length for encoded in whole) - dropped
-    return kept, {"truncated_examples": truncated, "dropped_examples": dropped}

@@ -72,7 +72,7 @@ class SafeProjection(Method):
         return direction / direction.norm().clamp(min=1e-12)
 
     @torch.no_grad()
-    def after_training(self, model: Any) -> None:
+    def after_training(self, model: Any, context: Any) -> None:
         for name, value in model.named_parameters():
             along = self.direction(name)
             value.copy_(self.seed[name] + ((value - self.seed[name]) * along).sum() * along)
@@ -106,7 +106,7 @@ class Resta(Method):
     trained: Weights = field(default_factory=dict, init=False, repr=False)
 
     @torch.no_grad()
-    def after_training(self, model: Any) -> None:
+    def after_training(self, model: Any, context: Any) -> None:
         self.trained = copied(model)
         for value in model.parameters():
             value.add_(self.gamma * self.vector)

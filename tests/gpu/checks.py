@@ -144,7 +144,7 @@ class _Waits(TorchDispatchMode):
 def without_waiting(place: Place, warm_up: int) -> Iterator[list[int]]:
     """Training steps after the first ``warm_up`` raise where they wait for the device: forward and backward
     passes, clipping, optimizer and schedule. Yields the numbers of the steps that were watched."""
-    begin, end = trainer.HookedTrainer.training_step, trainer._Hooks.on_step_end
+    begin, end = trainer.HookedTrainer.training_step, trainer.StepCallback.on_step_end
     watched: list[int] = []
     waits = contextlib.ExitStack()
 
@@ -167,13 +167,13 @@ def without_waiting(place: Place, warm_up: int) -> Iterator[list[int]]:
         waits.close()
 
     trainer.HookedTrainer.training_step = training_step  # type: ignore[method-assign]
-    trainer._Hooks.on_step_end = on_step_end  # type: ignore[method-assign]
+    trainer.StepCallback.on_step_end = on_step_end  # type: ignore[method-assign]
     try:
         yield watched
     finally:
         release()
         trainer.HookedTrainer.training_step = begin  # type: ignore[method-assign]
-        trainer._Hooks.on_step_end = end  # type: ignore[method-assign]
+        trainer.StepCallback.on_step_end = end  # type: ignore[method-assign]
 
 
 def no_waiting(

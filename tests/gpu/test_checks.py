@@ -173,7 +173,7 @@ def test_a_step_that_waits_is_found(place: small.Place, monkeypatch: pytest.Monk
     monkeypatch.setattr(constrained_sft, "constrained_loss", waiting)
     with pytest.raises(RuntimeError, match="waits for the device"):
         checks.CHECKS["no waiting constrained-sft"].run(place)
-    assert trainer.HookedTrainer.training_step.__module__ == "harness.training.trainer"  # put back
+    assert trainer.HookedTrainer.training_step.__module__ == "harness.training.loop"  # put back
 
 
 def test_an_answer_that_differs_is_found_and_a_tie_is_none() -> None:

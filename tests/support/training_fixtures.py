@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ def train(tokenizer: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         on_step: Callable[[int, int], None] = lambda step, steps: None,
         snapshots: bool = False,
         cache: Path | None = None,
+        models: Mapping[str, Path] | None = None,
         **changes: Any,
     ) -> dict[str, Any]:
         settings = TrainingConfig(
@@ -104,6 +105,7 @@ def train(tokenizer: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             identity={"model": "random"},
             safety_examples=safety_examples,
             snapshots=snapshots,
+            models=models,
         )
 
     return run

@@ -237,7 +237,7 @@ def test_truncate(length: int, ids: list[int] | None, trained: list[bool] | None
 
 
 def test_encode_all_counts_what_it_cuts_and_drops(tokenizers: Callable[[str], Any]) -> None:
-    from harness.training.stage import encode_all
+    from harness.training.rows import encode_all
 
     tokenizer = tokenizers("mini")
     long = conversation("Kim has 4 stamps and Sue has 5 stamps.")

@@ -485,7 +485,7 @@ def test_a_failed_cell_takes_no_other_with_it_and_is_mended_by_the_same_command(
         name = "broken"
         summary = ""
 
-        def after_training(self, model: Any) -> None:
+        def after_training(self, model: Any, context: Any) -> None:
             raise ValueError("no such luck")
 
     @dataclass
@@ -543,7 +543,7 @@ def test_the_python_api_raises_when_a_cell_fails(quick_copy: Path, run_quick: Ru
         name = "broken"
         summary = ""
 
-        def after_training(self, model: Any) -> None:
+        def after_training(self, model: Any, context: Any) -> None:
             raise HarnessError("the cause and the mend")
 
     plugin("method", "broken", Broken)

@@ -99,7 +99,7 @@ def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(t
 def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a batch as long as the other; a method that rewrites answers lets them go further."""
     from harness.models import checkpoints
-    from harness.training import stage as training
+    from harness.training.rows import encode_all
 
     workshop = shop(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
     known = estimate.architecture(workshop)
@@ -110,8 +110,7 @@ def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: py
     task = registry.load("train task", "gsm8k-mini")
     examples = workshop.examples(task)
     lengths = sorted(
-        len(row.input_ids)
-        for row in training.encode_all(workshop.seed_tokenizer, examples, task.max_length)[0]
+        len(row.input_ids) for row in encode_all(workshop.seed_tokenizer, examples, task.max_length)[0]
     )
     found = estimate.training_memory(workshop, vanilla, known)
     assert found is not None

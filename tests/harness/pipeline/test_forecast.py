@@ -24,6 +24,7 @@ from harness.pipeline.probe import Budget
 from harness.run import plan
 from harness.run.context import Workshop
 from harness.storage.files import read_json
+from harness.training.rows import encode_all
 
 
 def shop(out: Path, **overrides: Any) -> Workshop:
@@ -98,6 +99,29 @@ def test_what_a_method_prepares_with_is_charged(tmp_path: Path) -> None:
     extra = found["constrained-sft"].work.seconds - vanilla.work.seconds
     assert extra == pytest.approx(vanilla.work.trained / 3, rel=0.05)
     assert found["lookahead-virtual"].work.trained > 1.1 * vanilla.work.trained
+
+
+@pytest.mark.usefixtures("known_speed")
+def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
+    """A step more on safety data for each step on the task's rows, whose length it has."""
+    import hook_methods
+
+    from harness.plugins import plugin_files
+
+    length = {"training.max_examples": 64, "training.epochs": 1, "train_tasks": ["gsm8k-mini"]}
+    workshop = shop(tmp_path, methods=["vanilla", f"{hook_methods.__file__}:SafeGrad"], **length)
+    try:
+        vanilla, safe = (
+            forecast.forecast(workshop, [cell], 1)
+            for cell in plan.cells(workshop.config)
+            if cell.kind == "trained"
+        )
+        task = workshop.train_task("gsm8k-mini")
+        safety = encode_all(workshop.seed_tokenizer, workshop.safety_examples(task), task.max_length)[0]
+    finally:
+        plugin_files.forget()
+    tokens = sum(len(row.input_ids) for row in safety) / len(safety)
+    assert safe.work.seconds - vanilla.work.seconds == pytest.approx(64 * tokens, rel=0.1)
 
 
 def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: Path) -> None:

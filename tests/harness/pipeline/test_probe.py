@@ -273,7 +273,7 @@ def test_every_update_has_gradients_to_work_on(tmp_path: Any) -> None:
     from harness import config
     from harness.mini import seed_model_path
     from harness.models import checkpoints
-    from harness.training.trainer import StepProbe
+    from harness.training.step_probe import StepProbe
 
     settings = config.load().training
     model = checkpoints.load_model(seed_model_path(), "float32", "cpu")

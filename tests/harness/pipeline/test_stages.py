@@ -38,6 +38,7 @@ from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
 from harness.training import preparation
 from harness.training import stage as training
+from harness.training.rows import encode_all
 
 RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
 VANILLA = Path("gsm8k-mini/vanilla/seed-42")
@@ -64,7 +65,7 @@ def test_responses_are_exchanges_with_their_metrics(small_run: Path, cell: Path,
     assert len({row["id"] for row in rows}) == 8
     for row in rows:
         assert list(row) == [
-            *(field.name for field in dataclasses.fields(Exchange)),
+            *(field.name for field in dataclasses.fields(Exchange) if field.name != "goal"),  # it has none
             *("document", "sample", "tokens", "metrics"),
         ]
         assert row["task"] == task
@@ -318,16 +319,16 @@ def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
     workshop = shop(tmp_path, **{"training.max_examples": 4})
     examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
     lengths = sorted(len(chat.encode(workshop.seed_tokenizer, example).input_ids) for example in examples)
-    _, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1])
+    _, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1])
     assert counts == {"truncated_examples": 0, "dropped_examples": 0}
-    kept, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
+    kept, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
     assert counts["truncated_examples"] >= 1
     assert len(kept) == 4
-    kept, counts = training.encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
+    kept, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
     assert counts == {"truncated_examples": 0, "dropped_examples": 4 - len(kept)}
     assert len(kept) == sum(length < lengths[-1] for length in lengths)
     with pytest.raises(HarnessError, match=r"raise training\.max_length"):
-        training.encode_all(workshop.seed_tokenizer, examples, 8)
+        encode_all(workshop.seed_tokenizer, examples, 8)
 
 
 # --- judges ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from backends.vanilla import Vanilla
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
-from harness.training import adapters, agreement, attention
+from harness.training import adapters, agreement, attention, begun
 from harness.training.agreement import Setting
 from harness.training.attention import CAUSAL
 from harness.training.logprobs import TargetHead
@@ -315,12 +315,12 @@ def test_kernels_that_come_later_are_compared_too(asked: dict[str, bool], said: 
 
 
 def test_what_is_kept_for_a_restart(tmp_path: Path) -> None:
-    assert agreement.begun_under(tmp_path) is None
-    agreement.keep(PADDED, tmp_path / "state")
-    assert agreement.begun_under(tmp_path / "state") == PADDED
+    assert begun.begun_under(tmp_path) is None
+    begun.keep(PADDED, tmp_path / "state")
+    assert begun.begun_under(tmp_path / "state") == PADDED
     for torn in ("", '{"attention": "sdpa"', '{"attention": "sdpa"}', "[]"):
-        (tmp_path / "state" / agreement.FILE).write_text(torn)
-        assert agreement.begun_under(tmp_path / "state") is None
+        (tmp_path / "state" / begun.FILE).write_text(torn)
+        assert begun.begun_under(tmp_path / "state") is None
 
 
 def test_a_begun_training_goes_on_under_its_setting_or_not_at_all(off_by: Any) -> None:
@@ -341,8 +341,8 @@ def test_the_trainer_takes_says_and_keeps_it(
     record = train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, **settings)
     assert record["agreement"]["taken"]["batching"] == "grouped"
     assert record["padding_tokens"] > 0
-    assert agreement.begun_under(tmp_path / "state") == Setting(CAUSAL, "grouped", 8)
-    agreement.keep(Setting("sdpa", "grouped", 1), tmp_path / "state")
+    assert begun.begun_under(tmp_path / "state") == Setting(CAUSAL, "grouped", 8)
+    begun.keep(Setting("sdpa", "grouped", 1), tmp_path / "state")
     again = train(make_model(), encoded[:16], Vanilla(), folder=tmp_path, **settings)
     assert again["agreement"]["taken"]["micro_batch_size"] == 1
     assert again["padding_tokens"] == 0
@@ -391,7 +391,7 @@ def test_the_first_process_decides_for_all(group: Callable[..., list[Any]]) -> N
     agreed = agreement.Agreement(PADDED, {}, [], [])
     followed: list[Setting] = []
     seen = group(0)
-    assert agreement.shared(lambda: agreed, followed.append) is agreed
+    assert begun.shared(lambda: agreed, followed.append) is agreed
     assert seen == [agreed]
     assert torch.get_num_threads() == threads
 
@@ -399,7 +399,7 @@ def test_the_first_process_decides_for_all(group: Callable[..., list[Any]]) -> N
         raise AssertionError
 
     group(1, agreed)
-    assert agreement.shared(never, followed.append) is agreed
+    assert begun.shared(never, followed.append) is agreed
     assert followed == [PADDED, PADDED]
 
 
@@ -410,7 +410,7 @@ def test_a_refusal_is_that_of_all(rank: int, group: Callable[..., list[Any]]) ->
 
     seen = group(rank, "no such model")
     with pytest.raises(HarnessError, match="no such model"):
-        agreement.shared(refuse, lambda setting: None)
+        begun.shared(refuse, lambda setting: None)
     assert seen == ["no such model"]
 
 

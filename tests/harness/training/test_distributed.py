@@ -10,7 +10,7 @@ import torch
 
 from backends.constrained_sft import ConstrainedSFT
 from harness.contracts import Encoded
-from harness.training import agreement, distributed, trainer
+from harness.training import agreement, distributed, spent
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:1")
 
@@ -59,7 +59,7 @@ def test_a_training_compares_and_scores_in_the_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
-    own_choose, own_scores = agreement.choose, trainer.SeedLogp.__call__
+    own_choose, own_scores = agreement.choose, spent.SeedLogp.__call__
 
     class Block:
         def __init__(self, device: torch.device, model: Any):
@@ -81,6 +81,6 @@ def test_a_training_compares_and_scores_in_the_block(
 
     monkeypatch.setattr(distributed, "whole_on", Block)
     monkeypatch.setattr(agreement, "choose", choose)
-    monkeypatch.setattr(trainer.SeedLogp, "__call__", scores)
+    monkeypatch.setattr(spent.SeedLogp, "__call__", scores)
     train(make_model(), encoded[:8], ConstrainedSFT(), on_step=lambda step, of: said.append("step"))
     assert said == ["there", "compared", "scored", "back", "step"]

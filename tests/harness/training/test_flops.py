@@ -18,7 +18,7 @@ from harness.training import adapters, flops
 from harness.training.batching import MicroBatch, collate
 from harness.training.flops import ModelFlops, Work
 from harness.training.logprobs import TargetHead
-from harness.training.trainer import StepProbe
+from harness.training.step_probe import StepProbe
 
 SIZES = {
     "vocab_size": 199,

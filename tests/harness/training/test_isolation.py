@@ -87,7 +87,7 @@ def test_a_training_that_turns_tf32_on(
 ) -> None:
     """torch.compile's helpers do so when the arguments and when the trainer are made. In float32 no step
     sees it, and behind either training it is off."""
-    from harness.training import trainer
+    from harness.training import arguments, trainer
 
     seen: list[bool] = []
 
@@ -104,13 +104,13 @@ def test_a_training_that_turns_tf32_on(
             seen.append(isolation.takes_tf32())
             return super().loss(inputs)
 
-    arguments = trainer._arguments
+    own = arguments.training_arguments
 
     def turning(*args: Any) -> Any:
         both()
-        return arguments(*args)
+        return own(*args)
 
-    monkeypatch.setattr(trainer, "_arguments", turning)
+    monkeypatch.setattr(arguments, "training_arguments", turning)
     monkeypatch.setattr(trainer, "HookedTrainer", Turning)
     train(make_model(), encoded[:8], Watching(), dtype=dtype)
     assert set(seen) == {dtype == "bfloat16"}

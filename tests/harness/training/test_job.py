@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -20,7 +21,7 @@ from harness import config
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
 from harness.models import chat, checkpoints
-from harness.plugins import registry
+from harness.plugins import plugin_files, registry
 from harness.training.job import TrainJob, launch, run, settle_allocator
 
 ROWS = 160
@@ -131,6 +132,55 @@ def test_constrained_sft_on_two_processes_shares_the_reference(job: Callable[...
     one, two = load(kept), load(entry.read_bytes())
     assert one["lengths"].tolist() == two["lengths"].tolist()
     assert float((one["logp"] - two["logp"]).abs().max()) < 1e-4
+
+
+@pytest.fixture
+def other_model(tmp_path: Path) -> Path:
+    """The mini model with other weights."""
+    import torch
+
+    model = checkpoints.load_model(checkpoints.locate("mini"), "float32", "cpu")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+    checkpoints.save(model, checkpoints.load_tokenizer(checkpoints.locate("mini")), tmp_path / "other")
+    return tmp_path / "other"
+
+
+LORA = {"tuning": "lora", "lora": {"r": 4, "alpha": 8}, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("tuning", [{}, pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
+def test_every_hook_on_two_processes_does_what_it_does_on_one(
+    tuning: dict[str, Any], job: Callable[..., TrainJob], other_model: Path
+) -> None:
+    """Gradients, the safety gradient, another model's weights, frozen layers, states and logits."""
+    import hook_methods
+    from safetensors.torch import load_file
+
+    ref = str(other_model)
+    (name,), _ = plugin_files.named("method", [f"{hook_methods.__file__}:All"], (), {})
+    more = {"options": {"unaligned": ref}, "models": {ref: other_model}}
+    jobs = [
+        dataclasses.replace(job("alone", name, rows=40, **tuning), **more),
+        dataclasses.replace(
+            job("shared", name, rows=40, num_processes=2, distributed="ddp", **tuning), **more
+        ),
+    ]
+    try:
+        alone, shared = run(jobs[0], ignore), launch(jobs[1], ignore)
+    finally:
+        plugin_files.forget()
+    assert shared["processes"] == 2
+    assert shared["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    for key in ("safety_gradient", "train_flops", "method"):
+        assert shared[key] == alone[key], key
+    assert alone["safety_gradient"]["calls"] == alone["method"]["steps"] == 5
+    file = "adapter_model.safetensors" if tuning else "model.safetensors"
+    one, two = (load_file(found.output / "checkpoint" / file) for found in jobs)
+    assert set(one) == set(two)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-4
 
 
 @pytest.mark.slow

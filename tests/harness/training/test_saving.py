@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from backends.vanilla import Vanilla
-from harness.contracts import Encoded, HarnessError
+from harness.contracts import Encoded, HarnessError, TrainContext
 from harness.models import checkpoints
 from harness.training import saving
 
 Train = Callable[..., dict[str, Any]]
+CONTEXT = TrainContext([], seed_logp=lambda examples: [], rng=random.Random(0))
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Halved(Vanilla):
 
     calls: list[int] = field(default_factory=list)
 
-    def after_training(self, model: Any) -> None:
+    def after_training(self, model: Any, context: Any) -> None:
         self.calls.append(1)
         torch.rand(3), random.random(), np.random.rand()
         with torch.no_grad():
@@ -38,7 +39,7 @@ class Halved(Vanilla):
 
 
 class Swapped(Vanilla):
-    def after_training(self, model: Any) -> None:
+    def after_training(self, model: Any, context: Any) -> None:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 2)
 
 
@@ -77,7 +78,7 @@ def test_behind_the_block_everything_is_as_it_was(make_model: Callable[..., Any]
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     drawn = torch.rand(1), random.random(), np.random.rand()
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    with saving.finished(method, model):
+    with saving.finished(method, model, CONTEXT):
         inside = {name: value.clone() for name, value in model.state_dict().items()}
     assert (torch.rand(1), random.random(), np.random.rand()) == drawn
     assert all(torch.equal(inside[name], before[name] * 0.5) for name in before)
@@ -89,7 +90,7 @@ def test_behind_the_block_everything_is_as_it_was(make_model: Callable[..., Any]
 def test_weights_that_are_replaced_cannot_be_given_back(make_model: Callable[..., Any]) -> None:
     with (
         pytest.raises(HarnessError, match="after_training replaces weights"),
-        saving.finished(Swapped(), make_model()),
+        saving.finished(Swapped(), make_model(), CONTEXT),
     ):
         pass
 

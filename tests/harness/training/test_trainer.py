@@ -21,7 +21,7 @@ from backends.lisa import Lisa
 from backends.vanilla import Vanilla
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, LossInputs, Method, TrainContext
-from harness.training import logprobs, trainer
+from harness.training import arguments, hook_checks, logprobs, step_probe, trainer
 from harness.training.batching import global_batches
 from harness.training.logprobs import TargetHead, answer_logp
 
@@ -253,10 +253,10 @@ def test_padding_is_counted_as_the_steps_were_cut(encoded: list[Encoded]) -> Non
         lengths = [len(row.input_ids) for row in rows]
         return max(lengths) * len(lengths) - sum(lengths)
 
-    assert trainer._padding(steps) == padding(encoded[:4]) + padding(encoded[4:8])
+    assert steps.padding() == padding(encoded[:4]) + padding(encoded[4:8])
     steps.cut_smaller(1, 2)
     cut = padding(encoded[4:6]) + padding(encoded[6:8])
-    assert trainer._padding(steps) == padding(encoded[:4]) + cut
+    assert steps.padding() == padding(encoded[:4]) + cut
 
 
 @pytest.mark.parametrize("devices", [0, 1, 2, 8])
@@ -266,9 +266,9 @@ def test_one_process_uses_one_device(devices: int, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # they are counted and not touched
     places = trainer.Places(tmp_path, tmp_path, tmp_path)
     for device in ("cuda", "cpu"):
-        arguments = trainer._arguments(TrainingConfig(device=device), 1, places)
-        assert arguments.n_gpu == (min(1, devices) if device == "cuda" else 0)
-        assert arguments.parallel_mode.value == "not_parallel"
+        told = arguments.training_arguments(TrainingConfig(device=device), 1, places)
+        assert told.n_gpu == (min(1, devices) if device == "cuda" else 0)
+        assert told.parallel_mode.value == "not_parallel"
 
 
 def test_gradients_of_a_failed_attempt_do_not_count(
@@ -438,7 +438,7 @@ class Recorder(Vanilla):
         self.events.append(("after_step", step))
         self._keep(model)
 
-    def after_training(self, model: Any) -> None:
+    def after_training(self, model: Any, context: Any) -> None:
         self.events.append("after_training")
         self._keep(model)
 
@@ -800,14 +800,12 @@ def test_no_reference_model_stays_in_memory(
 def test_a_method_that_works_on_weights_is_refused_where_they_are_sharded(
     make_model: Callable[..., Any], train: Train, encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.training import trainer
-
     settings = TrainingConfig(num_processes=2, distributed="fsdp2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for method in (Lisa(), Recorder()):
         with pytest.raises(HarnessError, match=r"works on the weights, which fsdp2 .* zero2 or ddp"):
-            trainer._check_sharding(method, settings)
-    trainer._check_sharding(ConstrainedSFT(), settings)
+            hook_checks.check_sharding(method, settings)
+    hook_checks.check_sharding(ConstrainedSFT(), settings)
 
 
 def test_packing_needs_a_fused_attention(
@@ -886,7 +884,7 @@ def test_a_forecast_times_the_recipes_optimizer(
     model = make_model()
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     settings = TrainingConfig(optimizer="adamw_8bit", weight_decay=0.1, device="cpu", chunked_loss=True)
-    probe = trainer.StepProbe(model, tokenizer, settings)
+    probe = step_probe.StepProbe(model, tokenizer, settings)
     probe.passes(encoded[:2])
     probe.update()
     assert type(probe._optimizer) is (EightBit if there is EightBit else torch.optim.AdamW)
@@ -900,5 +898,5 @@ def test_a_forecast_times_the_recipes_optimizer(
 @pytest.mark.parametrize(("name", "fused"), [("adamw_torch_fused", True), ("adamw_torch", False)])
 def test_torchs_own_optimizer_is_fused_where_the_recipe_says_so(name: str, fused: bool) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    found = trainer.optimizer_like(TrainingConfig(optimizer=name), [weight])
+    found = step_probe.optimizer_like(TrainingConfig(optimizer=name), [weight])
     assert (type(found), found.defaults["fused"]) == (torch.optim.AdamW, fused)
