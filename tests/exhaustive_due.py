@@ -71,6 +71,7 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "harness/text.py",
             "harness/models/checkpoints.py",
             "harness/engines/openai.py",
+            "harness/engines/service.py",
             "harness/engines/replies.py",
             "judges/openai_api.py",
             "judges/rubric.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.contracts import HarnessError, JudgeModel
+from harness.engines.base import Request
 from harness.models import chat, checkpoints, model_limits
 from harness.storage.files import read_json
 
@@ -66,6 +67,7 @@ class HFModel:
     def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
         self.tokenizer = checkpoints.load_tokenizer(folder)
         self._batch_size, self._device = batch_size, device
+        self._fewer: list[int] = []  # prompts at once, where memory asked for it
         self._model = checkpoints.load_model(folder, dtype, device, kind=_kind(architecture))
         self._model.eval()
         self.context_tokens = model_limits.context_tokens(self._model)
@@ -87,7 +89,8 @@ class HFModel:
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> list[str]:
         def some(rows: Sequence[int]) -> list[str]:
-            ids = self._engine.generate([prompts[row] for row in rows], max_tokens)
+            request = Request(max_tokens, came_down_to=tuple(self._fewer), on_fewer=self._fewer.append)
+            ids = self._engine.generate([prompts[row] for row in rows], request)
             return [chat.text_of(self.tokenizer, one) for one in ids]
 
         return self._in_batches(some, [len(prompt) for prompt in prompts])

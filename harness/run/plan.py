@@ -12,6 +12,7 @@ from typing import Any, Literal
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.data import benchmarks
+from harness.engines import select
 from harness.plugins import registry
 from harness.run import metrics
 
@@ -244,7 +245,7 @@ def cells(config: RunConfig) -> list[Cell]:
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     _check_tasks(config, utilities)
-    engines = [*registry.names("engine"), "auto"]
+    engines = [*registry.names("engine"), select.AUTO]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
     rows = {SEED, *registry.names("method"), *map(str.lower, [*config.code.methods, *config.variants])}
