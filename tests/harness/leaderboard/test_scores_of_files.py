@@ -34,14 +34,14 @@ TRAINED = "gsm8k-mini/{}/seed-{}"
 @pytest.fixture(autouse=True)
 def _without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read here are the files below the tables, which take seconds to make."""
-    monkeypatch.setattr(made_run.compare, "table", lambda *given: None)
+    monkeypatch.setattr(made_run.table, "present", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints on one task, judged by two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made_run.compare, "table", lambda *given: None)
+        patch.setattr(made_run.table, "present", lambda *given: None)
         folder = tmp_path_factory.mktemp("made") / "run"
         return made_run.make(folder, methods=("seed", "vanilla", "sdft"), documents=12)
 
