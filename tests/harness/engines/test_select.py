@@ -3,6 +3,7 @@ it takes; and that one in a file of a third party's does all that ours do, with 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -340,3 +341,27 @@ def test_an_engine_in_one_file_answers_is_scored_planned_and_examined(site: Path
     ]
     assert table["utility"] == pytest.approx(100 * RIGHT / 8)
     assert table["rsr"] == pytest.approx(100 * (8 - COMPLIES) / 8)
+
+
+def compared(source: str) -> set[str]:
+    """The engines' names, and ``auto`` as one, that a module compares something with."""
+    names = {*registry.ENGINES, "vllm-cpu"}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            parts = [one for side in (node.left, *node.comparators) for one in ast.walk(side)]
+            found |= {one.value for one in parts if isinstance(one, ast.Constant) and one.value in names}
+            auto = {one.id for one in parts if isinstance(one, ast.Name) and one.id == "AUTO"}
+            if any(isinstance(one, ast.Attribute) and one.attr == "engine" for one in parts):
+                found |= auto
+    return found
+
+
+def test_no_module_but_an_engines_own_compares_its_name() -> None:
+    assert compared('if shop.engine_name != "vllm" or name in ("hf", "x"): pass') == {"vllm", "hf"}
+    assert compared("if config.engine != AUTO: pass") == {"AUTO"}
+    home = Path(config.__file__).parents[1]
+    modules = {str(file.relative_to(home)): file.read_text(encoding="utf-8") for file in home.rglob("*.py")}
+    found = {name: compared(text) for name, text in modules.items() if not name.startswith("engines")}
+    assert len(found) > 100
+    assert {name: names for name, names in found.items() if names} == {}
