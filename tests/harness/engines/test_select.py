@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -18,12 +19,14 @@ from table_engine import COMPLIES, RIGHT, TableEngine
 
 from harness import config
 from harness.config import ResponsesConfig
-from harness.contracts import HarnessError, UsageError
+from harness.contracts import HarnessError, Message, UsageError
 from harness.engines import select
-from harness.engines.base import Engine, Package
+from harness.engines.base import Engine, Package, Request
 from harness.engines.openai import OpenAIEngine
 from harness.engines.vllm import VLLMEngine
 from harness.generation import stage as generation
+from harness.mini import seed_model_path
+from harness.models.checkpoints import Checkpoint
 from harness.pipeline import answer_memory, compare, doctor, needs, ray_cluster
 from harness.plugins import registry
 from harness.run import plan
@@ -365,3 +368,18 @@ def test_no_module_but_an_engines_own_compares_its_name() -> None:
     found = {name: compared(text) for name, text in modules.items() if not name.startswith("engines")}
     assert len(found) > 100
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_the_engine_of_the_folders_readme_answers() -> None:
+    page = (Path(select.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code
+    made: dict[str, Any] = {}
+    exec(code[1], made)
+    engine = made["TableEngine"].open(Checkpoint(seed_model_path()), ResponsesConfig(), "cpu")
+    prompts = [engine.prompt_ids([Message("user", asked)]) for asked in ("How are you?", "Who?")]
+    answers = [engine.completion(ids, []) for ids in engine.generate(prompts, Request())]
+    assert [(answer.text, answer.finish_reason) for answer in answers] == [
+        ("I am fine.", "stop"),
+        ("No.", "stop"),
+    ]
