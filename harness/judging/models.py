@@ -31,11 +31,11 @@ def load(
 ) -> LoadedModel:
     """Raises HarnessError where the weights or the engine cannot be had."""
     devices.free_device()  # what a tuned model has left there
-    architectures = _config(folder).get("architectures") or [""]
-    classifier = architectures[0].endswith("ForSequenceClassification")
-    if engine == "vllm" and not (classifier or checkpoints.is_adapter(folder)):  # these gain nothing there
-        return VLLMModel(folder, dtype, device)
-    return HFModel(folder, architectures[0], dtype, device, batch_size)
+    architecture = (_config(folder).get("architectures") or [""])[0]
+    classifier = architecture.endswith("ForSequenceClassification")
+    gains_nothing = classifier or checkpoints.is_adapter(folder)  # by another engine than transformers
+    made = HFModel if gains_nothing else MODELS[engine]
+    return made(folder, architecture, dtype, device, batch_size)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -165,14 +165,13 @@ class HFModel:
 
 
 class VLLMModel:
-    """vLLM, in a process of its own."""
+    """vLLM, in a process of its own. It makes its batches itself, whatever ``batch_size`` says."""
 
-    def __init__(self, folder: Path, dtype: str, device: str):
+    def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
         from harness.engines.vllm_process import Replica
 
         checkpoints.check(folder)
-        kind = _kind((_config(folder).get("architectures") or [""])[0])
-        self._rows = checkpoints.fit_for_vllm(checkpoints.Checkpoint(folder), kind)
+        self._rows = checkpoints.fit_for_vllm(checkpoints.Checkpoint(folder), _kind(architecture))
         self.tokenizer = checkpoints.load_tokenizer(folder)
         self._stops = sorted(
             checkpoints.stop_ids(checkpoints.declared_stops(folder), self.tokenizer, self._rows)
@@ -234,3 +233,6 @@ class VLLMModel:
 
     def classify(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         raise HarnessError("a classifier is loaded with transformers")
+
+
+MODELS: dict[str, type[HFModel] | type[VLLMModel]] = {"hf": HFModel, "vllm": VLLMModel}  # by judging.engine

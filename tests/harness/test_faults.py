@@ -122,6 +122,10 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
             self.opened.append(self)
 
         @classmethod
+        def suits(cls, *about: Any) -> bool:
+            return True
+
+        @classmethod
         def open(cls, *about: Any) -> Any:
             return cls()
 

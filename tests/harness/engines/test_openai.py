@@ -27,7 +27,7 @@ from harness.contracts import HarnessError, Message
 from harness.engines import openai
 from harness.engines.base import Request
 from harness.engines.openai import ChatEngine, OpenAIEngine
-from harness.engines.service import ATTEMPTS, RefusedError, Service
+from harness.engines.service import ATTEMPTS, RefusedError, Service, _retry_after_s
 from harness.mini import seed_model_path
 from harness.models import chat, checkpoints
 from harness.models.checkpoints import Checkpoint, Server
@@ -893,7 +893,7 @@ def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
 
 
 def test_a_date_beyond_all_years_is_no_time_to_wait() -> None:
-    assert openai._retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
+    assert _retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
 
 
 @pytest.mark.parametrize("score", [None, "x", float("nan"), {"a": 1}])
