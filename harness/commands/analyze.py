@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from harness.commands.options import SETTINGS, Commands, console, example, print_json
+from harness.commands.help_texts import Commands, example
+from harness.commands.options import SETTINGS
+from harness.commands.printing import console, print_json
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 JUDGE = click.option("--judge", metavar="NAME", help="Whose verdicts (default: the run's first judge).")

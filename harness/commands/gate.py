@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import NOT_MET, console, example, names, print_json
+from harness.commands.help_texts import example
+from harness.commands.option_values import names
+from harness.commands.options import NOT_MET
+from harness.commands.printing import console, print_json
 
 if TYPE_CHECKING:
     from harness.leaderboard.gate import Condition
