@@ -149,8 +149,8 @@ def respond(
     folder, which is one of its own unless --out names another.
     """
     from harness.config import base_recipe
-    from harness.pipeline import compare
-    from harness.run import plan, run_folder
+    from harness.pipeline.compare import RUNS
+    from harness.run import plan
     from harness.run.context import Workshop, quiet
 
     quiet()
@@ -158,16 +158,9 @@ def respond(
     given = _columns_given(flags)
     only = [*tasks, *given] if tasks else []
     config = _answering(name, checkpoint, recipe, out, tasks or [], given, flags)
-    folder = out or compare.RUNS / f"respond-{name}"
+    folder = out or RUNS / f"respond-{name}"
     if print_ids is None:
-        answered: dict[str, Any] = {
-            "until": "respond",
-            "kinds": ("checkpoint",),
-            "rows": [name],
-            "only": only,
-        }
-        compare.compare(config, folder, console(), debug=ctx.obj["debug"], **answered)
-        config = run_folder.stored_config(folder)
+        config = _answered(config, folder, name, only, debug=ctx.obj["debug"])
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.method == name]
     from harness.pipeline import answers
 
@@ -175,6 +168,24 @@ def respond(
         answers.show(folder, cells, console())
     else:
         answers.print_ids(Workshop(config, folder), cells, print_ids, console(), show_harmful=show_harmful)
+
+
+def _answered(config: RunConfig, folder: Path, name: str, only: list[str], *, debug: bool) -> RunConfig:
+    """Let the checkpoint of this name answer; the run's configuration as it is stored then."""
+    from harness.pipeline import compare
+    from harness.run import run_folder
+
+    compare.compare(
+        config,
+        folder,
+        console(),
+        debug=debug,
+        until="respond",
+        kinds=("checkpoint",),
+        rows=[name],
+        only=only,
+    )
+    return run_folder.stored_config(folder)
 
 
 def _columns_given(flags: dict[str, Any]) -> list[str]:
