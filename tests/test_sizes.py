@@ -1,7 +1,7 @@
 """The product stays in pieces that are read in one go: short functions, few long ones, files of one subject.
 
-What is larger stands in a list below, with its reason. Once it has become smaller, or is gone, its name has to
-leave the list.
+What is larger stands in a list below, with its reason. Once it has become smaller, or is gone, its name
+has to leave the list.
 """
 
 from __future__ import annotations
