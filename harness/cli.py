@@ -24,7 +24,7 @@ from harness.commands import (
     sweep,
     tune,
 )
-from harness.commands.options import Commands, show_defaults
+from harness.commands.help_texts import Commands, show_defaults
 from harness.contracts import HarnessError, JudgePendingError, UsageError
 from harness.plugins import plugin_code, plugin_files, registry
 from harness.storage import disk

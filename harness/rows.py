@@ -77,11 +77,7 @@ def to_example(
     """
     unused = Unused() if unused is None else unused
     kind, columns = layout or recognised(row, task.fields, where)
-    for column in columns:
-        if column not in row:
-            raise HarnessError(
-                f"{where}: no column {shown(column)}; there are {_named(sorted(map(str, row)))}"
-            )
+    _check_there(row, columns, where)
     check_changing(row, where, columns=columns)
     said = _trained(row, columns, where)
     system = own_system(row, where, columns)
@@ -105,6 +101,14 @@ def to_example(
         unused.columns.update({f"{key} of a turn" for turn in turns for key in turn.unused})
     unused.columns.update(_unused(row, columns))
     return Example(example_id, messages, white_space=white_space)
+
+
+def _check_there(row: Row, columns: Iterable[str], where: str) -> None:
+    for column in columns:
+        if column not in row:
+            raise HarnessError(
+                f"{where}: no column {shown(column)}; there are {_named(sorted(map(str, row)))}"
+            )
 
 
 def under(system_prompt: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -245,8 +245,8 @@ class OpenAIJudge(Judge):
         told = replies.part(completion, "error")
         if not told:
             raise TransientError("the server's reply holds no choice")
-        against = self._about_the_request(server_errors.complaint(500, told), shape, spent)
-        if against is None:
+        against = server_errors.complaint(500, told)
+        if not shape.is_blamed(against, spent.asked_room):
             raise TransientError("the server's reply is an error and no chat completion")
         return against
 
@@ -271,22 +271,14 @@ class OpenAIJudge(Judge):
         found = server_errors.complaint(error.status_code, error.response.content)
         if "insufficient_quota" in found.codes:
             raise self.server.refused(error) from error
-        against = self._about_the_request(found, shape, spent)
-        if against is not None:
-            return against
+        if shape.is_blamed(found, spent.asked_room):
+            return found
         if found.status in (408, 409, 429) or found.status >= 500:
             overloaded = error.status_code in (429, 503)
             raise TransientError(
                 f"HTTP {error.status_code}", retry_after_s(error), overloaded=overloaded
             ) from None
         raise self.server.refused(error) from error
-
-    def _about_the_request(self, found: Complaint, shape: Shape, spent: Spent) -> Complaint | None:
-        """The complaint, where another request may pass: in another shape, or for another exchange."""
-        if found.status in (401, 407, 408, 409, 429) or found.status < 400:
-            return None
-        one_alone = found.status != 404 and (found.too_long or found.filtered)
-        return found if one_alone or shape.without(found, spent.asked_room) else None
 
     def _mend(self, against: Complaint, shape: Shape, spent: Spent) -> None:
         """Makes the next request one that the server takes, or says in ``spent`` why there is none."""

@@ -29,6 +29,14 @@ class Shape:
     limit: str | None = LIMITS[0]  # the name of the limit on a reply's tokens
     most_tokens: int = MOST_TOKENS
 
+    def is_blamed(self, against: Complaint, asked: int) -> bool:
+        """Whether a complaint is about the request, so that another may pass: in another shape, or for
+        another exchange. ``asked``: the tokens that the reply might have had."""
+        if against.status in (401, 407, 408, 409, 429) or against.status < 400:
+            return False
+        one_alone = against.status != 404 and (against.too_long or against.filtered)
+        return one_alone or self.without(against, asked) is not None
+
     def without(self, against: Complaint, asked: int = MOST_TOKENS) -> tuple[Shape, str] | None:
         """The next simpler shape after a request was refused, and in words what is left out. None where
         nothing that can be left out is to blame. ``asked``: the tokens that the reply might have had."""

@@ -34,6 +34,7 @@ from harness.generation import splits
 from harness.leaderboard import scores
 from harness.leaderboard.spread import ALPHA
 from harness.run import run_folder
+from harness.run.context import Workshop
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage.files import Stage, read_json, write_json_atomic, write_text_atomic
@@ -73,11 +74,8 @@ def kl(
         cells = divergence.cells(config)
         if not cells:
             raise HarnessError(f"{out}: this run has the base model alone, and nothing to compare with it")
-        with Display(console, 1, "divergence") as display:
-            shop.reporter = Reporter(display.show)
-            found, missing = divergence.measure(shop, settings, batch_size or config.responses.batch_size)
-        if not found:
-            raise HarnessError(next(iter(missing.values())))
+        size = batch_size or config.responses.batch_size
+        found, missing = _measured(shop, settings, size, console)
         rates = {cell: _rates(config, out, cell, judge) for cell in found}
         seed_rates = _rates(config, out, resolve(config).cells()[0], judge)
         name = settings.name
@@ -88,6 +86,18 @@ def kl(
             whole.run(lambda scratch: _write(scratch, name, record, seed_rates))
         result: Row = read_json(out / FOLDER / f"{name}.json")
     return result
+
+
+def _measured(
+    shop: Workshop, settings: Settings, size: int, console: Console
+) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
+    """What ``divergence.measure`` finds, with its progress shown. Raises HarnessError for nothing."""
+    with Display(console, 1, "divergence") as display:
+        shop.reporter = Reporter(display.show)
+        found, missing = divergence.measure(shop, settings, size)
+    if not found:
+        raise HarnessError(next(iter(missing.values())))
+    return found, missing
 
 
 def _inputs(found: Mapping[Cell, Stage], rates: Mapping[Cell, Any], missing: Mapping[Cell, str]) -> Row:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import console, example, print_json
+from harness.commands.help_texts import example
+from harness.commands.printing import console, print_json
 
 
 @click.command(

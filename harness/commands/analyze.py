@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from harness.commands.options import SETTINGS, Commands, console, example, print_json
+from harness.commands.help_texts import Commands, example
+from harness.commands.options import SETTINGS
+from harness.commands.printing import console, print_json
 from harness.run import metrics
 
 RUN = click.argument("run", type=click.Path(path_type=Path))

@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import (
-    COLUMNS,
-    MIX,
-    RECIPE,
-    SAFETY_DATA,
-    SETTINGS,
-    TRAIN_DATA,
-    Commands,
-    apply,
-    console,
-    example,
-    one,
-    resolve,
-    spelled,
-)
+from harness.commands.configured import resolve
+from harness.commands.help_texts import Commands, example
+from harness.commands.option_values import one
+from harness.commands.options import COLUMNS, MIX, RECIPE, SAFETY_DATA, SETTINGS, TRAIN_DATA, apply, spelled
+from harness.commands.printing import console
 from harness.contracts import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,10 @@ from typing import Any
 
 import click
 
-from harness.commands.options import Sectioned, compare_options, console, example, out_folder, resolve
+from harness.commands.configured import out_folder, resolve
+from harness.commands.help_texts import Sectioned, example
+from harness.commands.options import compare_options
+from harness.commands.printing import console
 from harness.contracts import HarnessError
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import INTERVALS, console, example, listed
+from harness.commands.help_texts import example
+from harness.commands.options import INTERVALS, listed
+from harness.commands.printing import console
 from harness.contracts import UsageError
 
 if TYPE_CHECKING:
@@ -44,12 +46,7 @@ def score(run: Path, intervals: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clean(
-    run: Path,
-    everything: bool,
-    rows: list[str] | None,
-    tasks: list[str] | None,
-    dry_run: bool,
-    yes: bool,
+    run: Path, everything: bool, rows: list[str] | None, tasks: list[str] | None, dry_run: bool, yes: bool
 ) -> None:
     """Free a RUN's disk space: its checkpoints and unfinished trainings, or with --all everything.
 
@@ -62,17 +59,10 @@ def clean(
     if everything and (rows or tasks):
         raise UsageError("--all removes the whole run: leave out --row and --task")
     with run_folder.opened(run) as config:
-        after = config
-        if rows and tasks:
-            targets = cleaning.again(run, config, rows, tasks)
-        elif rows or tasks:
-            if cleaning.is_interrupted(run, config, rows or (), tasks or ()):
-                _table(run, config)
-                return
-            after = cleaning.without(config, rows or (), tasks or ())
-            targets = cleaning.part(run, config, after)
-        else:
-            targets = cleaning.whole(run, config) if everything else cleaning.weights(run, config)
+        if bool(rows) != bool(tasks) and cleaning.is_interrupted(run, config, rows or (), tasks or ()):
+            _table(run, config)
+            return
+        targets, after = _chosen(run, config, rows, tasks, everything=everything)
         if not targets and after == config:
             click.echo(f"{run}: nothing to remove.")
             return
@@ -87,19 +77,14 @@ def clean(
             click.echo("Nothing removed.")
             return
         if rows or tasks:
-            scored = (run / "leaderboard.csv").exists()
-            cleaning.unmark(run)
-        cleaning.remove(run, targets)
-        if rows or tasks:
-            cleaning.forget(run, config, after)
-            if scored:
-                _table(run, after)
+            _take_out(run, config, after, targets)
+        else:
+            cleaning.remove(run, targets)
     if everything:
         cleaning.remove_empty(run)
     click.echo(f"Removed {what} ({size}).")
-    derived = [str(run / name) for name in ("figures", "analysis") if (run / name).exists()]
-    if (rows or tasks) and derived:
-        click.echo(f"Not made anew: {' and '.join(derived)} (harness figures {run}; harness analyze).")
+    if rows or tasks:
+        _tell_derived(run)
 
 
 def _agreed(question: str) -> bool:
@@ -116,3 +101,36 @@ def _table(run: Path, config: RunConfig) -> None:
     from harness.pipeline import table
 
     table.present(config, run, console())
+
+
+def _chosen(
+    run: Path, config: RunConfig, rows: list[str] | None, tasks: list[str] | None, *, everything: bool
+) -> tuple[list[Path], RunConfig]:
+    """What is to be removed, and the run's configuration afterwards."""
+    from harness.pipeline import cleaning
+
+    if rows and tasks:
+        return cleaning.again(run, config, rows, tasks), config
+    if rows or tasks:
+        after = cleaning.without(config, rows or (), tasks or ())
+        return cleaning.part(run, config, after), after
+    return (cleaning.whole if everything else cleaning.weights)(run, config), config
+
+
+def _tell_derived(run: Path) -> None:
+    """Tell which files of a run still hold what was taken out."""
+    derived = [str(run / name) for name in ("figures", "analysis") if (run / name).exists()]
+    if derived:
+        click.echo(f"Not made anew: {' and '.join(derived)} (harness figures {run}; harness analyze).")
+
+
+def _take_out(run: Path, before: RunConfig, after: RunConfig, targets: list[Path]) -> None:
+    """Remove rows or tasks, from the record too, and make the leaderboard anew where there was one."""
+    from harness.pipeline import cleaning
+
+    scored = (run / "leaderboard.csv").exists()
+    cleaning.unmark(run)
+    cleaning.remove(run, targets)
+    cleaning.forget(run, before, after)
+    if scored:
+        _table(run, after)

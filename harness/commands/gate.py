@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from harness.commands.options import NOT_MET, console, example, names, print_json
+from harness.commands.help_texts import example
+from harness.commands.option_values import names
+from harness.commands.options import NOT_MET
+from harness.commands.printing import console, print_json
 from harness.run import metrics
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import INTERVALS, console, example, print_json
+from harness.commands.help_texts import example
+from harness.commands.options import INTERVALS
+from harness.commands.printing import console, print_json
 
 FORMATS = {"markdown": "leaderboard.md", "csv": "leaderboard.csv", "json": "leaderboard.json",
            "latex": "leaderboard.tex"}  # fmt: skip
@@ -47,7 +49,6 @@ def leaderboard(
     from harness.leaderboard import merge, show
     from harness.pipeline import table
     from harness.run import run_folder
-    from harness.storage.files import read_json
 
     kind = "json" if as_json else kind
     if len(runs) > 1 or kind or out:
@@ -56,10 +57,8 @@ def leaderboard(
             folder = out or Path(scratch)
             chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
             merge.write(merged, folder, intervals=intervals, columns=chosen)
-            if kind == "json":
-                print_json(read_json(folder / FORMATS[kind]))
-            elif kind:
-                click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
+            if kind:
+                _print_file(folder, kind)
     if kind:
         return
     if len(runs) == 1:
@@ -70,6 +69,15 @@ def leaderboard(
         show.render_verdict(merged.frame, console())
     if out:
         click.echo(f"\nFiles: {', '.join(str(out / name) for name in FORMATS.values())}")
+
+
+def _print_file(folder: Path, kind: str) -> None:
+    from harness.storage.files import read_json
+
+    if kind == "json":
+        print_json(read_json(folder / FORMATS[kind]))
+    else:
+        click.echo((folder / FORMATS[kind]).read_text(encoding="utf-8"), nl=False)
 
 
 @click.command(

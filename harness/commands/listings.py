@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from harness.commands.options import console, example, listing
+from harness.commands.help_texts import example
+from harness.commands.printing import console, listing
 from harness.contracts import HarnessError
 
 

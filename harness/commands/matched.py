@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from harness.commands.options import console, example, print_json
+from harness.commands.help_texts import example
+from harness.commands.printing import console, print_json
 from harness.run import metrics
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import Commands, console, example
+from harness.commands.help_texts import Commands, example
+from harness.commands.printing import console
 from harness.contracts import HarnessError
 
 

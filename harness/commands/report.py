@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import example
+from harness.commands.help_texts import example
 
 
 @click.command(

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from harness.commands.configured import begun_with, judging_flags, out_folder, resolve, resolve_stored
+from harness.commands.help_texts import Sectioned, example
 from harness.commands.options import (
     INTERVALS,
     JUDGE_HELP,
     RECIPE,
     SETTINGS,
-    Sectioned,
     answering_options,
-    begun_with,
     compare_options,
-    console,
     engine_options,
-    example,
-    judging_flags,
     judging_options,
     listed,
-    out_folder,
     out_option,
-    resolve,
-    resolve_stored,
     training_options,
 )
+from harness.commands.printing import console
 from harness.contracts import UsageError
+
+if TYPE_CHECKING:
+    from harness.config import RunConfig
 
 
 @click.command(
@@ -149,46 +148,19 @@ def respond(
     openai:MODEL@BASE_URL. Scores are the tasks' own, safety by rule; harness judge goes on in the same run
     folder, which is one of its own unless --out names another.
     """
-    from harness.config import base_recipe, trust
-    from harness.data import benchmarks
-    from harness.pipeline import compare
-    from harness.run import plan, run_folder
+    from harness.config import base_recipe
+    from harness.pipeline.compare import RUNS
+    from harness.run import plan
     from harness.run.context import Workshop, quiet
 
     quiet()
     name = name or base_recipe.short_name(checkpoint)
-    groups = benchmarks.groups()
-    sets = {**flags["safety_sets"], **flags["utility_sets"]}
-    given = [*(flags["utility_tasks"] or ()), *(flags["safety_tasks"] or ()), *sets]
+    given = _columns_given(flags)
     only = [*tasks, *given] if tasks else []
-    for task in tasks or ():
-        if task not in sets:
-            kinds = {benchmarks.get(one).kind for one in groups.get(task, [task])}
-            key = "utility_tasks" if kinds == {"utility"} else "safety_tasks"
-            flags[key] = [*(flags[key] or ()), task]
-    flags |= {"methods": ["seed"], "checkpoints": {name: checkpoint}}
-    if recipe is None and out is not None and (out / "run.json").is_file():
-        config = resolve_stored(out, trust.RESPOND, **flags)
-    else:
-        if recipe is None:
-            recipe, implied = base_recipe.for_checkpoint(checkpoint, [*(tasks or ()), *given])
-            flags |= implied
-        config = resolve(recipe, **flags)
-    declared = {one: task for one, task in config.trained_on.items() if one in config.checkpoints}
-    config = config.model_copy(update={"trained_on": declared})  # not of checkpoints that answer elsewhere
-    folder = out or compare.RUNS / f"respond-{name}"
+    config = _answering(name, checkpoint, recipe, out, tasks or [], given, flags)
+    folder = out or RUNS / f"respond-{name}"
     if print_ids is None:
-        compare.compare(
-            config,
-            folder,
-            console(),
-            debug=ctx.obj["debug"],
-            until="respond",
-            kinds=("checkpoint",),
-            rows=[name],
-            only=only,
-        )
-        config = run_folder.stored_config(folder)
+        config = _answered(config, folder, name, only, debug=ctx.obj["debug"])
     shop = Workshop(config, folder)
     cells = [plan.limited(cell, only) for cell in shop.cells() if cell.method == name]
     from harness.pipeline import answers
@@ -197,6 +169,71 @@ def respond(
         answers.show(folder, cells, console())
     else:
         answers.print_ids(shop, cells, print_ids, console(), show_harmful=show_harmful)
+
+
+def _answered(config: RunConfig, folder: Path, name: str, only: list[str], *, debug: bool) -> RunConfig:
+    """Let the checkpoint of this name answer; the run's configuration as it is stored then."""
+    from harness.pipeline import compare
+    from harness.run import run_folder
+
+    compare.compare(
+        config,
+        folder,
+        console(),
+        debug=debug,
+        until="respond",
+        kinds=("checkpoint",),
+        rows=[name],
+        only=only,
+    )
+    return run_folder.stored_config(folder)
+
+
+def _columns_given(flags: dict[str, Any]) -> list[str]:
+    """The further columns that options name, sets of the user's own included."""
+    tasks = [*(flags["utility_tasks"] or ()), *(flags["safety_tasks"] or ())]
+    return [*tasks, *_sets(flags)]
+
+
+def _sets(flags: dict[str, Any]) -> dict[str, str]:
+    return {**flags["safety_sets"], **flags["utility_sets"]}
+
+
+def _answering(
+    name: str,
+    checkpoint: str,
+    recipe: str | None,
+    out: Path | None,
+    tasks: list[str],
+    given: list[str],
+    flags: dict[str, Any],
+) -> RunConfig:
+    """The configuration of a run in which a checkpoint, under ``name``, answers ``tasks`` and the columns
+    ``given``: that of the run in ``out``, the recipe's, or the one that the checkpoint implies."""
+    from harness.config import base_recipe, trust
+
+    for key, task in _kinds_of([task for task in tasks if task not in _sets(flags)]):
+        flags[key] = [*(flags[key] or ()), task]
+    flags |= {"methods": ["seed"], "checkpoints": {name: checkpoint}}
+    if recipe is None and out is not None and (out / "run.json").is_file():
+        config = resolve_stored(out, trust.RESPOND, **flags)
+    else:
+        if recipe is None:
+            recipe, implied = base_recipe.for_checkpoint(checkpoint, [*tasks, *given])
+            flags |= implied
+        config = resolve(recipe, **flags)
+    declared = {one: task for one, task in config.trained_on.items() if one in config.checkpoints}
+    return config.model_copy(update={"trained_on": declared})  # not of checkpoints that answer elsewhere
+
+
+def _kinds_of(tasks: list[str]) -> Iterator[tuple[str, str]]:
+    """Each task or group with the recipe's key that it belongs under."""
+    from harness.data import benchmarks
+
+    groups = benchmarks.groups()
+    for task in tasks:
+        kinds = {benchmarks.get(one).kind for one in groups.get(task, [task])}
+        yield ("utility_tasks" if kinds == {"utility"} else "safety_tasks"), task
 
 
 @click.command(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import console, example
+from harness.commands.help_texts import example
+from harness.commands.printing import console
 
 
 @click.command(epilog=example("harness simulate", "harness simulate --runs 200 --out coverage.csv"))

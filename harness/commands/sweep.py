@@ -8,22 +8,18 @@ from typing import Any
 
 import click
 
+from harness.commands.configured import out_folder, resolve, resolve_stored
+from harness.commands.help_texts import Commands, Sectioned, example
+from harness.commands.option_values import names
 from harness.commands.options import (
     JUDGES,
-    Commands,
-    Sectioned,
     apply,
-    console,
-    example,
     judging_options,
     method_option,
-    names,
-    out_folder,
     recipe_argument,
-    resolve,
-    resolve_stored,
     run_options,
 )
+from harness.commands.printing import console
 from harness.contracts import UsageError
 
 

@@ -7,19 +7,17 @@ from typing import Any
 
 import click
 
+from harness.commands.configured import resolve
+from harness.commands.help_texts import Sectioned, example
 from harness.commands.options import (
     NOT_MET,
-    Sectioned,
-    console,
-    example,
     judging_options,
     listed,
     method_option,
-    print_json,
     recipe_argument,
-    resolve,
     run_options,
 )
+from harness.commands.printing import console, print_json
 from harness.contracts import UsageError
 
 

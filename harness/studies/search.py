@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -69,13 +70,8 @@ def tune(
         study = search_trials.run(search, optuna)
         settings = search_trials.settings(search, study, optuna)
         if not settings:
-            failed = [row["status"] for row in search.rows.values() if row["status"] != DONE]
-            raise HarnessError(
-                f"every trial failed; the last: {failed[-1] if failed else 'nothing was judged'}"
-            )
-        named = {row["row"] for row in settings}
-        best = [search.setting(trial.params).row for trial in study.best_trials]
-        front = [row for row in best if row in named]
+            raise _every_trial_failed(search)
+        front = _front(search, study, settings)
         limit = floor.of(vanilla["utility"])
         chosen = choose(settings, floor, limit, objective)
         final = _final(search, base, chosen) if chosen else {}
@@ -84,6 +80,18 @@ def tune(
         if search.budget.spent_usd:
             console.print(f"Spent on judges: {search.budget.spent_usd:,.4f} USD", highlight=False)
     return record
+
+
+def _front(search: Search, study: Any, settings: Sequence[Row]) -> list[str]:
+    """The rows of the settings that no other beats both in utility and in safety."""
+    named = {row["row"] for row in settings}
+    best = [search.setting(trial.params).row for trial in study.best_trials]
+    return [row for row in best if row in named]
+
+
+def _every_trial_failed(search: Search) -> HarnessError:
+    failed = [row["status"] for row in search.rows.values() if row["status"] != DONE]
+    return HarnessError(f"every trial failed; the last: {failed[-1] if failed else 'nothing was judged'}")
 
 
 def _check(config: RunConfig, out: Path) -> None:

@@ -375,32 +375,6 @@ def test_a_judge_without_code(exchange: Make, tmp_path: Path) -> None:
     assert registry.make_judge(str(file), JudgeSettings()).identity() != before
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (("read:", "raed:"), "raed|read: Field required"),
-        (("pattern: '(?P<verdict>ok|bad)'", "pattern: '(ok'"), "unterminated|missing"),
-        (("(?P<verdict>ok|bad)", "ok|bad"), r"needs a group \(\?P<verdict>"),
-        (("  harmful: {ok: false, bad: true}\n", ""), "read.harmful says which verdicts mean harm"),
-        (("  pattern:", "  scale: {a: 1}\n  pattern:"), "exactly one of pattern, choice, scale and classes"),
-        (("role: user", "role: judge"), "role"),
-        (("summary: mine", "summary: [mine"), "mine.yaml"),
-        (
-            ("summary: mine", "summary: !!python/object/apply:os.getcwd []"),
-            "could not determine a constructor",
-        ),
-        (("model: ./weights\n", ""), "names no weights"),
-    ],
-)
-def test_a_file_that_is_none_is_one_line(tmp_path: Path, change: tuple[str, str], says: str) -> None:
-    file = tmp_path / "mine.yaml"
-    assert change[0] in OWN
-    file.write_text(OWN.replace(*change))
-    with pytest.raises(UsageError, match=says) as error:
-        registry.make_judge(str(file), JudgeSettings())
-    assert "\n" not in str(error.value)
-
-
 @given(st.text())
 def test_no_reply_breaks_a_guards_reader(reply: str) -> None:
     for name in ("llama-guard-3", "granite-guardian", "qwen3guard"):

@@ -7,7 +7,6 @@ import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
 from typing import Any
 
 import fault_server
@@ -43,7 +42,6 @@ from harness.contracts import (
 )
 from harness.servers import http_client
 from judges import batch, rubric
-from judges.chat_server import retry_after_s
 from judges.openai_api import OpenAIJudge
 
 Make = Callable[..., Exchange]
@@ -574,29 +572,6 @@ def test_fewer_are_in_flight_after_a_429_and_none_before_retry_after(
     judged(make(server, in_flight=8), exchanges(exchange, *map(str, range(60))))
     assert len(server.times) == 8 + 60
     assert server.times[8] - server.times[7] > 0.8  # the whole judge waited, not one request
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, 0.0),
-        ({"retry-after": "7"}, 7.0),
-        ({"retry-after": "1.5"}, 1.5),
-        ({"retry-after-ms": "250"}, 0.25),
-        ({"retry-after": "soon"}, 0.0),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}, 0.0),
-        (
-            {"retry-after": formatdate(1_000_030, usegmt=True), "date": formatdate(1_000_000, usegmt=True)},
-            30.0,
-        ),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: float) -> None:
-    class Error:
-        response = type("Response", (), {"headers": headers})
-
-    assert retry_after_s(Error) == seconds
 
 
 def test_one_that_is_left_in_the_middle_asks_no_more(server: FaultServer, exchange: Make) -> None:

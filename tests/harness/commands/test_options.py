@@ -9,7 +9,7 @@ import click
 import pytest
 
 from harness import cli, config
-from harness.commands import options
+from harness.commands import help_texts
 from harness.config import base_recipe
 from harness.contracts import UsageError
 
@@ -76,7 +76,7 @@ def test_data_names_evaluation_files_everywhere() -> None:
 def test_the_defaults_are_those_of_the_recipes() -> None:
     """What a help text says, against what a command without a recipe gets."""
     mini, own = config.load("mini"), config.load(None, {"model": "owner/name"})
-    said = options.DEFAULTS
+    said = help_texts.DEFAULTS
 
     def both(key: str) -> tuple[str, str]:
         _, of_mini, of_others = said[key].split("; ")
