@@ -179,20 +179,17 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
         benchmark = shop.benchmark(task)
         stage = respond_stage(shop, cell, task)
         journal = Journal(stage)
-
-        def work(scratch: Path, benchmark: Benchmark = benchmark, journal: Journal = journal) -> None:
+        with stage.writing() as scratch:
             with (scratch / "responses.jsonl").open("w", encoding="utf-8") as file:
                 record = answer(
                     shop,
                     engine,
                     benchmark,
                     f"{label}  respond {benchmark.name}",
-                    lambda row: file.write(json_line(row)),
+                    lambda row, file=file: file.write(json_line(row)),  # type: ignore[misc]
                     journal,
                 )
             write_json_atomic(scratch / "task.json", record)
-
-        stage.run(work)
         journal.remove()
 
 

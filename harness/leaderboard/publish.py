@@ -55,8 +55,9 @@ def publish(config: RunConfig, out: Path) -> bool:
         notes = [*judging.notes(config, out, cells), *remarks.notes(config, out, cells)]
         notes += [*run_folder.code_notes(config), *papers.notes(config)]
         notes += filter(None, [splits.note(config.responses), config.note])
-
-        def work(scratch: Path) -> None:
+        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+        crash.point("report.removed", out / REPORT)
+        with stage.writing() as scratch:
             tables.write(frame, long, scratch, title=title(config), notes=notes)
             markdown.write(frame, scratch, title=title(config), notes=notes)
             latex.write(frame, scratch, title=title(config), notes=notes)
@@ -64,10 +65,6 @@ def publish(config: RunConfig, out: Path) -> bool:
                 epochs.write(config, out, cells, failures, scratch)
             for name, found in of_cells.items():
                 write_json_atomic(scratch / name, found)
-
-        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
-        crash.point("report.removed", out / REPORT)
-        stage.run(work)
     return fresh
 
 
