@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.data import loading
-from harness.data.benchmarks import Benchmark
 from harness.engines import select
 from harness.generation import answering, lm_tasks, splits
 from harness.models import checkpoints
@@ -118,19 +116,16 @@ def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> Non
         benchmark = shop.benchmark(task)
         stage = respond_stage(shop, cell, task)
         journal = Journal(stage)
-
-        def work(scratch: Path, benchmark: Benchmark = benchmark, journal: Journal = journal) -> None:
+        with stage.writing() as scratch:
             with (scratch / "responses.jsonl").open("w", encoding="utf-8") as file:
                 record = answering.answer(
                     shop,
                     engine,
                     benchmark,
                     f"{label}  respond {benchmark.name}",
-                    lambda row: file.write(json_line(row)),
+                    lambda row, file=file: file.write(json_line(row)),  # type: ignore[misc]
                     journal,
                     system_prompt,
                 )
             write_json_atomic(scratch / "task.json", record)
-
-        stage.run(work)
         journal.remove()

@@ -97,10 +97,11 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
             found[verdict.exchange_id] = verdict
             write(verdict)
             advance(1)
-    judged_rows = (dataclasses.asdict(found[exchange.id]) for exchange in exchanges)
+    judged_rows = [dataclasses.asdict(found[exchange.id]) for exchange in exchanges]
     shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
     crash.point("verdicts.forgotten", stage.marker)
-    stage.run(lambda scratch: write_jsonl_atomic(scratch / stage.outputs[0], judged_rows))
+    with stage.writing() as scratch:
+        write_jsonl_atomic(scratch / stage.outputs[0], judged_rows)
     journal.remove()
 
 

@@ -63,8 +63,9 @@ def _write(
     frame = build.build(results, papers.figures(config))
     long = build.long_scores(results)
     notes = _notes(config, out, cells)
-
-    def work(scratch: Path) -> None:
+    (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+    crash.point("report.removed", out / REPORT)
+    with stage.writing() as scratch:
         tables.write(frame, long, scratch, title=title(config), notes=notes)
         markdown.write(frame, scratch, title=title(config), notes=notes)
         latex.write(frame, scratch, title=title(config), notes=notes)
@@ -72,10 +73,6 @@ def _write(
             epochs.write(config, out, cells, failures, scratch)
         for name, found in of_cells.items():
             write_json_atomic(scratch / name, found)
-
-    (out / REPORT).unlink(missing_ok=True)  # it shows the former table
-    crash.point("report.removed", out / REPORT)
-    stage.run(work)
 
 
 def _notes(config: RunConfig, out: Path, cells: list[Cell]) -> list[str]:

@@ -215,13 +215,19 @@ class Stage:
             return False
 
     def run(self, work: Callable[[Path], None]) -> None:
-        """Let ``work`` write the outputs into a scratch folder, move them into place, write the marker."""
+        """As ``writing``, for work that is a function."""
+        with self.writing() as scratch:
+            work(scratch)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A scratch folder for the outputs, which are then moved into place; last the marker is written."""
         self.marker.unlink(missing_ok=True)
         crash.point("stage.unmarked", self.marker)
         scratch = self.folder / f".{self.name}.partial"
         remove(scratch)
         scratch.mkdir(parents=True)
-        work(scratch)
+        yield scratch
         records = {
             str(file.relative_to(scratch)): {"bytes": file.stat().st_size, "sha256": file_hash(file)}
             for output in self.outputs
