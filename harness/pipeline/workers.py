@@ -14,12 +14,13 @@ import signal
 import sys
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -89,58 +90,93 @@ def _in_workers(
     jobs: int,
     display: Display,
 ) -> Generator[Outcome, None, None]:
-    """Each worker has a pipe of its own: one that dies takes its cell along, and no other."""
-    context = multiprocessing.get_context("spawn")
-    waiting = deque(todo)
-    busy: dict[Connection, tuple[BaseProcess, Cell]] = {}
+    def arguments(end: Connection, said: Sequence[Cell]) -> tuple[Any, ...]:
+        return end, config, out, until, debug, said, jobs, plugin_files.shipped()
 
-    def hire(announce: Sequence[Cell]) -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_serve,
-            args=(theirs, config, out, until, debug, announce, jobs, plugin_files.shipped()),
-            daemon=True,
-        )
+    pool, waiting = _Pool(arguments, labels), deque(todo)
+    try:
+        for number in range(jobs):
+            pool.give(pool.hire(announce if number == 0 else ()), waiting.popleft())
+        while pool.busy:
+            for connection in pool.ready():
+                message = pool.hear(connection)
+                if not isinstance(message, Outcome | _Died):
+                    display.show(message)
+                elif isinstance(message, _Died):
+                    display.forget(message.pid)
+                    yield message.outcome
+                    if waiting:
+                        pool.give(pool.hire(()), waiting.popleft())
+                else:
+                    yield message
+                    if waiting:
+                        pool.give(connection, waiting.popleft())
+                    else:
+                        pool.dismiss(connection)
+    finally:
+        pool.end()
+
+
+@dataclass(frozen=True)
+class _Died:
+    """A worker's process is gone; ``outcome`` says so of its cell."""
+
+    pid: int | None
+    outcome: Outcome
+
+
+class _Pool:
+    """Worker processes. Each has a pipe of its own: one that dies takes its cell along, and no other.
+
+    ``arguments``: those of ``_serve``, for its end of the pipe and what it is to announce."""
+
+    def __init__(
+        self, arguments: Callable[[Connection, Sequence[Cell]], tuple[Any, ...]], labels: Mapping[Path, str]
+    ):
+        self._arguments, self._labels = arguments, labels
+        self._processes: dict[Connection, BaseProcess] = {}
+        self.busy: dict[Connection, Cell] = {}
+
+    def hire(self, announce: Sequence[Cell]) -> Connection:
+        spawning = multiprocessing.get_context("spawn")
+        ours, theirs = spawning.Pipe()
+        process = spawning.Process(target=_serve, args=self._arguments(theirs, announce), daemon=True)
         with _quiet_start():
             process.start()
         theirs.close()
-        give(ours, process)
+        self._processes[ours] = process
+        return ours
 
-    def give(connection: Connection, process: BaseProcess) -> None:
-        cell = waiting.popleft()
-        busy[connection] = process, cell
+    def give(self, connection: Connection, cell: Cell) -> None:
+        self.busy[connection] = cell
         with contextlib.suppress(OSError):  # a worker that is gone is found by its closed pipe
-            connection.send((cell, labels[cell.folder]))
+            connection.send((cell, self._labels[cell.folder]))
 
-    try:
-        for number in range(jobs):
-            hire(announce if number == 0 else ())
-        while busy:
-            for ready in multiprocessing.connection.wait(list(busy)):
-                connection = cast(Connection, ready)
-                process, cell = busy[connection]
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    del busy[connection]
-                    process.join()
-                    display.forget(process.pid)
-                    cause = f"exit code {process.exitcode}: out of memory, or killed"
-                    yield Outcome(cell, f"its worker process died ({cause})")
-                    if waiting:
-                        hire(())
-                    continue
-                if not isinstance(message, Outcome):
-                    display.show(message)
-                    continue
-                del busy[connection]
-                yield message
-                if waiting:
-                    give(connection, process)
-                else:
-                    connection.close()  # the worker takes it as the end
-    finally:
-        for process, _ in busy.values():
+    def ready(self) -> list[Connection]:
+        """Wait until workers have something to say, or are gone."""
+        return cast(list[Connection], multiprocessing.connection.wait(list(self.busy)))
+
+    def hear(self, connection: Connection) -> Any:
+        """What a worker says: how its cell went, which ends that, or an event on the way."""
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            process, cell = self._processes.pop(connection), self.busy.pop(connection)
+            process.join()
+            cause = f"exit code {process.exitcode}: out of memory, or killed"
+            return _Died(process.pid, Outcome(cell, f"its worker process died ({cause})"))
+        if isinstance(message, Outcome):
+            del self.busy[connection]
+        return message
+
+    def dismiss(self, connection: Connection) -> None:
+        """Let a worker end: it takes its closed pipe for that."""
+        del self._processes[connection]
+        connection.close()
+
+    def end(self) -> None:
+        """Stop those that are still at work."""
+        for process in self._processes.values():
             process.terminate()
 
 

@@ -116,97 +116,119 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused, and
     what only the record asks for (trust.py), as far as ``steps`` would take it."""
     config, out = shop.config, shop.out
-    record_file = out / "run.json"
     chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
     now = _fixed(shop)
     kept: dict[str, Any] = {}
-    before = stored_config(out) if record_file.exists() else None
-    if before is not None:
-        there = resolve(before)
-        answered = {task for cell in there.cells() for task in cell.tasks}
-        answered |= {there.benchmark(task).local_data or "" for task in answered}
+    before = stored_config(out) if (out / "run.json").exists() else None
+    if before is None:
+        config = config.model_copy(update={"methods": chosen})
+    else:
         record = records.run(out)
-        stored, fixed = record["config"], record.get("fixed", {})
-        fixed = {"responses.part": "all", **fixed}  # a run from before parts were known
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
-        added = {f"data.{task}" for task in config.data if task not in answered}
-        elsewhere = _answered_elsewhere(record)
-        # What this command does not name again, or names for the first time, stays or is added.
-        files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets.", "utility_sets."))]
-        added |= {key for key in files if (key in now) != (key in fixed)}
-        added -= elsewhere.keys()
-        # A train task that only one of both has brings its own data along.
-        shared = {*before.train_tasks} & {*config.train_tasks}
-        rows = [key for key in {*now, *fixed} if key.startswith(("train_data.", "columns."))]
-        brought = [key for key in rows if key.partition(".")[2] not in shared]
-        added |= {*brought}
-        files += brought
-        now = {**{key: fixed[key] for key in files if key in fixed}, **now}
-        if fixed.get("engine") != now["engine"]:  # its settings differ because it does
-            shared = {f"responses.{name}" for name in (*select.ALWAYS, "part", "validation_share")}
-            added |= {key for key in {*now, *fixed} if key.startswith("responses.")} - shared
-        there_now = {**elsewhere, **fixed}
-        differing = [
-            f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
-            for key in sorted({*now, *fixed} - added)
-            if fixed.get(key) != now.get(key)
-        ]
-        trained = {*stored["methods"], *(variant.method for variant in before.variants.values())}
-        for method in sorted({*chosen, *config.method_options}):
-            there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
-            if method in trained and there != here:
-                differing.append(f"method_options.{method}: {there} there, {here} here")
-        differing += _changed_variants(before, config) + _other_code(before, config)
-        for name, path in config.checkpoints.items():
-            there = stored["checkpoints"].get(name, path)
-            if there != path:
-                differing.append(f"checkpoint {name}: {there} there, {path} here (another name?)")
+        now, differing = _compared(record, before, config, now)
+        differing += _differing_rows(record["config"], before, config, chosen)
         if differing:
             raise HarnessError(
                 f"{out} holds a run of another configuration; choose another --out. "
                 f"What differs: {'; '.join(differing)}"
             )
-        config = config.model_copy(
-            update={
-                "methods": _both(stored["methods"], chosen),
-                "train_tasks": _both(stored["train_tasks"], config.train_tasks),
-                "seeds": _both(stored["seeds"], config.seeds),
-                "judges": _both(stored["judges"], config.judges),
-                "checkpoints": {**stored["checkpoints"], **config.checkpoints},
-                "trained_on": {**before.trained_on, **config.trained_on},
-                "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
-                "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
-                "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
-                "utility_sets": {**before.utility_sets, **config.utility_sets},
-                "code": _code(before, config),
-                "data": {**_paths(stored["data"]), **config.data},
-                **_joined_data(before, config),
-                "method_options": {**stored["method_options"], **config.method_options},
-                "variants": {**before.variants, **config.variants},
-                "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
-            }
-        )
+        config = _extended(record["config"], before, config, chosen)
         trust.check(config, before, out, shop.config, steps)
-    else:
-        config = config.model_copy(update={"methods": chosen})
     config = config.model_copy(update={"engine": shop.engine_name})
     trust.remember(config, out, before)
-    write_json_atomic(
-        record_file,
-        {
-            "config": config.model_dump(mode="json"),
-            "fixed": now,
-            "command": [*map(without_keys, sys.argv)],
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "harness": __version__,
-            "commit": _commit(),
-            "libraries": shop.libraries,
-            "python": platform.python_version(),
-            "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
-            **kept,
-        },
-    )
+    write_json_atomic(out / "run.json", {**_record(shop, config), "fixed": now, **kept})
     return config
+
+
+def _compared(
+    record: dict[str, Any], before: RunConfig, config: RunConfig, now: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What all the run's answers and trainings rest on from now on, and what of it the command would change.
+    What it does not name again, or names for the first time, stays or is added."""
+    fixed = {"responses.part": "all", **record.get("fixed", {})}  # a run from before parts were known
+    there = resolve(before)
+    answered = {task for cell in there.cells() for task in cell.tasks}
+    answered |= {there.benchmark(task).local_data or "" for task in answered}
+    added = {f"data.{task}" for task in config.data if task not in answered}
+    elsewhere = _answered_elsewhere(record)
+    files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets.", "utility_sets."))]
+    added |= {key for key in files if (key in now) != (key in fixed)}
+    added -= elsewhere.keys()
+    # A train task that only one of both has brings its own data along.
+    shared = {*before.train_tasks} & {*config.train_tasks}
+    rows = [key for key in {*now, *fixed} if key.startswith(("train_data.", "columns."))]
+    brought = [key for key in rows if key.partition(".")[2] not in shared]
+    added |= {*brought}
+    now = {**{key: fixed[key] for key in [*files, *brought] if key in fixed}, **now}
+    if fixed.get("engine") != now["engine"]:  # its settings differ because it does
+        shared = {f"responses.{name}" for name in (*select.ALWAYS, "part", "validation_share")}
+        added |= {key for key in {*now, *fixed} if key.startswith("responses.")} - shared
+    there_now = {**elsewhere, **fixed}
+    differing = [
+        f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
+        for key in sorted({*now, *fixed} - added)
+        if fixed.get(key) != now.get(key)
+    ]
+    return now, differing
+
+
+def _differing_rows(
+    stored: dict[str, Any], before: RunConfig, config: RunConfig, chosen: Sequence[str]
+) -> list[str]:
+    """What the command would change of the run's methods, variants, code and checkpoints."""
+    differing = []
+    trained = {*stored["methods"], *(variant.method for variant in before.variants.values())}
+    for method in sorted({*chosen, *config.method_options}):
+        there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
+        if method in trained and there != here:
+            differing.append(f"method_options.{method}: {there} there, {here} here")
+    differing += _changed_variants(before, config) + _other_code(before, config)
+    for name, path in config.checkpoints.items():
+        there = stored["checkpoints"].get(name, path)
+        if there != path:
+            differing.append(f"checkpoint {name}: {there} there, {path} here (another name?)")
+    return differing
+
+
+def _extended(
+    stored: dict[str, Any], before: RunConfig, config: RunConfig, chosen: Sequence[str]
+) -> RunConfig:
+    """The run's configuration with what the command adds."""
+    return config.model_copy(
+        update={
+            "methods": _both(stored["methods"], chosen),
+            "train_tasks": _both(stored["train_tasks"], config.train_tasks),
+            "seeds": _both(stored["seeds"], config.seeds),
+            "judges": _both(stored["judges"], config.judges),
+            "checkpoints": {**stored["checkpoints"], **config.checkpoints},
+            "trained_on": {**before.trained_on, **config.trained_on},
+            "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
+            "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
+            "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
+            "utility_sets": {**before.utility_sets, **config.utility_sets},
+            "code": _code(before, config),
+            "data": {**_paths(stored["data"]), **config.data},
+            **_joined_data(before, config),
+            "method_options": {**stored["method_options"], **config.method_options},
+            "variants": {**before.variants, **config.variants},
+            "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
+        }
+    )
+
+
+def _record(shop: Workshop, config: RunConfig) -> dict[str, Any]:
+    """What run.json says of the command, the machine and the packages."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "fixed": {},  # in its place among the keys
+        "command": [*map(without_keys, sys.argv)],
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "harness": __version__,
+        "commit": _commit(),
+        "libraries": shop.libraries,
+        "python": platform.python_version(),
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+    }
 
 
 def _joined_data(before: RunConfig, config: RunConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ELSEWHERE = {  # module -> why it looks a name up itself
     "harness.commands.listings": "it lists what is installed, whatever a configuration names",
     "harness.commands.run": "a task's kind decides under which key it is configured",
     "harness.config.base_recipe": "the tasks decide which recipe there is to be",
+    "harness.engines.select": "an engine by the name that a configuration or a checkpoint gives it",
     "harness.studies.sweeps": "which methods have an option, before one is configured",
     "harness.training.job": "a training's own process has a name and options, and no configuration",
 }
