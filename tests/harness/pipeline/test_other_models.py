@@ -13,7 +13,7 @@ import pytest
 from harness import config
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
-from harness.pipeline import doctor, estimate, needs, other_models, ray_cluster
+from harness.pipeline import cluster_storage, doctor, estimate, needs, other_models
 from harness.plugins import plugin_files
 from harness.run import plan
 from harness.run.context import Workshop
@@ -137,7 +137,7 @@ def test_it_travels_to_a_cluster_and_identities_stay(other: Path, tmp_path: Path
     variant = {"far": {"method": "safe-lora", "options": {"unaligned": str(other)}}}
     given = reading(other, executor="ray", variants=variant)
     named = plugin_files.shipped()
-    storage = ray_cluster.Storage(f"file://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"file://{tmp_path / 'store'}")
     there = storage.take_in(given)
     assert str(other) in there
     plugin_files.forget()

@@ -18,7 +18,7 @@ import pytest
 from harness import config
 from harness.contracts import HarnessError
 from harness.data import benchmarks
-from harness.pipeline import ray_cluster, stages
+from harness.pipeline import cluster_storage, ray_cluster, stages
 from harness.plugins import plugin_files
 from harness.run.plan import Cell, cells
 
@@ -113,7 +113,7 @@ def test_a_node_with_other_versions_says_which() -> None:
 def test_folders_travel_whole_and_markers_last(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = ray_cluster.Storage(f"{scheme}://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"{scheme}://{tmp_path / 'store'}")
     files = {"train.done.json": "m", "checkpoint/model.safetensors": "w", "a task/responses.jsonl": "é\n"}
     here = tmp_path / "here"
     for name, text in {**files, ".training/state/x": "left behind"}.items():
@@ -155,7 +155,7 @@ def test_what_the_recipe_names_travels_and_identities_stay(tmp_path: Path, run_c
         task_dirs=[str(tasks)],
         utility_tasks=["capitals"],
     )
-    storage = ray_cluster.Storage(f"file://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"file://{tmp_path / 'store'}")
     there, content = storage.take_in(given), benchmarks.get("capitals").content
     plugin_files.forget()  # as on a node
     brought = storage.bring(given, there)
@@ -187,14 +187,14 @@ def test_a_storage_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for url in ("nosuch://bucket/x?key=secret", f"file://{tmp_path / 'file'}"):
         with pytest.raises(HarnessError, match=r"ray\.storage .*cannot be used") as caught:
-            ray_cluster.Storage(url)
+            cluster_storage.Storage(url)
         assert "secret" not in str(caught.value)
 
 
 def test_a_storage_that_fails_on_the_way_is_one_line_without_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = ray_cluster.Storage(f"file://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"file://{tmp_path / 'store'}")
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "training.json").write_text("{}")
 
@@ -233,9 +233,9 @@ class Listed:
         Path(target).write_text("planted", encoding="utf-8")
 
 
-def listing(tmp_path: Path, *keys: str) -> ray_cluster.Storage:
+def listing(tmp_path: Path, *keys: str) -> cluster_storage.Storage:
     """A storage in which a cell's folder seems to hold these keys."""
-    storage = ray_cluster.Storage("memory://runs")
+    storage = cluster_storage.Storage("memory://runs")
     storage.files = Listed(*keys)
     return storage
 
@@ -316,7 +316,7 @@ def test_links_in_a_folder_that_is_a_storage_are_not_followed(tmp_path: Path) ->
     (store / "one" / "x.json").symlink_to(mine / "x.json")
     (store / "two").symlink_to(mine)
     (store / "three" / "x.json").symlink_to("/dev/zero")
-    storage = ray_cluster.Storage(f"file://{store}")
+    storage = cluster_storage.Storage(f"file://{store}")
     for name in ("one", "two", "three"):
         with pytest.raises(HarnessError, match="is refused, since a link stands in its way"):
             storage.get(name, tmp_path / "out")
@@ -359,12 +359,12 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def named(tmp_path: Path) -> tuple[ray_cluster.Storage, config.RunConfig, dict[str, str]]:
+def named(tmp_path: Path) -> tuple[cluster_storage.Storage, config.RunConfig, dict[str, str]]:
     """A storage with a recipe's file in it, and its name there."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
     given = recipe(train_data=str(rows), train_tasks="gsm8k-mini")
-    storage = ray_cluster.Storage(f"file://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"file://{tmp_path / 'store'}")
     return storage, given, storage.take_in(given)
 
 
@@ -416,7 +416,7 @@ def test_a_folder_is_kept_whole_and_taken_in_by_what_it_holds(
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text(name)
     monkeypatch.chdir(model / "deep")
-    storage = ray_cluster.Storage(f"file://{tmp_path / 'store'}")
+    storage = cluster_storage.Storage(f"file://{tmp_path / 'store'}")
     for given in (recipe(checkpoints={"mine": str(model)}), recipe(checkpoints={"mine": ".."})):
         inputs = storage.take_in(given)
         assert [name.rpartition("/")[2] for name in inputs.values()] == ["a model"]
@@ -500,7 +500,7 @@ def test_parts_of_a_cell_leave_each_others_answers_alone(tmp_path: Path) -> None
     (trained,) = cells(recipe())[-1:]
     (store / trained.folder).mkdir(parents=True)
     (store / trained.folder / "train.done.json").write_text("m")
-    ray_cluster.Storage(f"file://{store}").get_cell(trained, tmp_path / "there")
+    cluster_storage.Storage(f"file://{store}").get_cell(trained, tmp_path / "there")
     assert (tmp_path / "there" / trained.folder / "train.done.json").exists()
 
 
@@ -525,15 +525,15 @@ def test_a_full_disk_under_a_storage_stops_the_run(
 ) -> None:
     out, store = tmp_path / "run", tmp_path / "store"
     (part, _) = parts_of_the_seed()
-    copy = getattr(ray_cluster.Storage, step)
+    copy = getattr(cluster_storage.Storage, step)
 
-    def full(storage: ray_cluster.Storage, *given: Any) -> None:
+    def full(storage: cluster_storage.Storage, *given: Any) -> None:
         (folder,) = (path for path in given if isinstance(path, Path))
         if folder.is_relative_to(out) == (on == "the driver"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         copy(storage, *given)
 
-    monkeypatch.setattr(ray_cluster.Storage, step, ray_cluster._in_one_line(full))
+    monkeypatch.setattr(cluster_storage.Storage, step, cluster_storage._in_one_line(full))
     (found,) = outcomes(out, [part], store)
     assert found.stops
     assert (found.failure or "").startswith("no space left on the disk")
