@@ -98,7 +98,7 @@ class Engine(ABC):
     @classmethod
     def missing(cls) -> list[Package]:
         """What it needs and is not installed."""
-        return [package for package in cls.needs if not _is_here(package.module)]
+        return [package for package in cls.needs if not is_here(package.module)]
 
     @classmethod
     def check(cls, name: str, settings: ResponsesConfig, device: str) -> None:
@@ -246,7 +246,7 @@ class Engine(ABC):
         return kept if answer == found.answer else stopped(kept)
 
 
-def _is_here(module: str) -> bool:
+def is_here(module: str) -> bool:
     """Whether a package could be imported."""
     try:
         return importlib.util.find_spec(module) is not None

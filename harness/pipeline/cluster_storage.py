@@ -1,4 +1,4 @@
-"""What travels between the nodes of a cluster: cells, and what a recipe names, by a storage that all reach."""
+"""What travels between the nodes of a cluster: cells, and what a recipe names, by a storage they all see."""
 
 from __future__ import annotations
 

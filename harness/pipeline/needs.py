@@ -3,7 +3,6 @@ methods of others whose own code fails."""
 
 from __future__ import annotations
 
-import importlib.util
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from harness.config import RunConfig, TrainingConfig
 from harness.contracts import HarnessError, Method
 from harness.engines import select
+from harness.engines.base import is_here
 from harness.judging import session
 from harness.plugins import plugin_code, registry
 from harness.run import plan
@@ -38,10 +38,10 @@ def missing(config: RunConfig) -> list[tuple[str, str]]:
     found = [*_trackers(config.training)] if rows else []
     for row in rows:
         found += _packages(row)
-    if config.executor == "ray" and not _here("ray"):
+    if config.executor == "ray" and not is_here("ray"):
         found.append(("executor ray: Ray is not installed", "pip install ray, or --executor local"))
     engine = config.judging.engine
-    lacking = select.engine_class(engine).missing()
+    lacking = [one for one in select.engine_class(engine).needs if not is_here(one.module)]
     for package in lacking if lacking and _has_weights(config) else ():
         mend = f"{package.install}, or --set judging.engine=hf"
         found.append((f"judging.engine {engine}: {package.name} is not installed", mend))
@@ -104,7 +104,7 @@ def _place(error: BaseException) -> str:
 
 
 def _trackers(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
-    here = [name for name in settings.report_to if any(map(_here, TRACKERS[name][0]))]
+    here = [name for name in settings.report_to if any(map(is_here, TRACKERS[name][0]))]
     rest = f"--report-to {','.join(here)}" if here else "--set training.report_to=[]"
     for name in settings.report_to:
         if name not in here:
@@ -113,19 +113,19 @@ def _trackers(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _packages(settings: TrainingConfig) -> Iterator[tuple[str, str]]:
     several = settings.num_processes > 1
-    if several and settings.distributed in ("zero2", "zero3") and not _here("deepspeed"):
+    if several and settings.distributed in ("zero2", "zero3") and not is_here("deepspeed"):
         what = f"distributed {settings.distributed}: DeepSpeed is not installed"
         yield what, "pip install deepspeed, or --distributed fsdp2"
-    if settings.tuning == "qlora" and not _here("bitsandbytes"):
+    if settings.tuning == "qlora" and not is_here("bitsandbytes"):
         yield "tuning qlora: bitsandbytes is not installed", "pip install bitsandbytes, or --tuning lora"
-    if settings.optimizer == "adamw_8bit" and not _here("bitsandbytes"):
+    if settings.optimizer == "adamw_8bit" and not is_here("bitsandbytes"):
         mend = "pip install bitsandbytes, or --set training.optimizer=adamw_torch_fused"
         yield "optimizer adamw_8bit: bitsandbytes is not installed", mend
-    if settings.liger and not _here("liger_kernel"):
+    if settings.liger and not is_here("liger_kernel"):
         mend = "pip install liger-kernel, or --set training.liger=false"
         yield "liger: the package liger-kernel is not installed", mend
     module = FLASH.get(settings.attention)
-    if module and not (_here(module) or _here("kernels")):
+    if module and not (is_here(module) or is_here("kernels")):
         mend = "pip install kernels, or --set training.attention=auto"
         yield f"attention {settings.attention} is not installed", mend
 
@@ -135,11 +135,3 @@ def _has_weights(config: RunConfig) -> bool:
     there = filter(registry.is_judge, config.judges)  # not one of a file that the run alone names
     made = (registry.make_judge(name, session.settings(config)) for name in there)
     return any(judge.model is not None for judge in made)
-
-
-def _here(module: str) -> bool:
-    """Whether a package could be imported; a module that is not one's own is none."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False

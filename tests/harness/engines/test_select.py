@@ -286,7 +286,8 @@ def test_only_an_engine_like_transformers_has_its_memory_told(
 
 
 def test_a_judges_engine_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(VLLMEngine, "missing", lambda: [Package("vllm", "vLLM", "pip install vllm")])
+    monkeypatch.setattr(needs, "is_here", lambda module: False)
+    monkeypatch.setattr(VLLMEngine, "needs", (Package("vllm", "vLLM", "pip install vllm"),))
     settings = config.load(None, {"judges": ["llama-guard-3"], "judging.engine": "vllm"})
     wanted = ("judging.engine vllm: vLLM is not installed", "pip install vllm, or --set judging.engine=hf")
     assert needs.missing(settings) == [wanted]

@@ -21,7 +21,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``installed("wandb")``: of the packages that are asked for only these are here."""
 
     def only(*names: str) -> None:
-        monkeypatch.setattr(needs, "_here", lambda module: module in names)
+        monkeypatch.setattr(needs, "is_here", lambda module: module in names)
 
     only()
     return only
@@ -75,9 +75,9 @@ def test_what_is_not_used_is_not_missed(
 
 
 def test_the_names_are_those_of_real_modules() -> None:
-    assert needs._here("pytest")
-    assert not needs._here("no_such_module_anywhere")
-    assert not needs._here("no_such_package.module")
+    assert needs.is_here("pytest")
+    assert not needs.is_here("no_such_module_anywhere")
+    assert not needs.is_here("no_such_package.module")
 
 
 def test_a_missing_tracker_is_in_the_plan_in_doctor_and_stops_a_run(

@@ -278,7 +278,7 @@ def test_a_run_of_a_source_tree_records_the_version_of_the_code_at_work(
         ("method", ["vanilla", "sdft", "constrained-sft", "lookahead-true", "lookahead-virtual"]),
         ("train task", ["gsm8k", "gsm8k-mini", "samsum-mini"]),
         ("judge", ["mini-exact", "keyword"]),
-        ("engine", ["hf"]),
+        ("engine", ["vllm", "hf", "openai"]),
     ],
 )
 def test_built_in_names_come_first_and_in_order(kind: str, expected: list[str]) -> None:
