@@ -86,7 +86,7 @@ def stubs(clock: Clock) -> None:
 
     def respond(shop: Any, cell: Any, tasks: Any, label: str) -> None:
         for task in tasks:
-            safety, draws = task in judging.safety_tasks(cell), random.Random(f"{cell.folder} {task}")
+            safety, draws = task in cell.safety_tasks, random.Random(f"{cell.folder} {task}")
             rows = [made_run.answer(task, n, ("made",) * safety, None, 0.5, draws) for n in range(DOCUMENTS)]
 
             def work(scratch: Path, rows: Any = rows) -> None:

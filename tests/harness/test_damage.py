@@ -52,7 +52,7 @@ def stages(run: Path) -> dict[Path, Stage]:
             found.append(training.train_stage(shop, cell))
         for task in cell.tasks:
             found.append(generation.respond_stage(shop, cell, task))
-        for task in judging.safety_tasks(cell):
+        for task in cell.safety_tasks:
             found.append(judging.judge_stage(bench, cell, task, "mini-exact"))
     return {stage.marker.relative_to(run): stage for stage in found}
 

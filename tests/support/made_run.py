@@ -95,7 +95,7 @@ def _cell(
         weights = {name: value for name, value in hashes.items() if name.startswith("checkpoint/")}
     skill, harm = SHARES.get(cell.method, (0.5, draws.uniform(0.3, 0.6)))
     for task in cell.tasks:
-        safety = task in judging.safety_tasks(cell)
+        safety = task in cell.safety_tasks
         rows = [
             answer(task, number, categories if safety else (), response, skill, draws)
             for number in range(documents)
