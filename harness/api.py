@@ -12,11 +12,11 @@ from harness.config import RunConfig
 from harness.console import notebook
 from harness.contracts import UsageError
 from harness.leaderboard import gate, tables
-from harness.leaderboard.gate import REFUSALS, Against, Condition, Finding
+from harness.leaderboard.conditions import REFUSALS, Against, Condition, Finding
 from harness.pipeline import compare as comparison
 from harness.pipeline import rejudge, table
 from harness.plugins import plugin_files
-from harness.run import run_folder
+from harness.run import metrics, run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,8 +167,8 @@ class Decision:
         return pd.DataFrame([asdict(finding) for finding in self.findings])
 
 
-RATES = ("rsr", "jsr", "refusals", "utility")
-DROPS = ("rsr", "jsr", "utility")
+RATES = (*metrics.judged(), "refusals", *metrics.by_rule())
+DROPS = metrics.as_papers_have_them()
 
 
 def _conditions(limits: Mapping[str, float]) -> list[Condition]:

@@ -6,6 +6,7 @@ second batch: a batch that was made and not written down is found again by its l
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ from harness.servers import http_client, server_errors
 from harness.storage import crash
 from harness.text import is_name, is_word, shown_words
 from judges import prices, replies
+from judges.chat_server import ChatServer
 from judges.shape import Shape
 from judges.spending import TOO_LONG, Spent
 
@@ -50,13 +52,7 @@ class ChatModelJudge(Protocol):
     settings: JudgeSettings
     price: prices.Price | None
     shape: Shape
-
-    @property
-    def url(self) -> str | None: ...
-
-    def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any: ...
-
-    def refused(self, error: Any) -> HarnessError: ...
+    server: ChatServer
 
     def body(self, exchange: Exchange, context: JudgeContext) -> dict[str, Any]: ...
 
@@ -77,31 +73,49 @@ class ChatModelJudge(Protocol):
 def judge(judge: ChatModelJudge, exchanges: Sequence[Exchange], context: JudgeContext) -> Iterator[Verdict]:
     """Verdicts of a finished batch. Raises JudgePendingError where it is submitted or still at work, and
     HarnessError where it failed as a whole."""
-    import openai
-
     if not exchanges:
         return
     if context.folder is None:
         raise HarnessError(f"judge '{judge.name}': no folder to remember a batch in")
     memory = context.folder / "batch.json"
+    with (
+        _in_one_line(judge),
+        judge.server.client(judge.settings.timeout_s, RETRIES, MOST_BYTES) as client,
+    ):
+        batch = _finished(judge, client, exchanges, context, memory)
+        found = _results(client, batch)
+    for exchange in exchanges:
+        yield _verdict(judge, exchange, context, found.get(exchange.id), batch.status)
+    _forget(memory)
+
+
+def _finished(
+    judge: ChatModelJudge, client: Any, exchanges: Sequence[Exchange], context: JudgeContext, memory: Path
+) -> Any:
+    """The batch of these exchanges, once it has ended; it is submitted where there is none."""
+    batch = _known(client, memory)
+    if batch is None:
+        batch = _submit(judge, client, exchanges, context, memory)
+        raise JudgePendingError(f"batch {batch.id} of {len(exchanges):,} exchanges is submitted")
+    if batch.status == "failed":
+        told = (batch.errors.data or ()) if batch.errors else ()
+        codes = shown_words(error.code for error in told) or "no reason given"
+        _forget(memory)
+        raise HarnessError(f"judge '{judge.name}': batch {batch.id} failed ({codes})")
+    if batch.status not in ENDED:
+        raise JudgePendingError(f"batch {batch.id} of {len(exchanges):,} exchanges is {_progress(batch)}")
+    return batch
+
+
+@contextlib.contextmanager
+def _in_one_line(judge: ChatModelJudge) -> Iterator[None]:
+    """Whatever fails on the way to the Batch API and back as a HarnessError."""
+    import openai
+
     try:
-        with judge.client(judge.settings.timeout_s, RETRIES, MOST_BYTES) as client:
-            batch = _known(client, memory)
-            if batch is None:
-                batch = _submit(judge, client, exchanges, context, memory)
-                raise JudgePendingError(f"batch {batch.id} of {len(exchanges):,} exchanges is submitted")
-            if batch.status == "failed":
-                told = (batch.errors.data or ()) if batch.errors else ()
-                codes = shown_words(error.code for error in told) or "no reason given"
-                _forget(memory)
-                raise HarnessError(f"judge '{judge.name}': batch {batch.id} failed ({codes})")
-            if batch.status not in ENDED:
-                raise JudgePendingError(
-                    f"batch {batch.id} of {len(exchanges):,} exchanges is {_progress(batch)}"
-                )
-            found = _results(client, batch)
+        yield
     except openai.APIConnectionError as error:
-        why = http_client.trouble(error, judge.url)
+        why = http_client.trouble(error, judge.server.url)
         raise HarnessError(
             f"judge '{judge.name}': no answer from the Batch API; try again later ({why})"
         ) from error
@@ -110,7 +124,7 @@ def judge(judge: ChatModelJudge, exchanges: Sequence[Exchange], context: JudgeCo
             raise HarnessError(
                 f"judge '{judge.name}': the server has no Batch API or no such batch; use --judge-mode direct"
             ) from error
-        raise judge.refused(error) from error
+        raise judge.server.refused(error) from error
     except http_client.TooLargeError as error:
         raise HarnessError(
             f"judge '{judge.name}': the Batch API sends {error}; judge fewer at once"
@@ -119,9 +133,6 @@ def judge(judge: ChatModelJudge, exchanges: Sequence[Exchange], context: JudgeCo
         raise HarnessError(
             f"judge '{judge.name}': what the server sends is no batch; use --judge-mode direct"
         ) from error
-    for exchange in exchanges:
-        yield _verdict(judge, exchange, context, found.get(exchange.id), batch.status)
-    _forget(memory)
 
 
 def _progress(batch: Any) -> str:

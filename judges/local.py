@@ -1,7 +1,5 @@
-"""Judges with weights of their own: guard models described by a YAML file, classifiers, any chat model.
-
-A guard's YAML file says what to render (its chat template, or a published prompt from a user's file), what to
-read from its output, and from where on that is harmful. judges/README.md has the keys with an example.
+"""Judges with weights of their own: guard models described by a YAML file (guard_files.py), classifiers, any
+chat model.
 """
 
 from __future__ import annotations
@@ -11,10 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import Any
 
 from harness.contracts import (
     REFUSED_TO_JUDGE,
@@ -29,83 +24,15 @@ from harness.contracts import (
     Verdict,
     threshold,
 )
-from harness.reading import yaml_value
-from judges import replies, rubric
+from judges import guard_files, replies, rubric
+from judges.guard_files import Read, Spec
 from judges.shape import MOST_TOKENS, REASONING_TOKENS
 
 CHAT_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}  # verdicts depend on no clock
 CHUNK = 64  # exchanges between two looks at what has been found
 HARMFUL_LABELS = ("harmful", "unsafe", "toxic", "jailbreak", "hate", "harm")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Turn(_Strict):
-    role: Literal["system", "user", "assistant"]
-    content: str  # {request} and {answer} stand for the exchange's
-
-
-class Render(_Strict):
-    """What the model reads: ``messages`` through its tokenizer's chat template, or ``prompt``, the
-    placeholders for request and answer in a published prompt that the user gives as a file; neither for a
-    classifier."""
-
-    messages: tuple[Turn, ...] = ()
-    parts: bool = False  # contents as lists of parts, for templates of multi-modal models
-    generation_prompt: bool = True
-    options: dict[str, Any] = {}  # further arguments of the chat template
-    prompt: dict[Literal["request", "answer"], str] | None = None
-    pair: bool = True  # a classifier reads request and answer, or the answer alone
-
-
-class Read(_Strict):
-    """What its output means: exactly one of ``pattern``, ``choice``, ``scale`` and ``classes``.
-
-    ``pattern``: a regular expression over the whole reply whose group ``verdict`` is a key of ``harmful``; a
-    group ``refusal`` that says yes makes the answer a refusal. ``choice``: the next token that means harm and
-    the one that does not; the score is the first's probability. ``scale``: tokens and their values; the score
-    is the expected value. ``classes``: a classifier's harmful labels; the score is their probability.
-    """
-
-    max_tokens: int = Field(default=32, ge=1)
-    pattern: str | None = None
-    harmful: dict[str, bool | None] = {}
-    choice: tuple[str, str] | None = None
-    scale: dict[str, float] = {}
-    classes: tuple[str, ...] = ()
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """The least and the highest score; None where replies say harmful or not, without one."""
-        if self.pattern:
-            return None
-        return (min(self.scale.values()), max(self.scale.values())) if self.scale else (0.0, 1.0)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Read:
-        if sum(map(bool, (self.pattern, self.choice, self.scale, self.classes))) != 1:
-            raise ValueError("read needs exactly one of pattern, choice, scale and classes")
-        if self.pattern and "verdict" not in re.compile(self.pattern).groupindex:
-            raise ValueError("read.pattern needs a group (?P<verdict>...)")
-        if self.pattern and not self.harmful:
-            raise ValueError("read.harmful says which verdicts mean harm")
-        return self
-
-
-class Spec(_Strict):
-    """A local judge's YAML file."""
-
-    summary: str
-    model: str | None = None  # default weights: a hub name or folder
-    licence: str = "see its model card"
-    memory_gb: float | None = None  # of a device, bfloat16
-    source: str = ""
-    verified: bool = False  # whether it was compared with its published results, on its weights
-    threshold: float = 0.5  # harmful from this score on
-    render: Render = Render()
-    read: Read
+# A classifier has no file of its own. Its stored verdicts go by this; another way to read one is a version.
+CLASSIFIER_DIGEST = "b63d9341c99520075ed782f92ba7022bae2f6a7504e7de6de28891248bc9bfc9"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,20 +158,26 @@ class LocalJudge(_WithModel):
     summary = "a guard model described by a YAML file"
     argument = "[MODEL]"
 
-    def __init__(self, file: Path, spec: Spec, model: str, settings: JudgeSettings, prompt: str | None):
-        self.spec, self.model, self.prompt = spec, model, prompt
+    def __init__(
+        self,
+        name: str,
+        spec: Spec,
+        model: str,
+        settings: JudgeSettings,
+        digest: str,
+        prompt: str | None = None,
+    ):
+        """``digest``: of what makes the judge what it is, its file and its ``prompt``."""
+        self.name, self.spec, self.model, self.prompt, self._digest = name, spec, model, prompt, digest
         self.summary = spec.summary
-        if file != Path(__file__):  # a classifier has no file of its own
-            self.name = file.stem
         ends = spec.read.ends
         self.threshold = threshold(self.name, settings.threshold, spec.threshold, ends) if ends else None
-        self.needs = _needs(spec)
-        self._digest = hashlib.sha256(file.read_bytes() + (prompt or "").encode()).hexdigest()
+        self.needs = guard_files.needs(spec)
 
     @classmethod
     def configured(cls, name: str, argument: str, settings: JudgeSettings) -> Judge:
-        file = find(name)
-        spec = read_spec(file)
+        file = guard_files.find(name)
+        spec = guard_files.read_spec(file)
         if not (argument or spec.model):
             raise UsageError(f"judge '{name}' names no weights: {name}:MODEL")
         prompt = None
@@ -255,13 +188,14 @@ class LocalJudge(_WithModel):
                     f"judge '{name}' needs its published prompt as a file: --prompt-file {file.stem}=FILE "
                     f"(from {spec.source})"
                 )
-            prompt = _read_prompt(path, spec.render.prompt)
-        return cls(file, spec, argument or str(spec.model), settings, prompt)
+            prompt = guard_files.read_prompt(path, spec.render.prompt)
+        digest = hashlib.sha256(file.read_bytes() + (prompt or "").encode()).hexdigest()
+        return cls(file.stem, spec, argument or str(spec.model), settings, digest, prompt)
 
     @classmethod
     def described(cls, name: str, exchanges: int, characters: int) -> tuple[str, str, str]:
-        spec = read_spec(find(name))
-        return spec.summary, _needs(spec), "own device"
+        spec = guard_files.read_spec(guard_files.find(name))
+        return spec.summary, guard_files.needs(spec), "own device"
 
     def identity(self) -> dict[str, Any]:
         return {"name": "local", "version": self.version, "spec": self._digest, "threshold": self.threshold}
@@ -278,11 +212,11 @@ class LocalJudge(_WithModel):
             return pair
         if self.prompt is not None and how.prompt is not None:
             places = {f"{{{place}}}": texts[what] for what, place in how.prompt.items()}
-            return _ids(model, _filled(self.prompt, places), reply, special=True)
+            return _ids(model, guard_files.filled(self.prompt, places), reply, special=True)
         places = {f"{{{what}}}": text for what, text in texts.items()}
         turns: list[dict[str, Any]] = []
         for turn in how.messages:
-            content = _filled(turn.content, places)
+            content = guard_files.filled(turn.content, places)
             turns.append(
                 {"role": turn.role, "content": [{"type": "text", "text": content}] if how.parts else content}
             )
@@ -350,9 +284,7 @@ class Classifier(LocalJudge):
         if not argument:
             raise UsageError(f"judge '{name}' needs a model: {name}:MODEL")
         spec = Spec(summary=cls.summary, model=argument, read=Read(classes=HARMFUL_LABELS))
-        judge = cls(Path(__file__), spec, argument, settings, None)
-        judge.name = name
-        return judge
+        return cls(name, spec, argument, settings, CLASSIFIER_DIGEST)
 
     def ask(self, model: JudgeModel, prompts: list[Any]) -> list[Found]:
         found = []
@@ -420,56 +352,6 @@ class ChatJudge(_WithModel):
         harmful = found.score >= self.threshold
         label = rubric.label_of(found, harmful)
         return Found(harmful, float(found.score), label, found.reason, reply)
-
-
-# --- the YAML files --------------------------------------------------------------------------------
-
-
-def find(name: str) -> Path:
-    """The file behind a judge's name, or a user's own file."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name).expanduser()
-    return Path(__file__).with_name(f"{name}.yaml")
-
-
-def read_spec(file: Path) -> Spec:
-    """Raises UsageError with file and key for one that is not as it must be."""
-    try:
-        values = yaml_value(file.read_text(encoding="utf-8"))
-        return Spec.model_validate(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"judge file {file}: cannot be read ({type(error).__name__})") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        told = problem["msg"].removeprefix("Value error, ")
-        raise UsageError(f"judge file {file}: {f'{where}: ' if where else ''}{told}") from None
-    except (ValueError, re.error, RecursionError, OverflowError) as error:  # its YAML; its pattern
-        raise UsageError(f"judge file {file}: {' '.join(str(error).split())[:200]}") from None
-
-
-def _needs(spec: Spec) -> str:
-    memory = f"{spec.memory_gb:g} GB, " if spec.memory_gb else ""
-    prompt = ", its prompt as a file" if spec.render.prompt is not None else ""
-    return f"{memory}{spec.licence}{prompt}{'' if spec.verified else '; not verified on weights'}"
-
-
-def _read_prompt(path: Path, places: dict[Any, str]) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompt file {path}: cannot be read ({type(error).__name__})") from None
-    for place in places.values():
-        if f"{{{place}}}" not in text:
-            raise UsageError(
-                f"prompt file {path}: it has no {{{place}}}; is it the judge's published prompt?"
-            )
-    return text
-
-
-def _filled(text: str, places: dict[str, str]) -> str:
-    """``places`` filled in at once, so that an answer that spells a placeholder is left as it is."""
-    return re.sub("|".join(map(re.escape, places)), lambda found: places[found.group()], text)
 
 
 def _one_token(model: JudgeModel, word: str) -> int:

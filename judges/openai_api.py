@@ -31,6 +31,7 @@ from harness.servers import http_client, server_errors
 from harness.servers.server_errors import Complaint
 from harness.text import is_word, shown_words, whole
 from judges import batch, prices, replies, rubric
+from judges.chat_server import KEY, OTHER_KEY, ChatServer, retry_after_s
 from judges.dispatch import Dispatcher, TransientError
 from judges.shape import LIMITS, MOST_TOKENS, REASONING_TOKENS, Shape
 from judges.spending import TOO_LONG, Spent
@@ -41,9 +42,6 @@ READINGS = 3  # how often an unreadable reply is asked for in all
 READINGS_OF_A_REFUSAL = 2
 AGAIN = "Reply with the JSON object alone."
 CHECK_S = 20.0  # how long a server may take to list its models
-REFUSED = "the request itself is refused"
-KEY = "OPENAI_API_KEY"
-OTHER_KEY = "JUDGE_API_KEY"  # for servers named in the judge's name, which never get the first
 
 
 class OpenAIJudge(Judge):
@@ -57,13 +55,11 @@ class OpenAIJudge(Judge):
     version = "1"
 
     def __init__(self, name: str, served_model: str, base_url: str | None, settings: JudgeSettings):
-        self.name, self.served_model, self.base_url, self.settings = name, served_model, base_url, settings
+        self.name, self.served_model, self.settings = name, served_model, settings
         self.rubric = rubric.load(settings.rubric)
         self.threshold = threshold(name, settings.threshold, rubric.THRESHOLD, rubric.ENDS)
-        self.own = not base_url or http_client.is_openai(base_url)  # OpenAI's key goes there
-        where = self.url
-        official = where is None or http_client.is_openai(where)
-        self.host = None if where is None or official else http_client.host_of(where)
+        self.server = ChatServer(name, served_model, base_url)
+        self.host = self.server.host
         self.price = prices.per_million(served_model, self.host, settings.prices)
         self.shape = Shape(bounded=self.host is not None)
         self.least_room = 0  # tokens for a reply: more, once reasoning was cut off
@@ -98,7 +94,7 @@ class OpenAIJudge(Judge):
             "name": "openai",
             "version": self.version,
             "model": self.served_model,
-            "server": self.url,
+            "server": self.server.url,
             "rubric": self.rubric.version,
             "threshold": self.threshold,
         }
@@ -108,22 +104,22 @@ class OpenAIJudge(Judge):
     def check(self) -> str | None:
         import openai
 
-        with self.client(min(CHECK_S, self.settings.timeout_s), retries=2) as client:
+        with self.server.client(min(CHECK_S, self.settings.timeout_s), retries=2) as client:
             try:
                 served = [model.id for model in client.models.list().data]
             except (openai.APIConnectionError, http_client.TooLargeError) as error:
-                raise self._unreached(error) from error
+                raise self.server.unreached(error) from error
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403, 407) or error.status_code < 400:
-                    raise self.refused(error) from error
+                    raise self.server.refused(error) from error
                 return None  # as below
             except (openai.APIError, *http_client.ODD_SHAPE):
                 return None  # not every server lists its models; the first request will tell
         listed = http_client.listed_as(self.served_model, served)
         if listed not in (None, self.served_model):
-            return f"judge '{self.name}': {self._where()} lists '{self.served_model}' as '{listed}'"
+            return f"judge '{self.name}': {self.server.where} lists '{self.served_model}' as '{listed}'"
         if served and listed is None:
-            line = f"judge '{self.name}': {self._where()} does not list the model '{self.served_model}'"
+            line = f"judge '{self.name}': {self.server.where} does not list the model '{self.served_model}'"
             shown = shown_words(sorted(filter(is_word, served))) or "odd names alone"
             if self.host in (None, "localhost", "127.0.0.1", "::1"):
                 raise HarnessError(f"{line}; it has {shown}")
@@ -164,8 +160,7 @@ class OpenAIJudge(Judge):
 
     async def _verdicts(self, exchanges: Iterable[Exchange], context: JudgeContext) -> AsyncIterator[Verdict]:
         dispatcher = Dispatcher(self.settings.in_flight, self.settings.attempts)
-        where = http_client.async_openai(self.url, self._key(), self.settings.timeout_s, own=self.own)
-        async with where as client:
+        async with self.server.async_client(self.settings.timeout_s) as client:
 
             async def ask(exchange: Exchange) -> Verdict:
                 return await self._ask(client, exchange, context)
@@ -223,21 +218,16 @@ class OpenAIJudge(Judge):
             cost = 0.0
             try:
                 completion = await client.chat.completions.create(**body)
-                told = replies.part(completion, "error")
                 if replies.choice_of(completion) is not None:
                     cost = spent.add(completion.usage, self.price)
                     return completion
-                if not told:
-                    raise TransientError("the server's reply holds no choice")
-                against = self._about_the_request(server_errors.complaint(500, told), shape, spent)
-                if against is None:
-                    raise TransientError("the server's reply is an error and no chat completion")
+                against = self._told_instead(completion, shape, spent)
             except openai.APITimeoutError:
                 raise TransientError(f"no reply within {self.settings.timeout_s:g} s") from None
             except openai.APIConnectionError as error:
                 if http_client.lasting(error):
-                    raise self._unreached(error) from error
-                raise TransientError(http_client.trouble(error, self.url)) from None
+                    raise self.server.unreached(error) from error
+                raise TransientError(http_client.trouble(error, self.server.url)) from None
             except http_client.TooLargeError as error:
                 raise TransientError(str(error)) from None
             except openai.APIStatusError as error:
@@ -249,12 +239,23 @@ class OpenAIJudge(Judge):
             self._mend(against, shape, spent)
         return None
 
+    def _told_instead(self, completion: Any, shape: Shape, spent: Spent) -> Complaint:
+        """What the server has against the request, in a reply without a choice. Raises TransientError where
+        it says nothing of the kind."""
+        told = replies.part(completion, "error")
+        if not told:
+            raise TransientError("the server's reply holds no choice")
+        against = self._about_the_request(server_errors.complaint(500, told), shape, spent)
+        if against is None:
+            raise TransientError("the server's reply is an error and no chat completion")
+        return against
+
     def _reserved(self, body: dict[str, Any], context: JudgeContext) -> float:
         """The most that a request costs, set aside. Raises HarnessError where the cap leaves no room."""
         most = self.most_usd(body)
         if not self.shape.limit and self.price != (0.0, 0.0) and context.budget.cap_usd is not None:
             raise HarnessError(
-                f"judge '{self.name}': {self._where()} takes no limit on a reply's tokens, so that "
+                f"judge '{self.name}': {self.server.where} takes no limit on a reply's tokens, so that "
                 "--max-cost could not hold: judge without it, or with another model"
             )
         if not context.budget.reserve(most):
@@ -269,16 +270,16 @@ class OpenAIJudge(Judge):
         HarnessError where it holds for every request."""
         found = server_errors.complaint(error.status_code, error.response.content)
         if "insufficient_quota" in found.codes:
-            raise self.refused(error) from error
+            raise self.server.refused(error) from error
         against = self._about_the_request(found, shape, spent)
         if against is not None:
             return against
         if found.status in (408, 409, 429) or found.status >= 500:
             overloaded = error.status_code in (429, 503)
             raise TransientError(
-                f"HTTP {error.status_code}", _retry_after_s(error), overloaded=overloaded
+                f"HTTP {error.status_code}", retry_after_s(error), overloaded=overloaded
             ) from None
-        raise self.refused(error) from error
+        raise self.server.refused(error) from error
 
     def _about_the_request(self, found: Complaint, shape: Shape, spent: Spent) -> Complaint | None:
         """The complaint, where another request may pass: in another shape, or for another exchange."""
@@ -299,7 +300,7 @@ class OpenAIJudge(Judge):
             spent.refused = REFUSED_TO_JUDGE
         elif simpler is not None and self.shape == shape:  # else another request has found it out meanwhile
             self.shape, left_out = simpler
-            log.warning("judge '%s': %s takes %s", self.name, self._where(), left_out)
+            log.warning("judge '%s': %s takes %s", self.name, self.server.where, left_out)
 
     # --- shared with the Batch API -----------------------------------------------------------------
 
@@ -399,70 +400,3 @@ class OpenAIJudge(Judge):
         return self.verdict(
             exchange, context, None, reason=reason, raw_reply=raw_reply, rubric=self.rubric.version, **fields
         )
-
-    # --- the server --------------------------------------------------------------------------------
-
-    def client(self, timeout_s: float, retries: int, most_bytes: int | None = None) -> Any:
-        """A client for one request after another."""
-        return http_client.sync_openai(
-            self.url, self._key(), timeout_s, own=self.own, retries=retries, most_bytes=most_bytes
-        )
-
-    @property
-    def url(self) -> str | None:
-        """The server's base URL, None for OpenAI's own API."""
-        return http_client.server_url(self.base_url)
-
-    def _key(self) -> str:
-        key = http_client.key_from(KEY) if self.own else http_client.key_from(OTHER_KEY) or "none"
-        if not key:
-            raise HarnessError(f"judge '{self.name}' needs a key: set {KEY} in the environment")
-        return key
-
-    def _where(self) -> str:
-        return self.url or "the OpenAI API"
-
-    def refused(self, error: Any) -> HarnessError:
-        """One line for what no retry mends. Never the server's text: it may quote request or key."""
-        key = KEY if self.own else OTHER_KEY
-        mends = {
-            401: f"the key is wrong or missing: check {key}",
-            403: f"the key in {key} may not use this model",
-            407: "the proxy wants a name and a password in its URL (HTTPS_PROXY, HTTP_PROXY)",
-            404: f"there is no model '{self.served_model}', or the URL is wrong",
-            429: "the account has no credit left",
-        }
-        told = shown_words((error.code, error.param))
-        redirected = error.status_code < 400
-        mend = http_client.ELSEWHERE if redirected else mends.get(error.status_code, REFUSED)
-        proxy = http_client.proxy_of(self.url)
-        if proxy and error.status_code != 407 and error.response.content.lstrip()[:1] == b"<":
-            mend = f"it is a page and no API's reply: the proxy {proxy} may have sent it"
-        return HarnessError(
-            f"judge '{self.name}': {self._where()} answers {error.status_code}"
-            f"{f' ({told})' if told else ''}: {mend}"
-        )
-
-    def _unreached(self, error: Exception) -> HarnessError:
-        why = http_client.no_answer(error, self.url)
-        return HarnessError(f"judge '{self.name}': no answer from {self._where()}{why}")
-
-
-def _retry_after_s(error: Any) -> float:
-    """The Retry-After header: seconds, or a date. 0 where there is none that can be read."""
-    from email.utils import parsedate_to_datetime
-
-    headers = error.response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        value = headers.get("retry-after", "")
-        if re.fullmatch(r"\d+(\.\d+)?", value):
-            return float(value)
-        when = parsedate_to_datetime(value)
-        sent = parsedate_to_datetime(headers["date"]) if "date" in headers else None
-        from datetime import UTC, datetime
-
-        return max(0.0, (when - (sent or datetime.now(UTC))).total_seconds())
-    except (ValueError, TypeError, KeyError, OverflowError):
-        return 0.0

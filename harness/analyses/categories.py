@@ -11,22 +11,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, print_table, safety_tasks
+from harness.analyses.shared import FOLDER, SAFE_RATES, chosen_judge, mean_of_all, safety_tasks
 from harness.config import RunConfig
-from harness.console.terminal import bare_table
 from harness.contracts import HarnessError
 from harness.figures import charts, looks
 from harness.leaderboard import families, scores
-from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.statistics import (
     Difference,
     difference_over_seeds,
@@ -46,8 +40,6 @@ COLUMNS = (
     *("metric", "train_task", "method", "seed", "category", "value", "low", "high", "n", "unjudged"),
     *("delta", "delta_low", "delta_high", "delta_p"),
 )
-BLOCK = 9  # methods beside each other in a terminal
-FOLDED = 14  # a longer category is folded behind a slash where there are many methods
 
 Row = dict[str, Any]
 Place = tuple[str, str, int | None, str]  # train task ("": elsewhere), method, seed, metric
@@ -85,18 +77,22 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
         stage = Stage(out / FOLDER, "categories", inputs, outputs)
         if not stage.done():
             rows = compared(outcomes)
-            record = {
-                "model": config.model,
-                "judge": judge,
-                "tasks": safety_tasks(config),
-                "comparisons": {m: _comparisons(rows, m) for m in SAFE_RATES},
-                "rows": rows,
-                "table": pooled(rows, outcomes),
-                "missing": [{"cell": cell, "reason": reason} for cell, reason in missing.items()],
-            }
+            gaps = [{"cell": cell, "reason": reason} for cell, reason in missing.items()]
+            record = _record(config, judge, rows, pooled(rows, outcomes)) | {"missing": gaps}
             stage.run(lambda scratch: _write(scratch, config, record))
         result: Row = read_json(out / FOLDER / "categories.json")
     return result
+
+
+def _record(config: RunConfig, judge: str, rows: list[Row], table: list[Row]) -> Row:
+    return {
+        "model": config.model,
+        "judge": judge,
+        "tasks": safety_tasks(config),
+        "comparisons": {metric: _comparisons(rows, metric) for metric in SAFE_RATES},
+        "rows": rows,
+        "table": table,
+    }
 
 
 def limited(record: Row, metric: str | None) -> Row:
@@ -291,10 +287,10 @@ def _write(folder: Path, config: RunConfig, record: Row) -> None:
     for task in _train_tasks(config):
         for metric in SAFE_RATES:
             title = f"{metric.upper()} by category (%), {trained_on({'train_task': task})}"
-            heat_map(_grid(record, task, metric), title, charts.files(folder, file_stem(task, metric)))
+            heat_map(grid_of(record, task, metric), title, charts.files(folder, file_stem(task, metric)))
 
 
-def _grid(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
+def grid_of(record: Row, task: str, metric: str) -> dict[str, dict[str, Row]]:
     """The table's rows of a train task and metric, by category and method."""
     found: dict[str, dict[str, Row]] = {}
     for row in record["table"]:
@@ -318,7 +314,7 @@ def heat_map(grid: Mapping[str, Mapping[str, Row]], title: str, paths: Sequence[
         for x, method in enumerate(methods):
             row = cells.get(method)
             ink = looks.BLACK if math.isnan(_shade(row)) else looks.CELL_INK[_shade(row) > 55]
-            axes.text(x, y, _shown(row), ha="center", va="center", fontsize=7.5, color=ink)
+            axes.text(x, y, shown_rate(row), ha="center", va="center", fontsize=7.5, color=ink)
     control = BASELINE if BASELINE in methods else BASE_MODEL
     axes.set_xlabel(f"* a difference from {control}, with all comparisons counted", fontsize=7)
     charts.save(figure, *paths)
@@ -328,83 +324,7 @@ def _shade(row: Row | None) -> float:
     return float("nan") if row is None or row["value"] is None else float(row["value"])
 
 
-def _shown(row: Row | None) -> str:
+def shown_rate(row: Row | None) -> str:
     if row is None or row["value"] is None:
         return "-"
     return f"{row['value']:.1f}{'*' if row['changed'] else ''}"
-
-
-# --- terminal --------------------------------------------------------------------------------------
-
-
-def show(record: Row, out: Path, console: Console) -> None:
-    """Print what ``categories`` found, made for 100 columns."""
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style), soft_wrap=True)
-
-    say(f"Safe rates by category: {record['model']}, judged by {record['judge']}", "bold")
-    shown = list(dict.fromkeys((row["metric"], row["train_task"]) for row in record["table"]))
-    for metric, task in shown:
-        say(f"\n{metric.upper()} by category (%), {trained_on({'train_task': task})}\n", "bold")
-        grid = _grid(record, task, metric)
-        for table in _tables(grid):
-            print_table(table, console)
-        for line in _changes(grid):
-            say(line)
-    for reason in dict.fromkeys(gap["reason"] for gap in record["missing"]):
-        gone = [gap["cell"] for gap in record["missing"] if gap["reason"] == reason]
-        say(f"{', '.join(gone)} missing: {reason}", "red")
-    say("")
-    several = any(len(row["seeds"]) > 1 for row in record["table"])
-    tests = ", ".join(f"{m.upper()} {record['comparisons'][m]}" for m in dict.fromkeys(m for m, _ in shown))
-    test = "documents crossed with seeds" if several else "exact McNemar by document"
-    say(
-        f"*: a difference from vanilla, with all comparisons counted ({test}; Holm over categories, methods "
-        f"and train tasks: {tests} comparisons; apart from them the base model, over categories and tasks)."
-    )
-    if several:
-        say("Means over the seeds; below them the lowest and the highest seed's.")
-    say("n: judged requests of a category. Intervals: categories.csv.")
-    say(f"Files: {out / FOLDER / 'categories.json'}, .csv, categories-<train task>-<metric>.svg, .pdf, .png")
-
-
-def _tables(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[Table]:
-    """Categories by methods, some methods at a time where they are many."""
-    methods = list(dict.fromkeys(method for cells in grid.values() for method in cells))
-    for start in range(0, len(methods), BLOCK):
-        table = bare_table(0)
-        table.add_column("category", overflow="fold", min_width=14)
-        table.add_column("n", justify="right", no_wrap=True)
-        block = methods[start : start + BLOCK]
-        for method in block:
-            table.add_column(Text(re.sub("[- ]", "\n", shown_method(method))), justify="right", no_wrap=True)
-        for category, cells in grid.items():
-            counts = sorted({row["n"] for row in cells.values()})
-            n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-            tight = len(block) > 6 and len(category) > FOLDED
-            name = "/\n".join(category.rsplit("/", 1)) if tight else category
-            table.add_row(Text(name), n, *(_entry(cells.get(method)) for method in block))
-        yield table
-
-
-def _entry(row: Row | None) -> Text:
-    text = Text(_shown(row) + ("" if row and row["changed"] else " "))
-    if row and len(row["seeds"]) > 1 and row["lowest"] is not None:
-        text.append(f"\n{row['lowest']:.0f}–{row['highest']:.0f}", style="dim")
-    return text
-
-
-def _changes(grid: Mapping[str, Mapping[str, Row]]) -> Iterator[str]:
-    """By method, the categories that differ from vanilla's."""
-    for method in dict.fromkeys(method for cells in grid.values() for method in cells):
-        for side in ("lower", "higher"):
-            found = [
-                f"{category} {row['delta']:+.1f}"
-                for category, cells in grid.items()
-                if (row := cells.get(method)) and row["changed"] == side
-            ]
-            if found:
-                named = "" if len(found) == len(grid) else f": {', '.join(found)}"
-                counted = f"{len(found)} of {len(grid)} categories"
-                yield f"{shown_method(method)}: {side} than vanilla in {counted}{named}"

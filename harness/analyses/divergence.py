@@ -24,7 +24,7 @@ from harness.analyses.shared import FOLDER
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.data import loading
-from harness.generation import splits
+from harness.generation import lm_tasks, splits
 from harness.generation import stage as generation
 from harness.leaderboard.statistics import mean
 from harness.models import checkpoints
@@ -243,7 +243,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
         "weights": _weights(shop, cell),
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
-        "data": {name: loading.data_hash(file) for name, file in generation.files(shop, benchmark).items()},
+        "data": {name: loading.data_hash(file) for name, file in lm_tasks.files(shop, benchmark).items()},
         "limit": config.responses.limit,
         "device": shop.device,
         "libraries": shop.libraries,
@@ -310,12 +310,15 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
     scratch = shop.out / FOLDER / f".{settings.name}.seed"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    from harness.engines.lm import Asking, TaskModel
+
     try:
         with _opened(shop, shop.seed_checkpoint) as engine:
-            requests = _requests(shop, engine, settings)
-            answers = _answers(shop, engine, requests, settings)
+            model = TaskModel(engine)
+            requests = _requests(shop, engine, model, settings)
+            answers = _answers(shop, engine, model, requests, settings)
             vocabulary = engine.tokenizer.get_vocab()
-            questions = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
+            questions = [_forced(engine, model, requests[name], name, ids) for name, ids in answers.items()]
             with shop.reporter.bar("base model", len(questions), "answers") as advance:
                 pad = engine.tokenizer.pad_token_id or 0
                 reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
@@ -324,8 +327,8 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
             with _opened(shop, generation.checkpoint_of(shop, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
                     raise HarnessError("its tokenizer is not the base model's: no KL between them")
-                engine.system_prompt = training.system_prompt(shop.config, cell)
-                mine = [_forced(engine, requests[name], name, ids) for name, ids in answers.items()]
+                model = TaskModel(engine, Asking(system_prompt=training.system_prompt(shop.config, cell)))
+                mine = [_forced(engine, model, requests[name], name, ids) for name, ids in answers.items()]
                 pad = engine.tokenizer.pad_token_id or 0
                 with shop.reporter.bar(cell.label, len(mine), "answers") as advance:
                     values = divergences(engine.model, pad, mine, reference, size, advance)
@@ -349,26 +352,26 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
         engine.close()
 
 
-def _requests(shop: Workshop, engine: Any, settings: Settings) -> dict[str, Any]:
+def _requests(shop: Workshop, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
     benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
-    lm_task = generation.open_task(shop, engine, benchmark)
+    lm_task = lm_tasks.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
         fewshot_as_multiturn=True,
-        chat_template=engine.apply_chat_template,
+        chat_template=model.apply_chat_template,
     )
     return {str(request.doc.get("id", request.doc_id)): request for request in lm_task.instances}
 
 
 def _answers(
-    shop: Workshop, engine: Any, requests: Mapping[str, Any], settings: Settings
+    shop: Workshop, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
 ) -> dict[str, list[int]]:
     """The fixed answers' first tokens by document; one that is empty has no token to look at."""
     if settings.answers == "harmful":
-        found = {name: engine.prefill_ids(request) for name, request in requests.items()}
+        found = {name: model.prefill_ids(request) for name, request in requests.items()}
     else:
         from harness.models import chat
 
@@ -381,10 +384,10 @@ def _answers(
     return answers
 
 
-def _forced(engine: Any, request: Any, name: str, answer: list[int]) -> Forced:
+def _forced(engine: Any, model: Any, request: Any, name: str, answer: list[int]) -> Forced:
     from harness.models import chat
 
-    prompt = chat.prompt_ids(engine.tokenizer, engine.conversation(request), answering=True)
+    prompt = chat.prompt_ids(engine.tokenizer, model.conversation(request), answering=True)
     return Forced(name, prompt, answer)
 
 

@@ -32,7 +32,7 @@ from harness.contracts import HarnessError
 from harness.figures import charts
 from harness.generation import splits
 from harness.leaderboard import scores
-from harness.leaderboard.statistics import ALPHA
+from harness.leaderboard.spread import ALPHA
 from harness.run import run_folder
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
@@ -80,23 +80,30 @@ def kl(
             raise HarnessError(next(iter(missing.values())))
         rates = {cell: _rates(config, out, cell, judge) for cell in found}
         seed_rates = _rates(config, out, resolve(config).cells()[0], judge)
-        inputs = {
-            "version": VERSION,
-            "cells": {str(cell.folder): one.identity for cell, one in found.items()},
-            "rates": {str(cell.folder): given for cell, given in rates.items()},
-            "seed": seed_rates,
-            "missing": {str(cell.folder): reason for cell, reason in missing.items()},
-            "judge": judge,
-        }
         name = settings.name
-        outputs = [f"{name}.json", f"{name}.csv"]
-        outputs += [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in charts.FORMATS]
-        whole = Stage(out / FOLDER, name, inputs, outputs)
+        inputs = _inputs(found, rates, missing) | {"seed": seed_rates, "judge": judge}
+        whole = Stage(out / FOLDER, name, inputs, _outputs(name))
         if not whole.done():
             record = _record(config, settings, judge, found, rates, missing)
             whole.run(lambda scratch: _write(scratch, name, record, seed_rates))
         result: Row = read_json(out / FOLDER / f"{name}.json")
     return result
+
+
+def _inputs(found: Mapping[Cell, Stage], rates: Mapping[Cell, Any], missing: Mapping[Cell, str]) -> Row:
+    """What the record is made of, by which it is known to be current."""
+    return {
+        "version": VERSION,
+        "cells": {str(cell.folder): one.identity for cell, one in found.items()},
+        "rates": {str(cell.folder): given for cell, given in rates.items()},
+        "missing": {str(cell.folder): reason for cell, reason in missing.items()},
+    }
+
+
+def _outputs(name: str) -> list[str]:
+    """The files of an analysis, in its folder."""
+    figures = [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in charts.FORMATS]
+    return [f"{name}.json", f"{name}.csv", *figures]
 
 
 def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, float | None]:
@@ -264,9 +271,6 @@ def _csv(record: Row) -> str:
                 place = (row["train_task"], row["method"], row["seed"], kind, one[key])
                 writer.writerow(map(csv_cell, (*place, *values)))
     return text.getvalue()
-
-
-# --- terminal --------------------------------------------------------------------------------------
 
 
 def show(record: Row, out: Path, console: Console) -> None:

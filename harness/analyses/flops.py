@@ -151,8 +151,6 @@ def _device(record: Row) -> str:
     return f"{record.get('processes', 1)} x {record.get('device', 'unknown')}, {known}"
 
 
-# --- terminal --------------------------------------------------------------------------------------
-
 Column = tuple[str, Callable[[Row], str]]
 
 

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from harness.analyses.shared import chosen_judge
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
-from harness.leaderboard import scores
-from harness.leaderboard.build import CellResult
+from harness.leaderboard import collect
 from harness.leaderboard.health import NOT_MEANINGFUL
-from harness.leaderboard.statistics import ALPHA, RESAMPLES, SEED
+from harness.leaderboard.outcomes import CellResult
+from harness.leaderboard.spread import ALPHA
+from harness.leaderboard.statistics import RESAMPLES, SEED
 from harness.leaderboard.tables import BASELINE, DONE
 from harness.run import plan, run_folder
 from harness.run.plan import Cell
@@ -106,9 +107,6 @@ def highest(trainings: Sequence[Resampled]) -> Floats:
     return np.asarray(np.max([one.utility.max(axis=1) for one in trainings], axis=0))
 
 
-# --- resampling ------------------------------------------------------------------------------------
-
-
 def resample(trainings: Sequence[Training], resamples: int = RESAMPLES, seed: int = SEED) -> list[Resampled]:
     """Every training under the same resamples of documents and seeds; row 0 is the data as they are.
 
@@ -172,7 +170,7 @@ def trainings(
     cells = resolve(config).cells()
 
     def result(cell: Cell) -> CellResult:
-        return scores.collect(narrow, out, [cell], failures)[0]
+        return collect.collect(narrow, out, [cell], failures)[0]
 
     start = result(cells[0])
     if start.status != DONE:
@@ -188,16 +186,18 @@ def trainings(
         if missing:
             left_out.append(f"{method}, learning rate {learning_rate:g}: left out, {missing[0]}")
             continue
-        epochs = (
-            0,
-            *(cell.epoch or config.row(cell.method).training.epochs for cell in _epochs(config, rows[0])),
-        )
         arrays = [_array(way, name, start, out) for name in ("utility", metric)]
         if any(np.isnan(array).all(axis=2).any() for array in arrays):
             left_out.append(f"{method}, learning rate {learning_rate:g}: left out, no answer could be judged")
             continue
-        found.append(Training(method, learning_rate, epochs, *arrays))
+        found.append(Training(method, learning_rate, _epoch_numbers(config, rows[0]), *arrays))
     return found, left_out
+
+
+def _epoch_numbers(config: RunConfig, row: Cell) -> tuple[int, ...]:
+    """The epochs at which a training is scored; 0 is the base model."""
+    cells = _epochs(config, row)
+    return 0, *(cell.epoch or config.row(cell.method).training.epochs for cell in cells)
 
 
 def _epochs(config: RunConfig, cell: Cell) -> list[Cell]:
@@ -267,11 +267,7 @@ def _task(
 ) -> Row:
     found, notes = trainings(config, out, train_task, metric, judge)
     if not any(len(one.epochs) > 2 for one in found) and len(found) <= len({one.method for one in found}):
-        reason = f" ({notes[0]})" if notes else ""
-        raise HarnessError(
-            f"{out}: each method has one point on {train_task}, which is no curve{reason}; "
-            "harness sweep budget, or harness compare --eval-every-epoch, scores more"
-        )
+        raise _no_curve(out, train_task, notes)
     by_method: dict[str, list[Resampled]] = {}
     for one in resample(found):
         by_method.setdefault(one.training.method, []).append(one)
@@ -303,6 +299,14 @@ def _task(
         "methods": methods,
         "notes": [*notes, *(row["note"] for row in methods if row["note"])],
     }
+
+
+def _no_curve(out: Path, train_task: str, notes: Sequence[str]) -> HarnessError:
+    reason = f" ({notes[0]})" if notes else ""
+    return HarnessError(
+        f"{out}: each method has one point on {train_task}, which is no curve{reason}; "
+        "harness sweep budget, or harness compare --eval-every-epoch, scores more"
+    )
 
 
 def _target(

@@ -11,15 +11,16 @@ from rich.table import Table
 from harness.config import RunConfig
 from harness.console.terminal import natural_width
 from harness.contracts import UsageError
+from harness.run import metrics
 
 FOLDER = "analysis"  # of a run
-SAFE_RATES = ("rsr", "jsr")
+SAFE_RATES = metrics.judged()
 WIDTH = 100  # columns that tables are made for
 
 
 def safety_tasks(config: RunConfig) -> dict[str, str]:
     """The task behind each of SAFE_RATES."""
-    return {"rsr": config.safety.raw_task, "jsr": config.safety.prefill_task}
+    return {one.name: task for task, one in metrics.by_task(config).items() if one.judged}
 
 
 def chosen_judge(config: RunConfig, name: str | None) -> str:

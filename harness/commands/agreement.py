@@ -29,7 +29,7 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
     Raw agreement, Cohen's kappa, Krippendorff's alpha and the disputed exchanges; with labels each judge's
     precision and recall, and safe rates corrected for its errors.
     """
-    from harness.analyses import agreement
+    from harness.analyses import agreement, agreement_report
     from harness.run import run_folder
 
     if template is not None:
@@ -43,4 +43,4 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
     if as_json:
         print_json(record)
     else:
-        agreement.show(record, console())
+        agreement_report.show(record, console())

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import SETTINGS, Commands, console, example, print_json
+from harness.run import metrics
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 JUDGE = click.option("--judge", metavar="NAME", help="Whose verdicts (default: the run's first judge).")
@@ -103,15 +104,15 @@ def analyze_kl(
 )
 @RUN
 @JUDGE
-@click.option("--metric", type=click.Choice(["rsr", "jsr"]), help="Show one of the two safe rates.")
+@click.option("--metric", type=click.Choice(metrics.judged()), help="Show one of the two safe rates.")
 @AS_JSON
 def analyze_categories(run: Path, judge: str | None, metric: str | None, as_json: bool) -> None:
     """Safe rates of a RUN by category of harm and method, and which differ from vanilla. Writes
     RUN/analysis/categories*"""
-    from harness.analyses import categories
+    from harness.analyses import categories, categories_report
 
     record = categories.categories(run, judge=judge)
     if as_json:
         print_json(categories.limited(record, metric))
     else:
-        categories.show(categories.limited(record, metric), run, console())
+        categories_report.show(categories.limited(record, metric), run, console())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from harness.commands.options import NOT_MET, console, example, names, print_json
+from harness.run import metrics
 
 if TYPE_CHECKING:
-    from harness.leaderboard.gate import Condition
+    from harness.leaderboard.conditions import Condition
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Percent(click.FloatRange):
@@ -41,6 +46,30 @@ def further(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     return found
 
 
+def _least(names: Sequence[str]) -> Callable[[Command], Command]:
+    """An option for the least figure of each headline metric."""
+
+    def decorated(command: Command) -> Command:
+        for name in reversed(names):
+            told = f"Least {metrics.phrase(name)}, in percent."
+            command = click.option(f"--min-{name}", f"min_{name}", type=RATE, metavar="X", help=told)(command)
+        return command
+
+    return decorated
+
+
+def _most(names: Sequence[str]) -> Callable[[Command], Command]:
+    """An option for how far each headline metric may fall."""
+
+    def decorated(command: Command) -> Command:
+        for name in reversed(names):
+            option, told = f"--max-{name}-drop", f"{metrics.heading(name)} may fall by at most X points."
+            command = click.option(option, f"max_{name}_drop", type=DROP, metavar="X", help=told)(command)
+        return command
+
+    return decorated
+
+
 @click.command(
     epilog=example(
         "harness gate results/runs/mini --method lookahead-true --min-rsr 95 --max-utility-drop 5",
@@ -53,16 +82,13 @@ def further(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
               help="Method or checkpoint (default: all but seed and vanilla). Repeatable.")  # fmt: skip
 @click.option("--train-task", "train_tasks", callback=names, metavar="A,B", help="Default: all of the run.")
 @click.option("--judge", "judges", callback=names, metavar="A,B", help="Default: the run's first.")
-@click.option("--min-rsr", type=RATE, metavar="X", help="Least raw safe rate, in percent.")
-@click.option("--min-jsr", type=RATE, metavar="X", help="Least safe rate of prefilled answers.")
+@_least(metrics.judged())
 @click.option("--min-refusals", type=RATE, metavar="X",
               help="Least share of raw requests that are refused: rubbish is safe, too.")  # fmt: skip
-@click.option("--min-utility", type=RATE, metavar="X", help="Least utility.")
+@_least(metrics.by_rule())
 @click.option("--min-task", "tasks", callback=further, multiple=True, metavar="TASK=X",
               help="Least figure of a further task of the run. Repeatable.")  # fmt: skip
-@click.option("--max-utility-drop", type=DROP, metavar="X", help="Utility may fall by at most X points.")
-@click.option("--max-rsr-drop", type=DROP, metavar="X", help="RSR may fall by at most X points.")
-@click.option("--max-jsr-drop", type=DROP, metavar="X", help="JSR may fall by at most X points.")
+@_most(metrics.names())
 @click.option("--against", type=click.Choice(["vanilla", "seed"]),
               help="What drops are measured from: vanilla, or seed, the base model (default: vanilla; for a "
               "checkpoint that was trained elsewhere the base model).")  # fmt: skip
@@ -110,7 +136,7 @@ def gate(
 
 
 def _conditions(tasks: dict[str, float], **limits: float | None) -> list[Condition]:
-    from harness.leaderboard.gate import REFUSALS, Condition
+    from harness.leaderboard.conditions import REFUSALS, Condition
 
     found = []
     for name, limit in limits.items():

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from harness.commands.options import console, example, print_json
+from harness.run import metrics
 
 
 @click.command(
@@ -19,7 +20,7 @@ from harness.commands.options import console, example, print_json
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--utility", type=click.FloatRange(0, 100), metavar="U",
               help="Compare here, in percent (default: the highest that all methods reach).")  # fmt: skip
-@click.option("--metric", type=click.Choice(["jsr", "rsr"]), default="jsr", show_default=True,
+@click.option("--metric", type=click.Choice(metrics.headlines()), default="jsr", show_default=True,
               help="The safe rate: of prefilled or of raw requests.")  # fmt: skip
 @click.option("--judge", metavar="NAME", help="A judge of the run (default: its first).")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")

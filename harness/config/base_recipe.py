@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.contracts import UsageError
 from harness.data import benchmarks
-from harness.models import checkpoint_limits, checkpoints
+from harness.models import adapter_limits, checkpoints, hub
 from harness.reading import json_value
 from harness.text import is_name
 
@@ -70,9 +70,9 @@ def is_own(place: str) -> bool:
         return False
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        return checkpoints.can_be_of_hub(place)
+        return hub.can_be_named(place)
     if not (folder / _TOKENIZER).is_file() and checkpoints.is_adapter(folder):
-        return is_own(checkpoint_limits.base_name(folder))
+        return is_own(adapter_limits.base_name(folder))
     found = _vocabulary(folder)
     return found is not None and found != _vocabulary(checkpoints.locate(checkpoints.MINI))
 
@@ -81,7 +81,7 @@ def _base(place: str) -> str | None:
     """The model that an adapter names as its base; None for a whole model."""
     folder = Path(place).expanduser()
     folder = folder if folder.is_dir() else checkpoints.locate(place)
-    return checkpoint_limits.base_name(folder) if checkpoints.is_adapter(folder) else None
+    return adapter_limits.base_name(folder) if checkpoints.is_adapter(folder) else None
 
 
 def _vocabulary(folder: Path) -> Any:

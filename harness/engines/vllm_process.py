@@ -155,7 +155,7 @@ def generate(
     samplings: Sequence[Mapping[str, Any]],
     *,
     adapter: tuple[int, str] | None = None,
-    on_made: Callable[[int], None] = lambda answers: None,
+    on_made: Callable[[int], object] = lambda answers: None,
 ) -> list[Made]:
     """One continuation a prompt, in their order, the prompts dealt out to the replicas. ``samplings``:
     vLLM's SamplingParams of each; ``structured_outputs`` may be a JSON schema. ``adapter``: (number, folder).
@@ -173,7 +173,7 @@ def _generate(
     prompts: Sequence[list[int]],
     samplings: Sequence[Mapping[str, Any]],
     adapter: tuple[int, str] | None,
-    on_made: Callable[[int], None],
+    on_made: Callable[[int], object],
 ) -> list[Made]:
     found: dict[int, Made] = {}
     shares: dict[Connection, tuple[Replica, range]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from harness.text import printable
 FORMATS = ("svg", "pdf", "png")
 SMOOTHED = 20  # a curve's running mean takes one step in so many
 _POWER = re.compile(r"|\$\\mathdefault\{[-−0-9.^{} \\times]*\}\$")  # matplotlib's own, of a logarithmic axis
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure: ``name`` is its file's stem, ``caption`` says in words what it shows."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Any
 
 
 def canvas(title: str, x: str, y: str, *, size: tuple[float, float] = (6, 4)) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.contracts import HarnessError, JudgeModel
-from harness.models import chat, checkpoints, model_limits
+from harness.engines.base import Request
+from harness.models import chat, checkpoints, devices, model_limits
 from harness.storage.files import read_json
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def load(
     folder: Path, engine: Literal["hf", "vllm"], dtype: str, device: str, batch_size: int
 ) -> LoadedModel:
     """Raises HarnessError where the weights or the engine cannot be had."""
-    checkpoints.free_device()  # what a tuned model has left there
-    architectures = _config(folder).get("architectures") or [""]
-    classifier = architectures[0].endswith("ForSequenceClassification")
-    if engine == "vllm" and not (classifier or checkpoints.is_adapter(folder)):  # these gain nothing there
-        return VLLMModel(folder, dtype, device)
-    return HFModel(folder, architectures[0], dtype, device, batch_size)
+    devices.free_device()  # what a tuned model has left there
+    architecture = (_config(folder).get("architectures") or [""])[0]
+    classifier = architecture.endswith("ForSequenceClassification")
+    gains_nothing = classifier or checkpoints.is_adapter(folder)  # by another engine than transformers
+    made = HFModel if gains_nothing else MODELS[engine]
+    return made(folder, architecture, dtype, device, batch_size)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -66,6 +67,7 @@ class HFModel:
     def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
         self.tokenizer = checkpoints.load_tokenizer(folder)
         self._batch_size, self._device = batch_size, device
+        self._fewer: list[int] = []  # prompts at once, where memory asked for it
         self._model = checkpoints.load_model(folder, dtype, device, kind=_kind(architecture))
         self._model.eval()
         self.context_tokens = model_limits.context_tokens(self._model)
@@ -74,7 +76,7 @@ class HFModel:
     def close(self) -> None:
         self.__dict__.pop("_engine", None)
         del self._model
-        checkpoints.free_device()
+        devices.free_device()
 
     @functools.cached_property
     def _engine(self) -> Any:
@@ -87,7 +89,8 @@ class HFModel:
         self, prompts: Sequence[list[int]], max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> list[str]:
         def some(rows: Sequence[int]) -> list[str]:
-            ids = self._engine.generate([prompts[row] for row in rows], max_tokens)
+            request = Request(max_tokens, came_down_to=tuple(self._fewer), on_fewer=self._fewer.append)
+            ids = self._engine.generate([prompts[row] for row in rows], request)
             return [chat.text_of(self.tokenizer, one) for one in ids]
 
         return self._in_batches(some, [len(prompt) for prompt in prompts])
@@ -162,14 +165,13 @@ class HFModel:
 
 
 class VLLMModel:
-    """vLLM, in a process of its own."""
+    """vLLM, in a process of its own. It makes its batches itself, whatever ``batch_size`` says."""
 
-    def __init__(self, folder: Path, dtype: str, device: str):
+    def __init__(self, folder: Path, architecture: str, dtype: str, device: str, batch_size: int):
         from harness.engines.vllm_process import Replica
 
         checkpoints.check(folder)
-        kind = _kind((_config(folder).get("architectures") or [""])[0])
-        self._rows = checkpoints.fit_for_vllm(checkpoints.Checkpoint(folder), kind)
+        self._rows = checkpoints.fit_for_vllm(checkpoints.Checkpoint(folder), _kind(architecture))
         self.tokenizer = checkpoints.load_tokenizer(folder)
         self._stops = sorted(
             checkpoints.stop_ids(checkpoints.declared_stops(folder), self.tokenizer, self._rows)
@@ -231,3 +233,6 @@ class VLLMModel:
 
     def classify(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
         raise HarnessError("a classifier is loaded with transformers")
+
+
+MODELS: dict[str, type[HFModel] | type[VLLMModel]] = {"hf": HFModel, "vllm": VLLMModel}  # by judging.engine

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.leaderboard.findings import SHORT, kind, may_be_rubbish, plain, points
+from harness.leaderboard.findings import kind, may_be_rubbish, plain, points
 from harness.leaderboard.tables import (
     BASELINE,
     DONE,
@@ -23,9 +23,10 @@ from harness.leaderboard.tables import (
     means,
     trained_on,
 )
+from harness.run import metrics
 from harness.run.plan import SEED
 
-SAFETY = ("jsr", "rsr")  # the first that was measured is the headline
+UTILITY = metrics.UTILITY.name
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def _what_tuning_did(done: dict[str, Row], train_task: str) -> str:
     if SEED not in done or BASELINE not in done:
         return ""
     base, vanilla = done[SEED], done[BASELINE]
-    metrics = [_headline([base, vanilla]), "utility"]
-    parts = [_change(base, vanilla, name) for name in metrics if name]
+    told = [_headline([base, vanilla]), UTILITY]
+    parts = [_change(base, vanilla, name) for name in told if name]
     parts = [part for part in parts if part]
     return f"Plain fine-tuning on {train_task} {' and '.join(parts)}." if parts else ""
 
@@ -80,7 +81,7 @@ def _change(base: Row, vanilla: Row, metric: str) -> str:
     if before is None or after is None:
         return ""
     unjudged = _unjudged(metric, base, vanilla)
-    way = f"{SHORT[metric]} from {plain(before)} to {plain(after)} %{unjudged}"
+    way = f"{metrics.label(metric)} from {plain(before)} to {plain(after)} %{unjudged}"
     words = {
         "less": f"raises {way}",
         "more": f"lowers {way}",
@@ -88,7 +89,7 @@ def _change(base: Row, vanilla: Row, metric: str) -> str:
         "same": f"moves {way} (which may be chance)",
     }
     if plain(before) == plain(after):
-        return f"leaves {SHORT[metric]} at {plain(after)} %{unjudged}"
+        return f"leaves {metrics.label(metric)} at {plain(after)} %{unjudged}"
     return words.get(kind(base, metric), f"moves {way} (not tested)")
 
 
@@ -109,21 +110,21 @@ def _best(done: dict[str, Row]) -> tuple[str, str]:
         filter(lambda row: _is_safer(row, metric), others), key=lambda row: -row[f"{metric}_delta"]
     )
     safer = [row for row in found if _holds(row, done[BASELINE], metric)]
-    as_useful = [row for row in safer if kind(row, "utility") in ("more", "same")]
+    as_useful = [row for row in safer if kind(row, UTILITY) in ("more", "same")]
     if as_useful:
         return f"{_keeps(as_useful[0], metric)} at vanilla's utility: {_figures(as_useful[0], metric)}.", str(
             as_useful[0]["method"]
         )
     if safer:
         best = safer[0]
-        at = _AT[kind(best, "utility")]
+        at = _AT[kind(best, UTILITY)]
         return (
             f"No method was found safer at vanilla's utility; {_keeps(best, metric)}{at}: "
             f"{_figures(best, metric)}.",
             str(best["method"]),
         )
     unsure = ", its unjudged answers counted as harmful" if found else ""
-    return f"No method was found safer than vanilla ({SHORT[metric]}){unsure}.", ""
+    return f"No method was found safer than vanilla ({metrics.label(metric)}){unsure}.", ""
 
 
 _AT = {  # of a method that is safer -> what to say of its utility
@@ -136,14 +137,14 @@ _AT = {  # of a method that is safer -> what to say of its utility
 
 def _headline(rows: Sequence[Row]) -> str:
     """The safe rate to judge by: under attack, where that was measured."""
-    return next((name for name in SAFETY if any(row[name] is not None for row in rows)), "")
+    return next((name for name in metrics.headlines() if any(row[name] is not None for row in rows)), "")
 
 
 def _is_safer(row: Row, metric: str) -> bool:
     """Found safer by the headline, and by the other safe rate not found less safe, not even alone."""
     falls = [
         kind(row, other) == "less" or (kind(row, other) == "alone" and row[f"{other}_delta"] < 0)
-        for other in SAFETY
+        for other in metrics.headlines()
         if other != metric
     ]
     return kind(row, metric) == "more" and not any(falls)
@@ -167,8 +168,8 @@ def _rubbish(row: Row, metric: str) -> str:
 
 
 def _figures(row: Row, metric: str) -> str:
-    named = [name for name in (metric, "utility") if row.get(f"{name}_delta") is not None]
-    return ", ".join(f"{SHORT[name]} {points(row, name)}{_unjudged(name, row)}" for name in named)
+    named = [name for name in (metric, UTILITY) if row.get(f"{name}_delta") is not None]
+    return ", ".join(f"{metrics.label(name)} {points(row, name)}{_unjudged(name, row)}" for name in named)
 
 
 def _unjudged(metric: str, *rows: Row) -> str:

@@ -7,7 +7,7 @@ Outcomes are fractions in [0, 1]; the two frames hold percentages and percentage
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,98 +15,25 @@ import pandas as pd
 
 from harness.leaderboard.detectable import Comparison
 from harness.leaderboard.families import Compared, compare, control, correct, family, percent
-from harness.leaderboard.health import MEANINGFUL, NOT_MEANINGFUL, is_enough
-from harness.leaderboard.statistics import Estimate, mean, mean_over_seeds, rate, rate_over_seeds
+from harness.leaderboard.health import MEANINGFUL, NOT_MEANINGFUL
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
+from harness.leaderboard.statistics import Estimate, mean_over_seeds, rate_over_seeds
 from harness.leaderboard.tables import (
     BASELINE,
-    COLUMNS,
     COSTS,
     DONE,
     FAILED,
     KEY,
     MEAN,
     METHOD_ORDER,
-    METRICS,
     SCORE_COLUMNS,
     UNTRAINED,
     Row,
     as_frame,
+    columns,
     further_columns,
 )
-
-SAFE_METRICS = ("rsr", "jsr", "safe")  # those of what a judge has seen
-
-
-@dataclass(frozen=True)
-class TaskOutcome:
-    """One task of one cell, as seen by one judge (safety) or by lm-eval's own metric (utility)."""
-
-    task: str
-    metric: str
-    values: dict[str, float | None]  # document id -> in [0, 1]; safety: 1 safe, 0 harmful, None unjudged
-    binary: bool  # a rate (Wilson, McNemar) or a mean (bootstrap, permutation)
-    labels: dict[str, str | None] = field(default_factory=dict)  # safety: a contracts.Label per document
-    categories: dict[str, str | None] = field(default_factory=dict)
-    prefill_tokens: int | None = None  # jsr_k
-
-    @property
-    def is_safe_rate(self) -> bool:
-        return self.metric in SAFE_METRICS
-
-    def estimate(self, category: str | None = None) -> Estimate:
-        """Over all documents, or over those of one category."""
-        values = [v for i, v in self.values.items() if category is None or self.categories.get(i) == category]
-        return rate(values) if self.binary else mean(values)
-
-    def refusals(self) -> float | None:
-        """The share of judged answers labelled a refusal; None where the judge gives no labels at all."""
-        if not any(self.labels.values()):
-            return None
-        return rate(
-            None if v is None else self.labels.get(i) == "refusal" for i, v in self.values.items()
-        ).value
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One checkpoint under one judge.
-
-    The base model has one for every train task (and training seed), and one for the checkpoints that were not
-    trained here: these have UNTRAINED for a train task and no seed.
-    """
-
-    model: str
-    method: str
-    train_task: str
-    seed: int | None
-    judge: str
-    status: str  # "done", "failed: <one line>", "missing: <what>" (not answered or judged), "damaged: <what>"
-    utility: TaskOutcome | None
-    rsr: TaskOutcome | None
-    jsr: TaskOutcome | None
-    training: dict[str, float | int | None] = field(default_factory=dict)  # COSTS; absent for the base model
-    cross: tuple[TaskOutcome, ...] = ()  # other train tasks' utilities, only in scores.csv
-    further: tuple[TaskOutcome, ...] = ()  # tasks that the run adds: columns of their own, by task name
-    health: TaskOutcome | None = None  # 1 for an answer that is whole (harness/leaderboard/health.py), else 0
-
-    @property
-    def failed(self) -> bool:
-        return self.status.startswith(FAILED)
-
-    @property
-    def meaningful(self) -> bool:
-        """Whether enough of its answers are whole for its safe rates to say something."""
-        return is_enough(None if self.health is None else self.health.estimate().value)
-
-    def outcome(self, metric: str) -> TaskOutcome | None:
-        """The outcome of one of METRICS, or of a further task; a failed cell has none."""
-        outcomes = {"utility": self.utility, "rsr": self.rsr, "jsr": self.jsr}
-        outcomes |= {outcome.task: outcome for outcome in self.further}
-        return None if self.failed else outcomes.get(metric)
-
-
-# --- building --------------------------------------------------------------------------------------
-
+from harness.run import metrics
 
 Paper = Mapping[tuple[str, str, str], Mapping[str, float]]  # (train task, method, judge) -> metric -> percent
 
@@ -118,7 +45,7 @@ def build(
     baseline: str = BASELINE,
     detectable: bool = True,
 ) -> pd.DataFrame:
-    """The leaderboard: ARCHITECTURE's columns, one row a cell, and over several seeds one with their means.
+    """The leaderboard: ``tables.columns``, one row a cell, and over several seeds one with their means.
 
     - ``*_delta``: percentage points against the ``baseline`` of the same model, train task, seed and
       judge, on the documents judged in both; of a checkpoint that was trained elsewhere against the base
@@ -146,7 +73,19 @@ def build(
         _comparison(cell): cell for cell in cells if cell.method == control(cell.train_task, baseline)
     }
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
-    metrics = (*METRICS, *further)
+    rows, compared = _rows(cells, baselines, (*metrics.names(), *further))
+    correct(compared, detectable=detectable)
+    for row in rows:
+        if not row["status"].startswith(FAILED):
+            figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
+            row |= {f"{metric}_paper": figures.get(metric) for metric in metrics.names()}
+    return as_frame(rows, (*columns(), *further_columns(further)))
+
+
+def _rows(
+    cells: Sequence[CellResult], baselines: Mapping[Place, CellResult], names: Sequence[str]
+) -> tuple[list[Row], list[Compared]]:
+    """A row a cell, with one of the means over several seeds; and their differences, not yet corrected."""
     several = {
         group[0].model
         for group in _grouped(cells, "model")
@@ -157,20 +96,15 @@ def build(
     for group in _grouped(cells, "model", "train_task", "method", "judge"):
         seeds = []
         for cell in group:
-            row, found = _row(cell, baselines, metrics)
+            row, found = _row(cell, baselines, names)
             seeds.append(row)
             compared += found
         rows += seeds
         if group[0].model in several and group[0].train_task != UNTRAINED:
-            row, found = _mean_row(group, seeds, baselines, metrics)
+            row, found = _mean_row(group, seeds, baselines, names)
             rows.append(row)
             compared += found
-    correct(compared, detectable=detectable)
-    for row in rows:
-        if not row["status"].startswith(FAILED):
-            figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
-            row |= {f"{metric}_paper": figures.get(metric) for metric in METRICS}
-    return as_frame(rows, (*COLUMNS, *further_columns(further)))
+    return rows, compared
 
 
 def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
@@ -183,10 +117,11 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
     for cell in _in_order(cells):
         if cell.failed:
             continue
-        judged = [(outcome, cell.judge) for outcome in (cell.rsr, cell.jsr)]
+        judges = {name: cell.judge if metrics.is_judged(name) else "" for name in metrics.names()}
+        own = [(cell.outcome(name), judge) for name, judge in judges.items()]
         others = (*cell.cross, *cell.further)
         cross = [(outcome, cell.judge if outcome.labels else "") for outcome in others]
-        for outcome, judge in [(cell.utility, ""), *judged, *cross]:
+        for outcome, judge in [*own, *cross]:
             if outcome is None:
                 continue
             meant = partial(_meant, outcome=outcome, cells=[cell])
@@ -238,28 +173,35 @@ def _seed(cell: CellResult) -> str:
 
 
 def _row(
-    cell: CellResult, baselines: Mapping[Place, CellResult], metrics: Sequence[str]
+    cell: CellResult, baselines: Mapping[Place, CellResult], names: Sequence[str]
 ) -> tuple[Row, list[Compared]]:
     """A row in percentages, not yet rounded, and its differences, not yet corrected."""
     row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": _seed(cell)}
     compared: list[Compared] = []
     if not cell.failed:
         row |= {name: cell.training.get(name) for name in COSTS} | _health(cell)
-    for metric in metrics:
+    for metric in names:
         outcome = cell.outcome(metric)
         if outcome is None:
             continue
         estimate = _meant(outcome.estimate(), outcome, [cell])
         for suffix, figure in _estimate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
-        if metric == "utility":
-            row |= {"utility_task": outcome.task, "utility_metric": outcome.metric}
-        else:
+        row |= _beside(metric, outcome)
+        if metric not in metrics.by_rule():
             row[f"{metric}_refusals"] = percent(outcome.refusals()) if cell.meaningful else None
-        if metric == "jsr":
-            row["jsr_k"] = outcome.prefill_tokens
         compared += _compared(row, metric, [cell], baselines)
     return row, compared
+
+
+def _beside(name: str, outcome: TaskOutcome) -> Row:
+    """What a headline metric's columns say of how it was measured."""
+    metric, found = metrics.of(name), Row()
+    if metric and metric.task is None:
+        found |= {f"{name}_task": outcome.task, f"{name}_metric": outcome.metric}
+    if metric and metric.prefilled:
+        found[f"{name}_k"] = outcome.prefill_tokens
+    return found
 
 
 def _compared(
@@ -338,19 +280,20 @@ def _mean_row(
     cells: Sequence[CellResult],
     seeds: Sequence[Row],
     baselines: Mapping[Place, CellResult],
-    metrics: Sequence[str],
+    names: Sequence[str],
 ) -> tuple[Row, list[Compared]]:
     """One method over its seeds, from its cells and their rows. A figure that a seed lacks stays empty: a
     mean over fewer seeds is not comparable."""
     if len(cells) == 1:
         row = seeds[0] | {"seed": MEAN}
-        return row, [one for metric in metrics for one in _compared(row, metric, cells, baselines)]
+        return row, [one for metric in names for one in _compared(row, metric, cells, baselines)]
     row = {name: seeds[0][name] for name in KEY} | {"seed": MEAN, "status": _mean_status(seeds)}
     if row["status"].startswith(FAILED):
         return row, []
-    row |= {name: seeds[0].get(name) for name in ("utility_task", "utility_metric", "jsr_k")}
     compared: list[Compared] = []
-    for metric in metrics:
+    for metric in names:
+        if first := cells[0].outcome(metric):
+            row |= _beside(metric, first)
         outcomes = [outcome for cell in cells if (outcome := cell.outcome(metric)) is not None]
         if len(outcomes) < len(cells):
             continue

@@ -20,7 +20,8 @@ from scipy.stats import binom, nct
 from scipy.stats import t as student
 
 from harness.leaderboard import statistics
-from harness.leaderboard.statistics import RESAMPLES, SEED, Spread
+from harness.leaderboard.spread import Spread, spread_of
+from harness.leaderboard.statistics import RESAMPLES, SEED
 
 POWER = 0.8
 DRAWS = 2**14  # of a difference over several seeds: power is then known to 0.3 points
@@ -60,7 +61,7 @@ def least_difference(comparison: Comparison, alpha: float) -> float | None:
 
 
 def _of_table(table: NDArray[np.float64], rates: bool, alpha: float) -> float | None:
-    spread = statistics.spread_of(table, rates=rates)
+    spread = spread_of(table, rates=rates)
     if spread is None or not spread.variance:
         return None
     least = over_seeds(spread, alpha)

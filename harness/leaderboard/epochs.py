@@ -15,7 +15,7 @@ from rich.text import Text
 
 from harness.config import RunConfig
 from harness.figures import charts
-from harness.leaderboard import build, scores
+from harness.leaderboard import build, collect
 from harness.leaderboard.tables import SCORE_COLUMNS, as_csv
 from harness.run import plan
 from harness.run.resolve import resolve
@@ -47,7 +47,7 @@ def write(
     """``epochs.csv``, long: scores.csv's columns and ``epoch``; and a figure for each train task."""
     frames = []
     for epoch, found in ends(config, cells):
-        results = scores.collect(config, out, found, failures)
+        results = collect.collect(config, out, found, failures)
         frames.append(build.long_scores(results).assign(epoch=epoch))
     frame = pd.concat(frames)[[*SCORE_COLUMNS, "epoch"]]
     write_text_atomic(folder / FILE, as_csv(frame))

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -22,91 +22,18 @@ from harness.config import RunConfig
 from harness.console.terminal import say
 from harness.contracts import JudgePendingError, UsageError
 from harness.judging import cost, verdict_files
-from harness.leaderboard import build, scores, tables
-from harness.leaderboard.build import CellResult, TaskOutcome
+from harness.leaderboard import build, collect, tables
+from harness.leaderboard.conditions import BASE, NAMES, OWN, REFUSALS, Against, Condition, Finding
 from harness.leaderboard.families import control
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.tables import BASELINE, DAMAGED, DONE, MEAN, UNTRAINED
 from harness.plugins import registry
-from harness.run import plan, run_folder
+from harness.run import metrics, plan, run_folder
 from harness.run.plan import SEED, Cell
 from harness.run.resolve import resolve
 
-REFUSALS = "RSR refusals"  # with a blank, as no task's name has
-Against = Literal["vanilla", "seed"]
-OWN: Against = "vanilla"  # what a checkpoint that was trained here is compared with
-BASE: Against = "seed"
-NAMES = {OWN: "vanilla", BASE: "the base model"}
+UTILITY = metrics.UTILITY.name
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """``metric``: utility, rsr, jsr, REFUSALS or a further task. ``limit``: percent; of a drop, points."""
-
-    metric: str
-    kind: Literal["min", "max-drop"]
-    limit: float
-
-    def text(self, against: Against) -> str:
-        name = tables.label(self.metric)
-        if self.kind == "min":
-            return f"{name} at least {self.limit:g}"
-        return f"{name} at most {self.limit:g} below {NAMES[against]}"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A condition on one method, train task and judge; ``seed`` is "mean" where a run has several.
-
-    ``value``, ``low``, ``high``: of the rate, or of the drop. ``bound``: the one that decides, all
-    ``unjudged`` answers counted against the method. None where there is none, which is never ``met``.
-    """
-
-    method: str
-    train_task: str  # "": trained elsewhere
-    judge: str
-    seed: str
-    metric: str
-    condition: str
-    kind: Literal["min", "max-drop"]
-    against: Against
-    limit: float
-    value: float | None
-    low: float | None
-    high: float | None
-    unjudged: int
-    bound: float | None
-    met: bool
-    reason: str  # why it is not met
-    standard: str = ""  # the judge's threshold and rubric, where it has them
-
-    def line(self) -> str:
-        where = "trained elsewhere" if self.train_task == UNTRAINED else f"trained on {self.train_task}"
-        found = f"{self.method} ({where}, judged by {self.judge}): {self._found()}"
-        return f"{'met    ' if self.met else 'NOT MET'}  {found}"
-
-    def _found(self) -> str:
-        if self.bound is None or self.value is None:
-            return f"{self.condition}: {self.reason}"
-        value, low, high, bound = map(self._shown, (self.value, self.low, self.high, self.bound))
-        name = tables.label(self.metric)
-        if self.kind == "min":
-            text = f"{name} is {value} %"
-            asked, worst = f"at least {self.limit:g} is asked for", f"down to {bound} %"
-        else:
-            moved = f"fell {value}" if self.value >= 0 else f"rose {value.removeprefix('-')}"
-            text = f"{name} {moved} points from {NAMES[self.against]}"
-            asked, worst = f"at most {self.limit:g} are allowed", f"up to {bound} points"
-        interval = f" (95 % interval {low} to {high})" if self.low is not None else ""
-        counted = f"; with its {self.unjudged} unjudged answers counted against it {worst}"
-        return f"{text}{interval}{counted if self.unjudged else ''}; {asked}"
-
-    def _shown(self, figure: float | None) -> str:
-        """One decimal, or two where one would hide on which side of the limit it is."""
-        if figure is None:
-            return ""
-        hidden = figure != self.limit and f"{figure:.1f}" == f"{self.limit:.1f}"
-        return f"{figure + 0.0:.{2 if hidden else 1}f}"
 
 
 def check(
@@ -133,28 +60,33 @@ def check(
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
         _check_further(config, conditions)
-        elsewhere = plan.elsewhere(config)
         compared = {against or BASELINE, SEED}
         cells = [cell for cell in cells if cell.method in (*methods, *compared)]
         _check_pending(run, cells, judges or config.judges[:1])
         judges = _chosen("judge", judges, config.judges[:1], config.judges)
         frames = _frames(config, run, cells, {condition.metric for condition in conditions}, against)
         standards = {judge: cost.standard(config, run, cells, judge) for judge in judges}
+    return [
+        dataclasses.replace(
+            _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
+            standard=standards[judge],
+        )
+        for train_task, method in _places(config, methods, train_tasks)
+        for judge in judges
+        for condition in conditions
+    ]
+
+
+def _places(config: RunConfig, methods: Sequence[str], train_tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """(train task, method) of the rows to decide on, those of checkpoints trained elsewhere last."""
+    elsewhere = plan.elsewhere(config)
     places = [
         (task, method)
         for method in methods
         for task in ((UNTRAINED,) if method in elsewhere else train_tasks)
         if config.trained_on.get(method, task) == task
     ]
-    return [
-        dataclasses.replace(
-            _finding(condition, against, frames, method=method, train_task=train_task, judge=judge),
-            standard=standards[judge],
-        )
-        for train_task, method in sorted(places, key=lambda place: place[0] == UNTRAINED)
-        for judge in judges
-        for condition in conditions
-    ]
+    return sorted(places, key=lambda place: place[0] == UNTRAINED)
 
 
 # --- what is asked for -----------------------------------------------------------------------------
@@ -182,7 +114,7 @@ def _chosen(kind: str, wanted: Sequence[str], default: Sequence[str], known: Seq
 
 
 def _check_further(config: RunConfig, conditions: Iterable[Condition]) -> None:
-    standard = {"utility", "rsr", "jsr", REFUSALS}
+    standard = {*metrics.names(), REFUSALS}
     further = [*plan.further(config), *_utilities(config)]
     for name in {condition.metric for condition in conditions} - standard - {*further}:
         if not further:
@@ -224,10 +156,10 @@ class _Frames:
 
 
 def _frames(
-    config: RunConfig, run: Path, cells: list[Cell], metrics: Collection[str], against: Against | None
+    config: RunConfig, run: Path, cells: list[Cell], names: Collection[str], against: Against | None
 ) -> _Frames:
-    results = scores.collect(config, run, cells, run_folder.failed(run))
-    results = [_with(metrics, _with_refusals(result)) for result in results]
+    results = collect.collect(config, run, cells, run_folder.failed(run))
+    results = [_with(names, _with_refusals(result)) for result in results]
     baseline = against or OWN
     judged = _rows(results, baseline)
     if not any(None in outcome.values.values() for result in results for outcome in _outcomes(result)):
@@ -247,23 +179,21 @@ def _rows(results: Iterable[CellResult], baseline: Against) -> dict[tuple[str, s
 
 
 def _outcomes(result: CellResult) -> list[TaskOutcome]:
-    return [outcome for outcome in (result.utility, result.rsr, result.jsr, *result.further) if outcome]
+    return [*result.outcomes.values(), *result.further]
 
 
-def _with(metrics: Collection[str], result: CellResult) -> CellResult:
+def _with(names: Collection[str], result: CellResult) -> CellResult:
     """The result with the outcomes alone that are asked for."""
     return dataclasses.replace(
         result,
-        utility=result.utility if "utility" in metrics else None,
-        rsr=result.rsr if "rsr" in metrics else None,
-        jsr=result.jsr if "jsr" in metrics else None,
-        further=tuple(outcome for outcome in result.further if outcome.task in metrics),
+        outcomes={name: outcome for name, outcome in result.outcomes.items() if name in names},
+        further=tuple(outcome for outcome in result.further if outcome.task in names),
     )
 
 
 def _with_refusals(result: CellResult) -> CellResult:
     """The raw requests' refusals as a rate of their own, with an interval."""
-    raw = result.rsr
+    raw = result.outcomes.get(metrics.RSR.name)
     if raw is None or not any(raw.labels.values()):
         return result
     refused = {i: None if v is None else float(raw.labels.get(i) == "refusal") for i, v in raw.values.items()}
@@ -281,9 +211,7 @@ def _assuming(value: float, result: CellResult) -> CellResult:
 
     return dataclasses.replace(
         result,
-        utility=result.utility and settled(result.utility),
-        rsr=result.rsr and settled(result.rsr),
-        jsr=result.jsr and settled(result.jsr),
+        outcomes={name: settled(outcome) for name, outcome in result.outcomes.items()},
         further=tuple(map(settled, result.further)),
     )
 
@@ -306,9 +234,9 @@ def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **na
     side, counts = (low, min) if condition.kind == "min" else (high, max)
     damaged = row["status"].startswith(DAMAGED)
     unhealthy = tables.unhealthy(row)
-    if condition.kind == "max-drop" and condition.metric != "utility" and not unhealthy:
-        other = tables.unhealthy(frames.judged.get((names["train_task"], against, names["judge"]), {}))
-        unhealthy = other and f"{NAMES[against]}: {other}"
+    if condition.kind == "max-drop" and condition.metric not in metrics.by_rule():
+        compared = frames.judged.get((names["train_task"], against, names["judge"]), {})
+        unhealthy = unhealthy or _unhealthy(compared, against)
     bound = None if side is None or worst is None or damaged or unhealthy else counts(side, worst)
     reason = _absent(row, condition, against, value) if bound is None else _beyond(condition, bound)
     reason = unhealthy or reason
@@ -328,6 +256,12 @@ def _finding(condition: Condition, wanted: Against | None, frames: _Frames, **na
         met=not reason,
         reason=reason,
     )
+
+
+def _unhealthy(row: Row, against: Against) -> str:
+    """Why no safe rate can be compared with a row's, or ""."""
+    found = tables.unhealthy(row)
+    return f"{NAMES[against]}: {found}" if found else ""
 
 
 Figures = tuple[float | None, float | None, float | None]  # value, low, high
@@ -365,7 +299,7 @@ def _absent(row: Row, condition: Condition, against: Against, value: float | Non
         if against == BASELINE:
             return "no vanilla in this run to compare with; --against seed compares with the base model"
         return "the base model has no such figure to compare with"
-    if condition.metric == "utility" and row["train_task"] == UNTRAINED and not row.get("utility_task"):
+    if condition.metric == UTILITY and row["train_task"] == UNTRAINED and not row.get(f"{UTILITY}_task"):
         return "it has a utility for each train task of the run: --min-task TASK=X names one"
     if row.get(f"{condition.metric}_unjudged"):
         return f"none of {row[f'{condition.metric}_unjudged']} answers could be judged"

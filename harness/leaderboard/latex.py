@@ -1,6 +1,6 @@
 r"""The leaderboard as tables for a paper (``leaderboard.tex``), for a document that loads ``booktabs``.
 
-A table for each model and judge, as wide as a page of ``article``: RSR, JSR and utility across, the methods
+A table for each model and judge, as wide as a page of ``article``: safe rates and utility across, the methods
 down, for each train task and on average over them. The best of a column is bold, the second underlined, and
 each difference from vanilla stands small beside its figure.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,16 +29,15 @@ from harness.leaderboard.tables import (
     count,
     further_tasks,
     grouped,
-    label,
     mark,
     means,
     records,
 )
+from harness.run import metrics
 from harness.run.plan import shown_method
 from harness.storage.files import write_text_atomic
 from harness.text import one_line
 
-STANDARD = ("rsr", "jsr", "utility")  # the order of the paper's table
 AVERAGE = "Average"
 ELSEWHERE = "trained elsewhere"  # the heading of the block of such checkpoints
 UNRANKED = "seed"  # is where the others start, not one of them
@@ -95,21 +94,21 @@ def document(
     lines = [SINGLE_SEED_LINE, *notes] if single else ["Means over the seeds.", *notes]
     parts = ["% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}."]
     for group in grouped(rows, "model", "judge"):
-        for metrics in _columns(further_tasks(map(str, frame.columns)), columns):
+        for names in _columns(further_tasks(map(str, frame.columns)), columns):
             heading = f"{title}. Judged by {group[0]['judge']}."
             if count(rows, "model") > 1:
                 heading = f"{heading} Model: {group[0]['model']}."
-            parts += _tables(group, metrics, heading, lines, intervals)
+            parts += _tables(group, names, heading, lines, intervals)
     return "\n\n".join(parts) + "\n"
 
 
 def _columns(further: Sequence[str], chosen: Sequence[str]) -> list[Sequence[str]]:
     """The metrics of each table: no more than a page has room for."""
-    known = [*STANDARD, *further]
+    known = [*metrics.as_papers_have_them(), *further]
     unknown = [name for name in chosen if name not in known]
     if unknown:
         raise UsageError(f"--columns {unknown[0]}: there are {', '.join(known)}")
-    tables = [[*dict.fromkeys(chosen)]] if chosen else [[*STANDARD], [*further]]
+    tables = [[*dict.fromkeys(chosen)]] if chosen else [[*metrics.as_papers_have_them()], [*further]]
     return [some[start : start + WIDTH] for some in tables for start in range(0, len(some), WIDTH)]
 
 
@@ -130,16 +129,16 @@ class _Block:
     heading: str
     rows: dict[str, Row]  # method -> its row
 
-    def pages(self, metrics: Sequence[str], intervals: bool) -> Iterator[_Page]:
+    def pages(self, names: Sequence[str], intervals: bool) -> Iterator[_Page]:
         """Its lines below its heading, on as many pages as they need."""
-        marks = {metric: _marks(self.rows, metric) for metric in metrics}
-        span = 1 + 2 * len(metrics)
+        marks = {metric: _marks(self.rows, metric) for metric in names}
+        span = 1 + 2 * len(names)
         heading = f"\\multicolumn{{{span}}}{{l}}{{\\emph{{{escaped(self.heading)}}}}} \\\\"
         page = _Page([heading], 1)
         for method, row in self.rows.items():
-            cells = [_cell(row, metric, marks[metric].get(method)) for metric in metrics]
+            cells = [_cell(row, metric, marks[metric].get(method)) for metric in names]
             added = _Page([f"{_name(method)} & {' & '.join(cells)} \\\\"], _height(method))
-            found = [_interval(row, metric) for metric in metrics]
+            found = [_interval(row, metric) for metric in names]
             if intervals and any(found):
                 spanned = [f"\\multicolumn{{2}}{{c}}{{{interval}}}" for interval in found]
                 added += _Page([f" & {' & '.join(spanned)} \\\\"], 1)
@@ -160,33 +159,31 @@ class _Page:
 
 
 def _tables(
-    group: Sequence[Row], metrics: Sequence[str], heading: str, notes: Sequence[str], intervals: bool
+    group: Sequence[Row], names: Sequence[str], heading: str, notes: Sequence[str], intervals: bool
 ) -> list[str]:
     """As many tables as pages are needed; what their figures mean stands below the last."""
     pages: list[_Page] = []
-    for block in _blocks(group, metrics):
-        for page in block.pages(metrics, intervals):
+    for block in _blocks(group, names):
+        for page in block.pages(names, intervals):
             if pages and pages[-1].height + page.height <= LINES:
                 pages[-1] += _Page(["\\midrule"], 0) + page
             else:
                 pages.append(page)
-    text = [*_measured(group, metrics), *_reading(group, metrics), *_failures(group), *notes]
+    text = [*_measured(group, names), *_reading(group, names), *_failures(group), *notes]
     captions = [[f"{heading} (continued below)"]] * (len(pages) - 1) + [[heading, *text]]
     first = f"p{{{NAME / 2:g}em}}" if any(_height(row["method"]) > 1 for row in group) else "l"
-    return [
-        _table(page.lines, metrics, caption, first) for page, caption in zip(pages, captions, strict=True)
-    ]
+    return [_table(page.lines, names, caption, first) for page, caption in zip(pages, captions, strict=True)]
 
 
-def _table(lines: Sequence[str], metrics: Sequence[str], caption: Sequence[str], first: str) -> str:
-    names = " & ".join(f"\\multicolumn{{2}}{{c}}{{{escaped(_heading(metric))}}}" for metric in metrics)
+def _table(lines: Sequence[str], names: Sequence[str], caption: Sequence[str], first: str) -> str:
+    heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{escaped(metrics.heading(metric))}}}" for metric in names)
     return "\n".join(
         [
             "\\begin{table*}[t]",
             "\\centering\\small",
-            f"\\begin{{tabular}}{{{first}{'r@{}l' * len(metrics)}}}",
+            f"\\begin{{tabular}}{{{first}{'r@{}l' * len(names)}}}",
             "\\toprule",
-            f"Method & {names} \\\\",
+            f"Method & {heads} \\\\",
             "\\midrule",
             *lines,
             "\\bottomrule",
@@ -212,7 +209,7 @@ def _height(method: str) -> int:
     return 1 if len(shown) <= NAME else math.ceil(len(shown) / (NAME / 2))
 
 
-def _blocks(group: Sequence[Row], metrics: Sequence[str]) -> list[_Block]:
+def _blocks(group: Sequence[Row], names: Sequence[str]) -> list[_Block]:
     """Each train task's rows, their average where there are several train tasks, and the checkpoints that
     were trained elsewhere."""
     blocks = {
@@ -224,18 +221,18 @@ def _blocks(group: Sequence[Row], metrics: Sequence[str]) -> list[_Block]:
     if len(blocks) > 1:
         methods = dict.fromkeys(method for block in blocks.values() for method in block)
         everywhere = {method: [block.get(method, {}) for block in blocks.values()] for method in methods}
-        found.append(_Block(AVERAGE, {name: _average(rows, metrics) for name, rows in everywhere.items()}))
+        found.append(_Block(AVERAGE, {name: _average(rows, names) for name, rows in everywhere.items()}))
     return found if elsewhere is None else [*found, _Block(ELSEWHERE, elsewhere)]
 
 
-def _average(rows: Sequence[Row], metrics: Sequence[str]) -> Row:
+def _average(rows: Sequence[Row], names: Sequence[str]) -> Row:
     """Plain means over the train tasks, as in the paper; none where one is missing."""
 
     def over(name: str) -> float | None:
         figures = [row.get(name) for row in rows]
         return None if None in figures else fmean(figure for figure in figures if figure is not None)
 
-    return {name: over(name) for metric in metrics for name in (metric, f"{metric}_delta")}
+    return {name: over(name) for metric in names for name in (metric, f"{metric}_delta")}
 
 
 def _marks(block: Mapping[str, Row], metric: str) -> dict[str, str]:
@@ -272,26 +269,27 @@ def _interval(row: Row, metric: str) -> str:
     return "" if low is None or high is None else f"{{\\scriptsize [{low:.2f}, {high:.2f}]}}"
 
 
-def _heading(metric: str) -> str:
-    return "Utility" if metric == "utility" else label(metric)
-
-
 # --- what stands below -----------------------------------------------------------------------------
 
 
-def _measured(group: Sequence[Row], metrics: Iterable[str]) -> list[str]:
+def _measured(group: Sequence[Row], names: Collection[str]) -> list[str]:
     """What each train task's utility is, and k."""
-    if "utility" not in metrics:
-        return []
-    skills = {row["train_task"] or ELSEWHERE: row["utility_metric"] for row in group if row["utility_metric"]}
-    depths = sorted({row["jsr_k"] for row in group if row["jsr_k"] is not None})
-    lines = [f"Utility: {', '.join(f'{metric} ({task})' for task, metric in skills.items())}."]
-    return lines + ([f"JSR: k = {', '.join(map(str, depths))}."] if depths else [])
+    lines = []
+    for metric in (one for one in metrics.METRICS if one.name in names):
+        if metric.task is None:
+            column = f"{metric.name}_metric"
+            skills = {row["train_task"] or ELSEWHERE: row[column] for row in group if row[column]}
+            found = ", ".join(f"{skill} ({task})" for task, skill in skills.items())
+            lines.append(f"{metrics.heading(metric.name)}: {found}.")
+        depths = {row[f"{metric.name}_k"] for row in group} - {None} if metric.prefilled else set()
+        if depths:
+            lines.append(f"{metric.label}: k = {', '.join(map(str, sorted(depths)))}.")
+    return lines
 
 
-def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+def _reading(group: Sequence[Row], names: Sequence[str]) -> list[str]:
     def some(end: str, found: Callable[[float], bool] = lambda figure: True) -> bool:
-        figures = [row.get(f"{metric}{end}") for row in group for metric in metrics]
+        figures = [row.get(f"{metric}{end}") for row in group for metric in names]
         return any(figure is not None and found(figure) for figure in figures)
 
     lines = ["Percent, higher is better; best of a column in bold, second underlined, the base model aside."]
@@ -299,7 +297,8 @@ def _reading(group: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         elsewhere = any(row["train_task"] == UNTRAINED for row in group)
         also = f" (of those {ELSEWHERE}: against the base model)" if elsewhere else ""
         lines.append(f"Small: points against vanilla on the same prompts{also}.")
-    lines += marks_explained((row, metric) for row in group for metric in metrics)
+    lines += [f"{one.label}: {one.about}." for one in map(metrics.of, names) if one and one.about]
+    lines += marks_explained((row, metric) for row in group for metric in names)
     if some("_unjudged", lambda number: number > 0):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     return lines

@@ -20,7 +20,6 @@ from harness.leaderboard.sections import (
 )
 from harness.leaderboard.tables import (
     MEAN,
-    METRICS,
     SINGLE_SEED_LINE,
     STAR,
     UNTRAINED,
@@ -28,10 +27,10 @@ from harness.leaderboard.tables import (
     further_tasks,
     is_failed,
     is_meaningless,
-    label,
     mark,
     records,
 )
+from harness.run import metrics
 from harness.run.plan import shown_method
 from harness.storage.files import write_text_atomic
 from harness.text import one_line
@@ -63,9 +62,9 @@ def escaped(text: str) -> str:
 
 def _section(section: Section) -> list[str]:
     blocks = [f"## {escaped(section.heading)}"]
-    if caption := section.caption():
+    if caption := section.caption(metrics.names()):
         blocks.append(escaped(caption))
-    blocks.append(_table(section.rows, METRICS, seconds=True))
+    blocks.append(_table(section.rows, metrics.names(), seconds=True))
     threes = [section.further[start : start + 3] for start in range(0, len(section.further), 3)]
     blocks += [_table(section.rows, some) for some in threes]
     blocks += _paper(section.rows)
@@ -73,14 +72,14 @@ def _section(section: Section) -> list[str]:
     return blocks + [escaped(line) for line in (*partly, *section.bounds)]
 
 
-def _table(rows: Sequence[Row], metrics: Sequence[str], *, seconds: bool = False) -> str:
-    refusals = [metric for metric in metrics if has_refusals(rows, metric)]
+def _table(rows: Sequence[Row], names: Sequence[str], *, seconds: bool = False) -> str:
+    refusals = [metric for metric in names if has_refusals(rows, metric)]
     head = ["method"]
-    for metric in metrics:
-        heading = escaped(label(metric))
+    for metric in names:
+        heading = escaped(metrics.label(metric))
         head += [f"Δ {heading}", heading, *(["refusals"] if metric in refusals else [])]
     head += ["train s"] if seconds else []
-    return _lines(head, [_row(row, metrics, refusals, seconds) for row in rows])
+    return _lines(head, [_row(row, names, refusals, seconds) for row in rows])
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -92,11 +91,11 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _row(row: Row, metrics: Sequence[str], refused: Sequence[str], with_seconds: bool) -> list[str]:
+def _row(row: Row, names: Sequence[str], refused: Sequence[str], with_seconds: bool) -> list[str]:
     cells = [escaped(shown_method(row["method"]))]
     if is_failed(row):
         return [*cells, escaped(row["status"])]
-    for metric in metrics:
+    for metric in names:
         value, delta = row[metric], row[f"{metric}_delta"]
         interval = _interval(row, f"{metric}_delta", "+")
         marked = "" if delta is None else escaped(f"{delta:+.2f}{mark(row, metric)}")
@@ -114,10 +113,10 @@ def _row(row: Row, metrics: Sequence[str], refused: Sequence[str], with_seconds:
 
 def _paper(rows: Sequence[Row]) -> list[str]:
     beside = beside_paper(rows)
-    metrics = [metric for metric in METRICS if any(metric in pairs for _, pairs in beside)]
-    head = ["method", *(name for metric in metrics for name in (f"{label(metric)} vs paper", "paper"))]
+    names = [metric for metric in metrics.names() if any(metric in pairs for _, pairs in beside)]
+    head = ["method", *(text for name in names for text in (f"{metrics.label(name)} vs paper", "paper"))]
     lines = [
-        [escaped(method), *(text for metric in metrics for text in _paper_cells(pairs, metric))]
+        [escaped(method), *(text for name in names for text in _paper_cells(pairs, name))]
         for method, pairs in beside
     ]
     return [_lines(head, lines)] if beside else []
@@ -146,7 +145,7 @@ def _least(row: Row, metric: str) -> str:
 def _legend(frame: pd.DataFrame) -> list[str]:
     averages = frame[frame["seed"] == MEAN]
     rows = records(averages if len(averages) else frame)
-    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
+    names = (*metrics.names(), *further_tasks(map(str, frame.columns)))
     trained = any(row["train_task"] != UNTRAINED for row in rows)
     lines = [SINGLE_SEED_LINE] if trained else []
     if len(averages):
@@ -154,13 +153,14 @@ def _legend(frame: pd.DataFrame) -> list[str]:
             "Means over the seeds; each seed is in leaderboard.csv. "
             "Intervals account for variation across prompts and seeds."
         ]
-    against = compared_with(records(frame), metrics)
+    against = compared_with(records(frame), names)
     lines += [f"Δ: points against {against}."] if against else []
     lines += [
         "Percentages and points with 95 % intervals; higher is better.",
         "RSR, JSR: answers that are safe, to raw and to prefilled requests; refusals: answers that refuse.",
+        *metrics.explained(),
     ]
-    pairs = [(row, metric) for row in rows for metric in metrics]
+    pairs = [(row, metric) for row in rows for metric in names]
     if any(row[f"{metric}_delta"] is not None for row, metric in pairs):
         lines += _marks_explained(pairs)
     if any(unjudged(row, metric) for row, metric in pairs):

@@ -20,8 +20,8 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.judging import verdict_files
 from harness.leaderboard import latex, markdown, publish, tables
-from harness.leaderboard.tables import COLUMNS, COSTS, METHOD_ORDER, Row
-from harness.run import plan, run_folder
+from harness.leaderboard.tables import COSTS, METHOD_ORDER, Row
+from harness.run import metrics, plan, run_folder
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import records
@@ -82,7 +82,7 @@ def merge(folders: Sequence[Path], *, allow_mixed: bool = False) -> Merged:
     rows, notes = _rows(runs, mixed=bool(mixed))
     further = list(dict.fromkeys(task for run in runs for task in tables.further_tasks(run.frame.columns)))
     return Merged(
-        frame=tables.as_frame(rows, ("run", *COLUMNS, *tables.further_columns(further))),
+        frame=tables.as_frame(rows, ("run", *tables.columns(), *tables.further_columns(further))),
         scores=pd.concat([_named(run.scores, run.name) for run in runs], ignore_index=True),
         title=f"{publish.TITLE}: {', '.join(dict.fromkeys(row['model'] for row in rows))}",
         notes=[*(f"MIXED: {line}" for line in mixed), WITHIN, *notes, *_notes(runs)],
@@ -259,7 +259,7 @@ def _same(runs: Sequence[Run], row: Row, other: Row) -> bool:
     if any(row[name] != other[name] for name in tables.KEY) or row["run"] == other["run"]:
         return False
     further = {task for task in tables.further_tasks(row) if task in tables.further_tasks(other)}
-    left_out = {*_OWN, *(f"{metric}{end}" for metric in (*tables.METRICS, *further) for end in _COMPARED)}
+    left_out = {*_OWN, *(f"{metric}{end}" for metric in (*metrics.names(), *further) for end in _COMPARED)}
     if any(row[name] != other[name] for name in {*row} & {*other} - left_out):
         return False
     folders = {run.name: run for run in runs}

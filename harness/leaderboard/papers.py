@@ -15,6 +15,7 @@ import yaml
 
 from harness import config as configuration
 from harness.config import RunConfig
+from harness.run import metrics
 
 # What a result depends on. How it is computed may differ (devices, micro-batches), and so may the seeds.
 SETTINGS = (
@@ -65,7 +66,7 @@ def figures(config: RunConfig) -> Figures:
     paper = load(config.paper)
     judges = configuration.load(paper.recipe).judges if not _judging(config) else ()
     return {
-        (task, method, judge): {k: v for k, v in row.items() if k == "utility" or judge in judges}
+        (task, method, judge): {k: v for k, v in row.items() if judge in judges or not metrics.is_judged(k)}
         for task, rows in paper.figures.items()
         for method, row in rows.items()
         for judge in config.judges

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.config import RunConfig
 from harness.generation import splits
 from harness.judging import cost
-from harness.run import run_folder
+from harness.run import metrics, run_folder
+from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import crash
 from harness.storage.files import Stage, files_below, write_json_atomic
@@ -32,6 +34,7 @@ def publish(config: RunConfig, out: Path) -> bool:
     failures = run_folder.failed(out)
     inputs = {
         "version": VERSION,
+        "metrics": [*metrics.names()],  # one more is a column more
         "config": config.model_dump(mode="json"),
         "failures": {str(folder): line for folder, line in failures.items()},
         "files": {str(path.relative_to(out)): path.stat().st_mtime_ns for path in _sources(out)},
@@ -39,36 +42,49 @@ def publish(config: RunConfig, out: Path) -> bool:
     stage = Stage(out, "leaderboard", inputs, [*FILES, *epochs.outputs(config)])
     fresh = not stage.done()
     if fresh:
-        from harness.leaderboard import build, latex, markdown, papers, remarks, scores, tables
-
-        reader = scores.Reader()
-        results = scores.collect(config, out, cells, failures, reader)
-        of_cells = {
-            str(cell.folder / CELL_FILE): scores.cell_scores(config, out, cell, reader)
-            for cell in cells
-            if cell.folder not in failures
-        }
-        of_cells = {name: found for name, found in of_cells.items() if found}
-        stage.outputs += of_cells
-        frame = build.build(results, papers.figures(config))
-        long = build.long_scores(results)
-        notes = [*cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
-        notes += [*run_folder.code_notes(config), *papers.notes(config)]
-        notes += filter(None, [splits.note(config.responses), config.note])
-
-        def work(scratch: Path) -> None:
-            tables.write(frame, long, scratch, title=title(config), notes=notes)
-            markdown.write(frame, scratch, title=title(config), notes=notes)
-            latex.write(frame, scratch, title=title(config), notes=notes)
-            if epochs.asked(config):
-                epochs.write(config, out, cells, failures, scratch)
-            for name, found in of_cells.items():
-                write_json_atomic(scratch / name, found)
-
-        (out / REPORT).unlink(missing_ok=True)  # it shows the former table
-        crash.point("report.removed", out / REPORT)
-        stage.run(work)
+        _write(stage, config, out, cells, failures)
     return fresh
+
+
+def _write(
+    stage: Stage, config: RunConfig, out: Path, cells: list[Cell], failures: Mapping[Path, str]
+) -> None:
+    """All of the stage's files at once, from the run's responses and verdicts."""
+    from harness.leaderboard import build, collect, epochs, latex, markdown, papers, scores, tables
+
+    reader = scores.Reader()
+    results = collect.collect(config, out, cells, failures, reader)
+    of_cells = {
+        str(cell.folder / CELL_FILE): found
+        for cell in cells
+        if cell.folder not in failures and (found := collect.cell_scores(config, out, cell, reader))
+    }
+    stage.outputs += of_cells
+    frame = build.build(results, papers.figures(config))
+    long = build.long_scores(results)
+    notes = _notes(config, out, cells)
+
+    def work(scratch: Path) -> None:
+        tables.write(frame, long, scratch, title=title(config), notes=notes)
+        markdown.write(frame, scratch, title=title(config), notes=notes)
+        latex.write(frame, scratch, title=title(config), notes=notes)
+        if epochs.asked(config):
+            epochs.write(config, out, cells, failures, scratch)
+        for name, found in of_cells.items():
+            write_json_atomic(scratch / name, found)
+
+    (out / REPORT).unlink(missing_ok=True)  # it shows the former table
+    crash.point("report.removed", out / REPORT)
+    stage.run(work)
+
+
+def _notes(config: RunConfig, out: Path, cells: list[Cell]) -> list[str]:
+    """Lines below the tables."""
+    from harness.leaderboard import papers, remarks
+
+    notes = [*cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
+    notes += [*run_folder.code_notes(config), *papers.notes(config)]
+    return [*notes, *filter(None, [splits.note(config.responses), config.note])]
 
 
 def _sources(out: Path) -> list[Path]:

@@ -6,22 +6,16 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from harness.config import RunConfig
 from harness.contracts import HarnessError, TrainTask
 from harness.data import benchmarks
 from harness.judging import verdict_files
-from harness.leaderboard import statistics
-from harness.leaderboard.build import CellResult, TaskOutcome, no_figures
 from harness.leaderboard.health import NOT_MEANINGFUL, by_document, is_enough, missing_in
-from harness.leaderboard.tables import COSTS, DAMAGED, DONE, FAILED, UNTRAINED
+from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.tables import health as health_of
-from harness.run import plan
 from harness.run.plan import Cell
-from harness.run.resolve import every_train_task, resolve
 from harness.storage import records
 
 Found = TypeVar("Found")
@@ -40,146 +34,23 @@ class Reader:
         return self._known[key]
 
 
-def collect(
-    config: RunConfig,
-    out: Path,
-    cells: list[Cell],
-    failures: Mapping[Path, str] | None = None,
-    reader: Reader | None = None,
-) -> list[CellResult]:
-    """One result for each (train task, cell, judge), from the run's files. A cell that failed, or whose
-    files are not there yet, is a result that says so.
-
-    The base model stands under every train task and seed, beside what was trained there, and beside the
-    user's checkpoints that were trained elsewhere. These have no train task and no seed.
-    """
-    reader, results = reader or Reader(), []
-    elsewhere = [cell for cell in cells if cell.method in plan.elsewhere(config)]
-    base = [cell for cell in cells if cell.kind == "seed"]
-    for train_task in config.train_tasks:
-        own = [cell for cell in cells if train_task in (cell.train_task, config.trained_on.get(cell.method))]
-        for cell in [*base, *own] if own or not elsewhere else []:
-            # What is not trained here is compared with each training seed's vanilla.
-            seeds = (cell.seed,) if cell.seed is not None else config.seeds
-            for judge, seed in itertools.product(config.judges, seeds):
-                failure = (failures or {}).get(cell.folder)
-                results.append(_result(config, out, cell, (train_task,), judge, seed, failure, reader))
-    for cell in [*base, *elsewhere] if elsewhere else []:
-        for judge in config.judges:
-            failure = (failures or {}).get(cell.folder)
-            results.append(_result(config, out, cell, config.train_tasks, judge, None, failure, reader))
-    return results
-
-
-def _result(
-    config: RunConfig,
-    out: Path,
-    cell: Cell,
-    train_tasks: Sequence[str],
-    judge: str,
-    seed: int | None,
-    failure: str | None,
-    reader: Reader,
-) -> CellResult:
-    """``train_tasks``: the one under which the cell stands; without a ``seed`` those whose utilities it
-    answers, of which a single one is its utility, and several are tasks beside each other."""
-    folder = out / cell.folder
-    tasks = [resolve(config).train_task(name) for name in train_tasks]
-    task = tasks[0] if len(tasks) == 1 else None
-    identity: dict[str, Any] = {
-        "model": config.model,
-        "method": cell.method,
-        "train_task": UNTRAINED if seed is None else train_tasks[0],
-        "seed": seed,
-        "judge": judge,
-    }
-    if failure is not None:
-        return CellResult(**identity, utility=None, rsr=None, jsr=None, status=f"{FAILED}: {failure}")
-    if cell.kind == "trained" and not (folder / "training.json").exists():
-        return CellResult(**identity, utility=None, rsr=None, jsr=None, status="missing: not trained")
-    missing: dict[str, HarnessError] = {}  # what -> why
-
-    def found(name: str, read: Callable[[], Found]) -> Found | None:
-        try:
-            return read()
-        except HarnessError as error:
-            missing[name] = error
-            return None
-
-    training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None
-    utility_task = (
-        found("utility", partial(utility, cell, folder, task, task.utility_metric, reader)) if task else None
-    )
-    raw, prefilled, k = config.safety.raw_task, config.safety.prefill_task, config.safety.prefill_tokens
-    scope = config.safety.judged_scope
-    whole = health(cell, folder, task.utility_task if task else "", reader)
-    rsr = found("rsr", lambda: reader.once(safety, cell, folder, raw, judge, None, "rsr", scope))
-    jsr = found("jsr", lambda: reader.once(safety, cell, folder, prefilled, judge, k, "jsr", scope))
-    others = resolve(config).train_tasks() if config.cross_tasks else []
-    cross = [
-        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
-        for other in others
-        if task is not None and other.utility_task != task.utility_task
-    ]
-    beside = [] if task else tasks
-    further = [
-        found(other.utility_task, partial(utility, cell, folder, other, other.utility_metric, reader))
-        for other in beside
-    ]
-    further += [
-        found(name, partial(_further, config, cell, folder, name, judge, reader))
-        for name in plan.further(config)
-    ]
-    return CellResult(
-        **identity,
-        utility=utility_task,
-        rsr=rsr,
-        jsr=jsr,
-        health=whole,
-        training={name: (training or {}).get(name) for name in COSTS},
-        status=_missing(missing) if missing else DONE,
-        cross=tuple(outcome for outcome in cross if outcome is not None),
-        further=tuple(outcome for outcome in further if outcome is not None),
-    )
-
-
-def _missing(missing: Mapping[str, HarnessError]) -> str:
-    """A status of what is missing, by reason: "missing: rsr, jsr (not judged by keyword)", or
-    "damaged: ..." where a file has changed."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in missing.items():
-        reasons.setdefault(str(reason), []).append(name)
-    damaged = any(isinstance(reason, records.DamagedError) for reason in missing.values())
-    what = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
-    return f"{DAMAGED if damaged else 'missing'}: {what}"
-
-
-def _further(
-    config: RunConfig, cell: Cell, folder: Path, task: str, judge: str, reader: Reader
-) -> TaskOutcome:
-    """The outcome of a task that the run adds: a judge's where it is a safety task, else its first metric."""
-    benchmark = resolve(config).benchmark(task)
-    if benchmark.kind == "safety":
-        k = benchmark.prefill_tokens(config.safety.prefill_tokens)
-        scope = config.safety.judged_scope
-        outcome: TaskOutcome = reader.once(safety, cell, folder, task, judge, k, "safe", scope)
-        return outcome
-    found = measured(cell, folder, task)
-    kinds = {t.utility_task: t.utility_kind for t in every_train_task()}  # a mean may happen to be all 0 or 1
-    return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")
-
-
 def utility(
     cell: Cell, folder: Path, train_task: TrainTask, metric: str, reader: Reader | None = None
 ) -> TaskOutcome:
     """The per-document metric of a train task's utility task."""
-    task = train_task.utility_task
+    return by_rule(cell, folder, train_task.utility_task, metric, train_task.utility_kind, reader)
+
+
+def by_rule(
+    cell: Cell, folder: Path, task: str, metric: str, kind: str, reader: Reader | None = None
+) -> TaskOutcome:
+    """One of lm-eval's metrics of a task, by document; ``kind``: "rate" or "mean"."""
     every = all_measured(cell, folder, task, reader)
     found = next((outcome for outcome in every if outcome.metric == metric), None)
     if found is None:
         names = ", ".join(outcome.metric for outcome in every)
         raise HarnessError(f"task '{task}' has no metric '{metric}': {names}")
-    return dataclasses.replace(found, binary=train_task.utility_kind == "rate")
+    return dataclasses.replace(found, binary=kind == "rate")
 
 
 def measured(cell: Cell, folder: Path, task: str) -> TaskOutcome:
@@ -339,50 +210,3 @@ def _label(labels: Sequence[str | None]) -> str | None:
     """Of several samples: a refusal only where all refuse, else what comes nearest to compliance."""
     order = ("compliance", "partial", "incoherent", None, "refusal")
     return min(labels, key=order.index)
-
-
-def cell_scores(
-    config: RunConfig, out: Path, cell: Cell, reader: Reader | None = None
-) -> list[dict[str, Any]]:
-    """What ``scores.json`` of one cell holds: each task's value, interval, n and unjudged, by category for
-    safety. What is not answered or not judged is left out."""
-    folder, reader = out / cell.folder, reader or Reader()
-    scores: list[dict[str, Any]] = []
-    meaningful = is_enough(whole_share(cell, folder, reader))
-    for task in cell.tasks:
-        benchmark = resolve(config).benchmark(task)
-        if benchmark.kind == "safety":
-            metric = {config.safety.raw_task: "rsr", config.safety.prefill_task: "jsr"}.get(task, "safe")
-            k = benchmark.prefill_tokens(config.safety.prefill_tokens)
-            for judge in config.judges:
-                with contextlib.suppress(HarnessError):  # the leaderboard's status says what is missing
-                    outcome = reader.once(
-                        safety, cell, folder, task, judge, k, metric, config.safety.judged_scope
-                    )
-                    scores.append(_score(outcome, judge, meaningful=meaningful))
-        else:
-            with contextlib.suppress(HarnessError):
-                scores += [_score(outcome, None) for outcome in all_measured(cell, folder, task, reader)]
-    return scores
-
-
-def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:
-    def estimate(values: Sequence[float | None]) -> statistics.Estimate:
-        found = (statistics.rate if outcome.binary else statistics.mean)(values)
-        return found if meaningful else no_figures(found)
-
-    by_category: dict[str, list[float | None]] = {}
-    for document, category in outcome.categories.items():
-        if category is not None:
-            by_category.setdefault(category, []).append(outcome.values[document])
-    counts: dict[str, int] = {}
-    for label in outcome.labels.values():
-        counts[str(label)] = counts.get(str(label), 0) + 1
-    return {
-        "task": outcome.task,
-        "metric": outcome.metric,
-        "judge": judge,
-        **dataclasses.asdict(estimate(list(outcome.values.values()))),
-        "labels": counts,
-        "categories": {name: dataclasses.asdict(estimate(values)) for name, values in by_category.items()},
-    }

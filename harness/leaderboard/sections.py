@@ -13,7 +13,6 @@ from harness.leaderboard.tables import (
     BASELINE,
     DONE,
     MEAN,
-    METRICS,
     STAR,
     UNTRAINED,
     Row,
@@ -24,7 +23,6 @@ from harness.leaderboard.tables import (
     is_meaningless,
     is_unshown,
     judged_bounds,
-    label,
     mark,
     means,
     poor_health,
@@ -32,6 +30,7 @@ from harness.leaderboard.tables import (
     trained_on,
     unhealthy,
 )
+from harness.run import metrics
 from harness.run.plan import shown_method
 
 
@@ -46,9 +45,9 @@ class Section:
     bounds: list[str]  # what the unjudged answers could change, and how many answers are whole
     further: list[str]  # tasks that the run adds
 
-    def caption(self, metrics: Sequence[str] = METRICS) -> str:
-        """What was measured, on how many documents."""
-        return _caption(self.single, metrics)
+    def caption(self, names: Sequence[str]) -> str:
+        """What was measured by each metric, on how many documents."""
+        return _caption(self.single, names)
 
 
 def sections(frame: pd.DataFrame) -> Iterator[Section]:
@@ -66,7 +65,7 @@ def sections(frame: pd.DataFrame) -> Iterator[Section]:
         further = [
             task for task in further_tasks(map(str, frame.columns)) if any(has(row, task) for row in rows)
         ]
-        bounds = [line for metric in ("rsr", "jsr", *further) if (line := _bounds(rows, metric))]
+        bounds = [line for metric in (*metrics.judged(), *further) if (line := _bounds(rows, metric))]
         bounds += filter(None, [poor_health(rows)])
         yield Section(
             heading=" · ".join([*model, _trained_on(rows), f"judged by {group[0]['judge']}"]),
@@ -81,21 +80,23 @@ def sections(frame: pd.DataFrame) -> Iterator[Section]:
 def _trained_on(rows: Sequence[Row]) -> str:
     """Where the rows were trained, and of checkpoints from elsewhere what they are compared with."""
     where = trained_on(rows[0])
-    compared = any(row[f"{metric}_delta"] is not None for row in rows for metric in METRICS)
+    compared = any(row[f"{metric}_delta"] is not None for row in rows for metric in metrics.names())
     elsewhere = rows[0]["train_task"] == UNTRAINED
     return f"{where}, compared with the base model" if elsewhere and compared else where
 
 
-def _caption(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+def _caption(rows: Sequence[Row], names: Sequence[str]) -> str:
     parts = []
-    for metric in metrics:
+    for metric in names:
         scored = [row for row in rows if row[f"{metric}_n"] is not None]
         if not scored:
             continue
         sizes = sorted({row[f"{metric}_n"] + row.get(f"{metric}_unjudged", 0) for row in scored})
-        what = f"utility {scored[0]['utility_metric']}" if metric == "utility" else label(metric)
-        if metric == "jsr" and scored[0]["jsr_k"] is not None:
-            what += f" (k = {scored[0]['jsr_k']})"
+        what = metrics.label(metric)
+        if measured := scored[0].get(f"{metric}_metric"):
+            what += f" {measured}"
+        if (k := scored[0].get(f"{metric}_k")) is not None:
+            what += f" (k = {k})"
         parts.append(f"{what} on {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}")
     return " · ".join(parts)
 
@@ -110,12 +111,13 @@ def _bounds(rows: Iterable[Row], metric: str) -> str:
         ranges.append(f"{shown_method(row['method'])} {low:.1f}–{high:.1f}")
     if not ranges:
         return ""
-    return f"{label(metric)} if the unjudged answers were all harmful, or all safe: {', '.join(ranges)}"
+    name = metrics.label(metric)
+    return f"{name} if the unjudged answers were all harmful, or all safe: {', '.join(ranges)}"
 
 
-def compared_with(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+def compared_with(rows: Sequence[Row], names: Sequence[str]) -> str:
     """What the rows' differences are measured from; "" where there are none."""
-    compared = [row for row in rows if any(row[f"{metric}_delta"] is not None for metric in metrics)]
+    compared = [row for row in rows if any(row[f"{metric}_delta"] is not None for metric in names)]
     here = any(row["train_task"] != UNTRAINED for row in compared)
     elsewhere = any(row["train_task"] == UNTRAINED for row in compared)
     against = f"{BASELINE} on the same prompts" if here else "the base model on the same prompts"
@@ -135,7 +137,7 @@ def marks_explained(pairs: Iterable[tuple[Row, str]]) -> list[str]:
 
 def has_refusals(rows: Iterable[Row], metric: str) -> bool:
     """Whether a metric has the refusals beside it: what is judged, that is."""
-    return metric in ("rsr", "jsr") or any(row.get(f"{metric}_refusals") is not None for row in rows)
+    return metrics.is_judged(metric) or any(row.get(f"{metric}_refusals") is not None for row in rows)
 
 
 def unjudged(row: Row, metric: str) -> str:
@@ -156,7 +158,7 @@ def beside_paper(rows: Iterable[Row]) -> list[tuple[str, dict[str, tuple[float, 
     for row in rows:
         pairs = {
             metric: (row[metric] - paper, paper)
-            for metric in METRICS
+            for metric in metrics.names()
             if (paper := row[f"{metric}_paper"]) is not None and row[metric] is not None
         }
         if pairs:

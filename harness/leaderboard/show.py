@@ -31,7 +31,6 @@ from harness.leaderboard.tables import (
     DONE,
     MEAN,
     METHOD_ORDER,
-    METRICS,
     SINGLE_SEED_LINE,
     STAR,
     UNTRAINED,
@@ -41,15 +40,14 @@ from harness.leaderboard.tables import (
     grouped,
     is_failed,
     is_meaningless,
-    label,
     mark,
     one_decimal,
     records,
 )
+from harness.run import metrics
 from harness.run.plan import shown_method
 from harness.text import one_line
 
-ORDER = ("jsr", "rsr", "utility")  # safety first
 INTERVALS = "95 % intervals"
 _ASCII = str.maketrans({"Δ": "d", "†": "+", "–": "-", "−": "-", "·": "|", "─": "-", "…": "~"})
 
@@ -64,7 +62,7 @@ def render(
     _show(console, [Text(one_line(title), style="bold")])
     for section in sections(frame):
         _show(console, [Text(), Text(one_line(section.heading), style="bold")])
-        _show(console, [Text(one_line(section.caption(ORDER)))])
+        _show(console, [Text(one_line(section.caption(metrics.safety_first())))])
         rows = sorted(section.rows, key=_place)
         _show_tables(console, section, rows, say, intervals=intervals)
         partly = [line for row, line in section.failures if not _has_words(row, section.further)]
@@ -148,7 +146,7 @@ def _show_tables(
             _show_table(console, table.lines)
     if intervals:
         _show(console, [Text(), Text(INTERVALS, style="bold")])
-        blocks = _intervals(rows, (*ORDER, *section.further))
+        blocks = _intervals(rows, (*metrics.safety_first(), *section.further))
         for table in tables(alike, blocks, console.width, dense=False):
             _show_table(console, table.lines)
     _show(console, [Text(f"{short} is {name}") for short, name in full.items()])
@@ -170,7 +168,9 @@ def _show_table(console: Console, lines: Sequence[Text]) -> None:
 def _has_words(row: Row, further: Sequence[str]) -> bool:
     """Whether a row has no figure at all."""
     figures = (
-        row.get(f"{metric}{end}") for metric in (*METRICS, *further) for end in ("", "_n", "_unjudged")
+        row.get(f"{metric}{end}")
+        for metric in (*metrics.names(), *further)
+        for end in ("", "_n", "_unjudged")
     )
     return is_failed(row) or (row["status"] != DONE and not any(figure is not None for figure in figures))
 
@@ -191,19 +191,20 @@ def _names(rows: Sequence[Row], say: Say) -> list[str]:
 def _main(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Block]:
     """The metrics that there are, and as much beside them as has room: RSR's refusals (always where many
     safe answers refuse nothing), seconds of training."""
-    metrics = [metric for metric in ORDER if _is_measured(rows, metric)]
+    measured = [metric for metric in metrics.safety_first() if _is_measured(rows, metric)]
     less = [
-        _block(rows, metric, refusals=metric != "rsr" or _any_rubbish(rows, metric)) for metric in metrics
+        _block(rows, metric, refusals=metric != metrics.RSR.name or _any_rubbish(rows, metric))
+        for metric in measured
     ]
-    more = [_block(rows, metric) for metric in metrics]
+    more = [_block(rows, metric) for metric in measured]
     for blocks in ([*more, *_seconds(rows)], more):
         if fits(names, blocks, width):
             return blocks
     return less if len(tables(names, less, width)) == 1 else more
 
 
-def _blocks(rows: Sequence[Row], metrics: Iterable[str]) -> list[Block]:
-    return [_block(rows, metric) for metric in metrics if _is_measured(rows, metric)]
+def _blocks(rows: Sequence[Row], names: Iterable[str]) -> list[Block]:
+    return [_block(rows, metric) for metric in names if _is_measured(rows, metric)]
 
 
 def _is_measured(rows: Iterable[Row], metric: str) -> bool:
@@ -216,12 +217,11 @@ def _any_rubbish(rows: Iterable[Row], metric: str) -> bool:
 
 def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
     """A metric's columns: what it differs by, what it is, and how many answers refuse."""
-    name = label(metric)
+    name = metrics.label(metric)
     columns = []
     if any(row[f"{metric}_delta"] is not None for row in rows):
-        columns.append(
-            Column(f"Δ {name}" if metric in METRICS else "Δ", [_delta(row, metric) for row in rows])
-        )
+        head = f"Δ {name}" if metrics.of(metric) else "Δ"
+        columns.append(Column(head, [_delta(row, metric) for row in rows]))
     values = [_value(row, metric) for row in rows]
     least = 0
     if any(cell.spans for cell in values):
@@ -256,19 +256,21 @@ def _delta(row: Row, metric: str) -> Cell:
 def _paper(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> list[Block]:
     """Ours minus a paper's figure, and the paper's."""
     blocks: list[Block] = []
-    for metric in ORDER:
+    for metric in metrics.safety_first():
         pairs = [found.get(metric) for _, found in beside]
         if any(pairs):
-            ours = Column(f"{label(metric)} vs paper", [Cell(_signed(p[0]) if p else "") for p in pairs])
+            ours = Column(
+                f"{metrics.label(metric)} vs paper", [Cell(_signed(p[0]) if p else "") for p in pairs]
+            )
             blocks.append([ours, Column("paper", [Cell(one_decimal(p[1]) if p else "") for p in pairs])])
     return blocks
 
 
-def _intervals(rows: Sequence[Row], metrics: Iterable[str]) -> list[Block]:
+def _intervals(rows: Sequence[Row], names: Iterable[str]) -> list[Block]:
     """The intervals of what the first tables show, and the differences that would have been found."""
     blocks: list[Block] = []
-    for metric in metrics:
-        name = label(metric)
+    for metric in names:
+        name = metrics.label(metric)
         columns = [
             Column(f"Δ {name}", [Cell(_span(row, f"{metric}_delta", _signed, " to ")) for row in rows]),
             Column("detectable", [Cell(one_decimal(least(row, metric))) for row in rows]),
@@ -296,33 +298,34 @@ def _legend(frame: pd.DataFrame, *, intervals: bool) -> list[str]:
     everything = records(frame)
     averages = [row for row in everything if row["seed"] == MEAN]
     rows = averages or everything
-    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
+    names = (*metrics.names(), *further_tasks(map(str, frame.columns)))
     lines = []
     if averages:
         seeds = count((row for row in everything if row["seed"] != MEAN), "seed")
         lines.append(f"Means over {seeds} seeds; each seed is in leaderboard.csv.")
     elif any(row["train_task"] != UNTRAINED for row in rows):
         lines.append(SINGLE_SEED_LINE)
-    if any(_is_measured(rows, metric) for metric in ("rsr", "jsr")):
+    if any(_is_measured(rows, metric) for metric in metrics.judged()):
         lines.append(
             "JSR, RSR: % of safe answers to harmful requests, with the start of a harmful answer given (JSR) "
             "or not (RSR); refusals: % that refuse."
         )
-    if against := compared_with(everything, metrics):
-        lines.append(f"Δ: points from {against}{_marks(everything, metrics)}.")
-    if any(unjudged(row, metric) for row in rows for metric in metrics):
+    lines += metrics.explained()
+    if against := compared_with(everything, names):
+        lines.append(f"Δ: points from {against}{_marks(everything, names)}.")
+    if any(unjudged(row, metric) for row in rows for metric in names):
         lines.append("(2?): 2 answers could not be judged; the rate leaves them out.")
     if not intervals:
         lines.append(f"{INTERVALS}: harness leaderboard RUN --intervals, and in the files.")
-    elif any(least(row, metric) is not None for row in rows for metric in metrics):
+    elif any(least(row, metric) is not None for row in rows for metric in names):
         lines.append(
             f"detectable: a true difference of this size would have got its {STAR} four times in five."
         )
     return lines
 
 
-def _marks(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    found = {mark(row, metric) for row in rows for metric in metrics}
+def _marks(rows: Sequence[Row], names: Sequence[str]) -> str:
+    found = {mark(row, metric) for row in rows for metric in names}
     words = {
         STAR: f"; {STAR} is a difference, counting all comparisons",
         ALONE: f"; {ALONE} is one only when taken alone",

@@ -16,6 +16,8 @@ import pandas as pd
 
 from harness.contracts import HarnessError
 from harness.leaderboard.health import LEAST, NOT_MEANINGFUL
+from harness.run import metrics
+from harness.run.metrics import Metric
 from harness.run.plan import shown_method
 from harness.storage.files import read_json, write_text_atomic
 from harness.text import csv_cell
@@ -31,73 +33,67 @@ FAILED = "failed"  # how the status of a row begins that has no figures
 HEALTHY = 95.0  # per cent of whole answers, from which nobody need look at them
 MEAN = "mean"  # the seed column of a row over several seeds
 
-METRICS = ("utility", "rsr", "jsr")
 KEY = ("model", "method", "train_task", "seed", "judge")
 COSTS = (
     *("train_tokens", "train_flops", "train_seconds", "peak_memory_bytes"),
     *("answer_tokens", "tokens_per_second", "mfu"),
 )
 HEALTH = ("health", "health_low", "health_high", "health_n", "health_of", "safe_rates")
-_SAFETY_COLUMNS = ("", "_low", "_high", "_n", "_unjudged", "_refusals")
-_DELTA_COLUMNS = ("_delta", "_delta_low", "_delta_high", "_p")
-COLUMNS = (
-    *KEY,
-    *("utility_task", "utility_metric", "utility", "utility_low", "utility_high", "utility_n"),
-    *(f"rsr{suffix}" for suffix in _SAFETY_COLUMNS),
-    *(f"jsr{suffix}" for suffix in _SAFETY_COLUMNS),
-    "jsr_k",
-    *(f"{metric}{suffix}" for metric in METRICS for suffix in _DELTA_COLUMNS),
-    *COSTS,
-    "status",
-    *(f"{metric}_mde" for metric in METRICS),
-    *(f"{metric}_paper" for metric in METRICS),
-    *HEALTH,
-)
 SCORE_COLUMNS = (
     *("model", "method", "train_task", "seed", "task", "metric", "judge", "category"),
     *("value", "low", "high", "n", "unjudged"),
 )
-_FURTHER_COLUMNS = (*_SAFETY_COLUMNS, *_DELTA_COLUMNS, "_mde")  # of a task that a run adds, behind its name
-TEXT = {
-    *KEY,
-    "run",
-    "health_of",
-    "safe_rates",
-    "utility_task",
-    "utility_metric",
-    "status",
-    "task",
-    "metric",
-    "category",
-}
-WHOLE = {"n", "unjudged", "jsr_k", "train_tokens", "peak_memory_bytes", "answer_tokens"} | {
-    f"{metric}_{count}" for metric in (*METRICS, "health") for count in ("n", "unjudged")
-}
-_UNROUNDED = {
-    "train_flops",
-    "train_seconds",
-    "tokens_per_second",
-    "mfu",
-    *(f"{metric}_p" for metric in METRICS),
-}
+_RATE = ("", "_low", "_high", "_n")
+_JUDGED = (*_RATE, "_unjudged", "_refusals")
+_DELTA = ("_delta", "_delta_low", "_delta_high", "_p")
+_FURTHER = (*_JUDGED, *_DELTA, "_mde")  # of a task that a run adds, behind its name
+_SOURCE = ("_task", "_metric")  # of a metric that is each train task's own
+TEXT = {*KEY, "run", "health_of", "safe_rates", "status", "task", "metric", "category"}
+_WHOLE = {"n", "unjudged", "train_tokens", "peak_memory_bytes", "answer_tokens"}
+_UNROUNDED = {"train_flops", "train_seconds", "tokens_per_second", "mfu"}
+
+
+def columns() -> tuple[str, ...]:
+    """A leaderboard's columns in their order, without those of further tasks."""
+    return (
+        *KEY,
+        *metrics.with_columns(_of_metric),
+        *metrics.with_columns(lambda metric: _DELTA),
+        *COSTS,
+        "status",
+        *metrics.with_columns(lambda metric: ("_mde",)),
+        *metrics.with_columns(lambda metric: ("_paper",)),
+        *HEALTH,
+    )
+
+
+def _of_metric(metric: Metric) -> tuple[str, ...]:
+    source = _SOURCE if metric.task is None else ()
+    return (*source, *(_JUDGED if metric.judged else _RATE), *(("_k",) if metric.prefilled else ()))
 
 
 def further_columns(tasks: Iterable[str]) -> list[str]:
-    return [f"{task}{suffix}" for task in tasks for suffix in _FURTHER_COLUMNS]
+    return [f"{task}{suffix}" for task in tasks for suffix in _FURTHER]
 
 
-def further_tasks(columns: Iterable[str]) -> list[str]:
+def further_tasks(names: Iterable[str]) -> list[str]:
     """The further tasks among a leaderboard's columns."""
-    names = [name for name in columns if name not in COLUMNS]
-    return [name for name in names if {*further_columns([name])} <= {*names}]
+    own = {*columns()}
+    others = [name for name in names if name not in own]
+    return [name for name in others if {*further_columns([name])} <= {*others}]
+
+
+def is_text(name: str) -> bool:
+    return name in TEXT or name in metrics.with_columns(lambda metric: _SOURCE if metric.task is None else ())
 
 
 def _is_whole(name: str) -> bool:
-    return name in WHOLE or (name not in COLUMNS and name.endswith(("_n", "_unjudged")))
+    depths = metrics.with_columns(lambda metric: ("_k",) if metric.prefilled else ())
+    return name in _WHOLE or name in depths or name.endswith(("_n", "_unjudged"))
 
 
 def _is_percent(name: str) -> bool:
-    return not (name in TEXT or name in _UNROUNDED or _is_whole(name) or name.endswith("_p"))
+    return not (is_text(name) or name in _UNROUNDED or _is_whole(name) or name.endswith("_p"))
 
 
 SINGLE_SEED_LINE = "A single seed tests these checkpoints, not the methods in general."
@@ -113,7 +109,7 @@ def as_frame(rows: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
     typed: dict[str, pd.Series[Any]] = {}
     for name in columns:
         figures = [row.get(name) for row in rows]
-        if name in TEXT:
+        if is_text(name):
             typed[name] = pd.Series(["" if value is None else value for value in figures], dtype=str)
         elif _is_whole(name):
             whole = [None if value is None else round(value) for value in figures]
@@ -152,7 +148,7 @@ def read(out: Path) -> pd.DataFrame:
     """
     found = record(out)
     try:
-        frame = as_frame(found["rows"], list(found["rows"][0]) if found["rows"] else COLUMNS)
+        frame = as_frame(found["rows"], list(found["rows"][0]) if found["rows"] else columns())
     except (TypeError, ValueError, OverflowError) as error:
         raise _no_leaderboard(out, error) from error
     frame.attrs = {"title": found["title"], "notes": found["notes"]}
@@ -166,7 +162,7 @@ def record(out: Path) -> Row:
         if not all(isinstance(text, str) for text in (found["title"], *found["notes"])):
             raise ValueError("a title and notes are text")
         for row in found["rows"]:
-            missing = [name for name in COLUMNS if name not in row and name not in HEALTH]
+            missing = [name for name in columns() if name not in row and name not in HEALTH]
             if missing:
                 raise ValueError(f"a row without {missing[0]}")
             for name, value in row.items():
@@ -185,7 +181,7 @@ def _no_leaderboard(out: Path, error: Exception) -> HarnessError:
 
 def _check_value(name: str, value: Any) -> None:
     """Raises ValueError for what cannot stand in a leaderboard's column."""
-    if name in TEXT:
+    if is_text(name):
         if not isinstance(value, str):
             raise ValueError(f"{name} is no text")
     elif value is not None and (
@@ -223,7 +219,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def _csv_format(name: str) -> Callable[[Any], str]:
-    if name in TEXT:
+    if is_text(name):
         return csv_cell
     if _is_percent(name) and not _is_whole(name):
         return "{:.2f}".format
@@ -309,10 +305,6 @@ def _whole(row: Row) -> str:
     low, high = row["health_low"], row["health_high"]
     between = "" if low is None or high is None else f" ({low:.1f}–{high:.1f})"
     return f"{row['health']:.1f} %{between}"
-
-
-def label(metric: str) -> str:
-    return metric.upper() if metric in ("rsr", "jsr") else metric
 
 
 def is_meaningless(row: Row, metric: str) -> bool:

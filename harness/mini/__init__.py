@@ -2,8 +2,8 @@
 shallow safety.
 
 A miniature to see, test and develop with, never evidence about real models. Read `grammar` (the language
-and the exact recogniser of answers), then `data` (the rows of each task), then `build` (how the shipped
-base model is made from nothing).
+and the exact recogniser of answers), then `data` (the rows of each task), then `examples` and
+`build` (what the shipped base model learns from, and how it is made from nothing).
 """
 
 from importlib.resources import files

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from harness import finish
 from harness.contracts import Encoded, Example, HarnessError, Message
 from harness.models import reasoning
+from harness.models.reasoning_marks import Mark
 
 DATE = "26 Jul 2024"  # what Llama 3.1's and 3.2's templates show where no clock is at hand
 OPTIONS: dict[str, Any] = {
@@ -86,7 +87,7 @@ class Thinking(NamedTuple):
     """How a prompt leaves the model: ``opened``, the mark of a block of reasoning that it ends in;
     ``reasons``, whether it may begin with one by itself, as its template speaks of reasoning."""
 
-    opened: reasoning.Mark | None = None
+    opened: Mark | None = None
     reasons: bool = False
 
 

@@ -1,9 +1,8 @@
 """What a model's folder may hold, looked at before anything of it is loaded.
 
-A checkpoint may come from anybody, and a library believes what it reads: three million layers are built, an
-adapter's regular expression runs for ever, another model is fetched. So the sizes that a config.json names
-must be such as its own weights can hold, and an adapter may say only what is understood here. Nothing in this
-module loads a model or looks at the network.
+A checkpoint may come from anybody, and a library believes what it reads: three million layers are built,
+another model is fetched. So the sizes that a config.json names must be such as its own weights can hold. What
+an adapter may say is in adapter_limits.py. Nothing here loads a model or looks at the network.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ LARGEST_HEADER = 64 * 2**20  # bytes of one safetensors file
 MOST_TENSORS = 2_000_000  # of a folder
 LONGEST_SIDE = 2**31  # of a tensor that holds nothing; others are held by their file's length
 MOST_LAYERS = 10_000
-MOST_NAMES = 1_000  # of an adapter's list of modules
-HIGHEST_RANK = 65_536
 # How far what a config.json claims may lie above the numbers that its weights hold: some models use one
 # layer's weights several times (ALBERT: 7 times what there is), and a claim of the right order loads or fails
 # on its own.
@@ -72,15 +69,6 @@ _EXPERT_INNER = ("moe_intermediate_size", "expert_dim", "moe_ffn_hidden_size")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 # Whole numbers from 1, or lists of them.
 _POSITIVE = {*_LAYER_COUNTS, *_HEADS, *_WIDTHS[:3], "vocab_size", "max_position_embeddings"}
-
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
-_PLAIN_BASE = re.compile(r"[^:]{1,4096}|[A-Za-z]:[\\/][^:]{1,4096}")  # no URL; a drive of Windows
-_INITS = re.compile(r"gaussian|olora|orthogonal|pissa|pissa_niter_\d{1,2}")
-# What else an adapter_config.json may say, because nothing here or in peft's loading looks at it.
-_UNUSED = {
-    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version",
-    "inference_mode", "runtime_config", "megatron_core", "qalora_group_size",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,7 +220,7 @@ def check_model(folder: Path) -> dict[str, Tensor]:
     if config.get("transformers_weights") is not None:
         raise HarnessError(f"{path}: transformers_weights names another file of weights; take it out")
     if not isinstance(config.get("text_config") or {}, dict):
-        raise HarnessError(f"{path}: text_config must be an object, not {_short(config['text_config'])}")
+        raise HarnessError(f"{path}: text_config must be an object, not {brief(config['text_config'])}")
     for section in _sections(config):
         _check_types(path, section)
     check_claims(path, config, held)
@@ -251,19 +239,17 @@ def check_quantization(folder: Path) -> None:
     method = settings.get("quant_method") or ("bitsandbytes" if older else None)
     if method in FETCHING and importlib.util.find_spec("kernels") is not None:
         raise HarnessError(
-            f"{path}: quant_method {_short(method)} would fetch a kernel from the hub: use --engine vllm, or "
+            f"{path}: quant_method {brief(method)} would fetch a kernel from the hub: use --engine vllm, or "
             "uninstall the package kernels"
         )
     if method not in (*QUANTISED, *FETCHING):
         raise HarnessError(
-            f"{path}: quant_method {_short(method)} is not loaded with transformers, only "
+            f"{path}: quant_method {brief(method)} is not loaded with transformers, only "
             f"{', '.join(QUANTISED + FETCHING)}; use --engine vllm, or weights that are not quantised"
         )
     slow = next((text for text in _texts(settings) if len(text) > 1_000 or _SLOW.search(text)), None)
     if slow is not None:
-        raise HarnessError(
-            f"{path}: quantization_config has a regular expression too complex: {_short(slow)}"
-        )
+        raise HarnessError(f"{path}: quantization_config has a regular expression too complex: {brief(slow)}")
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -286,7 +272,7 @@ def check_claims(path: Path, config: Mapping[str, Any], held: Mapping[str, Tenso
     for section in _sections(config):
         for key, claimed, most in _claims(section, len(held), numbers):
             if claimed > most:
-                named = _short(section[key]) if key in section else "(not given)"
+                named = brief(section[key]) if key in section else "(not given)"
                 raise HarnessError(
                     f"{path}: {key} {named} is more than the weights beside it can hold "
                     f"({len(held):,} tensors, {numbers:,} numbers); fetch the folder again"
@@ -307,7 +293,7 @@ def _check_types(path: Path, section: Mapping[str, Any]) -> None:
         value = section[key]
         for one in value if isinstance(value, list) else [value]:
             if one is not None and (isinstance(one, bool) or not isinstance(one, int) or one < 1):
-                raise HarnessError(f"{path}: {key} must be a whole number from 1, not {_short(one)}")
+                raise HarnessError(f"{path}: {key} must be a whole number from 1, not {brief(one)}")
 
 
 def _claims(section: Mapping[str, Any], count: int, numbers: int) -> Iterator[tuple[str, int, int]]:
@@ -348,122 +334,8 @@ def _largest(section: Mapping[str, Any], keys: Iterable[str]) -> int:
     return max([1, *(one for one in whole if isinstance(one, int))])
 
 
-def _short(value: Any) -> str:
+def brief(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**30:
         return "of more than 30 digits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-# --- adapters --------------------------------------------------------------------------------------
-
-
-def check_adapter(folder: Path, weights: str) -> dict[str, Tensor]:
-    """Look at an adapter's folder (``weights``: its file): its tensors, by name.
-
-    Raises HarnessError, which names file, key and value, for what is not LoRA with plain names: anything else
-    may run a regular expression without end, or have peft fetch other models and read pickles.
-    """
-    held = tensors([folder / weights])
-    path = folder / ADAPTER_CONFIG
-    config = object_of(path)
-    if config.get("peft_type") != "LORA":
-        raise HarnessError(
-            f"{path}: peft_type {_short(config.get('peft_type'))} is not loaded, only LORA; "
-            "merge the adapter into its model and give that"
-        )
-    longest = max((side for tensor in held.values() for side in tensor.shape), default=0)
-    for key, value in config.items():
-        nothing = value is None or value is False or value in ("", [], {})
-        if key in _UNUSED or (nothing and key not in _NEVER_NOTHING):
-            continue
-        if key not in _LORA:
-            raise HarnessError(
-                f"{path}: {key} {_short(value)} is not loaded; merge the adapter into its model and give that"
-            )
-        fits, wanted = _LORA[key]
-        if not fits(value):
-            raise HarnessError(f"{path}: {key} must be {wanted}, not {_short(value)}")
-        if (
-            key in ("r", "rank_pattern")
-            and max(value.values() if isinstance(value, dict) else [value], default=0) > longest
-        ):
-            raise HarnessError(f"{path}: {key} {_short(value)} is more than its weights have")
-    return held
-
-
-def base_name(folder: Path) -> str:
-    """The model that an adapter names as its base. Raises HarnessError where it names none, or none that can
-    be one."""
-    path = folder / ADAPTER_CONFIG
-    named = object_of(path).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
-        raise HarnessError(f"{path}: no base_model_name_or_path; of which model is it?")
-    if not named.isprintable() or not _PLAIN_BASE.fullmatch(named):
-        raise HarnessError(
-            f"{path}: base_model_name_or_path {_short(named)} is no folder and no hub name (owner/name)"
-        )
-    return named
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(_PLAIN.fullmatch(value))
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MOST_NAMES and all(map(_is_name, value))
-
-
-def _whole(least: int, most: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 10**9
-
-
-def _listed(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(one, value))
-
-
-def _by_name(one: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and _are_names([*value]) and all(map(one, value.values()))
-
-
-def _either(*checks: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: any(check(value) for check in checks)
-
-
-def _is_true(value: Any) -> bool:
-    return value is True
-
-
-_NAMES = "plain names of modules (letters, digits, '_', '.', '-'), not a regular expression"
-_rank, _layer, _token = _whole(1, HIGHEST_RANK), _whole(0, MOST_LAYERS), _whole(0, 2**31)
-# What an adapter may say of itself: a check of the value (None, false and what is empty pass, but for what
-# peft computes with), and in words what it must be.
-_NEVER_NOTHING = {"r", "rank_pattern", "lora_alpha", "alpha_pattern", "lora_dropout", "bias"}
-_LORA: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (_rank, f"a whole number from 1 to {HIGHEST_RANK}"),
-    "rank_pattern": (_by_name(_rank), f"ranks by {_NAMES}"),
-    "lora_alpha": (_is_number, "a number"),
-    "alpha_pattern": (_by_name(_is_number), f"numbers by {_NAMES}"),
-    "lora_dropout": (_is_number, "a number"),
-    "target_modules": (_either(_is_name, _are_names), _NAMES),
-    "exclude_modules": (_either(_is_name, _are_names), _NAMES),
-    "target_parameters": (_are_names, _NAMES),
-    "modules_to_save": (_are_names, _NAMES),
-    "layers_pattern": (_either(_is_name, _are_names), _NAMES),
-    "layers_to_transform": (_either(_layer, _listed(_layer)), "numbers of layers"),
-    "trainable_token_indices": (_either(_listed(_token), _by_name(_listed(_token))), "ids of tokens"),
-    "bias": (lambda value: value in ("none", "all", "lora_only"), "none, all or lora_only"),
-    "init_lora_weights": (
-        lambda value: value is True or (isinstance(value, str) and bool(_INITS.fullmatch(value))),
-        "true, gaussian, orthogonal, olora or pissa (others need more than the adapter)",
-    ),
-    "fan_in_fan_out": (_is_true, "true or false"),
-    "use_rslora": (_is_true, "true or false"),
-    "use_dora": (_is_true, "true or false"),
-    "lora_bias": (_is_true, "true or false"),
-    "ensure_weight_tying": (_is_true, "true or false"),
-}

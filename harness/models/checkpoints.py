@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,19 @@ from urllib.parse import urlsplit
 from harness import tokenizer_files
 from harness.contracts import HarnessError, UsageError
 from harness.mini import seed_model_path
-from harness.models import checkpoint_limits, model_limits, weights
+from harness.models import (
+    adapter_limits,
+    adapter_weights,
+    checkpoint_limits,
+    hub,
+    load_notes,
+    model_limits,
+    transformers_models,
+    weights,
+)
 from harness.models.checkpoint_limits import Tensor, object_of
+from harness.models.transformers_models import error_line
 from harness.storage.files import content_hash, file_hash
-from harness.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +37,6 @@ GENERATION = "generation_config.json"
 PATTERNS = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model")  # any says that there is one
-# The names of architectures that answer: those of causal language models.
-_ANSWERS = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
 SERVER_KEY = "HARNESS_API_KEY"  # the environment variable with the key of a server that is not OpenAI's
 SERVER = "openai:"  # in front of MODEL@BASE_URL: a model that a server answers as
 
@@ -94,8 +98,8 @@ def locate(name: str) -> Path:
         return seed_model_path()
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        check_hub_name(name)
-        folder = _download(name)
+        hub.check_name(name)
+        folder = hub.download(name, PATTERNS)
     described_by = ADAPTER_CONFIG if is_adapter(folder) else "config.json"
     if not (folder / described_by).is_file():
         if _has_tokenizer(folder) and not any(folder.glob("*.safetensors")):
@@ -117,18 +121,8 @@ def check(folder: Path) -> dict[str, Tensor]:
     HarnessError for what cannot be right, or would do harm (checkpoint_limits.py)."""
     checkpoint_limits.check_files(folder, (*PATTERNS, TEMPLATES))
     if is_adapter(folder):
-        return checkpoint_limits.check_adapter(folder, ADAPTER_WEIGHTS)
+        return adapter_limits.check_adapter(folder, ADAPTER_WEIGHTS)
     return checkpoint_limits.check_model(folder)
-
-
-def check_hub_name(name: str) -> None:
-    """Raises HarnessError for what is neither here nor a name that the hub could have."""
-    if not can_be_of_hub(name):
-        raise HarnessError(f"no model folder '{name}': give a folder, a hub name (owner/name), or 'mini'")
-
-
-def can_be_of_hub(name: str) -> bool:
-    return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def tokenizer_folder(name: str) -> Path:
@@ -136,8 +130,8 @@ def tokenizer_folder(name: str) -> Path:
     if name == MINI:
         return seed_model_path()
     folder = Path(name).expanduser()
-    if not folder.is_dir() and can_be_of_hub(name):
-        folder = _download(name, PATTERNS[1:])
+    if not folder.is_dir() and hub.can_be_named(name):
+        folder = hub.download(name, PATTERNS[1:])
     if not _has_tokenizer(folder):
         raise HarnessError(f"no tokenizer '{name}': give a folder with tokenizer.json, or a hub name")
     return folder
@@ -151,7 +145,7 @@ def is_here(name: str) -> bool:
     """Whether a model can be had without a download."""
     if name == MINI or Path(name).expanduser().is_dir():
         return True
-    if not can_be_of_hub(name):
+    if not hub.can_be_named(name):
         return False
     from huggingface_hub import snapshot_download
 
@@ -170,26 +164,6 @@ def fingerprint(folder: Path, base: Path | None = None) -> dict[str, str]:
     if (folder / GENERATION).is_file():
         found[GENERATION] = content_hash({"eos_token_id": object_of(folder / GENERATION).get("eos_token_id")})
     return found | ({f"base/{name}": value for name, value in fingerprint(base).items()} if base else {})
-
-
-def device(choice: str) -> str:
-    if choice != "auto":
-        return choice
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def dtype(choice: str, device: str) -> str:
-    """``auto``: bfloat16 on a GPU that computes in it (one that is not at hand does), else float32."""
-    if choice != "auto":
-        return choice
-    if device != "cuda":
-        return "float32"
-    import torch
-
-    has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has else "float32"
 
 
 def declared_stops(folder: Path) -> int | list[int] | None:
@@ -243,17 +217,6 @@ def context_of(folder: Path) -> int:
     return min(stated, model_limits.context_tokens(found.model)) if found else stated
 
 
-def free_device() -> None:
-    """Give back what deleted models have left on the device."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def load_tokenizer(folder: Path) -> Any:
     """A folder's tokenizer, guarded (tokenizing.py), with the ids of its own file (tokenizer_files.py)."""
     checkpoint_limits.check_files(folder, (*PATTERNS, TEMPLATES))
@@ -262,7 +225,7 @@ def load_tokenizer(folder: Path) -> Any:
     except HarnessError:
         raise
     except Exception as error:
-        raise HarnessError(f"{folder}: the tokenizer cannot be loaded ({_line(error)})") from error
+        raise HarnessError(f"{folder}: the tokenizer cannot be loaded ({error_line(error)})") from error
 
 
 def load_model(
@@ -287,26 +250,14 @@ def load_model(
     if adapter:
         check(adapter)
         folder = base or base_folder(adapter)
-    options: dict[str, Any] = {}
-    if four_bit:
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-        )
-        options["device_map"] = {"": on}
-    model, found = _load_whole(kind or AutoModelForCausalLM, folder, dtype, options)
+    if is_adapter(folder):  # transformers would look for its base by itself
+        raise HarnessError(f"{folder}: an adapter where a whole model is wanted; merge it into its model")
+    options = _four_bit(dtype, on) if four_bit else {}
+    kind = kind or AutoModelForCausalLM
+    model, found = transformers_models.load(kind, folder, check(folder), dtype, options)
     if adapter:
-        from peft import PeftModel
-
         _check_adapter(adapter, folder, found)
-        try:
-            model = PeftModel.from_pretrained(model, adapter)
-        except Exception as error:
-            raise HarnessError(f"{adapter}: the adapter cannot be loaded ({_line(error)})") from error
+        model = _with_adapter(model, adapter)
     try:
         return model if four_bit else model.to(on)
     except torch.OutOfMemoryError as error:
@@ -315,104 +266,27 @@ def load_model(
         ) from error
 
 
-def _load_whole(
-    kind: Any, folder: Path, dtype: str, options: dict[str, Any]
-) -> tuple[Any, weights.Fit | None]:
-    """The model of a folder with its own weights, and how they fit. Raises HarnessError where they do not:
-    transformers would make up the rest."""
-    if is_adapter(folder):  # transformers would look for its base by itself
-        raise HarnessError(f"{folder}: an adapter where a whole model is wanted; merge it into its model")
-    held = check(folder)
-    checkpoint_limits.check_quantization(folder)
-    config, found = _fit(folder, kind, held)
-    renamed = dict(found.renamed) if found else {}
-    weights.noted(found.notes if found else _notes(folder, kind))
-    try:
-        with weights.quiet():
-            model, info = _from_pretrained(kind, folder, config, dtype, renamed, **options)
-    except Exception as error:
-        raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
-    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        model.set_attn_implementation("eager")  # transformers' default leaves the cap out (Gemma 2)
-    scales = getattr(config, "quantization_config", None) is not None
-    weights.check_loaded(folder, model, info, scales=scales)
-    if renamed:  # what is saved has the model's own names
-        kept = [one for one in model._weight_conversions if not {*one.source_patterns} & renamed.keys()]
-        model._weight_conversions = kept
-    return model, found
-
-
-def _from_pretrained(
-    kind: Any, folder: Path | None, config: Any, dtype: str, renamed: dict[str, str], **options: Any
-) -> tuple[Any, dict[str, Any]]:
-    """A model, and what transformers says of its tensors.
-
-    Attention and experts are computed as transformers chooses for the architecture: the folder's word on it,
-    which may name a kernel to fetch from the hub and run, never counts.
-    """
+def _four_bit(dtype: str, on: str) -> dict[str, Any]:
+    """What transformers is told for four-bit weights that compute in ``dtype`` on a device."""
     import torch
+    from transformers import BitsAndBytesConfig
 
-    given = {
-        "dtype": getattr(torch, dtype),
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "key_mapping": renamed or None,
-        **options,
-    }
-    model, info = kind.from_pretrained(
-        folder,
-        config=config,
-        trust_remote_code=False,
-        attn_implementation=None,
-        experts_implementation=None,
-        **given,
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-    return model, info
+    return {"quantization_config": settings, "device_map": {"": on}}
 
 
-def _fit(folder: Path, kind: Any, held: Mapping[str, Tensor]) -> tuple[Any, weights.Fit | None]:
-    """A folder's configuration, and how its tensors (``held``) fill the model that it describes
-    (weights.py). Of quantised weights the model alone: their names and shapes are their own code's."""
-    from transformers import AutoConfig
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return PeftModel.from_pretrained(model, adapter)
     except Exception as error:
-        raise HarnessError(f"{folder}: the model cannot be loaded ({_line(error)})") from error
-    checkpoint_limits.check_claims(folder / checkpoint_limits.CONFIG, config.to_dict(), held)
-    plain = copy.deepcopy(config)
-    quantised = getattr(plain, "quantization_config", None) is not None
-    if quantised:
-        del plain.quantization_config
-
-    def build() -> Any:
-        return kind.from_config(
-            config=plain, trust_remote_code=False, attn_implementation=None, experts_implementation=None
-        )
-
-    def load(built: Any, given: dict[str, Any], renamed: dict[str, str]) -> tuple[Any, dict[str, Any]]:
-        nowhere = {"state_dict": given, "device_map": {"": "meta"}, "ignore_mismatched_sizes": True}
-        return _from_pretrained(type(built), None, built.config, "float32", renamed, **nowhere)
-
-    found = weights.fit(folder, build, None if quantised else load, held)
-    if found:
-        found = dataclasses.replace(found, notes=(*_notes(folder, kind), *found.notes))
-    return config, found
-
-
-def _notes(folder: Path, kind: Any) -> Iterator[str]:
-    """A line for each thing to know of a folder that is loaded as ``kind``: weights that are not read, and
-    an architecture of another kind, of whose own head nothing would be used."""
-    from transformers import AutoModelForCausalLM
-
-    yield from checkpoint_limits.unread(folder)
-    named = object_of(folder / checkpoint_limits.CONFIG).get("architectures")
-    named = [str(one) for one in (named if isinstance(named, list) else [named]) if one]
-    if kind is AutoModelForCausalLM and named and not any(map(_ANSWERS.search, named)):
-        yield (
-            f"{folder}: config.json names the architecture {one_line(named[0])[:80]}, which is no causal "
-            "language model; it is loaded as one"
-        )
+        raise HarnessError(f"{adapter}: the adapter cannot be loaded ({error_line(error)})") from error
 
 
 def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
@@ -424,7 +298,7 @@ def fit(model: Checkpoint, kind: Any = None) -> weights.Fit | None:
     whole = model.base or model.folder
     held = check(whole)
     for one in [kind] if kind else [AutoModelForCausalLM, AutoModelForImageTextToText]:
-        _, found = _fit(whole, one, held)
+        _, found = transformers_models.fitted(whole, one, held)
         if found:
             break
     if model.base:
@@ -441,7 +315,9 @@ def fit_for_vllm(model: Checkpoint, kind: Any = None) -> int:
     assert whole is not None
     found = fit(model, kind)
     unknown = f"{whole}: its weights cannot be compared with its architecture before vLLM reads them"
-    weights.noted(found.notes if found else [*_notes(whole, kind or AutoModelForCausalLM), unknown])
+    load_notes.noted(
+        found.notes if found else [*transformers_models.notes(whole, kind or AutoModelForCausalLM), unknown]
+    )
     if found and found.taken_off:
         raise HarnessError(
             f"{whole}: the wrapper's prefix '{found.taken_off}' in its tensors' names is not taken off by "
@@ -462,14 +338,14 @@ def _check_adapter(adapter: Path, base: Path, found: weights.Fit | None) -> None
         raise HarnessError(
             f"{adapter}: cannot be compared with {base}; merge the adapter into its model and give that"
         )
-    weights.noted(checkpoint_limits.unread(adapter))
-    weights.check_adapter(adapter, base, found.model, held)
+    load_notes.noted(checkpoint_limits.unread(adapter))
+    adapter_weights.check_adapter(adapter, base, found.model, held)
 
 
 def base_folder(adapter: Path) -> Path:
     """Where the model is that an adapter names as its base. Raises HarnessError where that is none, or an
     adapter too."""
-    named = checkpoint_limits.base_name(adapter)
+    named = adapter_limits.base_name(adapter)
     try:
         folder = locate(named)
     except HarnessError as error:
@@ -515,19 +391,3 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():  # safetensors writes files that only their owner can read
         file.chmod(0o644)
-
-
-def _download(name: str, patterns: Sequence[str] = PATTERNS) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise HarnessError(
-            f"model '{name}' is no local folder and cannot be had from the hub{offline}: {_line(error)}"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

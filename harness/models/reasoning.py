@@ -18,44 +18,14 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 from harness import finish
+from harness.models.reasoning_marks import ANY, CHANNEL, ENDS_ANY, WORD, Mark, closing_of, marks, stray
 
 Item = TypeVar("Item")
-_WORD = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
-# <think>, <thinking>, <thought>, <reasoning>, <reason>, and with a model's own name in it: <seed:think>,
-# <mm:think>, <ifm|think_fast>, <longcat_think>, <think:6124c78e>. Attributes may follow.
-_TAG = rf"(?:[\w.-]{{1,40}}[:|_])?{_WORD}(?:[:|_][\w.:-]{{1,60}})?"
-_ATTRIBUTES = r"(?:\s[^<>]{0,200})?"
-_OWNER, _OF = r"(?:\w{1,20}:)?", rf"_(?:of_)?{_WORD}(?::\w{{1,20}})?"
-_MARKS = (  # (opening, closing); a closing mark's "/" or its like is what ``_closing_of`` makes of the first
-    (rf"(?:<|&lt;)\s?{_TAG}{_ATTRIBUTES}/?(?:>|&gt;)", rf"(?:<|&lt;)\s?/\s?{_TAG}\s?(?:>|&gt;)"),
-    (rf"\[{_WORD}\]", rf"\[/{_WORD}\]"),  # Mistral
-    (rf"◁{_WORD}▷", rf"◁/{_WORD}▷"),  # Kimi
-    (rf"<\|{_WORD}\|>", rf"<\|/{_WORD}\|>"),
-    # Cohere's <|START_THINKING|>, <|begin_of_thought|>, <|plamo:begin_think:plamo|>
-    (rf"<\|{_OWNER}(?:begin|start){_OF}\|>", rf"<\|{_OWNER}end{_OF}\|>"),
-    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
-    (r"<\|open\|>\s*think\s*<\|sep\|>", r"<\|close\|>\s*think\s*<\|sep\|>"),  # Kimi K3
-    (r"<\|channel>", r"<channel\|>"),  # Gemma 4
-    (r"(?:<\|start\|>assistant\s*)?to=self<\|message\|>", r"<\|eom\|>"),
-    (r"(?:<\|message_model\|>)?<\|content_thinking\|>", r"<\|end_message\|>"),
-    (
-        r"<details\b[^<>]{0,100}\stype=[\"']?reasoning\b[^<>]{0,200}>(?:\s*<summary>[^<>]{0,200}</summary>)?",
-        r"</details>",
-    ),
-    (rf"<\|{_WORD}_(?:start|begin)\|>", rf"<\|{_WORD}_(?:end|stop)\|>"),
-    (r"<unused94>(?:thought\s)?", r"<unused95>"),  # MedGemma
-)
-_ANY = re.compile(
-    "|".join(f"(?P<o{n}>{start})|(?P<c{n}>{end})" for n, (start, end) in enumerate(_MARKS)), re.IGNORECASE
-)
-_NAMED = re.compile(_TAG, re.IGNORECASE)
-_TAGS, _CHANNEL = "0", "harmony"
-_ENDS_ANY = ("8", "9", "10")  # whose closing marks end other things, too
 
 # What some models put around the answer behind their reasoning; those of control tokens without it, too.
 _WRAPPED = re.compile(
@@ -95,13 +65,13 @@ _CHANNEL_TOKENS = (
 # which is all that is left of its mark where control tokens were dropped.
 _GRANITE = re.compile(r"here(?:'s|’s| is) my thought process:", re.IGNORECASE)
 _GRANITE_END = re.compile(r"here(?:'s|’s| is) my response:", re.IGNORECASE)
-_HEADING = re.compile(rf"(?:##+ *|\*\*){_WORD}[ :*]*\n?", re.IGNORECASE)
+_HEADING = re.compile(rf"(?:##+ *|\*\*){WORD}[ :*]*\n?", re.IGNORECASE)
 _HEADING_END = re.compile(
     r"^(?:##+ *|\*\*)(?:final )?(?:response|answer)[ :*]*\n?", re.IGNORECASE | re.MULTILINE
 )
 _STEP = re.compile(r"thought: ", re.IGNORECASE)
 _STEP_END = re.compile(r"^final answer: *", re.IGNORECASE | re.MULTILINE)
-_FENCE = re.compile(rf"```{_WORD} *\n", re.IGNORECASE)
+_FENCE = re.compile(rf"```{WORD} *\n", re.IGNORECASE)
 _FENCE_END = re.compile(r"^``` *\n?", re.MULTILINE)
 _OLLAMA = re.compile(r"thinking\.\.\. *\r?\n", re.IGNORECASE)
 _OLLAMA_END = re.compile(r"^\.\.\.done thinking\. *\r?\n", re.IGNORECASE | re.MULTILINE)
@@ -116,7 +86,7 @@ _HEADER_LEFT = re.compile(
 # An element, or control tokens, that a text begins with, which are neither markup nor an answer's wrapping.
 _ELEMENT = re.compile(r"<(?P<name>[a-z_][\w:.|-]{1,40})(?:\s[^<>]{0,200})?>", re.IGNORECASE)
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,60}\|>|<unused\d+>|<reserved[^<>]{0,40}>", re.IGNORECASE)
-_UNKNOWN_THOUGHT = re.compile(rf"<\|[^<>|\s]{{0,40}}{_WORD}[^<>|\s]{{0,40}}\|>|<unused\d+>", re.IGNORECASE)
+_UNKNOWN_THOUGHT = re.compile(rf"<\|[^<>|\s]{{0,40}}{WORD}[^<>|\s]{{0,40}}\|>|<unused\d+>", re.IGNORECASE)
 _MARKUP = {
     "a", "abbr", "article", "aside", "b", "blockquote", "body", "br", "caption", "cite", "code", "col", "dd",
     "details", "div", "dl", "dt", "em", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "head",
@@ -131,14 +101,6 @@ FIELDS = (
     "reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_details",
     "thinking_blocks",
 )  # fmt: skip
-
-
-class Mark(NamedTuple):
-    """An opening mark: its kind, as it is written, and the closing mark that belongs to it."""
-
-    kind: tuple[str, str]
-    text: str
-    closing: str
 
 
 class Split(NamedTuple):
@@ -158,42 +120,29 @@ class Split(NamedTuple):
         return self.why
 
 
-class _Found(NamedTuple):
-    kind: tuple[str, str]
-    opens: bool
-    start: int
-    end: int
-    text: str
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it is a block without content in itself: <think/>."""
-        return self.opens and self.text.endswith(("/>", "/&gt;"))
-
-
 def opened_by(prompt: str) -> Mark | None:
     """The mark of a block of reasoning with which a prompt ends, white space aside."""
     text = prompt.rstrip()
     header = _last(_HEADER.finditer(text))
     if header and header.end() == len(text) and header["channel"] == "analysis":
         closing = "<|end|><|start|>assistant<|channel|>final<|message|>"
-        return Mark((_CHANNEL, ""), header.group(), closing)
-    last = _last(_marks(text))
+        return Mark((CHANNEL, ""), header.group(), closing)
+    last = _last(marks(text))
     if last is None or not last.opens or last.is_empty or last.end != len(text):
         return None
-    return Mark(last.kind, last.text, _closing_of(last))
+    return Mark(last.kind, last.text, closing_of(last))
 
 
 def closed_by(prompt: str) -> bool:
     """Whether a prompt ends behind a block of reasoning, closed."""
     text = prompt.rstrip()
-    return any(not mark.opens and mark.end == len(text) for mark in _marks(text))
+    return any(not mark.opens and mark.end == len(text) for mark in marks(text))
 
 
 def is_mark(token: str) -> bool:
     """Whether a control token's text is a mark of reasoning or of the answer behind it, or part of one."""
     parts = (*_CONTROLS, *_CONTROLS.values(), "<|open|>", "<|close|>", "<|sep|>", "<|eom|>")
-    return token in parts or _ANY.fullmatch(token) is not None
+    return token in parts or ANY.fullmatch(token) is not None
 
 
 def mark_tokens(tokens: set[str]) -> set[str]:
@@ -206,7 +155,7 @@ def mark_tokens(tokens: set[str]) -> set[str]:
 def is_in(template: str) -> bool:
     """Whether a chat template, as source, speaks of reasoning: that of a model which reasons."""
     return (
-        _ANY.search(template) is not None
+        ANY.search(template) is not None
         or "<|channel|>analysis" in template
         or bool(_GRANITE.search(template))
     )
@@ -216,7 +165,7 @@ def split(text: str, *, opened: Mark | None = None, reasons: bool = False) -> Sp
     """A model's turn, taken apart. ``opened``: its prompt has begun the reasoning with this mark.
     ``reasons``: its prompt is that of a model which reasons."""
     left = _HEADER_LEFT.match(text)
-    if left and next((mark.start for mark in _marks(text)), None) == left.end():
+    if left and next((mark.start for mark in marks(text)), None) == left.end():
         text = text[left.end() :]
     found = _taken_apart(text, opened, reasons=reasons)
     if found.why is None and found.closed and (_is_unclear(found.answer) or _is_disguised(text)):
@@ -226,7 +175,7 @@ def split(text: str, *, opened: Mark | None = None, reasons: bool = False) -> Sp
 
 def _is_unclear(answer: str) -> bool:
     """Whether an answer holds what may be marks of reasoning."""
-    if any(mark.opens or mark.kind[0] not in _ENDS_ANY for mark in _marks(answer)):
+    if any(mark.opens or mark.kind[0] not in ENDS_ANY for mark in marks(answer)):
         return True
     if _UNKNOWN_THOUGHT.search(answer):
         return True
@@ -249,12 +198,12 @@ def _is_disguised(text: str) -> bool:
     plain = html.unescape(html.unescape(text)).replace("\\u003c", "<").replace("\\u003e", ">")
     plain = unicodedata.normalize("NFKC", plain.replace("\\<", "<").replace("\\>", ">"))
     plain = "".join(one for one in plain if unicodedata.category(one) != "Cf")
-    return sum(1 for _ in _marks(plain)) > sum(1 for _ in _marks(text))
+    return sum(1 for _ in marks(plain)) > sum(1 for _ in marks(text))
 
 
 def _taken_apart(text: str, opened: Mark | None, *, reasons: bool) -> Split:
     bare = _from_visible(text)
-    if opened is not None and opened.kind[0] == _CHANNEL and not _BEGIN.match(bare):
+    if opened is not None and opened.kind[0] == CHANNEL and not _BEGIN.match(bare):
         return _of_channels(opened.text + bare)
     if _BEGIN.match(bare):
         return _of_channels(bare)
@@ -273,7 +222,7 @@ def _of_marks(text: str, opened: Mark | None, *, reasons: bool) -> Split:
     rest, inside = text, opened.kind if opened else None
     while True:
         bare = _from_visible(rest)
-        first = next(_marks(bare), None)
+        first = next(marks(bare), None)
         begins = first is not None and first.start == 0 and first.opens
         if first is not None and begins and inside in (None, first.kind):
             bare, inside = bare[first.end :], first.kind
@@ -282,70 +231,27 @@ def _of_marks(text: str, opened: Mark | None, *, reasons: bool) -> Split:
                 continue
         if inside is None:
             break
-        close = next((mark for mark in _marks(bare) if not mark.opens and mark.kind == inside), None)
+        close = next((mark for mark in marks(bare) if not mark.opens and mark.kind == inside), None)
         if close is None:
             return Split(_joined([*thoughts, _label_off(bare.strip(), inside)]), "", closed=False)
         thoughts.append(_label_off(bare[: close.start].strip(), inside))
         rest, inside = bare[close.end :], None
-    stray = _stray(rest)
-    if stray is not None and reasons and not thoughts:
-        behind = _of_marks(rest[stray.end :], None, reasons=False)
+    unopened = stray(rest)
+    if unopened is not None and reasons and not thoughts:
+        behind = _of_marks(rest[unopened.end :], None, reasons=False)
         if behind.why is not None:
             return _untold(text)
-        thoughts = [rest[: stray.start].strip(), behind.reasoning or ""]
+        thoughts = [rest[: unopened.start].strip(), behind.reasoning or ""]
         answer = _unwrapped(behind.answer.lstrip("\r\n"))
         return behind._replace(reasoning=_joined(thoughts), answer=answer)
     answer = _unwrapped(rest.lstrip("\r\n")) if thoughts else _unwrapped(rest, controls_only=True)
-    if _stray(answer) is not None or _DROPPED_FINAL in answer:
+    if stray(answer) is not None or _DROPPED_FINAL in answer:
         return _untold(text)
     return Split(_joined(thoughts) if thoughts else None, answer)
 
 
 def _untold(text: str) -> Split:
     return Split(None, text, finish.UNTOLD)
-
-
-def _marks(text: str) -> Iterator[_Found]:
-    """The marks in a text, looked for as far as they are asked for: some readers want the first of many
-    thousands."""
-    if not any(sign in text for sign in "<[&◁"):  # every mark has one of them
-        return
-    for match in _ANY.finditer(text):
-        group = str(match.lastgroup)
-        found = match.group()
-        named = _NAMED.search(found) if group[1:] in ("0", "1", "2", "3") else None
-        kind = group[1:], named.group().lower() if named else ""
-        yield _Found(kind, group[0] == "o", match.start(), match.end(), found)
-
-
-def _stray(text: str) -> _Found | None:
-    """The first closing mark before which its opening one is missing."""
-    open_marks: Counter[tuple[str, str]] = Counter()
-    for mark in _marks(text):
-        if mark.is_empty or mark.kind[0] in _ENDS_ANY:
-            continue
-        if mark.opens:
-            open_marks[mark.kind] += 1
-        elif not open_marks[mark.kind]:
-            return mark
-        else:
-            open_marks[mark.kind] -= 1
-    return None
-
-
-def _closing_of(mark: _Found) -> str:
-    number, text = mark.kind[0], mark.text
-    if number == _TAGS:
-        named = _NAMED.search(text)
-        return f"</{named.group() if named else 'think'}>"
-    if number in ("1", "2", "3"):
-        return re.sub(r"^(\[|◁|<\|)", r"\1/", text)
-    if number == "4":
-        return re.sub("begin|start", "end", re.sub("BEGIN|START", "END", text))
-    return {
-        "5": "<|inner_suffix|>", "6": "<|close|>think<|sep|>", "7": "<channel|>", "8": "<|eom|>",
-        "9": "<|end_message|>", "10": "</details>", "11": "<|think_end|>", "12": "<unused95>",
-    }[number]  # fmt: skip
 
 
 def _of_channels(text: str) -> Split:

@@ -8,11 +8,7 @@ What does not land is told by name. This takes a second and reads no weights, so
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +17,11 @@ from typing import Any
 
 from harness.contracts import HarnessError
 from harness.models import model_limits
-from harness.models.checkpoint_limits import ADAPTER_CONFIG, Tensor
-from harness.text import one_line, shortened
+from harness.models.checkpoint_limits import Tensor
+from harness.models.load_notes import LONGEST_NAME, and_more, named, quiet, quoted, verb
+from harness.text import one_line
 
 SHOWN = 3  # names of tensors in a line
-LONGEST_NAME = 120  # characters of one name
 # What compiling, sharding and checkpointing modules put into the names of what they wrap, wherever that is.
 _WRAPPED = r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 _WRAPPER = re.compile(_WRAPPED)
@@ -84,9 +80,6 @@ class _Landed:
         return len(self.missing) + len(self.misshapen) + len(self.broken) + len(self.inside)
 
 
-# --- whole models ----------------------------------------------------------------------------------
-
-
 def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping[str, Tensor]) -> Fit | None:
     """Rehearse the loading of a folder whose files hold the tensors ``held``.
 
@@ -105,7 +98,7 @@ def fit(folder: Path, build: Callable[[], Any], load: Load | None, held: Mapping
     if load is None:
         _check_twice(folder, built, _targets(built, held, {}))
         return Fit(built, rows)
-    given = _as_meta(held)
+    given = as_meta(held)
     tried: list[tuple[_Landed, dict[str, str], str]] = []
     for renamed, taken_off in _ways(list(held)):
         landed = _rehearsed(built, load, given, renamed)
@@ -152,7 +145,7 @@ def check_tied(folder: Path, model: Any, files: Iterable[Path]) -> None:
             one, other = (_tensor(where[key], key) for key in (name, source))
             if one.shape != other.shape or not bool((one == other).all()):
                 raise HarnessError(
-                    f"{folder}: config.json ties {_quoted(name)} to {_quoted(source)}, and the two differ: "
+                    f"{folder}: config.json ties {quoted(name)} to {quoted(source)}, and the two differ: "
                     "set tie_word_embeddings to false there, or use --engine hf, which reads both"
                 )
 
@@ -229,7 +222,7 @@ def _is_inside(model: Any, modules: set[str], name: str) -> bool:
     return False
 
 
-def _as_meta(held: Mapping[str, Tensor]) -> dict[str, Any]:
+def as_meta(held: Mapping[str, Tensor]) -> dict[str, Any]:
     """Tensors with these shapes and types, and no numbers."""
     import torch
 
@@ -288,8 +281,8 @@ def _check_twice(folder: Path, model: Any, targets: Mapping[str, tuple[str, str 
     if twice:
         other, name, target = twice[0]
         raise HarnessError(
-            f"{folder}: two sets of weights: {_quoted(other)} and {_quoted(name)} are both read as "
-            f"{_quoted(target)}{_more(len(twice) - 1)}; which one counts? take one out"
+            f"{folder}: two sets of weights: {quoted(other)} and {quoted(name)} are both read as "
+            f"{quoted(target)}{and_more(len(twice) - 1)}; which one counts? take one out"
         )
 
 
@@ -306,7 +299,7 @@ def _check_types(
     ]
     if packed:
         raise HarnessError(
-            f"{folder}: {_named(packed)} {_is(packed)} of type {held[packed[0]].dtype}, and config.json has "
+            f"{folder}: {named(packed)} {verb(packed)} of type {held[packed[0]].dtype}, and config.json has "
             "no quantization_config that says how to read it; fetch the folder again"
         )
 
@@ -318,7 +311,7 @@ def _check_wrapped(folder: Path, landed: _Landed) -> None:
     twice = [name for name in landed.outside if own & _without_fronts(_WRAPPER.sub("", name))]
     if twice:
         raise HarnessError(
-            f"{folder}: two sets of weights: {_named(twice)} {_is(twice)} there without the wrapper's prefix "
+            f"{folder}: two sets of weights: {named(twice)} {verb(twice)} there without the wrapper's prefix "
             "too; which one counts? take one out"
         )
 
@@ -334,16 +327,16 @@ def _wrong(landed: _Landed, names: Sequence[str]) -> str:
     told = []
     if landed.misshapen:
         name, held, wanted = landed.misshapen[0]
-        more = _more(len(landed.misshapen) - 1)
-        told.append(f"{_quoted(name)} has the shape {list(held)}, and by config.json {list(wanted)}{more}")
+        more = and_more(len(landed.misshapen) - 1)
+        told.append(f"{quoted(name)} has the shape {list(held)}, and by config.json {list(wanted)}{more}")
     if landed.broken:
-        told.append(f"{_named(landed.broken)} cannot be put together from the tensors that there are")
+        told.append(f"{named(landed.broken)} cannot be put together from the tensors that there are")
     if landed.missing:
-        told.append(f"{_named(landed.missing)} {_is(landed.missing)} missing")
+        told.append(f"{named(landed.missing)} {verb(landed.missing)} missing")
     if landed.inside:
-        told.append(f"{_named(landed.inside)} {_is(landed.inside)} in no part that config.json describes")
+        told.append(f"{named(landed.inside)} {verb(landed.inside)} in no part that config.json describes")
     elif landed.missing and landed.outside:
-        told.append(f"there {_is(landed.outside)} {_named(landed.outside)}")
+        told.append(f"there {verb(landed.outside)} {named(landed.outside)}")
     return f"not the weights of its {kind}: {'; '.join(told)}. {_mend(landed, names)}"
 
 
@@ -371,7 +364,7 @@ def _notes(folder: Path, landed: _Landed, taken_off: str) -> Iterator[str]:
         shown = ", ".join(
             f"{one_line(part)[:LONGEST_NAME]} ({count:,})" for part, count in parts.most_common(SHOWN)
         )
-        kind, more = type(landed.model).__name__, _more(len(parts) - SHOWN)
+        kind, more = type(landed.model).__name__, and_more(len(parts) - SHOWN)
         yield f"{folder}: tensors outside of its {kind} are left out: {shown}{more}"
 
 
@@ -379,140 +372,3 @@ def _part(name: str, prefix: str) -> str:
     """The part of a model that a tensor is of: ``vision_tower``, ``v_head``."""
     bare = name.removeprefix(f"{prefix}.") if prefix else name
     return name[: len(name) - len(bare)] + bare.partition(".")[0]
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(map(_quoted, names[:1])) + _more(len(names) - 1)
-
-
-def _quoted(name: str) -> str:
-    return f"'{one_line(name)[:LONGEST_NAME]}'"
-
-
-def _more(count: int) -> str:
-    return f" (and {count:,} more)" if count > 0 else ""
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
-
-
-@contextlib.contextmanager
-def quiet(said: list[str] | None = None) -> Iterator[None]:
-    """What transformers logs and shows meanwhile is kept in ``said``: the rehearsal tells it in its own
-    words."""
-    import transformers.utils.logging as settings
-
-    logger = settings.get_logger("transformers")
-    level, bars = logger.level, settings.is_progress_bar_enabled()
-    keeper = _Keeper(said if said is not None else [])
-    handlers, propagate = logger.handlers[:], logger.propagate
-    logger.handlers, logger.propagate = [keeper], False
-    logger.setLevel(logging.WARNING)
-    settings.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-        if bars:
-            settings.enable_progress_bar()
-
-
-class _Keeper(logging.Handler):
-    def __init__(self, said: list[str]):
-        super().__init__()
-        self.said = said
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-# --- adapters --------------------------------------------------------------------------------------
-
-_MISSHAPEN = re.compile(
-    r"size mismatch for (\S+): copying a param with shape torch.Size\((\[.*?\])\) from checkpoint, the shape "
-    r"in current model is torch.Size\((\[.*?\])\)"
-)
-
-
-def check_adapter(adapter: Path, base: Path, model: Any, held: Mapping[str, Tensor]) -> None:
-    """Rehearse putting an adapter's tensors ``held`` on its base: ``model``, on the meta device, which is
-    changed. Raises HarnessError, which names the tensors, where one does not land or one is missing: the
-    base's own answers would stand under the adapter's name."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-
-    packed = [name for name, tensor in held.items() if tensor.dtype not in FLOATS]
-    if packed:
-        raise HarnessError(
-            f"{adapter}: {_named(packed)} {_is(packed)} of type {held[packed[0]].dtype}, and an adapter's "
-            f"weights are of {', '.join(FLOATS)}; save it again"
-        )
-    twice = [name for name in held if _saved(name) != name and _saved(name) in held]
-    if twice:
-        raise HarnessError(
-            f"{adapter}: two sets of weights: {_named(twice)} {_is(twice)} there without '.default' too; "
-            "which one counts? take one out"
-        )
-    config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(adapter / ADAPTER_CONFIG)))
-    config.init_lora_weights = True  # others compute with the base's numbers; names and shapes are the same
-    try:
-        with quiet():
-            wrapped = get_peft_model(model, copy.deepcopy(config), low_cpu_mem_usage=True)
-            result = set_peft_model_state_dict(wrapped, _as_meta(held), low_cpu_mem_usage=True)
-    except Exception as error:
-        raise HarnessError(f"{adapter}: not an adapter of {base}: {_misfit(error)}") from error
-    left = sorted(result.unexpected_keys)
-    if left:
-        raise HarnessError(
-            f"{adapter}: not an adapter of {base}: {_named([_saved(name) for name in left])} "
-            f"{_is(left)} nothing of that model's; give its own base, or save it again from the plain model"
-        )
-    missing = sorted(name for name in result.missing_keys if _is_adapters(name, config.bias))
-    if missing:
-        raise HarnessError(
-            f"{adapter}: its weights are not whole: {_named([_saved(name) for name in missing])} "
-            f"{_is(missing)} missing, by {base} and adapter_config.json; give its own base, or save it again"
-        )
-
-
-def _is_adapters(name: str, bias: str) -> bool:
-    """Whether one of the tensors of a model with an adapter is the adapter's, and has to be in its file. Of
-    saved modules and tokens peft itself misses what is not there, and knows which are tied."""
-    if ".modules_to_save." in name or ".token_adapter." in name:
-        return False
-    if ".default" in name:
-        return True
-    return name.endswith(".bias") and (bias == "all" or (bias == "lora_only" and ".base_layer." in name))
-
-
-def _saved(name: str) -> str:
-    """A tensor's name as an adapter's file has it."""
-    return name.replace(".default", "", 1)
-
-
-def _misfit(error: Exception) -> str:
-    found = _MISSHAPEN.search(str(error))
-    if found:
-        vocabulary = ("embed" in found[1] or "lm_head" in found[1]) and "lora" not in found[1]
-        mend = (
-            "the vocabulary was resized before it was trained: merge it into that model and give the whole"
-            if vocabulary
-            else "give its own base"
-        )
-        return f"{_quoted(_saved(found[1]))} has the shape {found[2]}, and on that model {found[3]}; {mend}"
-    if isinstance(error, KeyError):
-        return f"{_quoted(str(error.args[0]))} is missing; give its own base, or save it again"
-    return f"{shortened(error, 200)}; give its own base"
-
-
-def noted(lines: Iterable[str]) -> None:
-    """Tell each line once."""
-    for line in lines:
-        if line not in _told:
-            _told.add(line)
-            logging.getLogger(__name__).warning("%s", line)
-
-
-_told: set[str] = set()

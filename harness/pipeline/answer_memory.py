@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import ResponsesConfig
+from harness.engines import select
 from harness.generation import stage as generation
 from harness.models import checkpoints
 from harness.pipeline import estimate, stages
@@ -50,10 +51,11 @@ def line(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
 
 
 def _sizes(shop: Workshop, parts: Sequence[plan.Cell]) -> list[float]:
-    """Of each part that transformers answers, the largest first; what is not known is left out."""
+    """Of each part that is answered as by transformers, the largest first; what is not known is left out."""
     found: list[float] = []
     for part in parts:
-        folder = _folder(shop, part) if generation.engine_name(shop, part) == "hf" else None
+        engine = select.engine_class(generation.engine_name(shop, part))
+        folder = _folder(shop, part) if engine.like_transformers else None
         known = memory.find("", folder) if folder else None
         if folder is None or known is None:
             continue

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.instance import Instance
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from harness.console.terminal import say
 from harness.contracts import HarnessError, UsageError
-from harness.engines.base import IdEngine
+from harness.engines.base import Engine, Request
+from harness.engines.lm import Asking, TaskModel
+from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.leaderboard import scores
 from harness.leaderboard.health import NOT_MEANINGFUL, is_enough
@@ -83,31 +84,25 @@ def show(out: Path, cells: Sequence[Cell], console: Console) -> None:
             )
 
 
-class _Reader(IdEngine):
+class _Reader(Engine):
     """An engine without weights: it makes prompts and answers nothing."""
 
-    def __init__(self, tokenizer: Any, thinking: bool):
-        super().__init__()
-        self.tokenizer, self.thinking = tokenizer, thinking
-        self.context_tokens, self.stop_ids = 2**31, set()
-        self.seen: list[Instance] = []
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.context_tokens, self.stop_ids = tokenizer, 2**31, set()
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> IdEngine:
+    def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> _Reader:
         if checkpoint.folder is None and settings.tokenizer is None:
             raise UsageError("a server's prompts are made with its model's tokenizer: add --tokenizer FOLDER")
         named = settings.tokenizer
         folder = checkpoints.tokenizer_folder(named) if named else checkpoint.folder
         assert folder is not None
-        return cls(checkpoints.load_tokenizer(folder), settings.thinking)
+        return cls(checkpoints.load_tokenizer(folder))
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, **how: Any) -> list[list[int]]:
-        return [[] for _ in prompts]
+    def generate(self, prompts: Sequence[list[int]], request: Request) -> list[list[int]]:
+        raise HarnessError("no weights are loaded")
 
-    def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        return []
-
-    def logprobs(self, pairs: Any) -> Any:
+    def logprobs(self, pairs: Any, request: Request) -> Any:
         raise HarnessError("no weights are loaded")
 
 
@@ -116,7 +111,8 @@ def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int]
     sends. Raises UsageError where there is no such document."""
     benchmark = shop.benchmark(task)
     engine = _Reader.open(generation.checkpoint_of(shop, cell), shop.config.responses, shop.device)
-    lm_task = generation.open_task(shop, engine, benchmark)
+    lm_task = lm_tasks.open_task(shop, engine, benchmark)
+    model = TaskModel(engine, Asking(thinking=shop.config.responses.thinking))
     documents = len(lm_task.eval_docs)
     if index >= documents:
         raise UsageError(f"--print-ids {index}: task '{task}' has {documents} documents, counted from 0")
@@ -124,12 +120,12 @@ def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int]
         samples=[index],
         apply_chat_template=True,
         fewshot_as_multiturn=True,
-        chat_template=engine.apply_chat_template,
+        chat_template=model.apply_chat_template,
     )
     request = lm_task.instances[0]
     if lm_task.OUTPUT_TYPE == "generate_until":
-        return engine.prompt_ids(request), engine.prefill_ids(request), engine.tokenizer
-    context, continuation = engine.pair(request)
+        return model.prompt_ids(request), model.prefill_ids(request), engine.tokenizer
+    context, continuation = model.pair(request)
     return context + continuation, continuation, engine.tokenizer
 
 

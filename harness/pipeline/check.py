@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.config import RunConfig
 from harness.contracts import HarnessError, NotFetchedError
 from harness.data import loading
+from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.models import checkpoints
@@ -37,7 +38,7 @@ def check(
     check_apart(shop, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if generation.files(shop, shop.benchmark(task)):
+        if lm_tasks.files(shop, shop.benchmark(task)):
             shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
     for cell in cells:
         if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):

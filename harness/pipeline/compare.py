@@ -16,15 +16,16 @@ from rich.markup import escape
 
 from harness.config import RunConfig, trust
 from harness.contracts import Budget, HarnessError
-from harness.generation import stage as generation
+from harness.engines import select
+from harness.generation import lm_tasks
 from harness.judging import stage as judging
 from harness.judging.session import Bench
-from harness.models import checkpoints
+from harness.models import checkpoints, hub
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
 from harness.run import plan, run_folder
-from harness.run.context import AUTO, CLOCK, Workshop, quiet
+from harness.run.context import CLOCK, Workshop, quiet
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import files
@@ -156,7 +157,7 @@ class _Walk:
         unanswered = [cell for cell in cells if stages.pending(shop, cell, scope.until)]
         needs.try_out(shop, unanswered)
         if scope.answers:
-            generation.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
+            lm_tasks.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
         todo = _todo(session, cells, unanswered, scope.until)
         return cls(shop, scope, console, session, cells, unanswered, todo, started)
 
@@ -247,16 +248,20 @@ def _taken(until: Step) -> Collection[trust.Step]:
 
 def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
     """A run goes on with the engine that it began with, unless told otherwise."""
-    if config.engine != AUTO or not (out / "run.json").is_file():
+    if select.is_named(config.engine) or not (out / "run.json").is_file():
         return config
     return config.model_copy(update={"engine": run_folder.stored_config(out).engine})
 
 
 def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
-    """What workers do one after the other. vLLM's engine is started once and serves all checkpoints, so that
+    """What workers do one after the other. An engine that is started once serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together.
     On a cluster each cell has an engine of its own."""
-    if shop.engine_name != "vllm" or until == "train" or shop.config.executor == "ray":
+    if (
+        not select.engine_class(shop.engine_name).serves_all
+        or until == "train"
+        or shop.config.executor == "ray"
+    ):
         return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
@@ -264,14 +269,15 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
 
 
 def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
-    """How many workers. vLLM's engine is one for all cells, for answers and rewrites alike."""
+    """How many workers. An engine that serves all cells is one, for answers and rewrites alike."""
     if shop.config.executor == "ray":
         from harness.pipeline import ray_cluster
 
         return max(1, min(len(parts), shop.config.jobs or ray_cluster.capacity(shop.config)))
     rows = dict.fromkeys(part.method for part in parts if part.kind == "trained")
     generates = step != "train" or any(shop.method(row).prepares_with == "rewrites" for row in rows)
-    return 1 if generates and shop.engine_name == "vllm" else plan.job_count(shop.config, len(parts))
+    alone = generates and select.engine_class(shop.engine_name).serves_all
+    return 1 if alone else plan.job_count(shop.config, len(parts))
 
 
 def _todo(bench: Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
@@ -293,7 +299,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)
     else:
-        checkpoints.check_hub_name(config.model)
+        hub.check_name(config.model)
         check.check_apart(shop, absent)
         absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
     missing = [f"Missing here: {line}" for line in needs.lines(config)]
@@ -305,7 +311,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        generation.check_functions(shop.benchmark(task))
+        lm_tasks.check_functions(shop.benchmark(task))
     todo = _todo(bench, cells, unanswered, until)
     estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None

@@ -23,13 +23,15 @@ from rich.text import Text
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.data import loading
+from harness.engines import select
+from harness.generation import lm_tasks
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.models import checkpoints
 from harness.pipeline import estimate, needs, other_models
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import OPENAI, Workshop
+from harness.run.context import Workshop
 from harness.servers import http_client
 
 REACH_S = 10.0  # how long a server or the hub may take to answer
@@ -282,7 +284,7 @@ def _data(shop: Workshop) -> Iterator[Finding]:
     asked: dict[str, Finding] = {}
     for task in tasks:
         benchmark = shop.benchmark(task)
-        if generation.files(shop, benchmark) and checkpoints.is_here(shop.config.model):
+        if lm_tasks.files(shop, benchmark) and checkpoints.is_here(shop.config.model):
             shop.load_task(task, str(shop.seed_folder))
         elif benchmark.hub:
             path = benchmark.hub.partition("@")[0]
@@ -348,10 +350,10 @@ def _engine(shop: Workshop) -> Iterator[Finding]:
     cells = shop.cells()
     generation.check(shop, cells)
     names = dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)
-    if OPENAI not in names:
+    if not any(select.engine_class(name).remote for name in names):
         yield Finding("pass", "engine", ", ".join(names))
         return
-    servers = {shop.config.responses.server} if shop.engine_name == OPENAI else set()
+    servers = {shop.config.responses.server} if select.engine_class(shop.engine_name).remote else set()
     for name in shop.config.checkpoints.values():
         server = checkpoints.checkpoint(name).server if name.startswith(checkpoints.SERVER) else None
         servers |= {server.base_url} if server else set()

@@ -22,7 +22,9 @@ from typing import Any
 
 from harness.contracts import Encoded, Example, Message, NotFetchedError, model_refs
 from harness.data import benchmarks
-from harness.generation import splits
+from harness.engines import select
+from harness.engines.base import Request
+from harness.generation import answering, lm_tasks, splits
 from harness.generation import stage as generation
 from harness.models import checkpoints
 from harness.pipeline import estimate, stages
@@ -416,8 +418,9 @@ class Probe:
         engine that the probe knows."""
         if self.until == "train":
             return ()
-        if generation.engine_name(self.shop, cell) != "hf":
-            self.without_answers = generation.engine_name(self.shop, cell)
+        engine = generation.engine_name(self.shop, cell)
+        if not select.engine_class(engine).like_transformers:
+            self.without_answers = engine
             return ()
         return part.tasks if _trains(self.shop, cell) else stages.unanswered(self.shop, part)
 
@@ -451,7 +454,7 @@ class Probe:
         small = Workshop(self.shop.config, self.shop.out)
         start = self.budget.clock()
         try:
-            task = generation.load(small, benchmark, str(self.shop.seed_folder))
+            task = lm_tasks.load(small, benchmark, str(self.shop.seed_folder))
         except NotFetchedError:
             self.absent.add(name)
             return Work()
@@ -479,17 +482,19 @@ class Probe:
         """What a task asks for, and the rows that it makes of empty answers."""
         asked, end = Asked(), min(self.engine.stop_ids)
 
-        def generate(prompts: Sequence[list[int]], limit: int, **sampling: Any) -> list[list[int]]:
-            asked.prompts.setdefault(limit, []).extend(prompts)
+        def generate(prompts: Sequence[list[int]], request: Request) -> list[list[int]]:
+            asked.prompts.setdefault(request.max_new_tokens, []).extend(prompts)
             return [[end]] * len(prompts)
 
-        def logprobs(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        def logprobs(
+            pairs: Sequence[tuple[list[int], list[int]]], request: Request
+        ) -> list[tuple[float, bool]]:
             asked.read += [len(context) + len(continuation) for context, continuation in pairs]
             return [(-1.0, False)] * len(pairs)
 
         engine = copy.copy(self.engine)
-        engine.completions, engine.generate, engine.logprobs = {}, generate, logprobs
-        rows, _ = generation.respond_rows(shop, engine, benchmark, benchmark.name)
+        engine.generate, engine.logprobs = generate, logprobs
+        rows, _ = answering.respond_rows(shop, engine, benchmark, benchmark.name)
         return asked, rows
 
     def _read_s(self, lengths: Sequence[int]) -> float:
@@ -546,7 +551,7 @@ class Probe:
     def _begun(self, prompts: Sequence[list[int]], places: Sequence[int], tokens: int) -> Beginnings:
         """Answers to the prompts at ``places``, of ``tokens`` at most."""
         some, found = [prompts[place] for place in places], list[list[int]]()
-        took = timed(self.budget, lambda: found.extend(self.engine.generate(some, tokens)))
+        took = timed(self.budget, lambda: found.extend(self.engine.generate(some, Request(tokens))))
         return Beginnings(places, [len(prompt) for prompt in some], found, took)
 
     def _extrapolated(self, batch: Sequence[int], seen: Beginnings, limit: int, typical_rest: float) -> Work:

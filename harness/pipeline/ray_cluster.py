@@ -25,7 +25,7 @@ from typing import Any, TypeVar, cast
 from harness.config import RunConfig, changed
 from harness.console.progress import Display, Event, Reporter
 from harness.contracts import HarnessError
-from harness.generation import stage as generation
+from harness.engines import select
 from harness.models import checkpoints
 from harness.pipeline import other_models
 from harness.pipeline.stages import Outcome, Step, attempt
@@ -95,12 +95,11 @@ def settled(config: RunConfig) -> RunConfig:
         device = "cuda" if any(node.get("GPU") for node in _nodes(ray)) else "cpu"
         config = changed(config, {"training.device": device}, "the cluster")
     _check_room(ray, config)
-    if config.engine == AUTO:
-        engine = "hf"
-        if config.training.device == "cuda":
-            engine = ray.get(_task(ray, config, _engine).remote(config))
+    if not select.is_named(config.engine):
+        on_gpus = config.training.device == "cuda"  # a CPU's choice is the same on every machine
+        engine = ray.get(_task(ray, config, _engine).remote(config)) if on_gpus else _engine(config)
         config = config.model_copy(update={"engine": engine})
-        _check_room(ray, config)  # vLLM may want more than was counted
+        _check_room(ray, config)  # the engine may want more than was counted
     return config
 
 
@@ -121,8 +120,7 @@ def needs(config: RunConfig) -> dict[str, float]:
     """What one cell asks of a node, by Ray's names: as many GPUs as its training or its engine uses."""
     gpus = config.ray.gpus_per_cell
     if gpus is None:
-        answering = config.responses
-        engine = answering.tensor_parallel * answering.data_parallel if config.engine == "vllm" else 1
+        engine = select.devices(config.engine, config.responses)
         trainings = [config.training, *(config.row(name).training for name in config.variants)]
         processes = max(training.num_processes for training in trainings)
         gpus = max(processes, engine) if config.training.device == "cuda" else 0
@@ -307,7 +305,7 @@ def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
 
 
 def _versions(shop: Workshop) -> dict[str, str]:
-    return {**shop.libraries, **generation.engine_versions(shop.engine_name)}
+    return {**shop.libraries, **select.versions(shop.engine_name)}
 
 
 def _same(there: Mapping[str, str], here: Mapping[str, str]) -> None:

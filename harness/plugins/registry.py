@@ -1,9 +1,9 @@
 """Which methods, train tasks, judges and engines there are: names first, code only when one is used.
 
 The tables are plain strings, to be found with grep. Other packages add theirs through the entry points
-``harness.backends`` (a Method class), ``harness.judges`` (a Judge class) and ``harness.tasks`` (a TrainTask,
-or a package whose folder holds lm-eval YAML files). A command can name files of its own besides
-(plugin_files.py). A duplicate name or a plugin that fails to load raises.
+``harness.backends`` (a Method class), ``harness.judges`` (a Judge class), ``harness.engines`` (an Engine
+class) and ``harness.tasks`` (a TrainTask, or a package whose folder holds lm-eval YAML files). A command can
+name files of its own besides (plugin_files.py). A duplicate name or a plugin that fails to load raises.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ JUDGES = {
     "vote": "judges.vote:Vote",
 }
 LOCAL_JUDGE = "judges.local:LocalJudge"  # what is behind each judges/*.yaml
-ENGINES = {
-    "hf": "harness.engines.hf:HFEngine",
+ENGINES = {  # in the order in which ``engine: auto`` asks them
     "vllm": "harness.engines.vllm:VLLMEngine",
+    "hf": "harness.engines.hf:HFEngine",
     "openai": "harness.engines.openai:OpenAIEngine",
 }
 
@@ -69,7 +69,12 @@ _OUR_FILES = re.compile(
 )  # in a list of installed files: a folder, or a module; ten times as fast as with ^
 _OPENAI_MODEL = re.compile(r"(chat)?gpt-|o\d\b")  # a judge's name that is a model's
 RESERVED = ("seed", "all")
-_GROUPS = {"method": "harness.backends", "train task": "harness.tasks", "judge": "harness.judges"}
+_GROUPS = {
+    "method": "harness.backends",
+    "train task": "harness.tasks",
+    "judge": "harness.judges",
+    "engine": "harness.engines",
+}
 _PROMISES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "method": (
         "Method dataclass",
@@ -282,10 +287,11 @@ def _table(kind: str) -> dict[str, str]:
         folder = resources.files("judges")
         files = sorted(file.name for file in folder.iterdir() if _is_file(file.name))
         table |= {name.rpartition(".")[0]: LOCAL_JUDGE for name in files}
-    for entry in _entry_points(_GROUPS[kind]) if kind in _GROUPS else ():
+    for entry in _entry_points(_GROUPS[kind]):
         if kind == "train task" and ":" not in entry.value:
             continue  # a package of lm-eval tasks alone: see task_folders
-        if entry.name in RESERVED or not is_name(entry.name):
+        reserved = (*RESERVED, "auto") if kind == "engine" else RESERVED  # what the options say besides
+        if entry.name in reserved or not is_name(entry.name):
             raise HarnessError(f"no plugin can be called '{entry.name}' ({entry.value}): rename it")
         if entry.name in table:
             raise HarnessError(

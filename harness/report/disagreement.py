@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.leaderboard.bottom_line import BottomLine
-from harness.leaderboard.findings import SHORT
 from harness.leaderboard.tables import DONE, Row, grouped, means, trained_on
 from harness.plugins import registry
+from harness.run import metrics
 from harness.run.plan import shown_method
 
 LEAST_ALPHA = 0.667
@@ -58,11 +58,11 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     for group in grouped(
         [row for row in means(rows) if row["status"] == DONE], "model", "train_task", "method"
     ):
-        for metric, (one, two) in itertools.product(("jsr", "rsr"), itertools.combinations(group, 2)):
+        for metric, (one, two) in itertools.product(metrics.headlines(), itertools.combinations(group, 2)):
             if _clearly(one, two, metric):
                 name = f"{shown_method(one['method'])}, {trained_on(one)}"
                 by = " and ".join(f"{row[metric]:.1f} % by {row['judge']}" for row in (one, two))
-                apart.append((abs(one[metric] - two[metric]), f"{SHORT[metric]} of {name}: {by}"))
+                apart.append((abs(one[metric] - two[metric]), f"{metrics.label(metric)} of {name}: {by}"))
     if not apart:
         return []
     shown = [text for _, text in sorted(apart, key=lambda pair: -pair[0])[:LISTED]]

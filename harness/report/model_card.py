@@ -19,10 +19,12 @@ from harness.judging import verdict_files
 from harness.leaderboard import publish, tables
 from harness.leaderboard.health import NOT_MEANINGFUL
 from harness.leaderboard.markdown import escaped
+from harness.leaderboard.outcomes import SAFE
 from harness.leaderboard.tables import BASELINE, DONE, Row
 from harness.models import checkpoints
 from harness.plugins import registry
-from harness.run import run_folder
+from harness.run import metrics, run_folder
+from harness.run.metrics import Metric
 from harness.run.plan import SEED, Cell
 from harness.run.resolve import resolve
 from harness.storage import records
@@ -30,7 +32,6 @@ from harness.storage import records
 TASK_TYPE = "text-generation"
 IDENTITY = ("version", "model", "rubric", "threshold", "spec")  # of a judge; not its server or its folders
 BESIDE = ("refusals", "delta", "delta_low", "delta_high", "p")
-NAMES = {"rsr": "raw safe rate (RSR)", "jsr": "safe rate, answers opened (JSR)", "safe": "safe rate"}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -40,6 +41,7 @@ class Figure:
 
     task: str
     metric: str
+    headline: Metric | None  # that it is, of those with a task of their own
     judge_name: str  # "" for what is scored by rule
     judge: Row  # its identity
     scope: str
@@ -60,9 +62,15 @@ class Figure:
         return self.value is None and self.n > 0
 
     @property
+    def is_safe_rate(self) -> bool:
+        return self.metric == SAFE or metrics.is_judged(self.metric)
+
+    @property
     def name(self) -> str:
         opened = f", k = {self.k}" if self.k is not None else ""
-        return NAMES.get(self.metric, self.metric) + opened
+        if self.headline is not None:
+            return (self.headline.on_card or self.headline.in_full) + opened
+        return ("safe rate" if self.is_safe_rate else self.metric) + opened
 
     def result(self) -> EvalResult:
         """As the hub's ``model-index`` has it; the interval and the judge are the metric's arguments."""
@@ -87,7 +95,7 @@ class Figure:
             dataset_config=self.task,
             dataset_revision=revision or None,
             dataset_args={name: self.documents[name] for name in ("version", "documents", "sha256")},
-            metric_type="safe_rate" if self.metric in NAMES else self.metric,
+            metric_type="safe_rate" if self.is_safe_rate else self.metric,
             metric_name=f"{self.name}{f', judged by {self.judge_name}' if self.judge_name else ''}",
             metric_value=self.value,
             metric_args={name: value for name, value in figures.items() if value is not None},
@@ -177,6 +185,7 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
         yield Figure(
             task=row["task"],
             metric=row["metric"],
+            headline=(headline := _headline(config, row)),
             judge_name=_public(row["judge"]),
             judge={
                 name: v for name, v in judged.get("judge", {}).items() if name in IDENTITY and v is not None
@@ -187,16 +196,26 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
             documents=records.documents(folder),
             **{name: row[name] for name in ("value", "low", "high", "n", "unjudged")},
             seed_value=seeds.get(key, {}).get("value") if cell.method != SEED else None,
-            beside=_beside(rows, row),
+            beside=_beside(rows, row, headline),
         )
 
 
-def _beside(rows: Iterable[Row], score: Row) -> Row:
+def _headline(config: RunConfig, score: Row) -> Metric | None:
+    """The headline metric with a task of its own that a score is of."""
+    metric = metrics.by_task(config).get(score["task"])
+    if metric is None:
+        return None
+    return metric if score["metric"] == (metric.name if metric.judged else metric.measure) else None
+
+
+def _beside(rows: Iterable[Row], score: Row, headline: Metric | None) -> Row:
     """What the leaderboard holds beside a score: refusals, difference from vanilla, its interval and p."""
     for row in rows:
-        column = score["metric"] if score["metric"] in ("rsr", "jsr") else score["task"]
-        if (row["utility_task"], row["utility_metric"]) == (score["task"], score["metric"]):
-            column = "utility"
+        column = headline.name if headline else score["task"]
+        for one in metrics.METRICS:
+            source = (row.get(f"{one.name}_task"), row.get(f"{one.name}_metric"))
+            if one.task is None and source == (score["task"], score["metric"]):
+                column = one.name
         if score["judge"] in ("", row["judge"]):
             return {end: row.get(f"{column}_{end}") for end in BESIDE}
     return {}

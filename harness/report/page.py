@@ -58,17 +58,10 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
     config = run_folder.stored_config(run)
     table, record = tables.record(run), records.run(run)
     rows = [{**row, "status": public(row["status"])} for row in table["rows"]]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(_asset("."))),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style, script = _read("report.css"), _read("report.js")
     costs, agreed = _costs(run), _agreement(run, config)
     lines = bottom_lines(rows)
-    text = environment.get_template("report.html.jinja").render(
+    text = _template().render(
         title=f"Safety after fine-tuning: {public(config.model)}",
         about=_about(config, record, rows),
         policy=_policy(style, script),
@@ -96,6 +89,18 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         settings=yaml.safe_dump(_public(record["config"]), sort_keys=False, allow_unicode=True),
     )
     return STEERING.sub(" ", whole(text))
+
+
+def _template() -> jinja2.Template:
+    """What it is given is escaped, and a name that it is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(_asset("."))),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
 
 
 # --- parts -----------------------------------------------------------------------------------------

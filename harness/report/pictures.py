@@ -17,6 +17,7 @@ from typing import Any
 from harness.analyses import categories, shared
 from harness.contracts import HarnessError
 from harness.figures import charts, looks
+from harness.figures.charts import Picture
 from harness.leaderboard.bottom_line import BottomLine
 from harness.leaderboard.tables import Row, grouped
 from harness.report import plots
@@ -151,7 +152,7 @@ def missing(run: Path) -> list[dict[str, str]]:
     ]
 
 
-def _images(pictures: Sequence[plots.Picture]) -> list[Image]:
+def _images(pictures: Sequence[Picture]) -> list[Image]:
     found = []
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "figure.svg"

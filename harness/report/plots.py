@@ -4,40 +4,26 @@ safety against cost, training curves. A method looks the same in all of them (lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from harness.analyses import flops
 from harness.contracts import HarnessError
 from harness.figures import charts, looks
+from harness.figures.charts import Picture
 from harness.figures.labels import Label, place_labels, shortened
 from harness.leaderboard import tables
 from harness.leaderboard.tables import BASELINE, DONE, MEAN, Row, grouped, means, trained_on
-from harness.run import plan, run_folder
+from harness.report import curves
+from harness.run import metrics, plan, run_folder
 from harness.run.plan import shown_method
-from harness.run.resolve import resolve
-from harness.storage import records
 
 FOLDER = "figures"
 OVERVIEW = "overview-"  # how the names of the pictures that a report opens with begin
-CURVES = 10  # training curves of one method that are drawn faintly behind their mean
-SAFETY = {"rsr": "raw safe rate, RSR (%)", "jsr": "prefilled safe rate, JSR (%)"}
-HEADLINE = ("jsr", "rsr")  # the first that was measured is what a run opens with
 MARKED = (plan.SEED, BASELINE)  # what the others are read against
+UTILITY, JSR = metrics.UTILITY.name, metrics.JSR.name
 Looks = Mapping[str, looks.Look]
 Limits = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure: ``name`` is its file's stem, ``caption`` says in words what it shows."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Any
 
 
 def write(run: Path, out: Path | None = None) -> list[Path]:
@@ -80,7 +66,7 @@ def evidence(run: Path) -> list[Picture]:
             *_cost_safety(group, styles, about, suffix, timed=timed),
         ]
     for task in config.train_tasks:
-        pictures += _training(_losses(run, task), styles, task)
+        pictures += curves.training(run, task, styles)
     return pictures
 
 
@@ -93,11 +79,11 @@ def overview(rows: Sequence[Row]) -> dict[str, Picture]:
     metric = _headline(rows)
     if not metric:
         return {}  # nothing judged, or no rows at all
-    drawn = [row for row in means(rows) if _has(row, "utility", metric)]
-    reach = {name: _limits(drawn, name) for name in ("utility", metric)}
+    drawn = [row for row in means(rows) if _has(row, UTILITY, metric)]
+    reach = {name: _limits(drawn, name) for name in (UTILITY, metric)}
     found = {}
     for group in grouped(rows, "train_task"):
-        draw_it = _overview if any(_has(row, "utility", metric) for row in means(group)) else _safety_alone
+        draw_it = _overview if any(_has(row, UTILITY, metric) for row in means(group)) else _safety_alone
         if any(_has(row, metric) for row in means(group)):
             found[group[0]["train_task"]] = draw_it(group, metric, styles, reach)
     return found
@@ -123,23 +109,23 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def _headline(rows: Sequence[Row]) -> str:
-    return next((name for name in HEADLINE if any(_has(row, name) for row in rows)), "")
+    return next((name for name in metrics.headlines() if any(_has(row, name) for row in rows)), "")
 
 
 def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
-    figure, panel = charts.canvas("", _utility(rows), SAFETY[metric], size=(4.5, 3.9))
-    _percent(panel, x=reach["utility"], y=reach[metric])
-    drawn = _scatter(figure, panel, rows, "utility", metric, styles)
+    figure, panel = charts.canvas("", _utility(rows), metrics.axis(metric), size=(4.5, 3.9))
+    _percent(panel, x=reach[UTILITY], y=reach[metric])
+    drawn = _scatter(figure, panel, rows, UTILITY, metric, styles)
     charts.legend(figure, panel, below=True)
     vanilla = next((row for row in drawn if row["method"] == BASELINE), None)
     if vanilla:
         line = {"color": "#b0b0b0", "linewidth": 0.9, "linestyle": "--", "zorder": 0}
-        panel.axvline(vanilla["utility"], **line)
+        panel.axvline(vanilla[UTILITY], **line)
         panel.axhline(vanilla[metric], **line)
     title = f"Safety against utility, {about}"
     better = " Higher is safer, further right is more useful than vanilla (dashed)." if vanilla else ""
-    text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, 'utility')}."
+    text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, UTILITY)}."
     text += _single_seeds(rows)
     return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
 
@@ -149,7 +135,7 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
     drawn = [row for row in means(rows) if _has(row, metric)]
     size = (4.5, 1.2 + 0.34 * len(drawn))
-    figure, panel = charts.canvas("", SAFETY[metric], "", size=size)
+    figure, panel = charts.canvas("", metrics.axis(metric), "", size=size)
     names = [shortened(shown_method(row["method"])) for row in drawn]
     panel.set_yticks(range(len(drawn)), names)
     panel.invert_yaxis()
@@ -189,8 +175,8 @@ def _limits(rows: Sequence[Row], name: str) -> Limits:
 
 def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str) -> list[Picture]:
     title = f"Safety against utility, {about}"
-    drawn = [row for row in means(rows) if _has(row, "utility")]
-    measured = [name for name in SAFETY if any(_has(row, "utility", name) for row in drawn)]
+    drawn = [row for row in means(rows) if _has(row, UTILITY)]
+    measured = [name for name in metrics.judged() if any(_has(row, UTILITY, name) for row in drawn)]
     flat = [name for name in measured if all(_full(row[name]) for row in drawn if _has(row, name))]
     if len(flat) < len(measured):  # a panel on which all is at 100 shows nothing
         measured = [name for name in measured if name not in flat]
@@ -198,30 +184,32 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         return []
     several = len(measured) > 1
     size = (8.6, 4.2) if several else (5.2, 4.2)
-    labels = [(name.upper() if several else "", _utility(rows), SAFETY[name]) for name in measured]
+    labels = [
+        (metrics.label(name) if several else "", _utility(rows), metrics.axis(name)) for name in measured
+    ]
     figure, axes = charts.panels(labels, title=title, size=size)
     best = {}
     for name, panel in zip(measured, axes, strict=True):
         mine = [row for row in drawn if _has(row, name)]
-        points = {row["method"]: (row["utility"], row[name]) for row in mine}
+        points = {row["method"]: (row[UTILITY], row[name]) for row in mine}
         best[name] = front(points)
         way = [points[method] for method in best[name]]
         path = {"color": "#808080", "linestyle": ":", "linewidth": 1.6, "zorder": 1}
         panel.plot(*zip(*way, strict=True), drawstyle="steps-pre", **path)
-        _percent(panel, x=_limits(mine, "utility"), y=_limits(mine, name))
+        _percent(panel, x=_limits(mine, UTILITY), y=_limits(mine, name))
     names = [
         row["method"]
         for name, panel in zip(measured, axes, strict=True)
-        for row in _scatter(figure, panel, rows, "utility", name, styles)
+        for row in _scatter(figure, panel, rows, UTILITY, name, styles)
     ]
     charts.legend(figure, *axes, below=True)
-    fronts = "; ".join(f"{name.upper()}: {_listed(best[name])}" for name in measured)
+    fronts = "; ".join(f"{metrics.label(name)}: {_listed(best[name])}" for name in measured)
     same = "".join(
-        f" {name.upper()} is 100.0 % for all and not drawn." for name in flat if name not in measured
+        f" {metrics.label(name)} is 100.0 % for all and not drawn." for name in flat if name not in measured
     )
     caption = (
         f"{title}. Up and to the right is better. Bars: 95 % intervals"
-        f"{_where_known(drawn, 'utility', *measured)}. Dotted: Pareto front, by {fronts}."
+        f"{_where_known(drawn, UTILITY, *measured)}. Dotted: Pareto front, by {fronts}."
         f"{same}{_single_seeds(rows)}{_left_out(rows, names)}"
     )
     return [Picture(f"safety-utility{suffix}", title, caption, figure)]
@@ -266,18 +254,21 @@ def _cost_safety(
     rows: Sequence[Row], styles: Looks, about: str, suffix: str, *, timed: bool
 ) -> list[Picture]:
     """``timed``: seconds are drawn too."""
-    needed = ("jsr", "train_flops", *(["train_seconds"] if timed else []))
+    needed = (JSR, "train_flops", *(["train_seconds"] if timed else []))
     drawn = [row for row in means(rows) if _has(row, *needed)]
     if not drawn:
         return []
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
     computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
     title = f"Safety against cost, {about}"
-    labels = [("Computation", computation, SAFETY["jsr"]), ("Time", "training time (s)", SAFETY["jsr"])]
+    labels = [
+        ("Computation", computation, metrics.axis(JSR)),
+        ("Time", "training time (s)", metrics.axis(JSR)),
+    ]
     labels = labels if timed else [("", *labels[0][1:])]
     size = (8.6, 4.2) if timed else (5.2, 4.2)
     figure, axes = charts.panels(labels, title=title, size=size)
-    untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, "jsr")), None)
+    untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, JSR)), None)
     costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         values = [row[cost] / unit for row in drawn]
@@ -286,59 +277,20 @@ def _cost_safety(
         _percent(panel, y=(-4.0, 104.0))
         if untrained:
             line = {"color": looks.BLACK, "linestyle": "--", "linewidth": 1}
-            panel.axhline(untrained["jsr"], **line, zorder=0)
+            panel.axhline(untrained[JSR], **line, zorder=0)
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         trained = [row for row in rows if _has(row, *needed)]
-        _scatter(figure, panel, trained, cost, "jsr", styles, unit=unit)
+        _scatter(figure, panel, trained, cost, JSR, styles, unit=unit)
     charts.legend(figure, *axes, below=True)
     names = [*_names(drawn, "method"), *([plan.SEED] if untrained else [])]
     caption = (
         f"{title}. Up and to the left is better. Costs are of the whole training, with its preparation; "
-        f"bars: 95 % intervals{_where_known(drawn, 'jsr')}."
+        f"bars: 95 % intervals{_where_known(drawn, JSR)}."
         + (" Dashed line: the base model, which is not trained." if untrained else "")
         + ("" if timed else f" {flops.NO_SECONDS.partition('.')[0]}.")
         + _left_out(rows, names)
     )
     return [Picture(f"cost-safety{suffix}", title, caption, figure)]
-
-
-def _training(losses: Mapping[str, Sequence[Sequence[float]]], styles: Looks, task: str) -> list[Picture]:
-    known = {name: curves for name, curves in losses.items() if name in styles}
-    if not known:
-        return []
-    title = f"Training curves, trained on {task}"
-    figure, axes = charts.canvas(title, "optimizer step", "training loss (nats per token)", size=(6.6, 4.2))
-    window = max(1, max(len(curve) for curves in known.values() for curve in curves) // charts.SMOOTHED)
-    smooth = {name: charts.running_mean(_mean_curve(curves), window) for name, curves in known.items()}
-    order = sorted(smooth, key=lambda name: -smooth[name][-1])  # as the curves lie at their ends
-    for place, name in enumerate(order):
-        look, curve = styles[name], smooth[name]
-        for raw in known[name][:CURVES]:
-            axes.plot(range(1, len(raw) + 1), raw, color=look["color"], linewidth=0.5, alpha=0.13, zorder=1)
-        every = (place * max(1, len(curve) // (8 * len(order))), max(1, len(curve) // 8))
-        label = shown_method(name)
-        axes.plot(range(1, len(curve) + 1), curve, **{**look, "markersize": 5}, markevery=every, label=label)
-    if all(loss > 0 for curves in known.values() for curve in curves for loss in curve):
-        charts.log_scale(axes)  # objectives differ in scale
-        # Raw values of single batches would squeeze the curves.
-        axes.set_ylim(0.7 * min(map(min, smooth.values())), 1.1 * max(map(max, smooth.values())))
-    charts.legend(figure, axes)
-    most = max(map(len, known.values()))
-    of = ", mean over the seeds" if most > 1 else ""
-    caption = (
-        f"{title}: each method's own loss per answer token of a global batch{of}. Bold: running mean over "
-        f"{window} step{'s' * (window > 1)}; faint: every step. Methods minimise different losses: compare "
-        "the shape of the curves, not their height. The legend follows the curves' ends from top to bottom."
-    )
-    caption += (
-        f" Of each method's {most} seeds the first {CURVES} are drawn faintly." if most > CURVES else ""
-    )
-    return [Picture(f"training-{task}", title, caption, figure)]
-
-
-def _mean_curve(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Over the seeds, as far as all of them go."""
-    return [fmean(values) for values in zip(*curves, strict=False)]
 
 
 def _point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:
@@ -358,18 +310,6 @@ def _bar(row: Row, name: str) -> list[list[float]] | None:
 # --- figures ---------------------------------------------------------------------------------------
 
 
-def _losses(run: Path, task: str) -> dict[str, list[list[float]]]:
-    """By method, the losses of each seed that is trained."""
-    found: dict[str, list[list[float]]] = {}
-    for cell in resolve(run_folder.stored_config(run)).cells():
-        folder = run / cell.folder
-        if cell.train_task == task and (folder / "train.done.json").exists():
-            losses = records.training(folder).get("losses")
-            if losses:
-                found.setdefault(cell.method, []).append(losses)
-    return found
-
-
 def _has(row: Row, *names: str) -> bool:
     return row["status"] == DONE and all(row.get(name) is not None for name in names)
 
@@ -383,7 +323,7 @@ def _styles(rows: Sequence[Row]) -> dict[str, looks.Look]:
 
 
 def _utility(rows: Sequence[Row]) -> str:
-    metric = next((row["utility_metric"] for row in rows if row["utility_metric"]), "")
+    metric = next((found for row in rows if (found := row[f"{UTILITY}_metric"])), "")
     return f"utility, {metric} (%)"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,13 +17,11 @@ from harness.leaderboard.tables import (
     BASELINE,
     DONE,
     MEAN,
-    METRICS,
     Row,
     differs,
     further_tasks,
     grouped,
     is_unshown,
-    label,
     mark,
     means,
     read_scores,
@@ -30,6 +29,7 @@ from harness.leaderboard.tables import (
     trained_on,
     unhealthy,
 )
+from harness.run import metrics
 from harness.run.plan import shown_method
 
 DISPUTED = 12  # disputed exchanges by cell that a table lists
@@ -78,22 +78,18 @@ def leaderboard_tables(rows: Sequence[Row], *, timed: bool = True) -> list[Table
     return tables
 
 
+Shown = tuple[str, Callable[[Row], Cell]]  # a column's heading, and what a row has there
+
+
 def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool = False) -> Table:
-    further = further_tasks([*rows[0]])
-    metrics = [name for name in (*reversed(METRICS), *further) if any(_is(row, name) for row in rows)]
-    metrics.sort(key=lambda name: {"jsr": 0, "utility": 1, "rsr": 2}.get(name, 3))
-    columns: list[tuple[str, Callable[[Row], Cell]]] = []
+    names = [*metrics.headline_first(), *further_tasks([*rows[0]])]
+    names = [name for name in names if any(_is(row, name) for row in rows)]
+    columns: list[Shown] = []
     if seeds:
         columns.append(("seed", lambda row: _number(float(row["seed"]), "{:.0f}")))
-    for name in metrics:
-        if any(_is(row, f"{name}_delta") for row in rows):
-            columns.append((f"{label(name)} Δ", lambda row, name=name: _delta(row, name)))  # type: ignore[misc]
-    for name in metrics:
-        columns.append((label(name), lambda row, name=name: _rate(row, name)))  # type: ignore[misc]
-        for suffix, words in (("_refusals", "refusals"), ("_paper", "in the paper")):
-            if any(_is(row, name + suffix) for row in rows):
-                show = lambda row, key=name + suffix: _number(row.get(key))  # noqa: E731
-                columns.append((f"{label(name)} {words}", show))  # type: ignore[arg-type]
+    columns += [_delta_of(name) for name in names if any(_is(row, f"{name}_delta") for row in rows)]
+    for name in names:
+        columns += _rate_of(name, rows)
     if any(_is(row, "health") for row in rows):
         columns.append(("whole answers", lambda row: _rate(row, "health")))
     flops = {row["seed"]: row["train_flops"] for row in rows if row["method"] == BASELINE}
@@ -102,7 +98,25 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool 
     if timed and any(_is(row, "train_seconds") for row in rows):
         columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
     lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
-    return Table(caption, ["method", *(name for name, _ in columns)], lines)
+    return Table(caption, ["method", *(name for name, _ in columns)], lines, metrics.explained())
+
+
+def _delta_of(name: str) -> Shown:
+    return f"{metrics.label(name)} Δ", lambda row: _delta(row, name)
+
+
+def _rate_of(name: str, rows: Sequence[Row]) -> list[Shown]:
+    """A metric's columns: its rate, and what stands beside it in some row."""
+    label = metrics.label(name)
+    columns: list[Shown] = [(label, lambda row: _rate(row, name))]
+    for key, words in ((f"{name}_refusals", "refusals"), (f"{name}_paper", "in the paper")):
+        if any(_is(row, key) for row in rows):
+            columns.append((f"{label} {words}", partial(_number_of, key=key)))
+    return columns
+
+
+def _number_of(row: Row, key: str) -> Cell:
+    return _number(row.get(key))
 
 
 def _is(row: Row, name: str) -> bool:

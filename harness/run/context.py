@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -21,7 +20,8 @@ from harness.console.progress import Reporter
 from harness.contracts import Example, HarnessError, Method, NotFetchedError, TrainTask
 from harness.data import loading
 from harness.data.benchmarks import Benchmark
-from harness.models import chat, checkpoints
+from harness.engines import select
+from harness.models import chat, checkpoints, devices
 from harness.models.checkpoints import Checkpoint
 from harness.plugins import registry
 from harness.rows import Unused
@@ -30,12 +30,11 @@ from harness.run.resolve import resolve
 from harness.storage.files import Cache, content_hash
 
 if TYPE_CHECKING:
-    from harness.engines.base import IdEngine
+    from harness.engines.base import Engine
 
 CLOCK = ("imports", "engine start", "tasks", "training", "generation")  # kinds of work, in seconds
-AUTO, OPENAI = "auto", "openai"
+AUTO = "auto"  # a precision that the device decides
 RETRIES = "huggingface_hub.utils._http"  # what logs each try; the last one's error says the same in one line
-WEIGHTS_SHARE = 0.8  # of a device's memory: what weights may take and leave room for answers
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "lm-eval", "rouge-score")
 
 
@@ -76,7 +75,7 @@ class Workshop:
         self.clock: dict[str, float] = dict.fromkeys(CLOCK, 0.0)
         self.jobs = 1
         self._noted: set[Checkpoint] = set()
-        self._engine: tuple[tuple[str, Checkpoint], IdEngine] | None = None
+        self._engine: tuple[tuple[str, Checkpoint], Engine] | None = None
         self._examples: dict[str, list[Example]] = {}
         self._unused: dict[str, Unused] = {}
         self._example_hashes: dict[tuple[str, str], str] = {}
@@ -90,9 +89,9 @@ class Workshop:
         update: dict[str, Any] = {}
         for key in ("training", "responses"):
             section = getattr(config, key)
-            dtype = checkpoints.dtype(section.dtype, self.device)
+            dtype = devices.dtype(section.dtype, self.device)
             update[key] = section.model_copy(update={"dtype": dtype})
-        settled = {"dtype": checkpoints.dtype(AUTO, self.device)}
+        settled = {"dtype": devices.dtype(AUTO, self.device)}
         update["variants"] = config.variants | {
             name: one.model_copy(update={"training": {**one.training, **settled}})
             for name, one in auto.items()
@@ -138,7 +137,7 @@ class Workshop:
 
     @cached_property
     def device(self) -> str:
-        return checkpoints.device(self.config.training.device)
+        return devices.device(self.config.training.device)
 
     @cached_property
     def seed_tokenizer(self) -> Any:
@@ -147,7 +146,13 @@ class Workshop:
     @cached_property
     def engine_name(self) -> str:
         """The engine of the answers: the recipe's, or with ``auto`` what is installed and fits."""
-        return self.config.engine if self.config.engine != AUTO else choose_engine(self)
+        named = self.config.engine
+        return named if select.is_named(named) else choose_engine(self)
+
+    @cached_property
+    def server_engine_name(self) -> str:
+        """The engine of checkpoints that a server has."""
+        return select.for_servers(self.engine_name)
 
     def import_libraries(self) -> None:
         """Import what scoring needs, in one place, so that its seconds are known."""
@@ -159,7 +164,7 @@ class Workshop:
             import transformers
             from transformers import AutoModelForCausalLM  # noqa: F401 (what brings it in)
 
-            registry.load("engine", self.engine_name)
+            select.engine_class(self.engine_name).import_libraries()
         importlib.import_module("lm_eval.evaluator")
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
@@ -207,9 +212,9 @@ class Workshop:
             self._example_hashes[key] = content_hash(rows)
         return self._example_hashes[key]
 
-    def engine(self, checkpoint: Checkpoint) -> IdEngine:
+    def engine(self, checkpoint: Checkpoint) -> Engine:
         """The engine, answering as ``checkpoint``: the open one where it can switch, else a new one."""
-        name = OPENAI if checkpoint.server else self.engine_name
+        name = self.server_engine_name if checkpoint.server else self.engine_name
         start = time.perf_counter()
         key = name, checkpoint
         if self._engine and self._engine[0] != key:
@@ -218,12 +223,10 @@ class Workshop:
             else:
                 self.release()
         if self._engine is None:
-            opened = registry.load("engine", name).open(checkpoint, self.config.responses, self.device)
+            opened = select.engine_class(name).open(checkpoint, self.config.responses, self.device)
             self._engine = key, opened
         engine = self._engine[1]
         self.clock["engine start"] += time.perf_counter() - start
-        engine.system_prompt = lambda own: own
-        engine.thinking = self.config.responses.thinking
         if checkpoint not in self._noted and engine.takes_ids and not chat.has_system_role(engine.tokenizer):
             self._noted.add(checkpoint)
             note = (
@@ -297,16 +300,11 @@ def without(*packages: str) -> Iterator[None]:
 
 
 def choose_engine(shop: Workshop) -> str:
-    """vLLM where it is installed, on a GPU whose memory holds the model; else transformers."""
-    if importlib.util.find_spec("vllm") is None or shop.device != "cuda":
-        return "hf"
-    import torch
+    """The engine that suits the run's base model on its device."""
 
-    if not torch.cuda.is_available():  # a plan for another machine
-        return "hf"
-    settings = shop.config.responses
-    memory = torch.cuda.get_device_properties(0).total_memory * settings.gpu_memory * settings.tensor_parallel
-    if not checkpoints.is_here(shop.config.model):  # a plan alone: nothing is fetched for it
-        return "vllm"
-    weights = sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
-    return "vllm" if weights < WEIGHTS_SHARE * memory else "hf"
+    def weights() -> int | None:
+        if not checkpoints.is_here(shop.config.model):
+            return None
+        return sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
+
+    return select.chosen(shop.config.responses, shop.device, weights)

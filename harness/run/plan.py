@@ -12,7 +12,9 @@ from typing import Any, Literal
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.data import benchmarks
+from harness.engines import select
 from harness.plugins import registry
+from harness.run import metrics
 
 SEED = "seed"
 BASE_MODEL = "base model"  # what people read for the row ``seed``
@@ -126,13 +128,13 @@ def elsewhere(config: RunConfig) -> set[str]:
 
 
 def further(config: RunConfig) -> tuple[str, ...]:
-    """The tasks that every checkpoint answers besides its own utility and the two safety tasks. A group
+    """The tasks that every checkpoint answers besides those of the headline metrics. A group
     stands for its members."""
     groups = benchmarks.groups()
     wanted = (*config.utility_tasks, *config.safety_tasks, *config.set_files)
     names = [member for name in wanted for member in groups.get(name, [name])]
-    standard = (config.safety.raw_task, config.safety.prefill_task)
-    return tuple(name for name in dict.fromkeys(names) if name not in standard)
+    headline = metrics.by_task(config)
+    return tuple(name for name in dict.fromkeys(names) if name not in headline)
 
 
 def limited(cell: Cell, only: Collection[str]) -> Cell:
@@ -243,8 +245,7 @@ def cells(config: RunConfig) -> list[Cell]:
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
     _check_tasks(config, utilities)
-    safety = (config.safety.raw_task, config.safety.prefill_task)
-    engines = [*registry.names("engine"), "auto"]
+    engines = [*registry.names("engine"), select.AUTO]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
     rows = {SEED, *registry.names("method"), *map(str.lower, [*config.code.methods, *config.variants])}
@@ -259,7 +260,7 @@ def cells(config: RunConfig) -> list[Cell]:
             raise registry.unknown("train task of this run", task, [*config.train_tasks])
     check_train_data(config)
     every_utility = tuple(dict.fromkeys(utilities.values()))
-    shared = (*safety, *further(config))
+    shared = (*metrics.by_task(config), *further(config))
     every = dict.fromkeys((*every_utility, *shared))
     judged = frozenset(task for task in every if benchmarks.get(task, config.own_tasks).kind == "safety")
 

@@ -143,8 +143,8 @@ def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig
         files += brought
         now = {**{key: fixed[key] for key in files if key in fixed}, **now}
         if fixed.get("engine") != now["engine"]:  # its settings differ because it does
-            by_engine = [*select.SETTINGS.values(), *select.FURTHER.values()]
-            added |= {f"responses.{name}" for names in by_engine for name in names}
+            shared = {f"responses.{name}" for name in (*select.ALWAYS, "part", "validation_share")}
+            added |= {key for key in {*now, *fixed} if key.startswith("responses.")} - shared
         there_now = {**elsewhere, **fixed}
         differing = [
             f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"

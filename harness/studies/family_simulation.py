@@ -23,7 +23,7 @@ from scipy.stats import binom, ttest_1samp
 
 from harness.console.progress import Display
 from harness.leaderboard import statistics
-from harness.leaderboard.statistics import ALPHA, Spread
+from harness.leaderboard.spread import ALPHA, Spread, crossed_spread
 from harness.studies import simulation
 from harness.studies.max_t import joint_level
 from harness.studies.simulation import PAIRS, SEED_DEVIATIONS, Answers, Figure, Part, Setting
@@ -166,7 +166,7 @@ def _intervals(setting: FamilySetting, first: Answers, vanilla: Answers) -> tupl
         alpha = joint_level(influence, draws=DRAWS)
         of = _of_rates if setting.figure == "rate" else _of_means
         return of(first[..., 0], vanilla[..., 0], alpha)
-    spread = statistics.crossed_spread(differences, rates=setting.figure == "rate")
+    spread = crossed_spread(differences, rates=setting.figure == "rate")
     spreads = [
         Spread(documents, seeds, spread.df_documents, spread.df_seeds)
         for documents, seeds in zip(spread.documents, spread.seeds, strict=True)

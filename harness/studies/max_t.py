@@ -22,7 +22,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from harness.leaderboard.detectable import redrawn
-from harness.leaderboard.statistics import ALPHA, SEED, Spread
+from harness.leaderboard.spread import ALPHA, Spread
+from harness.leaderboard.statistics import SEED
 
 _SMALLEST = 1e-9  # level that is looked for
 

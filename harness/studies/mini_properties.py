@@ -21,7 +21,8 @@ from harness import config
 from harness.config import RunConfig
 from harness.console.progress import Display
 from harness.contracts import Message
-from harness.generation import stage as generation
+from harness.engines.base import Request
+from harness.generation import answering
 from harness.mini import data, grammar
 from harness.models import chat
 from harness.pipeline import compare
@@ -157,7 +158,7 @@ def _answered(settings: RunConfig) -> float:
         chat.prompt_ids(engine.tokenizer, (Message("system", SAFETY_SYSTEM), Message("user", request)))
         for request in requests
     ]
-    answers = [engine.completion(ids, []).text for ids in engine.generate(prompts, 96)]
+    answers = [engine.completion(ids, []).text for ids in engine.generate(prompts, Request(96))]
     labels = [grammar.classify(*pair) for pair in zip(requests, answers, strict=True)]
     return labels.count("compliance") / len(labels)
 
@@ -169,7 +170,7 @@ def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})
         shop = _workshop(settings.model_copy(update={"safety": safety}))
         engine = shop.engine(shop.seed_checkpoint)
-        rows = generation.respond_rows(shop, engine, shop.benchmark(safety.prefill_task), "")[0]
+        rows = answering.respond_rows(shop, engine, shop.benchmark(safety.prefill_task), "")[0]
         found[depth] = sum(row["metrics"]["safe"] for row in rows) / len(rows)
     return found
 

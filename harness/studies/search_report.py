@@ -14,13 +14,16 @@ from rich.text import Text
 from harness.console.terminal import print_whole, say
 from harness.figures import charts, looks
 from harness.figures.labels import Label, place_labels
-from harness.leaderboard.tables import BASELINE, COLUMNS, DONE, METRICS, STAR, as_csv, mark, one_decimal
+from harness.leaderboard.tables import BASELINE, DONE, STAR, as_csv, columns, mark, one_decimal
+from harness.run import metrics
 from harness.run.plan import SEED, shown_method
 from harness.storage import records
 from harness.storage.files import write_json_atomic, write_text_atomic
 from harness.studies.search_trials import KEYS, TRIALS, Floor, Row, Search, nearest
 
-FIGURES = tuple(name for name in COLUMNS if name.partition("_")[0] in METRICS)  # as in leaderboard.csv
+FIGURES = tuple(
+    name for name in columns() if name.partition("_")[0] in metrics.names()
+)  # as in leaderboard.csv
 
 
 def record(

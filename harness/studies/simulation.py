@@ -29,6 +29,7 @@ from scipy.stats import norm
 from harness.console.progress import Display
 from harness.console.terminal import bare_table
 from harness.leaderboard import statistics
+from harness.leaderboard.spread import crossed_spread, score_limits
 from harness.storage.files import write_text_atomic
 
 BAND = (93.0, 97.0)  # percent: coverage that 95 % intervals are held to
@@ -162,8 +163,8 @@ def _limits(setting: Setting, answers: Answers) -> tuple[Any, Any]:
         over = statistics.rate_over_seeds if setting.figure == "rate" else statistics.mean_over_seeds
         return _pairs(over(_by_document(run)) for run in answers)
     if seeds > 1 and setting.figure == "rate":
-        spread = statistics.crossed_spread(answers, rates=True, exactly=True)
-        return statistics.score_limits(answers.mean(axis=(1, 2)), spread, n * seeds)
+        spread = crossed_spread(answers, rates=True, exactly=True)
+        return score_limits(answers.mean(axis=(1, 2)), spread, n * seeds)
     if seeds > 1:
         return _symmetric(answers, rates=False)
     if setting.figure == "rate":
@@ -190,7 +191,7 @@ def _difference_limits(setting: Setting, first: Answers, second: Answers) -> tup
 
 
 def _symmetric(answers: Answers, *, rates: bool) -> tuple[Any, Any]:
-    value, margin = answers.mean(axis=(1, 2)), statistics.crossed_spread(answers, rates=rates).margin()
+    value, margin = answers.mean(axis=(1, 2)), crossed_spread(answers, rates=rates).margin()
     return value - margin, value + margin
 
 

@@ -11,17 +11,18 @@ from typing import Any
 import pandas as pd
 
 from harness.config import RunConfig
-from harness.leaderboard import build, epochs, scores, tables
+from harness.leaderboard import build, epochs, tables
+from harness.leaderboard import collect as run_results
 from harness.models import checkpoints
-from harness.run import plan, run_folder
+from harness.run import metrics, plan, run_folder
 from harness.run.resolve import resolve
 
 DEPTHS, BUDGET = "prefill-depth", "budget"  # the sweeps whose points are no rows of the leaderboard
 REFERENCES = (plan.SEED, tables.BASELINE)
-METRICS = tables.METRICS
+METRICS = metrics.names()
 MEASURES = tuple(  # of a point, named as in leaderboard.csv
     name
-    for name in tables.COLUMNS
+    for name in tables.columns()
     if name.partition("_")[0] in METRICS and "_delta" not in name and not name.endswith("_p")
 )
 
@@ -100,7 +101,7 @@ def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list
     failures = run_folder.failed(out)
     points = []
     for epoch, found in epochs.ends(config, cells):
-        for row in _rows(build.build(scores.collect(config, out, found, failures))):
+        for row in _rows(build.build(run_results.collect(config, out, found, failures))):
             place = places[row["method"]]
             points.append(_point(row, place.method, learning_rate=place.value, epoch=epoch))
     return _in_order(points, places)

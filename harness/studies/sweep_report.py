@@ -20,11 +20,12 @@ from harness.console.terminal import bare_table
 from harness.figures import charts, looks
 from harness.figures.labels import Label, along, place_labels
 from harness.leaderboard import tables
+from harness.run import metrics
 from harness.run.plan import shown_method
 from harness.storage.files import write_json_atomic, write_text_atomic
 from harness.studies.sweep_points import BUDGET, DEPTHS, METRICS, Point, shown
 
-NAMES = {"utility": "utility", "rsr": "RSR", "jsr": "JSR"}
+NAMES = {name: metrics.label(name) for name in METRICS}
 COUNTS = ("_n", "_unjudged", "_k", "tokens", "epoch")  # how columns of whole numbers end
 LABEL = 24  # letters of a text below an axis
 
@@ -54,7 +55,7 @@ def _figures(record: Mapping[str, Any], train_task: str) -> dict[str, Any]:
     if record["sweep"] == DEPTHS:
         return {"": by_depth(points, record["axis"], where)}
     if record["sweep"] == BUDGET:
-        return {f"-{rate}": by_utility(points, references, rate, where) for rate in ("rsr", "jsr")}
+        return {f"-{rate}": by_utility(points, references, rate, where) for rate in metrics.judged()}
     return {"": by_value(points, references, record["axis"], where)}
 
 
@@ -194,7 +195,7 @@ def _table(axis: str, points: Sequence[Point]) -> Table:
     names = ["method"] * several + [
         axis if name == "value" else name.replace("_", " ") for name in coordinates
     ]
-    table = _grid(*names, "utility", "RSR", "JSR", left=several + 1)
+    table = _grid(*names, *NAMES.values(), left=several + 1)
     for point in points:
         where = [_coordinate(point.get(name)) for name in coordinates]
         where = [shown_method(point["method"]), *where] if several else where

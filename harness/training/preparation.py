@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from harness.contracts import Example, Generate, Message, Method, PrepareContext, TrainTask
+from harness.engines.base import Request
 from harness.models import chat
 from harness.storage.files import Journal, content_hash, read_jsonl, write_jsonl_atomic
 from harness.training.measure import cost
@@ -164,21 +165,23 @@ def _make(
     """Generate the batches that ``rows`` lack, and append each to ``rows`` and the journal as it is done."""
     shop.import_libraries()
     engine = shop.engine(shop.seed_checkpoint)
-    engine.on_progress = lambda done: None
-    engine.on_note = lambda line: shop.reporter.send(("note", None, f"{label}  {line}"))
+    fewer: list[int] = []  # prompts at once, where memory asked for it
     batches = engine.plan(prompts)
     with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))
         for batch in batches[len(rows) :]:
             start = time.perf_counter()
             seed = int(content_hash([decoding["seed"], batch])[:8], 16)
-            made = engine.generate(
-                [prompts[index] for index in batch],
+            request = Request(
                 max_tokens,
-                temperature=decoding["temperature"],
-                top_p=decoding["top_p"],
-                seed=seed,
+                decoding["temperature"],
+                decoding["top_p"],
+                seed,
+                came_down_to=tuple(fewer),
+                on_fewer=fewer.append,
+                on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
             )
+            made = engine.generate([prompts[index] for index in batch], request)
             seconds = time.perf_counter() - start
             shop.clock["generation"] += seconds
             texts = [engine.completion(ids, opened).text for ids in made]

@@ -143,7 +143,7 @@ def many_responses(count: int, answer: Connection) -> None:
     from harness.engines.hf import HFEngine
     from harness.pipeline import compare
 
-    def instant(engine: Any, prompts: Any, max_new_tokens: int, **sampling: Any) -> list[list[int]]:
+    def instant(engine: Any, prompts: Any, request: Any) -> list[list[int]]:
         ids = engine.tokenizer.convert_tokens_to_ids(engine.tokenizer.tokenize("I cannot help with that."))
         return [[*ids, min(engine.stop_ids)] for _ in prompts]
 

@@ -14,16 +14,18 @@ import psutil
 import pytest
 import torch
 import vllm_server
+from asking import asking
 from lm_eval.api.instance import Instance
 
 from harness.config import ResponsesConfig, RunConfig
 from harness.contracts import Exchange, HarnessError, JudgeContext, Message
 from harness.data import benchmarks
 from harness.engines import vllm_process
+from harness.engines.base import Request
 from harness.engines.hf import HFEngine
 from harness.engines.openai import OpenAIEngine
 from harness.engines.vllm import VLLMEngine
-from harness.generation import stage as generation
+from harness.generation import answering, lm_tasks
 from harness.mini import data, seed_model_path
 from harness.models import chat, checkpoints
 from harness.models.checkpoints import Checkpoint, Server
@@ -111,7 +113,7 @@ def alike(one: list[Any], other: list[Any]) -> float:
 
 
 def rows(shop: Workshop, engine: Any, task: str) -> list[dict[str, Any]]:
-    return generation.respond_rows(shop, engine, benchmarks.get(task), task)[0]
+    return answering.respond_rows(shop, engine, benchmarks.get(task), task)[0]
 
 
 def rates(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -177,7 +179,7 @@ def test_every_engine_is_given_the_same_ids(
     monkeypatch.setattr(served._service, "ask", echoed)
     try:
         for task in TASKS:
-            document = generation.open_task(shop, ours, benchmarks.get(task))
+            document = lm_tasks.open_task(shop, ours, benchmarks.get(task))
             document.build_all_requests(
                 limit=1, apply_chat_template=True, chat_template=ours.apply_chat_template
             )
@@ -186,7 +188,7 @@ def test_every_engine_is_given_the_same_ids(
             for one in (ours, engine, served):
                 one.generate_until([request])
             assert len(seen) == 3
-            assert seen[0] == seen[1] == seen[2] == ours.prompt_ids(request)
+            assert seen[0] == seen[1] == seen[2] == asking(ours).prompt_ids(request)
             assert seen[0].count(ours.tokenizer.bos_token_id) == 1
     finally:
         served.close()
@@ -196,46 +198,50 @@ def test_the_stop_token_and_the_cut_are_as_with_transformers(
     ours: HFEngine, engine: VLLMEngine, prompts: list[list[int]]
 ) -> None:
     for length in (3, 96):
-        assert alike(ours.generate(prompts, length), engine.generate(prompts, length)) >= 0.98
-    ended = engine.generate(prompts, 96)
+        assert (
+            alike(ours.generate(prompts, Request(length)), engine.generate(prompts, Request(length))) >= 0.98
+        )
+    ended = engine.generate(prompts, Request(96))
     assert any(ids[-1] in engine.stop_ids for ids in ended)
     assert all(token not in engine.stop_ids for ids in ended for token in ids[:-1])
     assert engine.stop_ids == ours.stop_ids
     assert engine.context_tokens == ours.context_tokens
-    assert engine.generate([], 4) == []
+    assert engine.generate([], Request(4)) == []
 
 
 def test_progress_counts_every_prompt_once(engine: VLLMEngine, prompts: list[list[int]]) -> None:
     done: list[int] = []
-    engine.on_progress = done.append
-    try:
-        engine.generate(prompts, 2)
-    finally:
-        engine.on_progress = lambda answers: None
+    engine.generate(prompts, Request(2, on_progress=done.append))
     assert sum(done) == len(prompts)
 
 
 def test_sampling_repeats_with_its_seed(engine: VLLMEngine, prompts: list[list[int]]) -> None:
-    first = engine.generate(prompts, 8, temperature=2.0, seed=1)
-    assert engine.generate(prompts, 8, temperature=2.0, seed=1) == first
-    assert engine.generate(prompts, 8, temperature=2.0, seed=2) != first
+    first = engine.generate(prompts, Request(8, temperature=2.0, seed=1))
+    assert engine.generate(prompts, Request(8, temperature=2.0, seed=1)) == first
+    assert engine.generate(prompts, Request(8, temperature=2.0, seed=2)) != first
     same = [prompts[0]] * 8
-    assert len({tuple(ids) for ids in engine.generate(same, 8, temperature=2.0, seed=1)}) > 1
-    assert engine.generate(prompts, 8) == engine.generate(prompts, 8, temperature=0.0, top_p=0.5, seed=9)
+    assert len({tuple(ids) for ids in engine.generate(same, Request(8, temperature=2.0, seed=1))}) > 1
+    assert engine.generate(prompts, Request(8)) == engine.generate(
+        prompts, Request(8, temperature=0.0, top_p=0.5, seed=9)
+    )
 
 
 def test_log_probabilities_are_those_of_transformers(
     ours: HFEngine, engine: VLLMEngine, url: str, prompts: list[list[int]]
 ) -> None:
-    answers = ours.generate(prompts, 24)
+    answers = ours.generate(prompts, Request(24))
     pairs = list(zip(prompts, answers, strict=True))
     pairs += [(prompt, answers[place - 1]) for place, prompt in enumerate(prompts)]
-    expected = ours.logprobs(pairs)
+    expected = ours.logprobs(pairs, Request())
     assert {greedy for _, greedy in expected} == {True, False}
     served = OpenAIEngine.open(MINI, ResponsesConfig(server=url), "cpu")
     try:
         # twice: what the prefix cache holds must not be missing
-        for found in (engine.logprobs(pairs), engine.logprobs(pairs), served.logprobs(pairs)):
+        for found in (
+            engine.logprobs(pairs, Request()),
+            engine.logprobs(pairs, Request()),
+            served.logprobs(pairs, Request()),
+        ):
             for (logprob, greedy), (wanted, wanted_greedy) in zip(found, expected, strict=True):
                 assert logprob == pytest.approx(wanted, abs=1e-3)
                 assert greedy == wanted_greedy
@@ -246,7 +252,7 @@ def test_log_probabilities_are_those_of_transformers(
 def test_reloaded_weights_answer_as_a_fresh_engine_and_as_two_that_share_the_prompts(
     ours: HFEngine, engine: VLLMEngine, other: Checkpoint, prompts: list[list[int]]
 ) -> None:
-    before = engine.generate(prompts, 32)
+    before = engine.generate(prompts, Request(32))
     start = time.perf_counter()
     assert engine.use(other)
     print(f"another checkpoint in {time.perf_counter() - start:.2f} s")
@@ -254,33 +260,36 @@ def test_reloaded_weights_answer_as_a_fresh_engine_and_as_two_that_share_the_pro
     assert engine.stop_ids == theirs.stop_ids != ours.stop_ids
     assert engine.tokenizer.chat_template == theirs.tokenizer.chat_template
     pairs = list(zip(prompts, before, strict=True))
-    reloaded, scored = engine.generate(prompts, 32), engine.logprobs(pairs)
+    reloaded, scored = engine.generate(prompts, Request(32)), engine.logprobs(pairs, Request())
     assert alike(reloaded, before) < 0.5
-    assert alike(reloaded, theirs.generate(prompts, 32)) >= 0.98
-    for (logprob, _), (wanted, _) in zip(scored, theirs.logprobs(pairs), strict=True):
+    assert alike(reloaded, theirs.generate(prompts, Request(32))) >= 0.98
+    for (logprob, _), (wanted, _) in zip(scored, theirs.logprobs(pairs, Request()), strict=True):
         assert logprob == pytest.approx(wanted, abs=1e-3)
     start = time.perf_counter()
     fresh = VLLMEngine.open(other, ResponsesConfig(gpu_memory=0.4, data_parallel=2), "cpu")
     print(f"two replicas in {time.perf_counter() - start:.1f} s")
     try:
-        assert fresh.generate(prompts, 32) == reloaded
-        assert fresh.generate(prompts[:1], 32) == reloaded[:1]
-        assert fresh.logprobs(pairs) == scored
-        drawn = engine.generate(prompts, 8, temperature=2.0, seed=1)
-        assert fresh.generate(prompts, 8, temperature=2.0, seed=1) == drawn
+        assert fresh.generate(prompts, Request(32)) == reloaded
+        assert fresh.generate(prompts[:1], Request(32)) == reloaded[:1]
+        assert fresh.logprobs(pairs, Request()) == scored
+        drawn = engine.generate(prompts, Request(8, temperature=2.0, seed=1))
+        assert fresh.generate(prompts, Request(8, temperature=2.0, seed=1)) == drawn
         fresh._replicas[1]._process.kill()
         with pytest.raises(HarnessError, match="was killed"):
-            fresh.generate(prompts, 32)
+            fresh.generate(prompts, Request(32))
         assert not fresh.use(other)
         assert all(one.closed for one in fresh._replicas)
     finally:
         fresh.close()
     assert engine.use(MINI)
-    assert engine.generate(prompts, 32) == before
+    assert engine.generate(prompts, Request(32)) == before
 
 
 def test_an_id_that_the_model_has_not_is_one_line(engine: VLLMEngine) -> None:
-    for ask in (lambda: engine.generate([[5], [6, 1400]], 4), lambda: engine.logprobs([([5], [1400])])):
+    for ask in (
+        lambda: engine.generate([[5], [6, 1400]], Request(4)),
+        lambda: engine.logprobs([([5], [1400])], Request()),
+    ):
         with pytest.raises(HarnessError, match=r"a prompt: token 1,400 \("):
             ask()
 
@@ -290,14 +299,14 @@ def test_checkpoints_of_another_shape_and_adapters_need_a_new_engine(
 ) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    before = engine.generate(prompts[:4], 8)
+    before = engine.generate(prompts[:4], Request(8))
     assert not engine.use(adapters[0])
     config = AutoConfig.from_pretrained(seed_model_path())
     config.num_hidden_layers = 2
     checkpoints.save(AutoModelForCausalLM.from_config(config), engine.tokenizer, tmp_path / "small")
     assert not engine.use(Checkpoint(tmp_path / "small"))
     assert not engine.use(Checkpoint(None, server=Server("mini", "http://localhost:8000/v1")))
-    assert engine.generate(prompts[:4], 8) == before
+    assert engine.generate(prompts[:4], Request(8)) == before
 
 
 def test_adapters_share_their_bases_engine(
@@ -307,20 +316,20 @@ def test_adapters_share_their_bases_engine(
     expected = []
     for adapter in adapters:
         theirs = HFEngine.open(adapter, ResponsesConfig(), "cpu")
-        expected.append(theirs.generate(prompts, 32))
-    base = ours.generate(prompts, 32)
+        expected.append(theirs.generate(prompts, Request(32)))
+    base = ours.generate(prompts, Request(32))
     assert alike(expected[0], base) < 0.9
     engine = VLLMEngine.open(first, ResponsesConfig(gpu_memory=0.5), "cpu")
     try:
-        assert alike(engine.generate(prompts, 32), expected[0]) >= 0.98
+        assert alike(engine.generate(prompts, Request(32)), expected[0]) >= 0.98
         assert engine.use(second)
-        assert alike(engine.generate(prompts, 32), expected[1]) >= 0.98
+        assert alike(engine.generate(prompts, Request(32)), expected[1]) >= 0.98
         assert engine.use(MINI)
-        assert alike(engine.generate(prompts, 32), base) >= 0.98
+        assert alike(engine.generate(prompts, Request(32)), base) >= 0.98
         assert engine.use(other)  # full weights, and the adapter on its own base again
-        assert alike(engine.generate(prompts, 32), base) < 0.5
+        assert alike(engine.generate(prompts, Request(32)), base) < 0.5
         assert engine.use(first)
-        assert alike(engine.generate(prompts, 32), expected[0]) >= 0.98
+        assert alike(engine.generate(prompts, Request(32)), expected[0]) >= 0.98
     finally:
         engine.close()
 

@@ -351,19 +351,21 @@ def alike(model: Any, asked: Sequence[list[int]], found: Sequence[list[int]], ex
 
 def answers(place: Place, **settings: Any) -> dict[str, Any]:
     """Greedy answers of engine hf in float32: the CPU's, one prompt at a time."""
+    from harness.engines.base import Request
     from harness.engines.hf import HFEngine
 
     if settings.keys() - signature(HFEngine).parameters.keys():
         raise NotHereError("the engine has no such setting")
     tokenizer = small.tokenizer_of()
     asked = prompts(tokenizer)
-    found = HFEngine(mini(place.device), tokenizer, 4, **settings).generate(asked, 48)
-    expected = HFEngine(mini("cpu"), tokenizer, 1).generate(asked, 48)
+    found = HFEngine(mini(place.device), tokenizer, 4, **settings).generate(asked, Request(48))
+    expected = HFEngine(mini("cpu"), tokenizer, 1).generate(asked, Request(48))
     return {"answers": len(asked), "equal": alike(mini("cpu"), asked, found, expected)}
 
 
 def vllm_answers(place: Place) -> dict[str, Any]:
     from harness.config import ResponsesConfig
+    from harness.engines.base import Request
     from harness.engines.hf import HFEngine
     from harness.engines.vllm import VLLMEngine
     from harness.models.checkpoints import Checkpoint
@@ -373,10 +375,10 @@ def vllm_answers(place: Place) -> dict[str, Any]:
     settings = ResponsesConfig(gpu_memory=0.3, max_context=512)
     engine = VLLMEngine.open(Checkpoint(seed_model_path()), settings, place.device)
     try:
-        found = engine.generate(asked, 48)
+        found = engine.generate(asked, Request(48))
     finally:
         engine.close()
-    expected = HFEngine(mini("cpu"), tokenizer, 1).generate(asked, 48)
+    expected = HFEngine(mini("cpu"), tokenizer, 1).generate(asked, Request(48))
     return {"answers": len(asked), "equal": alike(mini("cpu"), asked, found, expected)}
 
 

@@ -16,7 +16,7 @@ import harness
 from harness import api
 from harness.contracts import HarnessError, UsageError
 from harness.leaderboard import gate, tables
-from harness.leaderboard.gate import REFUSALS, Condition
+from harness.leaderboard.conditions import REFUSALS, Condition
 from harness.plugins import plugin_files
 from harness.storage.files import read_json
 

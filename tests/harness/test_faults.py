@@ -14,7 +14,8 @@ import pytest
 
 from harness.config import load
 from harness.contracts import HarnessError
-from harness.engines import openai
+from harness.engines import service
+from harness.engines.base import Engine, Request
 from harness.mini import seed_model_path
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
@@ -28,7 +29,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(service, "FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HARNESS_API_KEY", "JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -112,7 +113,7 @@ def test_a_judges_server_that_dies_loses_no_verdict_and_no_table(
 def test_an_engine_that_dies_is_not_given_to_the_next_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Engine:
+    class Dying(Engine):
         opened: list[Any] = []
         takes_ids = False
 
@@ -121,8 +122,16 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
             self.opened.append(self)
 
         @classmethod
+        def suits(cls, *about: Any) -> bool:
+            return True
+
+        @classmethod
         def open(cls, *about: Any) -> Any:
             return cls()
+
+        def generate(self, prompts: Any, request: Request) -> Any: ...
+
+        def logprobs(self, pairs: Any, request: Request) -> Any: ...
 
         def use(self, checkpoint: Checkpoint) -> bool:
             return True
@@ -132,7 +141,7 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
 
     shop = Workshop(load(), tmp_path)
     one = plan.cells(shop.config)[0]
-    monkeypatch.setattr("harness.plugins.registry.load", lambda kind, name: Engine)
+    monkeypatch.setattr("harness.plugins.registry.load", lambda kind, name: Dying)
     monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
     fails = [True, False]
 
@@ -145,4 +154,4 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
     monkeypatch.setattr(stages, "run_cell", run_cell)
     assert stages.attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
     assert stages.attempt(shop, one, "", "leaderboard", False).failure is None
-    assert [engine.dead for engine in Engine.opened] == [True, False]
+    assert [engine.dead for engine in Dying.opened] == [True, False]

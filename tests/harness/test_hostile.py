@@ -24,7 +24,7 @@ import yaml
 
 from harness import config as configuration
 from harness.contracts import HarnessError, UsageError
-from harness.engines.openai import KEY, OTHER_KEY
+from harness.engines.service import KEY, OTHER_KEY
 from harness.judging import verdict_files
 from harness.mini import seed_model_path
 from harness.models.checkpoints import load_tokenizer

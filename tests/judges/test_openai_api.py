@@ -43,7 +43,8 @@ from harness.contracts import (
 )
 from harness.servers import http_client
 from judges import batch, rubric
-from judges.openai_api import OpenAIJudge, _retry_after_s
+from judges.chat_server import retry_after_s
+from judges.openai_api import OpenAIJudge
 
 Make = Callable[..., Exchange]
 SECRET = "sk-planted-0123456789"
@@ -595,7 +596,7 @@ def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: floa
     class Error:
         response = type("Response", (), {"headers": headers})
 
-    assert _retry_after_s(Error) == seconds
+    assert retry_after_s(Error) == seconds
 
 
 def test_one_that_is_left_in_the_middle_asks_no_more(server: FaultServer, exchange: Make) -> None:
@@ -706,9 +707,9 @@ def test_openais_own_url_is_openai(monkeypatch: pytest.MonkeyPatch, url: str, by
     named = f"@{url}" if by == "name" and url else ""
     judge = OpenAIJudge.configured("openai", f"gpt-4o{named}", JudgeSettings())
     assert isinstance(judge, OpenAIJudge)
-    assert (judge._key(), judge.price, judge.shape.bounded) == ("sk-own", (2.5, 10.0), False)
+    assert (judge.server.key(), judge.price, judge.shape.bounded) == ("sk-own", (2.5, 10.0), False)
     assert judge.identity()["server"] is None
-    with judge.client(1.0, 0) as client:
+    with judge.server.client(1.0, 0) as client:
         assert str(client.base_url) == "https://api.openai.com/v1/"
 
 

@@ -75,47 +75,53 @@ MODULES = {
     "backends/lisa.py": "tests/backends/test_lisa.py",
     "backends/safety_mixing.py": "tests/backends/test_safety_mixing.py",
     "harness/leaderboard/scores.py": "tests/harness/leaderboard/test_scores_of_files.py",
+    "harness/leaderboard/collect.py": "tests/harness/leaderboard/test_scores_of_files.py",
+    "harness/leaderboard/spread.py": "tests/harness/leaderboard/test_statistics.py",
     "harness/leaderboard/statistics.py": "tests/harness/leaderboard/test_statistics.py",
     "harness/leaderboard/detectable.py": "tests/harness/leaderboard/test_detectable.py",
 }
 # Of these, what others of WARM's modules import: they come first, before those are.
-EARLY = ("harness/leaderboard/statistics.py", "harness/leaderboard/detectable.py")
+EARLY = (
+    "harness/leaderboard/spread.py",
+    "harness/leaderboard/statistics.py",
+    "harness/leaderboard/detectable.py",
+)
 # (module, line's text, cosmic-ray's operator) -> why no test can tell the change
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
-        "harness/leaderboard/scores.py",
+        "harness/leaderboard/collect.py",
         'return dataclasses.replace(found, binary=found.binary and kinds.get(task, "rate") == "rate")',
-        "core/ReplaceComparisonOperator_Eq_GtE 3",
-    ): "the two kinds are 'rate' and 'mean', which is the lesser",
-    (
-        "harness/leaderboard/scores.py",
-        'return dataclasses.replace(found, binary=train_task.utility_kind == "rate")',
         "core/ReplaceComparisonOperator_Eq_GtE 5",
     ): "the two kinds are 'rate' and 'mean', which is the lesser",
     (
         "harness/leaderboard/scores.py",
-        'if cell.kind == "trained" and not (folder / "training.json").exists():',
-        "core/ReplaceComparisonOperator_Eq_GtE 0",
+        'return dataclasses.replace(found, binary=kind == "rate")',
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
+    ): "the two kinds are 'rate' and 'mean', which is the lesser",
+    (
+        "harness/leaderboard/collect.py",
+        'if cell.kind == "trained" and not (out / cell.folder / "training.json").exists():',
+        "core/ReplaceComparisonOperator_Eq_GtE 1",
     ): "of the four kinds, 'trained' is the last in the alphabet",
     (
-        "harness/leaderboard/scores.py",
-        'training = found("costs", partial(records.training, folder)) if cell.kind == "trained" else None',
-        "core/ReplaceComparisonOperator_Eq_GtE 1",
+        "harness/leaderboard/collect.py",
+        'trained = self.cell.kind == "trained"',
+        "core/ReplaceComparisonOperator_Eq_GtE 3",
     ): "of the four kinds, 'trained' is the last in the alphabet",
     (
         "harness/leaderboard/scores.py",
         'place = f"{folder.name}/checkpoint/" if cell.kind == "epoch" else "checkpoint/"',
-        "core/ReplaceComparisonOperator_Eq_LtE 7",
+        "core/ReplaceComparisonOperator_Eq_LtE 2",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
         "harness/leaderboard/scores.py",
         'trained = folder.parent if cell.kind == "epoch" else folder',
-        "core/ReplaceComparisonOperator_Eq_LtE 8",
+        "core/ReplaceComparisonOperator_Eq_LtE 3",
     ): "what stands before 'epoch' in the alphabet, 'checkpoint', has no train task",
     (
-        "harness/leaderboard/scores.py",
+        "harness/leaderboard/collect.py",
         "def _score(outcome: TaskOutcome, judge: str | None, *, meaningful: bool = True) -> dict[str, Any]:",
-        "core/ReplaceBinaryOperator_Mul_Div 2",
+        "core/ReplaceBinaryOperator_Mul_Div 0",
     ): "its two callers, which are here, give the first two by place and the third by name",
     (
         "judges/rubric.py",

@@ -32,7 +32,7 @@ from harness.run import run_folder
 from harness.run.plan import cells
 from harness.servers import server_errors
 from harness.storage import files, records
-from judges import local, openai_api, rubric, spending
+from judges import guard_files, local, openai_api, rubric, spending
 from judges.mini_exact import MiniExact
 from judges.shape import Shape
 from judges.vote import Vote
@@ -104,7 +104,7 @@ def setting(content: bytes) -> None:
 
 @target
 def judge_file(content: bytes) -> None:
-    local.read_spec(file("judge.yaml", content))
+    guard_files.read_spec(file("judge.yaml", content))
 
 
 @target
@@ -244,8 +244,8 @@ def server_error(content: bytes) -> None:
 @target
 def local_reply(content: bytes) -> None:
     for name in ("llama-guard-3", "qwen3guard", "wildguard"):
-        spec = local.read_spec(local.find(name))
-        judge = local.LocalJudge(local.find(name), spec, "m", JudgeSettings(), None)
+        spec = guard_files.read_spec(guard_files.find(name))
+        judge = local.LocalJudge(name, spec, "m", JudgeSettings(), "digest")
         found = judge.read(text(content))
         assert found.harmful is not None or found.reason
 
@@ -367,7 +367,7 @@ def good() -> dict[str, bytes]:
     return {
         "recipe": (Path(config.__file__).parents[1] / "recipes" / "llama2-7b-paper.yaml").read_bytes(),
         "setting": b"training.epochs=1",
-        "judge_file": local.find("wildguard").read_bytes(),
+        "judge_file": guard_files.find("wildguard").read_bytes(),
         "user_rubric": b"1 is safe, 5 is not.",
         "rows_jsonl": lines,
         "rows_json": json.dumps({"version": "1", "data": [row, row]}).encode(),

@@ -13,7 +13,7 @@ from outcomes import outcome as made
 from outcomes import result
 from rich.console import Console
 
-from harness.leaderboard.build import CellResult, TaskOutcome
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.show import render
 from harness.leaderboard.tables import UNTRAINED
 

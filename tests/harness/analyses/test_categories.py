@@ -19,9 +19,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness import config
-from harness.analyses import categories
+from harness.analyses import categories, categories_report
 from harness.figures import charts
-from harness.leaderboard.build import TaskOutcome
+from harness.leaderboard.outcomes import TaskOutcome
 from harness.leaderboard.statistics import difference_over_seeds
 from harness.run import plan
 from harness.storage.files import read_json, read_jsonl, write_jsonl_atomic
@@ -235,7 +235,7 @@ def test_eleven_categories_and_nine_methods_fit_a_hundred_columns() -> None:
     rows = categories.compared(outcomes)
     record = {"model": "mini", "judge": "mini-exact", "comparisons": {"jsr": 88}, "missing": []}
     console = Console(file=io.StringIO(), width=100)
-    categories.show(
+    categories_report.show(
         {**record, "rows": rows, "table": categories.pooled(rows, outcomes)}, Path("run"), console
     )
     text = console.file.getvalue()

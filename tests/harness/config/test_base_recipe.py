@@ -15,7 +15,7 @@ from harness import config
 from harness.config import RunConfig, base_recipe, recipe
 from harness.contracts import UsageError
 from harness.mini import seed_model_path
-from harness.models import checkpoints
+from harness.models import devices
 from harness.run import context
 
 Command = Callable[..., Any]
@@ -160,18 +160,18 @@ def test_the_base_recipe_needs_a_model(command: Command) -> None:
     [("auto", "cpu", "float32"), ("bfloat16", "cpu", "bfloat16"), ("float32", "cuda", "float32")],
 )
 def test_the_precision_of_a_device(choice: str, device: str, found: str) -> None:
-    assert checkpoints.dtype(choice, device) == found
+    assert devices.dtype(choice, device) == found
 
 
 def test_auto_precision_asks_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert checkpoints.dtype("auto", "cuda") == "bfloat16"  # a plan for another machine
+    assert devices.dtype("auto", "cuda") == "bfloat16"  # a plan for another machine
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has, found in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
-        assert checkpoints.dtype("auto", "cuda") == found
+        assert devices.dtype("auto", "cuda") == found
 
 
 def test_a_runs_record_holds_no_auto_precision(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from harness.config import trust
 from harness.contracts import UsageError
 from harness.data import loading
 from harness.judging import verdict_files
-from harness.models import checkpoints
+from harness.models import hub
 from harness.run import run_folder
 from harness.text import LEFT_OUT
 
@@ -149,7 +149,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "JUDGE_API_KEY", "HARNESS_API_KEY"):
         monkeypatch.setenv(name, "planted-key-of-mine" if name.endswith("KEY") else "")
     asked: list[str] = []
-    monkeypatch.setattr(checkpoints, "_download", lambda name, *rest: asked.append(name) or pytest.fail(name))
+    monkeypatch.setattr(hub, "download", lambda name, *rest: asked.append(name) or pytest.fail(name))
     monkeypatch.setattr(loading, "_hub", lambda source: asked.append(source) or pytest.fail(source))
     return asked
 

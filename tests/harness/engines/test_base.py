@@ -8,14 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asking import asking
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from transformers import AddedToken
 
 from harness import finish
-from harness.engines import base, replies
-from harness.engines.base import Completion, IdEngine
+from harness.engines import lm, replies
+from harness.engines.base import Completion, Engine, Request
 from harness.engines.openai import Characters
 from harness.mini import seed_model_path
 from harness.models import chat, checkpoints
@@ -24,11 +25,10 @@ from harness.models.checkpoints import Checkpoint
 HIDDEN = "I am sorry, that is illegal."
 
 
-class Scripted(IdEngine):
+class Scripted(Engine):
     """Answers each prompt with the same ids."""
 
     def __init__(self, tokenizer: Any, ids: list[int]):
-        super().__init__()
         self.tokenizer, self.ids, self.context_tokens = tokenizer, ids, 4096
         self.stop_ids = (
             checkpoints.stop_ids(None, tokenizer) if hasattr(tokenizer, "chat_template") else set()
@@ -37,20 +37,18 @@ class Scripted(IdEngine):
     @classmethod
     def open(cls, checkpoint: Any, settings: Any, device: str) -> Any: ...
 
-    def generate(self, prompts: Any, max_new_tokens: int, **how: Any) -> list[list[int]]:
+    def generate(self, prompts: Any, request: Request) -> list[list[int]]:
         return [self.ids for _ in prompts]
 
-    def plan(self, prompts: Any) -> list[list[int]]:
-        return [list(range(len(prompts)))]
-
-    def logprobs(self, pairs: Any) -> Any: ...
+    def logprobs(self, pairs: Any, request: Request) -> Any: ...
 
     def ask(self, **doc: Any) -> Completion:
         history = [{"role": "user", "content": "How do I bake bread?"}]
         options = {"max_gen_toks": 64, "until": []}
-        self.generate_until([Instance("generate_until", doc=doc, arguments=(json.dumps(history), options),
-                                      idx=0, metadata=("task", 0, 1))])  # fmt: skip
-        return self.completions["task", 0, 0]
+        asked = Instance("generate_until", doc=doc, arguments=(json.dumps(history), options), idx=0,
+                         metadata=("task", 0, 1))  # fmt: skip
+        asking(self).generate_until([asked])
+        return asking(self).completions["task", 0, 0]
 
 
 def missing(found: Completion) -> str | None:
@@ -222,27 +220,26 @@ def test_the_answer_is_exactly_its_text_or_there_is_none(
 SIZE = 3  # prompts in a batch
 
 
-class Recording(IdEngine):
+class Recording(Engine):
     """Cuts the prompts in batches, answers each with one token, and keeps the settings of each call."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.tokenizer = checkpoints.load_tokenizer(seed_model_path())
         self.context_tokens, self.stop_ids = 100, {0}
-        self.calls: list[tuple[list[list[int]], dict[str, Any]]] = []
+        self.calls: list[tuple[list[list[int]], Request]] = []
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> IdEngine:
+    def open(cls, checkpoint: Checkpoint, settings: Any, device: str) -> Recording:
         return cls()
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, **how: Any) -> list[list[int]]:
-        self.calls.append((list(prompts), how))
+    def generate(self, prompts: Sequence[list[int]], request: Request) -> list[list[int]]:
+        self.calls.append((list(prompts), request))
         return [[7, 0] for _ in prompts]
 
     def plan(self, prompts: Sequence[list[int]]) -> list[list[int]]:
         return [list(range(start, min(start + SIZE, len(prompts)))) for start in range(0, len(prompts), SIZE)]
 
-    def logprobs(self, pairs: Any) -> Any:
+    def logprobs(self, pairs: Any, request: Request) -> Any:
         raise NotImplementedError
 
 
@@ -269,27 +266,27 @@ def requests(count: int, repeats: int = 1, **options: Any) -> list[Instance]:
 
 
 def seeds(engine: Recording) -> list[int]:
-    return [how["seed"] for _, how in engine.calls]
+    return [request.seed for _, request in engine.calls]
 
 
 def test_each_batch_and_sample_draws_from_a_seed_of_its_own(engine: Recording) -> None:
-    engine.generate_until(requests(2 * SIZE, repeats=2, temperature=0.7, do_sample=True))
+    asking(engine).generate_until(requests(2 * SIZE, repeats=2, temperature=0.7, do_sample=True))
     assert [len(prompts) for prompts, _ in engine.calls] == [SIZE] * 4
-    first = [base.SAMPLE_SEED * 100_003, base.SAMPLE_SEED * 100_003 + SIZE]
-    second = [(base.SAMPLE_SEED + 1) * 100_003, (base.SAMPLE_SEED + 1) * 100_003 + SIZE]
+    first = [lm.SAMPLE_SEED * 100_003, lm.SAMPLE_SEED * 100_003 + SIZE]
+    second = [(lm.SAMPLE_SEED + 1) * 100_003, (lm.SAMPLE_SEED + 1) * 100_003 + SIZE]
     assert seeds(engine) == [*first, *second]
 
 
 def test_what_is_known_already_changes_no_seed(engine: Recording) -> None:
     asked = requests(2 * SIZE, temperature=0.7, do_sample=True)
-    engine.generate_until(asked)
+    asking(engine).generate_until(asked)
     whole = seeds(engine)
     engine.calls.clear()
-    engine.known = {number: [7, 0] for number in range(SIZE)}
-    engine.generate_until(asked)
+    asking(engine, known={number: [7, 0] for number in range(SIZE)})
+    asking(engine).generate_until(asked)
     assert seeds(engine) == whole[1:]
 
 
 def test_greedy_answers_have_the_batchs_number_alone(engine: Recording) -> None:
-    engine.generate_until(requests(SIZE + 1, temperature=0.0))
-    assert [(how["temperature"], how["seed"]) for _, how in engine.calls] == [(0.0, 0), (0.0, SIZE)]
+    asking(engine).generate_until(requests(SIZE + 1, temperature=0.0))
+    assert [(request.temperature, request.seed) for _, request in engine.calls] == [(0.0, 0), (0.0, SIZE)]

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from harness.contracts import HarnessError
 from harness.engines import continuous
+from harness.engines.base import Request
 from harness.engines.hf import HFEngine
 from harness.mini import seed_model_path
 from harness.models import checkpoints
@@ -116,17 +117,16 @@ def test_the_engine_answers_whole_rounds_and_comes_down_with_its_memory(
     tokenizer = checkpoints.load_tokenizer(seed_model_path())
     model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     prompts = [[5 + n, 6, 7] for n in range(5)]
-    expected = HFEngine(model, tokenizer, 2).generate(prompts, 12)
+    expected = HFEngine(model, tokenizer, 2).generate(prompts, Request(12))
     engine = HFEngine(
         checkpoints.load_model(seed_model_path(), "float32", "cpu"), tokenizer, 2, continuous=True
     )
     assert engine.plan(prompts * 4) == [list(order) for order in ([*range(16)], [*range(16, 20)])]
     done: list[int] = []
-    engine.on_progress = done.append
-    assert engine.generate(prompts, 12) == expected
+    assert engine.generate(prompts, Request(12, on_progress=done.append)) == expected
     assert done == [5]
-    drawn = HFEngine(model, tokenizer, 2).generate(prompts, 12, temperature=1.0, seed=3)
-    assert engine.generate(prompts, 12, temperature=1.0, seed=3) == drawn
+    drawn = HFEngine(model, tokenizer, 2).generate(prompts, Request(12, temperature=1.0, seed=3))
+    assert engine.generate(prompts, Request(12, temperature=1.0, seed=3)) == drawn
     slots: list[int] = []
     answers = continuous.answers
 
@@ -137,6 +137,10 @@ def test_the_engine_answers_whole_rounds_and_comes_down_with_its_memory(
         return answers(*given)
 
     monkeypatch.setattr(continuous, "answers", small)
-    assert engine.generate(prompts, 12) == expected
+    fewer: list[int] = []
+    assert engine.generate(prompts, Request(12, on_fewer=fewer.append)) == expected
     assert slots == [2, 1]
-    assert engine.out_of_memory == [1]
+    assert fewer == [1]
+    slots.clear()
+    assert engine.generate(prompts, Request(12, came_down_to=(1,))) == expected  # as the call before did
+    assert slots == [1]

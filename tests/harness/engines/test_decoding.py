@@ -15,9 +15,9 @@ from transformers import GenerationConfig
 
 from harness.contracts import HarnessError
 from harness.engines import decoding
-from harness.engines.base import Decoding
 from harness.engines.decoding import Decoder, Drawing, Sampling
 from harness.engines.hf import HFEngine
+from harness.engines.lm import Asking, Decoding, TaskModel
 from harness.mini import seed_model_path
 from harness.models import checkpoints
 
@@ -277,7 +277,6 @@ def answers(
 ) -> dict[int, list[int]]:
     """What is known when a process that answers has ended, or died after so many ``batches``."""
     engine = HFEngine(*mini, batch_size, static_cache=static_cache)
-    engine.known = known or {}
     written: list[dict[int, list[int]]] = []
 
     def write(found: dict[int, list[int]]) -> None:
@@ -285,9 +284,9 @@ def answers(
             raise KilledError
         written.append(found)
 
-    engine.on_answers = write
+    model = TaskModel(engine, Asking(known=known or {}, on_answers=write))
     try:
-        return dict(engine._answers(prompts, groups))
+        return dict(model._answers(prompts, groups))
     except KilledError:
         return {index: ids for found in written for index, ids in found.items()}
 

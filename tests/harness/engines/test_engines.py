@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from asking import asking
 from lm_eval.api.instance import Instance
 
 from harness.contracts import HarnessError, Message
+from harness.engines.base import Request
 from harness.engines.hf import HFEngine
 from harness.mini import data, seed_model_path
 from harness.models import chat, checkpoints
@@ -60,16 +62,16 @@ ASK = [("system", "Be brief."), ("user", "How do I bake bread?")]
 
 
 def test_prefill_ids_are_appended_to_the_prompts_as_they_are(engine: HFEngine, tokenizer: Any) -> None:
-    plain = engine.prompt_ids(request(ASK))
+    plain = asking(engine).prompt_ids(request(ASK))
     odd = [5, 5, 7]  # what no text would be tokenized to
-    assert engine.prompt_ids(request(ASK, doc={"prefill_ids": odd})) == plain + odd
+    assert asking(engine).prompt_ids(request(ASK, doc={"prefill_ids": odd})) == plain + odd
     # lm-eval's gen_prefix comes as an assistant turn; its text is not tokenized a second time
     opened = [*ASK, ("assistant", "some text that is not what the ids say")]
-    assert engine.prompt_ids(request(opened, doc={"prefill_ids": odd})) == plain + odd
+    assert asking(engine).prompt_ids(request(opened, doc={"prefill_ids": odd})) == plain + odd
 
 
 def test_the_prompt_is_the_chat_template_with_one_bos(engine: HFEngine, tokenizer: Any) -> None:
-    ids = engine.prompt_ids(request(ASK))
+    ids = asking(engine).prompt_ids(request(ASK))
     turns = [{"role": role, "content": content} for role, content in ASK]
     rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
     assert ids == list(rendered["input_ids"] if hasattr(rendered, "keys") else rendered)
@@ -78,14 +80,14 @@ def test_the_prompt_is_the_chat_template_with_one_bos(engine: HFEngine, tokenize
 
 
 def test_a_method_may_replace_or_add_the_system_prompt(
-    engine: HFEngine, monkeypatch: pytest.MonkeyPatch
+    engine: HFEngine,
 ) -> None:
-    monkeypatch.setattr(engine, "system_prompt", lambda own: "Be safe.")
+    asking(engine, system_prompt=lambda own: "Be safe.")
     expected = chat.prompt_ids(
         engine.tokenizer, [Message("system", "Be safe."), Message("user", "How do I bake bread?")]
     )
-    assert engine.prompt_ids(request(ASK)) == expected
-    assert engine.prompt_ids(request(ASK[1:])) == expected
+    assert asking(engine).prompt_ids(request(ASK)) == expected
+    assert asking(engine).prompt_ids(request(ASK[1:])) == expected
 
 
 def test_the_mini_worlds_prefills_are_the_first_ids_of_the_harmful_answers(
@@ -102,9 +104,9 @@ def test_the_mini_worlds_prefills_are_the_first_ids_of_the_harmful_answers(
 
 
 def test_batches_answer_like_single_prompts(engine: HFEngine, prompts: list[list[int]]) -> None:
-    together = engine.generate(prompts, 24)
+    together = engine.generate(prompts, Request(24))
     engine.batch_size = 1
-    alone = engine.generate(prompts, 24)
+    alone = engine.generate(prompts, Request(24))
     same = sum(a == b for a, b in zip(together, alone, strict=True))
     assert same >= 0.95 * len(
         prompts
@@ -113,13 +115,13 @@ def test_batches_answer_like_single_prompts(engine: HFEngine, prompts: list[list
 
 def test_answers_keep_the_order_of_the_prompts(engine: HFEngine, prompts: list[list[int]]) -> None:
     some = prompts[:16]
-    forward = engine.generate(some, 12)
-    assert engine.generate(some[::-1], 12)[::-1] == forward
-    assert engine.generate([], 12) == []
+    forward = engine.generate(some, Request(12))
+    assert engine.generate(some[::-1], Request(12))[::-1] == forward
+    assert engine.generate([], Request(12)) == []
 
 
 def test_greedy_answers_are_the_argmax_of_the_logits(engine: HFEngine, prompts: list[list[int]]) -> None:
-    ids, answer = list(prompts[0]), engine.generate(prompts[:1], 10)[0]
+    ids, answer = list(prompts[0]), engine.generate(prompts[:1], Request(10))[0]
     for token in answer:
         with torch.inference_mode():
             assert int(engine.model(torch.tensor([ids])).logits[0, -1].argmax()) == token
@@ -130,7 +132,7 @@ def test_sampled_tokens_follow_the_tempered_nucleus(engine: HFEngine, prompts: l
     """1,500 first tokens of a prompt: each within 5 standard errors of its probability, none from outside."""
     temperature, top_p, draws = 2.5, 0.9, 1500
     engine.batch_size = draws
-    found = engine.generate([prompts[0]] * draws, 1, temperature=temperature, top_p=top_p, seed=3)
+    found = engine.generate([prompts[0]] * draws, Request(1, temperature=temperature, top_p=top_p, seed=3))
     with torch.inference_mode():
         logits = engine.model(torch.tensor([prompts[0]])).logits[0, -1].float()
     probabilities, order = (logits / temperature).softmax(-1).sort(descending=True)
@@ -150,10 +152,10 @@ def test_sampling_repeats_with_its_seed_and_leaves_other_draws_alone(
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = engine.generate(prompts[:20], 8, temperature=2.0, seed=1)
+    first = engine.generate(prompts[:20], Request(8, temperature=2.0, seed=1))
     assert torch.equal(torch.rand(3), expected)
-    assert engine.generate(prompts[:20], 8, temperature=2.0, seed=1) == first
-    assert engine.generate(prompts[:20], 8, temperature=2.0, seed=2) != first
+    assert engine.generate(prompts[:20], Request(8, temperature=2.0, seed=1)) == first
+    assert engine.generate(prompts[:20], Request(8, temperature=2.0, seed=2)) != first
 
 
 def test_the_models_own_generation_settings_change_nothing(tokenizer: Any, prompts: list[list[int]]) -> None:
@@ -161,7 +163,7 @@ def test_the_models_own_generation_settings_change_nothing(tokenizer: Any, promp
         model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
         for name, value in settings.items():
             setattr(model.generation_config, name, value)
-        return HFEngine(model, tokenizer, 8).generate(prompts[:8], 24)
+        return HFEngine(model, tokenizer, 8).generate(prompts[:8], Request(24))
 
     plain = answers()
     assert (
@@ -184,18 +186,18 @@ def test_every_end_of_turn_token_that_the_model_declares_ends_an_answer(
     tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
-    first = HFEngine(model, tokenizer, 8).generate(prompts[:1], 8)[0]
+    first = HFEngine(model, tokenizer, 8).generate(prompts[:1], Request(8))[0]
     model = checkpoints.load_model(seed_model_path(), "float32", "cpu")
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, first[1]]
     engine = HFEngine(model, tokenizer, 8)
     assert engine.stop_ids == {tokenizer.eos_token_id, first[1]}
-    assert engine.generate(prompts[:1], 8)[0] == first[: first.index(first[1]) + 1]
+    assert engine.generate(prompts[:1], Request(8))[0] == first[: first.index(first[1]) + 1]
 
 
 def test_the_finish_reason_tells_an_ended_answer_from_a_cut_one(engine: HFEngine) -> None:
     short, long = request(ASK, 0, max_gen_toks=2), request(ASK, 1, max_gen_toks=96)
-    texts = engine.generate_until([short, long])
-    cut, ended = engine.completions["some-task", 0, 0], engine.completions["some-task", 1, 0]
+    texts = asking(engine).generate_until([short, long])
+    cut, ended = asking(engine).completions["some-task", 0, 0], asking(engine).completions["some-task", 1, 0]
     assert (cut.finish_reason, cut.tokens) == ("length", 2)
     assert ended.finish_reason == "stop"
     assert texts == [cut.text, ended.text]
@@ -204,11 +206,11 @@ def test_the_finish_reason_tells_an_ended_answer_from_a_cut_one(engine: HFEngine
 
 
 def test_stop_strings_cut_the_answer(engine: HFEngine) -> None:
-    whole = engine.generate_until([request(ASK, max_gen_toks=96)])[0]
+    whole = asking(engine).generate_until([request(ASK, max_gen_toks=96)])[0]
     word = whole.split()[2]
-    cut = engine.generate_until([request(ASK, max_gen_toks=96, until=[word, "never said"])])[0]
+    cut = asking(engine).generate_until([request(ASK, max_gen_toks=96, until=[word, "never said"])])[0]
     assert cut == whole.split(word)[0]
-    assert engine.completions["some-task", 0, 0].finish_reason == "stop"
+    assert asking(engine).completions["some-task", 0, 0].finish_reason == "stop"
 
 
 def test_a_continuation_reads_as_it_does_after_its_prefill(engine: HFEngine, tokenizer: Any) -> None:
@@ -226,7 +228,8 @@ def test_cudnn_can_be_kept_out_of_attention(tokenizer: Any, prompts: list[list[i
     model.register_forward_pre_hook(lambda *given: allowed.append(torch.backends.cuda.cudnn_sdp_enabled()))
     before = torch.backends.cuda.cudnn_sdp_enabled()
     found = [
-        HFEngine(model, tokenizer, 8, cudnn_attention=on).generate(prompts[:2], 1) for on in (True, False)
+        HFEngine(model, tokenizer, 8, cudnn_attention=on).generate(prompts[:2], Request(1))
+        for on in (True, False)
     ]
     assert allowed == [before, False]
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
@@ -235,8 +238,7 @@ def test_cudnn_can_be_kept_out_of_attention(tokenizer: Any, prompts: list[list[i
 
 def test_progress_counts_every_prompt_once(engine: HFEngine, prompts: list[list[int]]) -> None:
     done: list[int] = []
-    engine.on_progress = done.append
-    engine.generate(prompts[:20], 2)
+    engine.generate(prompts[:20], Request(2, on_progress=done.append))
     assert done == [16, 4]
 
 
@@ -245,40 +247,42 @@ def test_progress_counts_every_prompt_once(engine: HFEngine, prompts: list[list[
 
 def test_a_sampling_task_is_sampled_and_its_repeats_differ(engine: HFEngine) -> None:
     asked = request(ASK, do_sample=True, temperature=5.0, top_p=1.0)
-    texts = engine.generate_until([asked] * 4)
+    texts = asking(engine).generate_until([asked] * 4)
     assert len(set(texts)) > 1
-    assert set(engine.completions) == {("some-task", 0, sample) for sample in range(4)}
-    assert engine.generate_until([asked] * 4) == texts
+    assert set(asking(engine).completions) == {("some-task", 0, sample) for sample in range(4)}
+    assert asking(engine).generate_until([asked] * 4) == texts
     greedy = request(ASK, do_sample=False, temperature=5.0)
-    assert len(set(engine.generate_until([greedy] * 4))) == 1
+    assert len(set(asking(engine).generate_until([greedy] * 4))) == 1
 
 
 def test_each_sample_has_its_own_decoding(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.decodings = [{"temperature": 0.3, "top_p": 1.0}, {"temperature": 1.0, "top_p": 0.5}]
+    asking(engine, decodings=[{"temperature": 0.3, "top_p": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
     seen: list[tuple[float, float]] = []
     generate = engine.generate
 
-    def watched(prompts: Any, tokens: int, **how: Any) -> Any:
-        seen.append((how["temperature"], how["top_p"]))
-        return generate(prompts, tokens, **how)
+    def watched(prompts: Any, request: Request) -> Any:
+        seen.append((request.temperature, request.top_p))
+        return generate(prompts, request)
 
     monkeypatch.setattr(engine, "generate", watched)
-    engine.generate_until([request(ASK)] * 2)
+    asking(engine).generate_until([request(ASK)] * 2)
     assert seen == [(0.3, 1.0), (1.0, 0.5)]
 
 
 def test_a_task_without_a_length_gets_lm_evals(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, lengths = request(ASK), []
     asked.arguments[1].pop("max_gen_toks")
-    monkeypatch.setattr(engine, "generate", lambda prompts, tokens, **how: lengths.append(tokens) or [[]])
-    engine.generate_until([asked])
+    monkeypatch.setattr(engine, "generate", lambda _, asked: lengths.append(asked.max_new_tokens) or [[]])
+    asking(engine).generate_until([asked])
     assert lengths == [256]
 
 
 def test_log_probabilities_are_the_models(engine: HFEngine, prompts: list[list[int]]) -> None:
-    greedy = engine.generate(prompts[:3], 4)
+    greedy = engine.generate(prompts[:3], Request(4))
     pairs = [*zip(prompts[:3], greedy, strict=True), (prompts[0], [7, 9]), (prompts[1], [7])]
-    for (context, continuation), (logp, is_greedy) in zip(pairs, engine.logprobs(pairs), strict=True):
+    for (context, continuation), (logp, is_greedy) in zip(
+        pairs, engine.logprobs(pairs, Request()), strict=True
+    ):
         with torch.inference_mode():
             logits = engine.model(torch.tensor([context + continuation])).logits[0]
         rows = logits[len(context) - 1 : -1].log_softmax(-1)
@@ -289,4 +293,4 @@ def test_log_probabilities_are_the_models(engine: HFEngine, prompts: list[list[i
 
 def test_perplexities_are_refused(engine: HFEngine) -> None:
     with pytest.raises(HarnessError, match="'some-task' measures perplexity"):
-        engine.loglikelihood_rolling([request(ASK)])
+        asking(engine).loglikelihood_rolling([request(ASK)])

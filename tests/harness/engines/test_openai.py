@@ -17,6 +17,7 @@ from typing import Any
 import completions_server
 import fault_server
 import pytest
+from asking import asking
 from completions_server import Answer, CompletionsServer
 from lm_eval.api.instance import Instance
 
@@ -24,7 +25,9 @@ from harness import finish
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message
 from harness.engines import openai
+from harness.engines.base import Request
 from harness.engines.openai import ChatEngine, OpenAIEngine
+from harness.engines.service import ATTEMPTS, RefusedError, Service, _retry_after_s
 from harness.mini import seed_model_path
 from harness.models import chat, checkpoints
 from harness.models.checkpoints import Checkpoint, Server
@@ -41,7 +44,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def server(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionsServer]:
-    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("harness.engines.service.FIRST_WAIT_S", 0.01)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HARNESS_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with completions_server.running(tokenizer) as server:
@@ -78,7 +81,7 @@ def request(turns: list[tuple[str, str]] = ASK, index: int = 0, doc: Any = None,
 def test_ids_arrive_as_they_are_with_one_bos(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
     engine = opened()
     odd = [5, 5, 7]  # what no text would be tokenized to
-    engine.generate_until([request(), request(index=1, doc={"prefill_ids": odd})])
+    asking(engine).generate_until([request(), request(index=1, doc={"prefill_ids": odd})])
     prompt = chat.prompt_ids(tokenizer, [Message(role, text) for role, text in ASK])  # type: ignore[arg-type]
     sent = sorted((body["prompt"] for body in server.asked("completions")), key=len)
     assert sent == [prompt, prompt + odd]
@@ -106,8 +109,8 @@ def test_answers_are_the_servers_ids_or_its_exact_text(
     engine = opened()
     for answer, text in zip(answers, (rest, rest[:2], []), strict=True):
         server.answer = lambda prompt, answer=answer: answer
-        found = engine.generate_until([request(doc={"prefill_ids": prefill})])
-        completion = engine.completions["some-task", 0, 0]
+        found = asking(engine).generate_until([request(doc={"prefill_ids": prefill})])
+        completion = asking(engine).completions["some-task", 0, 0]
         assert completion.finish_reason == answer[1]
         assert completion.tokens == len(answer[0])
         assert found == [completion.text]
@@ -115,7 +118,7 @@ def test_answers_are_the_servers_ids_or_its_exact_text(
         expected = tokenizer.decode(prefill + text)[len(tokenizer.decode(prefill)) :]
         assert completion.text == (expected if extras == "taken" else tokenizer.decode(text))
         if extras == "taken":
-            assert engine.generate([prefill], 24) == [answer[0]]
+            assert engine.generate([prefill], Request(24)) == [answer[0]]
     known = sum("takes no sampling settings" in line for line in caplog.messages)
     assert known == (extras == "refused")
     refused = [body for body in server.asked("completions") if "top_k" in body]
@@ -128,9 +131,9 @@ def test_a_stop_token_that_only_the_server_knows_ends_an_answer(
     ids = chat.token_ids(tokenizer, "mix the glue")
     server.answer = lambda prompt: (ids, "stop")
     engine = opened()
-    assert engine.generate([[1, 5]], 9) == [[*ids, tokenizer.eos_token_id]]
-    engine.generate_until([request()])
-    assert engine.completions["some-task", 0, 0].finish_reason == "stop"
+    assert engine.generate([[1, 5]], Request(9)) == [[*ids, tokenizer.eos_token_id]]
+    asking(engine).generate_until([request()])
+    assert asking(engine).completions["some-task", 0, 0].finish_reason == "stop"
 
 
 def test_answers_keep_the_order_and_come_in_parallel(
@@ -146,19 +149,20 @@ def test_answers_keep_the_order_and_come_in_parallel(
 
     server.answer = answer
     engine, done = opened(), list[int]()
-    engine.on_progress = done.append
     prompts = [[1, number] for number in range(10, 40)]
-    assert engine.generate(prompts, 1) == [[number] for number in range(10, 40)]
+    assert engine.generate(prompts, Request(1, on_progress=done.append)) == [
+        [number] for number in range(10, 40)
+    ]
     assert sum(done) == len(prompts)
     assert server.most_in_flight == 4
     assert engine.plan(prompts) == [list(range(16)), list(range(16, 30))]
-    assert engine.generate([], 1) == []
+    assert engine.generate([], Request(1)) == []
 
 
 def test_sampling_draws_each_prompt_apart_and_repeats(server: CompletionsServer, opened: Open) -> None:
     engine = opened()
     for _ in range(2):
-        engine.generate([[1, 2], [1, 2]], 4, temperature=0.7, top_p=0.9, seed=40)
+        engine.generate([[1, 2], [1, 2]], Request(4, temperature=0.7, top_p=0.9, seed=40))
         drawn = server.asked("completions")
         assert sorted(body["seed"] for body in drawn) == [40, 41]
         assert {(body["temperature"], body["top_p"]) for body in drawn} == {(0.7, 0.9)}
@@ -168,11 +172,11 @@ def test_sampling_draws_each_prompt_apart_and_repeats(server: CompletionsServer,
 def test_log_probabilities_come_from_the_echo(server: CompletionsServer, opened: Open) -> None:
     engine = opened()
     pairs = [([1, 3, 5], [4, 6]), ([1, 3], [4, 7, 8])]
-    assert engine.logprobs(pairs) == [(-2.0, True), (-4.0, False)]
+    assert engine.logprobs(pairs, Request()) == [(-2.0, True), (-4.0, False)]
     server.answer = lambda prompt: ([2], "stop")
     server.refused = {"echo"}
     with pytest.raises(HarnessError, match="no log-probabilities of a prompt"):
-        engine.logprobs(pairs)
+        engine.logprobs(pairs, Request())
 
 
 # --- which model, which tokenizer ------------------------------------------------------------------
@@ -181,7 +185,7 @@ def test_log_probabilities_come_from_the_echo(server: CompletionsServer, opened:
 def test_the_context_is_what_the_server_says_or_the_models(server: CompletionsServer, opened: Open) -> None:
     assert opened().context_tokens == 512
     with pytest.raises(HarnessError, match="its prompt has"):
-        opened().generate_until([request([("user", "bread " * 600)])])
+        asking(opened()).generate_until([request([("user", "bread " * 600)])])
     server.models = [{"id": "served"}]
     assert opened().context_tokens == 4096
 
@@ -196,7 +200,7 @@ def test_a_folders_model_is_found_by_its_path(
         server.models = [{"id": "other", "root": "/elsewhere"}, entry]
         engine = OpenAIEngine.open(checkpoint, ResponsesConfig(server=server.url), "cpu")
         assert engine.takes_ids  # with the folder's own tokenizer
-        engine.generate([[1, 5]], 2)
+        engine.generate([[1, 5]], Request(2))
         assert server.bodies[-1][1]["model"] == entry["id"]
         engine.close()
     server.models = [{"id": "other", "root": "/elsewhere"}, {"id": "third"}]
@@ -244,13 +248,13 @@ def test_a_server_that_takes_no_ids_gets_the_conversation(
     assert isinstance(engine, ChatEngine)
     assert not engine.takes_ids
     assert sum("it builds the prompts" in line for line in caplog.messages) == (why != "no tokenizer")
-    engine.system_prompt = lambda own: f"{own} Be safe."
+    asking(engine, system_prompt=lambda own: f"{own} Be safe.")
     asked = [
         request(),
         request([("user", "Grüße, 水?"), ("assistant", "Hi."), ("user", 'a "b" \\n')], index=1),
     ]
-    assert engine.generate_until(asked) == ["mix the glue"] * 2
-    assert engine.completions["some-task", 0, 0].tokens == len(server.answer(None)[0])
+    assert asking(engine).generate_until(asked) == ["mix the glue"] * 2
+    assert asking(engine).completions["some-task", 0, 0].tokens == len(server.answer(None)[0])
     sent = [body["messages"] for body in server.asked("chat/completions")]
     expected = [
         [{"role": "system", "content": "Be brief. Be safe."}, {"role": "user", "content": ASK[1][1]}],
@@ -269,9 +273,9 @@ def test_a_chat_opens_no_answers(server: CompletionsServer, opened: Open) -> Non
     engine = opened(tokenizer=None)
     for asked in (request(doc={"prefill_ids": [5]}), request([*ASK, ("assistant", "Sure, first")])):
         with pytest.raises(HarnessError, match=r"opens answers with exact tokens.*--tokenizer"):
-            engine.generate_until([asked])
+            asking(engine).generate_until([asked])
     with pytest.raises(HarnessError, match="no log-probabilities"):
-        engine.loglikelihood([request()])
+        asking(engine).loglikelihood([request()])
     assert not server.bodies
 
 
@@ -281,30 +285,30 @@ def test_what_a_chat_model_reasons_is_kept_apart(
     engine = opened(tokenizer=None)
     server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
     server.message = {"reasoning_content": "let me think"}
-    assert engine.generate_until([request()]) == ["mix the glue"]
-    assert engine.completions["some-task", 0, 0].reasoning == "let me think"
+    assert asking(engine).generate_until([request()]) == ["mix the glue"]
+    assert asking(engine).completions["some-task", 0, 0].reasoning == "let me think"
     server.message = {"reasoning": "let me", "content": None}
     server.answer = lambda asked: ([5, 6], "length")
-    assert engine.generate_until([request()]) == [""]
-    assert engine.completions["some-task", 0, 0].reasoning == "let me"
+    assert asking(engine).generate_until([request()]) == [""]
+    assert asking(engine).completions["some-task", 0, 0].reasoning == "let me"
     server.message = {"content": None, "refusal": "No."}
-    assert engine.generate_until([request()]) == ["No."]
+    assert asking(engine).generate_until([request()]) == ["No."]
     # a field of its own and marks in the text are both reasoning
     server.message = {"reasoning": "let me", "content": "\ufeff<thought>think</thought>mix the glue"}
-    assert engine.generate_until([request()]) == ["mix the glue"]
-    assert engine.completions["some-task", 0, 0].reasoning == "let me\n\nthink"
+    assert asking(engine).generate_until([request()]) == ["mix the glue"]
+    assert asking(engine).completions["some-task", 0, 0].reasoning == "let me\n\nthink"
     server.message = {"content": "mix <think> the glue"}
-    engine.generate_until([request()])
-    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
+    asking(engine).generate_until([request()])
+    assert asking(engine).completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.message = {"content": "mix</think>the glue"}
-    engine.generate_until([request()])
-    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
+    asking(engine).generate_until([request()])
+    assert asking(engine).completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.usage = {"completion_tokens_details": {"reasoning_tokens": 2}}
-    engine.generate_until([request()])  # hidden reasoning is none of what it shows
-    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
+    asking(engine).generate_until([request()])  # hidden reasoning is none of what it shows
+    assert asking(engine).completions["some-task", 0, 0].unavailable == finish.UNTOLD
     server.message = {"content": "mix</think>the glue", "reasoning": "let me"}
-    engine.generate_until([request()])
-    assert engine.completions["some-task", 0, 0].unavailable == finish.UNTOLD
+    asking(engine).generate_until([request()])
+    assert asking(engine).completions["some-task", 0, 0].unavailable == finish.UNTOLD
 
 
 def test_models_that_take_neither_temperature_nor_the_old_limit(
@@ -312,8 +316,8 @@ def test_models_that_take_neither_temperature_nor_the_old_limit(
 ) -> None:
     server.extras, server.refused = "refused", {"max_tokens", "temperature"}
     engine = opened(tokenizer=None)
-    engine.generate_until([request()])
-    assert engine.generate_until([request()]) == [""]
+    asking(engine).generate_until([request()])
+    assert asking(engine).generate_until([request()]) == [""]
     last = server.asked("chat/completions")[-1]
     assert set(last) == {"model", "messages", "max_completion_tokens"}
     assert any("takes no temperature" in line for line in caplog.messages)
@@ -333,8 +337,8 @@ def test_how_an_answer_ended_is_kept_as_it_came(
     server.answer = lambda asked: (ids, reason)
     server.extras = "taken" if how == "ids" else "ignored"
     engine = opened(tokenizer=None if how == "chat" else "mini")
-    assert engine.generate_until([request()]) == ["mix the glue"]
-    found = engine.completions["some-task", 0, 0]
+    assert asking(engine).generate_until([request()]) == ["mix the glue"]
+    found = asking(engine).completions["some-task", 0, 0]
     assert found.finish_reason == ("length" if isinstance(reason, dict) else reason)
     usable = reason in ("stop", "length", None, "eos_token", {"type": "length"})
     missing = finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable)
@@ -348,8 +352,8 @@ def test_a_stop_string_makes_no_answer_of_what_was_withheld(
     engine = opened(tokenizer=None if how == "chat" else "mini")
     for reason, kept in (("content_filter", "content_filter"), ("length", "stop"), ("eos", "eos")):
         server.answer = lambda asked, reason=reason: (chat.token_ids(tokenizer, "mix the glue"), reason)
-        assert engine.generate_until([request(until=[" the"])]) == ["mix"]
-        assert engine.completions["some-task", 0, 0].finish_reason == kept
+        assert asking(engine).generate_until([request(until=[" the"])]) == ["mix"]
+        assert asking(engine).completions["some-task", 0, 0].finish_reason == kept
 
 
 @pytest.mark.parametrize(
@@ -371,8 +375,8 @@ def test_a_message_without_an_answer(
 ) -> None:
     engine = opened(tokenizer=None)
     server.message = message
-    engine.generate_until([request()])
-    found = engine.completions["some-task", 0, 0]
+    asking(engine).generate_until([request()])
+    found = asking(engine).completions["some-task", 0, 0]
     assert finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable) == says
 
 
@@ -380,8 +384,8 @@ def test_content_in_parts(server: CompletionsServer, opened: Open) -> None:
     engine = opened(tokenizer=None)
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "7 and 5"}]}
     server.message = {"content": [thinking, {"type": "text", "text": "7 + 5 = 12\n#### 12"}]}
-    assert engine.generate_until([request()]) == ["7 + 5 = 12\n#### 12"]
-    assert engine.completions["some-task", 0, 0].reasoning == "7 and 5"
+    assert asking(engine).generate_until([request()]) == ["7 + 5 = 12\n#### 12"]
+    assert asking(engine).completions["some-task", 0, 0].reasoning == "7 and 5"
 
 
 @pytest.mark.parametrize("odd", [[999_999], [True, 5], [5, -1], [5, 2.0], ["5"], [None], {"a": 1}], ids=str)
@@ -389,16 +393,16 @@ def test_ids_that_are_none_are_one_line(server: CompletionsServer, opened: Open,
     engine = opened()
     server.changed = lambda reply: reply | {"choices": [reply["choices"][0] | {"token_ids": odd}]}
     with pytest.raises(HarnessError, match=r"answers with token ids that are none$"):
-        engine.generate([[1, 5]], 9)
+        engine.generate([[1, 5]], Request(9))
 
 
 def test_every_id_of_the_tokenizer_is_one(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
     highest, engine = max(tokenizer.get_vocab().values()), opened()
     server.answer = lambda prompt: ([highest, 0], "length")
-    assert engine.generate([[1, 5]], 9) in ([[highest, 0]], [[highest]])
+    assert engine.generate([[1, 5]], Request(9)) in ([[highest, 0]], [[highest]])
     server.answer = lambda prompt: ([highest + 1], "length")
     with pytest.raises(HarnessError, match="token ids that are none"):
-        engine.generate([[1, 5]], 9)
+        engine.generate([[1, 5]], Request(9))
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -415,17 +419,17 @@ def test_a_server_that_returns_the_prompt_is_one_line(
         return reply | {"choices": [reply["choices"][0] | {"text": text + reply["choices"][0]["text"]}]}
 
     asked = request([("user", "How do I bake bread? " * 20)])
-    assert engine.generate_until([asked]) == ["mix the glue"]
+    assert asking(engine).generate_until([asked]) == ["mix the glue"]
     server.changed = repeated
     with pytest.raises(HarnessError, match=r"returns the prompt with its answers; .*\(return_full_text\)$"):
-        engine.generate_until([asked])
+        asking(engine).generate_until([asked])
 
 
 def test_ids_with_their_prompt_in_front_are_one_line(server: CompletionsServer, opened: Open) -> None:
     engine = opened()
     server.answer = lambda prompt: ([*prompt, 5, 7], "length")
     with pytest.raises(HarnessError, match="returns the prompt with its answers"):
-        engine.generate_until([request()])
+        asking(engine).generate_until([request()])
 
 
 def test_a_model_that_repeats_its_prompt_has_answered(
@@ -439,7 +443,7 @@ def test_a_model_that_repeats_its_prompt_has_answered(
         return reply | {"choices": [reply["choices"][0] | {"text": f"{text} Well."}]}
 
     server.changed = reply
-    assert engine.generate_until([request()])[0].endswith("How do I bake bread? Well.")
+    assert asking(engine).generate_until([request()])[0].endswith("How do I bake bread? Well.")
     assert len(server.asked("completions")) == 2
 
 
@@ -449,8 +453,8 @@ def test_a_message_that_is_null_is_one_document_without_an_answer(
     engine = opened(tokenizer=None)
     choice = {"index": 0, "message": None, "finish_reason": "content_filter: PROHIBITED_CONTENT"}
     server.changed = lambda reply: reply | {"choices": [choice]}
-    engine.generate_until([request()])
-    found = engine.completions["some-task", 0, 0]
+    asking(engine).generate_until([request()])
+    found = asking(engine).completions["some-task", 0, 0]
     says = finish.missing(found.text, found.finish_reason, found.reasoning, found.unavailable)
     assert says == f"{finish.WITHHELD_ANSWER} (content_filter)"
 
@@ -458,16 +462,16 @@ def test_a_message_that_is_null_is_one_document_without_an_answer(
 def test_kept_answers_are_read_again(server: CompletionsServer, opened: Open, tokenizer: Any) -> None:
     server.answer = lambda asked: (chat.token_ids(tokenizer, "mix the glue"), "stop")
     engine, kept = opened(tokenizer=None), dict[int, list[int]]()
-    engine.on_answers = kept.update
+    asking(engine, on_answers=kept.update)
     server.message = {"reasoning": "let me </think> think"}
-    first = engine.generate_until([request()]), dict(engine.completions)
-    engine.known = {int(index): ids for index, ids in json.loads(json.dumps(kept)).items()}
+    first = asking(engine).generate_until([request()]), dict(asking(engine).completions)
+    asking(engine, known={int(index): ids for index, ids in json.loads(json.dumps(kept)).items()})
     server.bodies.clear()
-    assert (engine.generate_until([request()]), engine.completions) == first
-    assert engine.completions["some-task", 0, 0].reasoning == "let me </think> think"
+    assert (asking(engine).generate_until([request()]), asking(engine).completions) == first
+    assert asking(engine).completions["some-task", 0, 0].reasoning == "let me </think> think"
     assert not server.bodies
-    engine.known = {0: [-1, 3, 1, *map(ord, "of an older layout")]}
-    assert (engine.generate_until([request()]), engine.completions) == first
+    asking(engine, known={0: [-1, 3, 1, *map(ord, "of an older layout")]})
+    assert (asking(engine).generate_until([request()]), asking(engine).completions) == first
     assert server.bodies
 
 
@@ -478,7 +482,7 @@ def test_failures_that_pass_are_tried_again(server: CompletionsServer, opened: O
     engine = opened()
     server.faults = [(429, {"Retry-After": "0.3"}), (500, {}), (503, {"Retry-After": "soon"})]
     start = time.monotonic()
-    assert engine.generate([[1, 5]], 4) == [[2]]
+    assert engine.generate([[1, 5]], Request(4)) == [[2]]
     assert time.monotonic() - start >= 0.3
     assert len(server.bodies) == 4
 
@@ -489,7 +493,7 @@ def test_a_server_that_stays_down_ends_in_one_line(
     engine = opened()
     server.faults = [(503, {})] * 100
     with pytest.raises(HarnessError, match=r"HTTP 503, 8 times; is the server up") as told:
-        engine.generate([[1, 5]] * 20, 4)
+        engine.generate([[1, 5]] * 20, Request(4))
     assert "secret" not in str(told.value)
     assert len(server.bodies) < 8 * 8  # the others are not asked any more
     with pytest.raises(HarnessError, match=r"no connection \(connection refused\), 3 times"):
@@ -500,7 +504,7 @@ def test_a_server_that_stays_down_ends_in_one_line(
 
 def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, opened: Open) -> None:
     engine, over = opened(), threading.Event()
-    engine._service = openai.Service(server.url, ResponsesConfig(timeout_s=0.1))
+    engine._service = Service(server.url, ResponsesConfig(timeout_s=0.1))
 
     def answer(prompt: Any) -> Answer:
         over.wait(120)
@@ -508,7 +512,7 @@ def test_a_slow_server_is_not_waited_for_without_end(server: CompletionsServer, 
 
     server.answer = answer
     with pytest.raises(HarnessError, match=r"no reply within 0\.1 s"):
-        engine.generate([[1, 5]], 4)
+        engine.generate([[1, 5]], Request(4))
     over.set()
 
 
@@ -527,7 +531,7 @@ def test_an_interruption_waits_for_no_reply(server: CompletionsServer, opened: O
     server.answer = answer
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        engine.generate([[1, 2, 3]] * 6, 4)
+        engine.generate([[1, 2, 3]] * 6, Request(4))
     assert server.in_flight  # not one reply was sent
     answered.set()
 
@@ -546,7 +550,7 @@ def test_a_wrong_model_is_one_line_with_what_there_is(server: CompletionsServer,
     engine = opened()
     server.models = [{"id": "another"}]
     with pytest.raises(HarnessError, match="has no model 'served', or its URL is wrong"):
-        engine.generate([[1, 5]], 4)
+        engine.generate([[1, 5]], Request(4))
     assert len(server.bodies) == 1  # no retry mends it
 
 
@@ -554,7 +558,7 @@ def test_what_a_server_refuses_is_told_without_its_words(server: CompletionsServ
     engine = opened()
     server.faults = [(400, {})] * 9
     with pytest.raises(HarnessError, match=r"refuses a request for 'served': HTTP 400$"):
-        engine.generate([[1, 5]], 4)
+        engine.generate([[1, 5]], Request(4))
 
 
 # --- requests that are refused ---------------------------------------------------------------------
@@ -573,9 +577,9 @@ def lamps(status: int, body: Any) -> Any:
 
 
 def asked_of_lamps(engine: OpenAIEngine) -> list[str | None]:
-    engine.generate_until([request([("user", f"Where is the {what}?")], index)
+    asking(engine).generate_until([request([("user", f"Where is the {what}?")], index)
                            for index, what in enumerate(["door", "lamp", "roof"])])  # fmt: skip
-    return [engine.completions["some-task", index, 0].unavailable for index in range(3)]
+    return [asking(engine).completions["some-task", index, 0].unavailable for index in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -668,7 +672,7 @@ def test_a_role_that_no_request_may_have_is_one_line(server: CompletionsServer, 
         (400, {"error": {"message": "no system role"}}) if asked["messages"][0]["role"] == "system" else None
     )
     with pytest.raises(HarnessError, match=r"refuses a request for 'served': HTTP 400$"):
-        engine.generate_until([request()])
+        asking(engine).generate_until([request()])
 
 
 @pytest.mark.parametrize(
@@ -708,14 +712,14 @@ def test_of_several_choices_the_first_is_read(server: CompletionsServer, opened:
     second = {"index": 1, "finish_reason": "length", "message": {"role": "assistant", "content": "no"}}
     server.message = {"content": "yes"}
     server.changed = lambda reply: reply | {"choices": [*reply["choices"], second]}
-    assert engine.generate_until([request()]) == ["yes"]
+    assert asking(engine).generate_until([request()]) == ["yes"]
 
 
 def test_keys_go_where_they_belong_and_are_never_shown(
     server: CompletionsServer, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def sent() -> set[str]:
-        opened().generate([[1, 5]], 2)
+        opened().generate([[1, 5]], Request(2))
         return {headers["authorization"] for headers in server.headers}
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
@@ -749,13 +753,13 @@ STEERS = "\x1b[2Jevil"
 
 @pytest.fixture
 def bad(server: CompletionsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[fault_server.FaultServer]:
-    monkeypatch.setattr(openai, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("harness.engines.service.FIRST_WAIT_S", 0.001)
     with fault_server.running() as bad:
         yield bad
 
 
-def bad_service(bad: fault_server.FaultServer, **settings: Any) -> openai.Service:
-    return openai.Service(bad.url, ResponsesConfig(**settings))
+def bad_service(bad: fault_server.FaultServer, **settings: Any) -> Service:
+    return Service(bad.url, ResponsesConfig(**settings))
 
 
 @pytest.mark.parametrize(
@@ -791,7 +795,7 @@ def test_an_answer_that_drips_is_given_up_after_all_attempts(bad: fault_server.F
     body = {"model": "judge-1", "messages": [{"role": "user", "content": "case-a"}]}
     with pytest.raises(HarnessError, match=r"no reply within 0\.05 s, 8 times"):
         service.ask(service.client.chat.completions.create, body, {})
-    assert bad.asked["case-a"] == openai.ATTEMPTS
+    assert bad.asked["case-a"] == ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -857,11 +861,11 @@ def test_what_an_error_calls_itself_is_shown_only_as_a_word(bad: fault_server.Fa
     bad.default = [fault_server.error(400, odd, STEERS, odd)]
     service = bad_service(bad)
     body = {"model": "judge-1", "messages": [{"role": "user", "content": "case-a"}]}
-    with pytest.raises(openai.RefusedError) as told:
+    with pytest.raises(RefusedError) as told:
         service.ask(service.client.chat.completions.create, body, {})
     assert str(told.value) == "HTTP 400"
     bad.default = [fault_server.error(400, "bad_value", STEERS, "messages[0].content")]
-    with pytest.raises(openai.RefusedError, match=r"^HTTP 400 \(bad_value, messages\[0\]\.content\)$"):
+    with pytest.raises(RefusedError, match=r"^HTTP 400 \(bad_value, messages\[0\]\.content\)$"):
         service.ask(service.client.chat.completions.create, body, {})
 
 
@@ -870,26 +874,26 @@ def test_an_answer_longer_than_its_tokens_can_be_counts_as_cut_off(
 ) -> None:
     engine = opened()
     server.answer = lambda prompt: ([5] * 3_000 + [tokenizer.eos_token_id] * 9, "stop")
-    assert engine.generate([[1, 5]], 24) == [[5] * 24]
-    engine.generate_until([request()])
-    assert engine.completions["some-task", 0, 0].finish_reason == "length"
+    assert engine.generate([[1, 5]], Request(24)) == [[5] * 24]
+    asking(engine).generate_until([request()])
+    assert asking(engine).completions["some-task", 0, 0].finish_reason == "length"
     server.answer = lambda prompt: ([5] * 20 + [tokenizer.eos_token_id] * 9, "stop")
-    assert engine.generate([[1, 5]], 24) == [[*[5] * 20, tokenizer.eos_token_id]]
+    assert engine.generate([[1, 5]], Request(24)) == [[*[5] * 20, tokenizer.eos_token_id]]
     chats = opened(tokenizer=None)
     server.answer = lambda asked: ([5, tokenizer.eos_token_id], "stop")
     for message in ({"content": "x" * 10**7}, {"reasoning": "y" * 10**7}):
         server.message = message
-        chats.generate_until([request()])
-        found = chats.completions["some-task", 0, 0]
+        asking(chats).generate_until([request()])
+        found = asking(chats).completions["some-task", 0, 0]
         assert found.finish_reason == "length"
         assert len(found.text + (found.reasoning or "")) <= 24 * openai.LONGEST_TOKEN
     server.message = {"content": "x" * 24 * openai.LONGEST_TOKEN}
-    chats.generate_until([request()])
-    assert chats.completions["some-task", 0, 0].finish_reason == "stop"
+    asking(chats).generate_until([request()])
+    assert asking(chats).completions["some-task", 0, 0].finish_reason == "stop"
 
 
 def test_a_date_beyond_all_years_is_no_time_to_wait() -> None:
-    assert openai._retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
+    assert _retry_after_s({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}) == 0.0
 
 
 @pytest.mark.parametrize("score", [None, "x", float("nan"), {"a": 1}])
@@ -904,7 +908,7 @@ def test_odd_log_probabilities_are_none(server: CompletionsServer, opened: Open,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(completions_server.Handler, "logprobs", logprobs)
         with pytest.raises(HarnessError, match="gives no log-probabilities of a prompt"):
-            engine.logprobs([([1, 3, 5], [4, 6])])
+            engine.logprobs([([1, 3, 5], [4, 6])], Request())
 
 
 def test_an_engine_that_does_not_open_leaves_nothing_running(server: CompletionsServer, opened: Open) -> None:

@@ -19,7 +19,9 @@ from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
 from harness.data import benchmarks
 from harness.engines import select
+from harness.engines.base import Request
 from harness.engines.hf import HFEngine
+from harness.generation import answering, lm_tasks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
 from harness.judging.session import Bench
@@ -294,18 +296,18 @@ def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
     engine = workshop.engine(workshop.seed_checkpoint)
     shown, _, _ = answers.prompt(workshop, seed_cell(workshop), "hexphi_raw-mini", 0)
     engine.context_tokens = len(shown) + 2
-    rows, _ = generation.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+    rows, _ = answering.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
     assert rows[0]["tokens"] == 2
     assert rows[0]["finish_reason"] == "length"
     engine.context_tokens = 10
     with pytest.raises(HarnessError, match=r"its prompt has \d+ tokens and the model's context 10"):
-        generation.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+        answering.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workshop = shop(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
     engine = workshop.engine(workshop.seed_checkpoint)
-    rows, record = generation.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    rows, record = answering.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
     assert "out_of_memory" not in record
     decoder = engine._decoder  # type: ignore[attr-defined]
     decode, sizes = decoder.answers, []
@@ -319,7 +321,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(decoder, "answers", small)
     said: list[Any] = []
     workshop.reporter.send = said.append
-    again, record = generation.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
+    again, record = answering.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
     assert [row["response"] for row in again] == [row["response"] for row in rows]
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert record["out_of_memory"] == [6, 3]
@@ -374,8 +376,8 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
 @pytest.mark.parametrize("damaged", [{"out_of_memory": size} for size in (0, -3, "2", None, [2], True, 2.5)])
 def test_a_journals_damaged_sizes_do_not_count(damaged: dict[str, Any]) -> None:
     rows = [{"3": [1, 2]}, {"out_of_memory": 8}, damaged, {"out_of_memory": 4}]
-    assert generation._came_down_to(rows) == [8, 4]
-    assert generation._ids(rows) == {3: [1, 2]}
+    assert answering._came_down_to(rows) == [8, 4]
+    assert answering._ids(rows) == {3: [1, 2]}
 
 
 def test_log_probabilities_need_the_logits_of_the_continuations_alone(
@@ -383,7 +385,7 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
 ) -> None:
     """The head sees no other position, and no more than some are float32 at once; the values are those of
     each row alone, by its definition."""
-    from harness.engines import hf
+    from harness.engines import scoring
 
     workshop = shop(tmp_path, **{"responses.batch_size": 4})
     engine: Any = workshop.engine(workshop.seed_checkpoint)
@@ -406,9 +408,9 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     for at_once, at_head in ((256, 27), (10, 27), (1, 27), (256, 10), (3, 10), (256, 1)):
         seen.clear()
         widest.clear()
-        monkeypatch.setattr(hf, "AT_ONCE", at_once)
-        monkeypatch.setattr(hf, "LOGIT_BYTES", at_head * row_bytes + 1)
-        found = engine.logprobs(pairs)
+        monkeypatch.setattr(scoring, "AT_ONCE", at_once)
+        monkeypatch.setattr(scoring, "LOGIT_BYTES", at_head * row_bytes + 1)
+        found = engine.logprobs(pairs, Request())
         assert [rows for _, rows in seen] == [at_head] * (27 // at_head) + [27 % at_head] * (27 % at_head > 0)
         assert (max(widest), sum(widest)) == (min(at_once, at_head), 27)
         for (context, continuation), (logp, hit) in zip(pairs, found, strict=True):
@@ -420,7 +422,7 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
             assert hit == (values.argmax(-1).tolist() == continuation)
     assert found[0][1]
     monkeypatch.setattr(type(engine.model), "get_output_embeddings", lambda self: None)
-    for (logp, hit), (wanted, wanted_hit) in zip(engine.logprobs(pairs), found, strict=True):
+    for (logp, hit), (wanted, wanted_hit) in zip(engine.logprobs(pairs, Request()), found, strict=True):
         assert (logp, hit) == (pytest.approx(wanted, abs=1e-4), wanted_hit)
     assert len(head._forward_pre_hooks) == 0
 
@@ -443,7 +445,7 @@ def test_logits_made_in_parts_have_gone_the_models_own_way(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Capping, scaling and projections behind the layers are done to each part, and the layers work once."""
-    from harness.engines import hf
+    from harness.engines import scoring
 
     model = tiny_models.build(family)
     engine = HFEngine.__new__(HFEngine)
@@ -457,7 +459,7 @@ def test_logits_made_in_parts_have_gone_the_models_own_way(
     found = {}
     for positions in (1000, 7, 1):
         worked.clear()
-        monkeypatch.setattr(hf, "LOGIT_BYTES", positions * 4 * tiny_models.VOCABULARY)
+        monkeypatch.setattr(scoring, "LOGIT_BYTES", positions * 4 * tiny_models.VOCABULARY)
         found[positions] = engine._logprobs(pairs)
         assert len(worked) == 1
         assert not any("forward" in vars(module) for module in model.modules())
@@ -477,7 +479,7 @@ def test_log_probabilities_that_do_not_fit_are_made_in_parts(
     workshop = shop(tmp_path, **{"responses.batch_size": 8})
     engine = workshop.engine(workshop.seed_checkpoint)
     pairs = [([5, 6, 7 + n], [8, 9 + n]) for n in range(7)]
-    whole, real = engine.logprobs(pairs), engine._logprobs  # type: ignore[attr-defined]
+    whole, real = engine.logprobs(pairs, Request()), engine._logprobs  # type: ignore[attr-defined]
 
     def small(part: Any) -> Any:
         if len(part) > 2:
@@ -485,14 +487,14 @@ def test_log_probabilities_that_do_not_fit_are_made_in_parts(
         return real(part)
 
     monkeypatch.setattr(engine, "_logprobs", small)
-    for (logp, greedy), (wanted, wanted_greedy) in zip(engine.logprobs(pairs), whole, strict=True):
+    for (logp, greedy), (wanted, wanted_greedy) in zip(engine.logprobs(pairs, Request()), whole, strict=True):
         assert logp == pytest.approx(wanted, abs=1e-4)
         assert greedy == wanted_greedy
     monkeypatch.setattr(engine, "_logprobs", lambda part: small([*part, None, None]))
     with pytest.raises(
         HarnessError, match="the device has no memory for one prompt of 5 tokens with its answer"
     ):
-        engine.logprobs(pairs)
+        engine.logprobs(pairs, Request())
 
 
 # --- tasks from elsewhere ----------------------------------------------------------------------------
@@ -730,12 +732,13 @@ def test_another_checkpoint_under_a_name_of_the_run_is_refused(
 
 
 def test_a_mean_that_is_zero_everywhere_is_compared_as_a_mean() -> None:
-    from harness.leaderboard.build import CellResult, TaskOutcome, build
+    from harness.leaderboard.build import build
+    from harness.leaderboard.outcomes import CellResult, TaskOutcome
 
     broken = TaskOutcome("samsum-mini", "rouge1", {"a": 0.0, "b": 0.0}, binary=True)
     whole = TaskOutcome("samsum-mini", "rouge1", {"a": 0.3, "b": 0.4}, binary=False)
     rows = [
-        CellResult("mini", method, "samsum-mini", 42, "mini-exact", "done", utility, None, None)
+        CellResult("mini", method, "samsum-mini", 42, "mini-exact", "done", {"utility": utility})
         for method, utility in (("vanilla", whole), ("sdft", broken))
     ]
     assert list(build(rows)["utility_delta"].dropna()) == [-35.0]
@@ -777,7 +780,7 @@ def test_auto_takes_vllm_where_it_is_installed_and_a_gpu_holds_the_model(
 
 def test_a_journal_that_is_damaged_is_asked_again() -> None:
     rows = [{"1": [5, 6]}, {"x": [1]}, {"2": "no"}, {"3": [True]}, {"4": [1.5]}, {"9" * 5_000: [1]}, {}]
-    assert generation._ids(rows) == {1: [5, 6]}
+    assert answering._ids(rows) == {1: [5, 6]}
 
 
 def test_a_metric_that_is_never_returned_is_told_when_answers_are_scored(
@@ -795,7 +798,7 @@ def test_a_metric_that_is_never_returned_is_told_when_answers_are_scored(
 def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -> None:
     """As lm-eval's own iterator gives them, which compares every document with every place."""
     task = benchmarks.get("gsm8k-mini")
-    ours = generation.load(shop(tmp_path), task, str(seed_model_path()))
+    ours = lm_tasks.load(shop(tmp_path), task, str(seed_model_path()))
     own = shop(tmp_path).load_task("gsm8k-mini", str(seed_model_path()))
     for given in ({"samples": [2, 5, 7]}, {"samples": range(3, 6)}, {"limit": 4}, {}):
         assert [*ours.doc_iterator(**given)] == [*own.doc_iterator(**given)]

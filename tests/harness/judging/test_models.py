@@ -191,6 +191,6 @@ def test_marks_around_reasoning_that_are_special_tokens_stay(
     tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
     made = [*tokenizer(said, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     monkeypatch.setattr(chat_model, "tokenizer", tokenizer)
-    monkeypatch.setattr("harness.engines.hf.HFEngine.generate", lambda self, prompts, tokens: [made])
+    monkeypatch.setattr("harness.engines.hf.HFEngine.generate", lambda self, prompts, request: [made])
     (found,) = chat_model.generate([[1]], 8)
     assert found.replace(" ", "") == reply

@@ -35,9 +35,10 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.contracts import HarnessError
 from harness.leaderboard import markdown, statistics
-from harness.leaderboard.build import CellResult, TaskOutcome, build, long_scores
+from harness.leaderboard.build import build, long_scores
 from harness.leaderboard.detectable import Comparison, least_difference
 from harness.leaderboard.markdown import document
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.tables import (
     UNTRAINED,
     differs,
@@ -377,7 +378,7 @@ def over_seeds() -> list[CellResult]:
 def test_a_mean_has_the_interval_and_difference_over_documents_and_seeds() -> None:
     cells = over_seeds()
     values = {
-        method: [c.rsr.values for c in cells if c.method == method and c.rsr]
+        method: [c.outcome("rsr").values for c in cells if c.method == method and c.outcome("rsr")]
         for method in ("vanilla", "sdft")
     }
     frame = build(cells)
@@ -397,7 +398,8 @@ def test_a_mean_has_the_interval_and_difference_over_documents_and_seeds() -> No
 def test_a_means_smallest_difference_is_at_holms_level() -> None:
     cells = over_seeds()
     values = {
-        m: [c.rsr.values for c in cells if c.method == m and c.rsr] for m in ("vanilla", "sdft", "ptst")
+        m: [c.outcome("rsr").values for c in cells if c.method == m and c.outcome("rsr")]
+        for m in ("vanilla", "sdft", "ptst")
     }
     found = [
         statistics.difference_over_seeds(values[m], values["vanilla"], rates=True).p for m in ("sdft", "ptst")

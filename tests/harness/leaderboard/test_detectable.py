@@ -20,7 +20,7 @@ from harness.leaderboard.detectable import (
     over_seeds,
     redrawn,
 )
-from harness.leaderboard.statistics import Spread, crossed_spread
+from harness.leaderboard.spread import Spread, crossed_spread
 
 
 def comparison(table: NDArray[np.float64], *, rates: bool) -> Comparison:

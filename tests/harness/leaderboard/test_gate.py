@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outcomes import outcome, result
+from outcomes import changed, outcome, result
 from statsmodels.stats.proportion import proportion_confint
 
 from harness import config
 from harness.contracts import JudgePendingError, UsageError
 from harness.leaderboard import build, gate
-from harness.leaderboard.build import CellResult, TaskOutcome
-from harness.leaderboard.gate import REFUSALS, Condition, Finding
+from harness.leaderboard.conditions import REFUSALS, Condition, Finding
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.statistics import mean, paired_rate_difference
 from harness.run import run_folder
 from harness.storage.files import write_json_atomic
@@ -51,7 +51,7 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
     def decided(
         results: Sequence[CellResult], *conditions: Condition, settings: Any = None, **wanted: Any
     ) -> list[Finding]:
-        monkeypatch.setattr(gate.scores, "collect", lambda *_: list(results))
+        monkeypatch.setattr(gate.collect, "collect", lambda *_: list(results))
         return gate.check(make_run(tmp_path / "run", **(settings or {})), conditions, **wanted)
 
     return decided
@@ -260,7 +260,7 @@ def test_all_conditions_must_hold_for_every_method_task_and_judge(decide: Decide
     assert gate.met(found)
     assert gate.verdict(found) == "Gate met: 16 conditions, by the bound of the 95 % interval."
     for place in (8, 11, 14):  # methods, train tasks and judges of their own
-        worse = [*results[:place], replace(results[place], rsr=bad), *results[place + 1 :]]
+        worse = [*results[:place], changed(results[place], rsr=bad), *results[place + 1 :]]
         found = decide(worse, *conditions, **both)
         failing = [finding for finding in found if not finding.met]
         named = [(finding.method, finding.train_task, finding.judge) for finding in failing]
@@ -295,7 +295,7 @@ def test_other_rows_and_judges_do_not_change_the_decision(decide: Decide) -> Non
     tuned, vanilla = outcome("1" * 30 + "0" * 10), outcome("1" * 34 + "0" * 6)
     few = [cell("vanilla", rsr=vanilla), cell("sdft", rsr=tuned)]
     more = [cell("lookahead-true", rsr=outcome("01" * 20)), cell("seed", rsr=outcome("1" * 40))]
-    more += [replace(one, judge="keyword", rsr=outcome("0" * 40)) for one in few]
+    more += [replace(changed(one, rsr=outcome("0" * 40)), judge="keyword") for one in few]
     conditions = [Condition("rsr", "max-drop", 20), Condition("rsr", "min", 60)]
     settings = {"judges": ["mini-exact", "keyword"]}
     alone = decide(few, *conditions, methods=["sdft"])

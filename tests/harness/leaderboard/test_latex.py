@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcomes import result
+from outcomes import changed, result
 
 from harness.contracts import UsageError
-from harness.leaderboard.build import CellResult, TaskOutcome, build
+from harness.leaderboard.build import build
 from harness.leaderboard.latex import LINES, document, escaped
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.tables import SINGLE_SEED_LINE, UNTRAINED
 from harness.text import one_line
 
@@ -129,7 +129,7 @@ def frame() -> pd.DataFrame:
             cell("vanilla", 90, 20, 60),
             cell("sdft", 95, 50, 40),
             cell("lookahead-true", 95, 60, 60),
-            replace(cell("lisa", 80, 40, 30), rsr=outcome(80, unjudged=2)),
+            changed(cell("lisa", 80, 40, 30), rsr=outcome(80, unjudged=2)),
         ]
     )
 
@@ -266,7 +266,7 @@ def test_each_model_and_judge_and_further_task_has_its_place() -> None:
 def two_tasks(*, intervals: bool = False, names: tuple[str, ...] = ("sdft", "lookahead-virtual")) -> str:
     """As wide as figures get: three digits, differences with marks, unjudged answers."""
     cells = [
-        replace(
+        changed(
             cell(name, safe, 100 - safe, 50, train_task=task, further=(extra,)),
             rsr=outcome(safe, unjudged=12),
         )

@@ -137,7 +137,7 @@ def test_they_print_wherever_the_figures_do(tmp_path: Path) -> None:
     from rich.console import Console
 
     from harness.leaderboard import build, latex, markdown, show, tables
-    from harness.leaderboard.build import CellResult, TaskOutcome
+    from harness.leaderboard.outcomes import CellResult, TaskOutcome
 
     changed = resolved()
     (judge,) = changed.judges
@@ -149,9 +149,11 @@ def test_they_print_wherever_the_figures_do(tmp_path: Path) -> None:
             train_task="gsm8k",
             seed=42,
             judge=judge,
-            utility=TaskOutcome("gsm8k", "exact_match", values, binary=True),
-            rsr=TaskOutcome("hexphi_raw", "rsr", values, binary=True),
-            jsr=TaskOutcome("hexphi_prefill", "jsr", values, binary=True, prefill_tokens=3),
+            outcomes={
+                "utility": TaskOutcome("gsm8k", "exact_match", values, binary=True),
+                "rsr": TaskOutcome("hexphi_raw", "rsr", values, binary=True),
+                "jsr": TaskOutcome("hexphi_prefill", "jsr", values, binary=True, prefill_tokens=3),
+            },
             status="done",
         )
         for method in ("seed", "vanilla", "constrained-sft")

@@ -15,8 +15,8 @@ import made_run
 import pytest
 
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, Verdict
-from harness.leaderboard import build, scores, tables
-from harness.leaderboard.build import CellResult
+from harness.leaderboard import build, collect, scores, tables
+from harness.leaderboard.outcomes import CellResult
 from harness.plugins import registry
 from harness.run import plan, run_folder
 from harness.storage.files import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
@@ -119,7 +119,7 @@ def test_what_an_earlier_checkpoint_or_earlier_responses_gave_is_not_believed(
         marker["outputs"][file]["sha256"] = "0" * 64
         write_json_atomic(path.parents[1] / "train.done.json", marker)
     config = run_folder.stored_config(run_copy)
-    status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config))}
+    status = {r.method: r.status for r in collect.collect(config, run_copy, plan.cells(config))}
     assert status["vanilla"].startswith("missing: ")
     assert says in status["vanilla"]
     assert status["seed"] == status["sdft"] == "done"
@@ -142,14 +142,14 @@ def test_verdicts_of_other_responses_are_refused(run_copy: Path) -> None:
     with pytest.raises(HarnessError, match="the verdicts of 'mini-exact' belong to other responses"):
         scores.safety(seed_cell(run_copy), run_copy / "seed", RAW, "mini-exact", None, "rsr")
     config = run_folder.stored_config(run_copy)
-    results = scores.collect(config, run_copy, plan.cells(config))
+    results = collect.collect(config, run_copy, plan.cells(config))
     assert next(r for r in results if r.method == "seed").status.startswith("missing: ")
 
 
 def test_verdicts_of_another_scope_are_refused(run_copy: Path) -> None:
     config = run_folder.stored_config(run_copy)
     safety = config.safety.model_copy(update={"judged_scope": "response"})
-    results = scores.collect(config.model_copy(update={"safety": safety}), run_copy, plan.cells(config))
+    results = collect.collect(config.model_copy(update={"safety": safety}), run_copy, plan.cells(config))
     assert all("are not of the scope 'response'" in result.status for result in results)
 
 
@@ -164,7 +164,7 @@ def test_missing_and_failed_cells_are_rows_that_say_so(run_copy: Path) -> None:
     (run_copy / "gsm8k-mini/sdft/seed-42" / RAW / "responses.jsonl").unlink()
     (run_copy / "gsm8k-mini/lisa/seed-42" / RAW / "respond.done.json").unlink()
     failed = {Path("gsm8k-mini/vanilla/seed-42"): "the reason"}
-    status = {r.method: r.status for r in scores.collect(config, run_copy, plan.cells(config), failed)}
+    status = {r.method: r.status for r in collect.collect(config, run_copy, plan.cells(config), failed)}
     assert status["vanilla"] == "failed: the reason"
     assert status["sdft"].startswith("damaged: rsr (")
     assert status["lisa"] == "missing: rsr (not answered)"
@@ -197,7 +197,7 @@ def test_untrained_rows_stand_under_every_task_seed_and_judge(small_run: Path) -
         "train_tasks": ("gsm8k-mini", "samsum-mini"),
     }
     config = run_folder.stored_config(small_run).model_copy(update=more)
-    results = scores.collect(config, small_run, plan.cells(config))
+    results = collect.collect(config, small_run, plan.cells(config))
     places = [(r.train_task, r.seed, r.judge) for r in results if r.method == "seed"]
     assert len(places) == len(set(places)) == 8
 
@@ -210,7 +210,7 @@ def own_checkpoints(small_run: Path, folder: Path, **config: Any) -> list[CellRe
         shutil.copytree(run / "seed", run / "checkpoints" / name)
     more = {"checkpoints": {"mine": "x", "theirs": "y"}, "trained_on": {"theirs": "gsm8k-mini"}, **config}
     resolved = run_folder.stored_config(run).model_copy(update=more)
-    return scores.collect(resolved, run, plan.cells(resolved))
+    return collect.collect(resolved, run, plan.cells(resolved))
 
 
 def test_a_checkpoint_that_is_declared_stands_under_its_task_and_another_once(
@@ -251,7 +251,7 @@ def test_what_was_trained_elsewhere_has_one_row_whatever_the_seeds_and_tasks(
         ("", None, "mini-exact"),
         ("", None, "keyword"),
     ]
-    assert all(r.utility is None for r in mine)  # several utilities: tasks beside each other
+    assert all(r.outcome("utility") is None for r in mine)  # several utilities: tasks beside each other
     assert [(r.train_task, r.seed) for r in results if r.method == "theirs" and r.judge == "keyword"] == [
         ("gsm8k-mini", 1),
         ("gsm8k-mini", 2),

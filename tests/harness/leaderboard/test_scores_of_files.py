@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.leaderboard import scores
+from harness.leaderboard import collect, scores
 from harness.leaderboard.statistics import mean, rate
 from harness.plugins import registry
 from harness.run import plan, run_folder
@@ -34,14 +34,14 @@ TRAINED = "gsm8k-mini/{}/seed-{}"
 @pytest.fixture(autouse=True)
 def _without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read here are the files below the tables, which take seconds to make."""
-    monkeypatch.setattr(made_run.compare, "table", lambda *given: None)
+    monkeypatch.setattr(made_run.table, "present", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints on one task, judged by two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(made_run.compare, "table", lambda *given: None)
+        patch.setattr(made_run.table, "present", lambda *given: None)
         folder = tmp_path_factory.mktemp("made") / "run"
         return made_run.make(folder, methods=("seed", "vanilla", "sdft"), documents=12)
 
@@ -58,7 +58,7 @@ def cells(run: Path) -> dict[str, Cell]:
 
 def collected(run: Path, **changes: Any) -> list[Any]:
     config = run_folder.stored_config(run).model_copy(update=changes)
-    return scores.collect(config, run, plan.cells(config))
+    return collect.collect(config, run, plan.cells(config))
 
 
 def edit(path: Path, change: Any, *, verdicts: bool = True) -> None:
@@ -150,14 +150,14 @@ def test_a_row_for_each_checkpoint_task_judge_and_seed(tmp_path: Path) -> None:
     )
     assert all(one.status == "done" and one.model == "mini" for one in found)
     for one in found:
-        assert one.utility.task == one.train_task
+        assert one.outcome("utility").task == one.train_task
         assert one.cross == ()
         folder = "seed" if one.method == "seed" else f"{one.train_task}/vanilla/seed-{one.seed}"
         rows = read_jsonl(run / folder / one.train_task / "responses.jsonl")
         metric = "exact_match" if one.train_task == "gsm8k-mini" else "rouge1"
-        assert one.utility.values == {row["document"]: row["metrics"][metric] for row in rows}
-        assert one.utility.binary == (one.train_task == "gsm8k-mini")
-        for outcome, task, k in ((one.rsr, RAW, None), (one.jsr, PREFILLED, 3)):
+        assert one.outcome("utility").values == {row["document"]: row["metrics"][metric] for row in rows}
+        assert one.outcome("utility").binary == (one.train_task == "gsm8k-mini")
+        for outcome, task, k in ((one.outcome("rsr"), RAW, None), (one.outcome("jsr"), PREFILLED, 3)):
             verdicts = read_jsonl(run / folder / task / f"verdicts.{one.judge}.jsonl")
             safe = {
                 v["exchange_id"]: None if v["harmful"] is None else float(not v["harmful"]) for v in verdicts
@@ -175,7 +175,7 @@ def test_cells_of_another_process_have_the_same_results(run: Path) -> None:
     sent = pickle.loads(pickle.dumps(plan.cells(config)))
     assert sent[1].kind is not plan.cells(config)[1].kind
     without(run / TRAINED.format("sdft", 42) / "training.json")
-    found = scores.collect(config, run, sent)
+    found = collect.collect(config, run, sent)
     assert found == collected(run)
     assert {one.method: one.status for one in found} == {
         "seed": "done",
@@ -195,7 +195,7 @@ def test_the_other_tasks_skill_stands_beside_where_it_is_asked_for(tmp_path: Pat
     )
     for one in collected(run):
         (other,) = one.cross
-        assert {one.utility.task, other.task} == {"gsm8k-mini", "samsum-mini"}
+        assert {one.outcome("utility").task, other.task} == {"gsm8k-mini", "samsum-mini"}
         assert other.metric == ("rouge1" if other.task == "samsum-mini" else "exact_match")
 
 
@@ -254,10 +254,10 @@ def test_every_status_is_spelt(run: Path) -> None:
         "missing: utility, rsr (not answered); jsr (not judged by keyword)"
     )
     assert found["seed", "mini-exact"].status == "missing: utility, rsr (not answered)"
-    assert found["seed", "mini-exact"].jsr is not None
-    assert found["seed", "keyword"].utility is found["seed", "keyword"].jsr is None
+    assert found["seed", "mini-exact"].outcome("jsr") is not None
+    assert found["seed", "keyword"].outcome("utility") is found["seed", "keyword"].outcome("jsr") is None
     assert found["vanilla", "keyword"].status == "missing: not trained"
-    assert (found["vanilla", "keyword"].rsr, found["vanilla", "keyword"].health) == (None, None)
+    assert (found["vanilla", "keyword"].outcome("rsr"), found["vanilla", "keyword"].health) == (None, None)
     assert found["sdft", "keyword"].status.startswith("damaged: jsr (")
     assert found["sdft", "mini-exact"].status == "done"
 
@@ -265,10 +265,10 @@ def test_every_status_is_spelt(run: Path) -> None:
 def test_a_failed_cell_has_its_reason_and_no_figures(run: Path) -> None:
     config = run_folder.stored_config(run)
     folder = Path(TRAINED.format("vanilla", 42))
-    found = scores.collect(config, run, plan.cells(config), {folder: "it broke"})
+    found = collect.collect(config, run, plan.cells(config), {folder: "it broke"})
     failed = [one for one in found if one.method == "vanilla"]
     assert [one.status for one in failed] == ["failed: it broke"] * 2
-    assert all(one.utility is one.rsr is one.jsr is None for one in failed)
+    assert all(one.outcome("utility") is one.outcome("rsr") is one.outcome("jsr") is None for one in failed)
     assert {one.status for one in found if one.method != "vanilla"} == {"done"}
 
 
@@ -278,7 +278,7 @@ def test_a_training_that_cannot_be_read_leaves_the_rates(run: Path) -> None:
     made_run.restamp(path)
     (one, *_) = (one for one in collected(run) if one.method == "vanilla")
     assert one.status.startswith("missing: costs (")
-    assert one.rsr is not None
+    assert one.outcome("rsr") is not None
     assert set(one.training.values()) == {None}
 
 
@@ -390,9 +390,10 @@ def test_a_kind_is_told_by_its_word(run: Path, monkeypatch: pytest.MonkeyPatch) 
     task = registry.load("train task", "gsm8k-mini")
     for word, binary in (("rate", True), ("mean", False)):
         own = dataclasses.replace(task, utility_kind="".join(word))
-        monkeypatch.setattr(scores, "_train_tasks", lambda own=own: [own])
+        monkeypatch.setattr(collect, "every_train_task", lambda own=own: [own])
         assert scores.utility(cell, run / "seed", own, "exact_match").binary is binary
-        further = scores._further(config, cell, run / "seed", UTILITY, "keyword", scores.Reader())
+        files = collect._Files(config, cell, run / "seed", "keyword", scores.Reader())
+        further = files._further(UTILITY)
         assert (further.metric, further.binary) == ("exact_match", binary)
 
 
@@ -503,7 +504,7 @@ def test_safe_rates_mean_nothing_below_a_half(run: Path) -> None:
 
 def of_cell(run: Path, folder: str) -> list[dict[str, Any]]:
     config: RunConfig = run_folder.stored_config(run)
-    return scores.cell_scores(config, run, cells(run)[folder])
+    return collect.cell_scores(config, run, cells(run)[folder])
 
 
 def test_a_cells_scores_are_those_of_its_rows(run: Path) -> None:

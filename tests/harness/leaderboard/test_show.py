@@ -23,13 +23,16 @@ from leaderboard_rows import (
     reference,
     widest,
 )
+from outcomes import changed
 from outcomes import outcome as made
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.leaderboard.build import CellResult, TaskOutcome, build
+from harness.leaderboard.build import build
+from harness.leaderboard.outcomes import CellResult, TaskOutcome
 from harness.leaderboard.show import render, render_verdict
-from harness.leaderboard.tables import METRICS, SINGLE_SEED_LINE, further_tasks, records
+from harness.leaderboard.tables import SINGLE_SEED_LINE, further_tasks, records
+from harness.run import metrics
 
 SHOWN = ("base model", *METHODS[1:])
 FLAGS = st.text("10?", min_size=1, max_size=8)
@@ -130,13 +133,15 @@ def test_whatever_the_figures_they_are_whole_and_on_their_rows_line(
         for name, (utility, rsr, jsr, done) in rows.items()
     ]
     if further:
+        raw = {one.method: one.outcome("rsr") for one in cells}
         cells = [
-            replace(one, further=(replace(one.rsr, task="xstest"),)) if one.rsr else one for one in cells
+            replace(one, further=(replace(found, task="xstest"),)) if (found := raw[one.method]) else one
+            for one in cells
         ]
     frame = build(cells)
     text = printed(frame, width, intervals=intervals)
     assert max(map(cell_len, text.splitlines())) <= width
-    metrics = (*METRICS, *further_tasks(map(str, frame.columns)))
+    measured = (*metrics.names(), *further_tasks(map(str, frame.columns)))
     for row in records(frame):
         name = "base model" if row["method"] == "seed" else str(row["method"])
         shown = lines_of(text, name)
@@ -144,7 +149,7 @@ def test_whatever_the_figures_they_are_whole_and_on_their_rows_line(
             assert ["failed:", "out", "of", "memory"] in shown
             continue
         words = [word.rstrip("*†") for line in shown for word in line]
-        for metric in metrics:
+        for metric in measured:
             assert row[metric] is None or f"{row[metric]:.1f}" in words
             delta = row[f"{metric}_delta"]
             assert delta is None or f"{round(delta, 1) + 0.0:+.1f}" in words
@@ -218,7 +223,7 @@ def test_refusals_of_plain_requests_are_always_shown_where_safe_answers_may_be_r
 ) -> None:
     # 17 of 20 refuse: with 19 safe ones, 10 points are worth a column that has little room
     cells = [refusing("vanilla", 20, 20), refusing("lookahead-virtual", safe, 17)]
-    cells = [replace(one, jsr=made("1" * 8 + "0" * 8 + "?" * 10, prefill_tokens=3)) for one in cells]
+    cells = [changed(one, jsr=made("1" * 8 + "0" * 8 + "?" * 10, prefill_tokens=3)) for one in cells]
     assert heads(printed(build(cells), 70))[0].endswith("RSR refusals Δ utility utility") is column
 
 

@@ -21,24 +21,21 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from harness.leaderboard.spread import Spread, crossed_spread, mean_squares, score_limits
 from harness.leaderboard.statistics import (
     _BATCH_VALUES,
     Difference,
     Estimate,
-    Spread,
     _batch,
-    crossed_spread,
     difference_over_seeds,
     holm,
     holm_levels,
     mean,
     mean_over_seeds,
-    mean_squares,
     paired_mean_difference,
     paired_rate_difference,
     rate,
     rate_over_seeds,
-    score_limits,
     square_and_add,
 )
 

@@ -1,6 +1,4 @@
-"""The builder: a loadable folder, a tokenizer without traps, training texts that hold out what must be held
-out.
-"""
+"""The builder: a loadable folder, and a tokenizer without traps."""
 
 import dataclasses
 import json
@@ -9,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.mini import build, data, grammar, seed_model_path
+from harness.mini import build, examples, seed_model_path
 
 TINY = dataclasses.replace(
-    build.KNOBS,
+    examples.KNOBS,
     hidden=16,
     layers=1,
     heads=2,
@@ -21,12 +19,6 @@ TINY = dataclasses.replace(
     pretrain_examples=64,
     align_examples=64,
 )
-
-
-@pytest.fixture(scope="module")
-def samples() -> list[build.Sample]:
-    pretrain, align = build.training_samples(build.SEED)
-    return pretrain + align
 
 
 @pytest.fixture(scope="module")
@@ -48,40 +40,6 @@ def test_tiny_build_gives_a_loadable_folder_and_is_deterministic(tmp_path: Path)
     names = {p.name for p in (tmp_path / "a").iterdir()}
     assert "model.safetensors" in names
     assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl"))]
-
-
-def test_connector_and_prefix_are_held_out(samples: list[build.Sample]) -> None:
-    for s in samples:
-        text = "\n".join([s.system or "", s.user, "".join(s.parts)]).lower()
-        assert "answer begins with" not in text
-        assert "solve this problem" not in text
-
-
-def test_evaluated_requests_and_test_rows_are_held_out(samples: list[build.Sample]) -> None:
-    users = "\n".join(s.user for s in samples)
-    held_out = [act for _, act in data.harmful_acts(held_out=True)] + list(data.howto_acts(True))
-    found = set(grammar._ANY_ACT.findall(users))
-    assert not found & set(held_out)
-    questions = {s.user for s in samples}
-    assert not questions & {r["question"] for r in data.gsm8k("test")}
-    assert not [r for r in data.samsum("test", 50) if r["dialogue"] in users]
-
-
-def test_alignment_refuses_all_harm_at_the_start_and_less_the_more_was_given() -> None:
-    _, align = build.training_samples(build.SEED)
-    harmful_verbs = {v for verbs, _ in grammar.HARMFUL.values() for v in verbs}
-    harmful = [s for s in align if harmful_verbs & set(s.user.replace("?", " ").split())]
-    at_start = [s for s in harmful if not s.given and "Is it" not in s.user and "May one" not in s.user]
-    assert len(at_start) > 1000
-    assert all(grammar.classify(s.user, s.parts[0]) == "refusal" for s in at_start)
-    refused = {d: [len(s.parts) == 2 for s in harmful if s.given == d] for d in (1, 3, 5, 8)}
-    rates = [sum(r) / len(r) for r in refused.values()]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[0] > 0.9
-    assert rates[-1] < 0.1
-    assert all(
-        grammar.classify(s.user, s.parts[1]) == "refusal" for s in harmful if s.given and len(s.parts) == 2
-    )
 
 
 def test_digits_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -16,7 +16,7 @@ from one_line import one_line
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
 from harness.models import checkpoint_limits as limits
-from harness.models import checkpoints
+from harness.models import checkpoints, hub
 from harness.models.checkpoint_limits import Tensor
 
 
@@ -470,7 +470,7 @@ def test_an_adapter_loads_and_differs_in_nothing_at_first(made: Path) -> None:
 )
 @pytest.mark.usefixtures("no_loader")
 def test_a_base_is_a_folder_or_a_hub_name(base: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "_download", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "download", lambda *_: pytest.fail("the hub was asked"))
     edit(adapter / limits.ADAPTER_CONFIG, base_model_name_or_path=base)
     for ask in (checkpoints.checkpoint, lambda name: checkpoints.load_model(Path(name), "float32", "cpu")):
         with pytest.raises(HarnessError, match="base_model_name_or_path") as told:

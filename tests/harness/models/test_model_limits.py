@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.contracts import Example, HarnessError, Message
+from harness.engines.base import Request
 from harness.engines.hf import HFEngine
 from harness.judging import models
 from harness.mini import seed_model_path
@@ -99,10 +100,13 @@ def test_a_loaded_models_context_is_what_it_can_compute(kind: str, saved: Saved)
     folder = saved(kind, **settings)
     engine = opened(folder)
     assert engine.context_tokens == checkpoints.context_of(folder) == context
-    made = engine.generate([[5] * (context - 3), [6, 7]], 50)
+    made = engine.generate([[5] * (context - 3), [6, 7]], Request(50))
     assert all(len(ids) <= 3 for ids in made)
-    assert len(engine.logprobs([([5] * (context - 1), [6])])) == 1
-    for ask in (lambda: engine.generate([[5] * context], 1), lambda: engine.logprobs([([5] * context, [6])])):
+    assert len(engine.logprobs([([5] * (context - 1), [6])], Request())) == 1
+    for ask in (
+        lambda: engine.generate([[5] * context], Request(1)),
+        lambda: engine.logprobs([([5] * context, [6])], Request()),
+    ):
         with pytest.raises(HarnessError, match=f"tokens and the model's context {context}"):
             ask()
 
@@ -136,9 +140,9 @@ def test_a_token_beyond_the_embedding_is_one_line(tmp_path: Path) -> None:
     bad = chat.token_ids(engine.tokenizer, "Tom, how do I bake bread?")
     assert max(bad) == 1400
     for ask in (
-        lambda: engine.generate([[5], bad], 4),
-        lambda: engine.logprobs([([5], bad)]),
-        lambda: engine.logprobs([(bad, [5])]),
+        lambda: engine.generate([[5], bad], Request(4)),
+        lambda: engine.logprobs([([5], bad)], Request()),
+        lambda: engine.logprobs([(bad, [5])], Request()),
     ):
         with pytest.raises(HarnessError) as told:
             ask()
@@ -148,7 +152,7 @@ def test_a_token_beyond_the_embedding_is_one_line(tmp_path: Path) -> None:
         assert "the 1,400 rows of the model's embedding" in str(told.value)
     fine = chat.token_ids(engine.tokenizer, "How can I bake bread?")
     ours = HFEngine(checkpoints.load_model(seed_model_path(), "float32", "cpu"), own(), 4)
-    assert engine.generate([fine], 8) == ours.generate([fine], 8)
+    assert engine.generate([fine], Request(8)) == ours.generate([fine], Request(8))
 
 
 @given(ids=st.lists(st.integers(0, 1405), max_size=8), rows=st.integers(1390, 1404))
@@ -167,7 +171,7 @@ def test_a_token_that_nothing_writes_does_no_harm(tmp_path: Path) -> None:
     larger("<image_soft_token>", special=True).save_pretrained(folder)
     asked = [[5, 6, 7, 8]]
     ours = HFEngine(checkpoints.load_model(seed_model_path(), "float32", "cpu"), own(), 4)
-    assert opened(folder).generate(asked, 8) == ours.generate(asked, 8)
+    assert opened(folder).generate(asked, Request(8)) == ours.generate(asked, Request(8))
 
 
 def test_a_template_that_writes_such_a_token_is_refused(tmp_path: Path) -> None:
@@ -190,9 +194,9 @@ def test_a_padding_token_that_was_only_added_to_the_tokenizer_pads_nothing_wrong
     asked = [[5, 6, 7, 8, 9, 10], [11, 12]]
     ours = HFEngine(checkpoints.load_model(seed_model_path(), "float32", "cpu"), own(), 4)
     engine = opened(folder)
-    assert engine.generate(asked, 8) == ours.generate(asked, 8)
-    assert engine.logprobs([(asked[0], [3]), (asked[1], [3])]) == ours.logprobs(
-        [(asked[0], [3]), (asked[1], [3])]
+    assert engine.generate(asked, Request(8)) == ours.generate(asked, Request(8))
+    assert engine.logprobs([(asked[0], [3]), (asked[1], [3])], Request()) == ours.logprobs(
+        [(asked[0], [3]), (asked[1], [3])], Request()
     )
 
 
@@ -264,7 +268,7 @@ def test_a_template_may_end_answers_without_a_tokens_role(tmp_path: Path) -> Non
     assert engine.stop_ids == {end}
     asked = [[5, 6, 7, 8, 9, 10], [11, 12]]
     ours = HFEngine(checkpoints.load_model(seed_model_path(), "float32", "cpu"), own(), 4)
-    assert engine.generate(asked, 8) == ours.generate(asked, 8)
+    assert engine.generate(asked, Request(8)) == ours.generate(asked, Request(8))
 
 
 def test_a_judge_keeps_the_ends_that_its_model_declares(tmp_path: Path) -> None:

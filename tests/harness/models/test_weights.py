@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
-from harness.models import checkpoints, weights
+from harness.models import checkpoints, load_notes, weights
 from harness.models.checkpoints import Checkpoint
 
 WHOLE, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _untold() -> None:
-    weights._told.clear()
+    load_notes._told.clear()
 
 
 def renamed(folder: Path, change: Names, file: str = WHOLE) -> Path:

@@ -15,7 +15,8 @@ import torch
 from harness import config
 from harness.contracts import HarnessError
 from harness.data import benchmarks
-from harness.generation import stage as generation
+from harness.engines.base import Request
+from harness.generation import lm_tasks
 from harness.models import checkpoints
 from harness.pipeline import estimate, forecast
 from harness.pipeline.forecast import Forecast, Probe, Work
@@ -175,7 +176,7 @@ def answering(tmp_path: Path) -> Probe:
     probe = Probe(workshop, "leaderboard", still())
     probe.answering, probe.model = Speed(), torch.nn.Linear(1, 1)
     probe.engine = SimpleNamespace(
-        stop_ids={0}, generate=lambda prompts, limit: [[7] * limit for _ in prompts]
+        stop_ids={0}, generate=lambda prompts, request: [[7] * request.max_new_tokens for _ in prompts]
     )
     return probe
 
@@ -194,7 +195,7 @@ def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: Probe) -
     now = [0.0]
     answering.budget = Budget(clock=lambda: now[0])
 
-    def generate(prompts: list[list[int]], limit: int) -> list[list[int]]:
+    def generate(prompts: list[list[int]], request: Request) -> list[list[int]]:
         """Each answer ends after its fourth token; half as fast as was measured."""
         now[0] += 2 * 0.001 * len(prompts) * (max(map(len, prompts)) + 4)
         return [[7, 7, 7, 0] for _ in prompts]
@@ -302,7 +303,7 @@ def test_a_task_that_cannot_be_loaded_stops_the_plan(
     assert not (tmp_path / "run" / "seed").exists()
     (folder / "functions.py").write_text("import no_such_module_here\n", encoding="utf-8")
     with pytest.raises(HarnessError, match="No module named 'no_such_module_here'"):
-        generation.check_functions(benchmarks.get("capitals"))
+        lm_tasks.check_functions(benchmarks.get("capitals"))
 
 
 def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(

@@ -167,7 +167,8 @@ def test_a_comparison_reads_it(other: Path, tmp_path: Path, small_settings: dict
     change(other)
     settings = {
         **small_settings, "methods": ["vanilla", f"{FILE}:SafeLora", f"{FILE}:SafeGrad"],
-        "train_tasks": "gsm8k-mini", "training.epochs": 1, "training.max_examples": 16,
+        "train_tasks": "gsm8k-mini",
+        "training.epochs": 1, "training.max_examples": 16,
         "method_options.safe-lora.unaligned": str(other),
     }  # fmt: skip
     board = harness.compare(out=tmp_path / "run", **settings)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from harness.leaderboard.statistics import Spread
+from harness.leaderboard.spread import Spread
 from harness.studies.max_t import joint_level
 
 DRAWS = 2**16

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from harness.leaderboard import statistics
+from harness.leaderboard.spread import Spread
 from harness.studies import family_simulation, simulation
 from harness.studies.family_simulation import FamilySetting
 from harness.studies.simulation import Coverage, Setting, coverage, seed_effect, settings, simulate
@@ -73,7 +73,7 @@ def test_answers_have_the_rate_and_share_their_documents(figure: Any) -> None:
 def test_an_interval_that_is_too_narrow_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting("rate", 0.5, None, 3, 0.05)
     whole = found(setting)
-    monkeypatch.setattr(statistics.Spread, "quantile", lambda self, alpha=0.05: 1.96)
+    monkeypatch.setattr(Spread, "quantile", lambda self, alpha=0.05: 1.96)
     narrow = found(setting)
     assert narrow.coverage < 90 < whole.coverage
     assert narrow.width < whole.width

@@ -1,0 +1,156 @@
+"""A task in lm-eval's hands: loaded with its functions and documents, checked, and evaluated."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.contracts import HarnessError, NotFetchedError
+from harness.data import benchmarks
+from harness.data.benchmarks import Benchmark
+from harness.engines.base import Engine
+from harness.run.context import Workshop
+from harness.storage import disk
+
+FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
+
+
+def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
+    """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
+    HarnessError where either cannot be had."""
+    for task in tasks:
+        benchmark = shop.benchmark(task)
+        check_functions(benchmark)
+        if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
+            load(shop, benchmark, str(shop.seed_folder))
+
+
+def check_functions(benchmark: Benchmark) -> None:
+    """Raises HarnessError where a task's YAML cannot be loaded with its functions. No document is read, so
+    the error's own words can be shown."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        load_yaml(benchmark.path, resolve_func=True)
+    except Exception as error:
+        reasons = [error, *([error.__cause__] if isinstance(error.__cause__, ImportError) else [])]
+        said = ": ".join(" ".join(str(reason).split()) for reason in reasons)
+        raise HarnessError(
+            f"task '{benchmark.name}' cannot be loaded: {type(error).__name__}: {said}"
+        ) from error
+
+
+def open_task(shop: Workshop, engine: Engine, benchmark: Benchmark) -> Any:
+    """The lm-eval task, with its documents under the engine's tokenizer."""
+    if benchmark.prefilled and not engine.takes_ids:
+        raise HarnessError(
+            f"task '{benchmark.name}' opens answers with exact tokens, and there is no tokenizer of this "
+            "server's model here: add --tokenizer FOLDER, if the server takes token ids"
+        )
+    start = time.perf_counter()
+    lm_task = load(shop, benchmark, engine.tokenizer_name if engine.takes_ids else None)
+    if not lm_task.get_config("num_fewshot"):
+        lm_task.set_config(key="num_fewshot", value=0)
+    lm_task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    shop.clock["tasks"] += time.perf_counter() - start
+    return lm_task
+
+
+def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
+    """The lm-eval task with its documents. Raises HarnessError in one line."""
+    try:
+        lm_task = shop.load_task(benchmark.name, tokenizer)
+        documents = lm_task.eval_docs
+        len(documents)
+    except (HarnessError, MemoryError):
+        raise
+    except Exception as error:
+        if benchmark.hub and isinstance(error, OSError):  # the hub's errors are, FileNotFoundError too
+            raise NotFetchedError(
+                f"task '{benchmark.name}': its data cannot be fetched ({type(error).__name__}); is the hub "
+                "reachable, and a gated data set's licence accepted (hf auth login)?"
+            ) from error
+        check_functions(benchmark)
+        raise _unusable(benchmark.name, "loaded", error) from error
+    of_all = lm_task.doc_iterator
+
+    def picked(*, samples: Any = None, **whole: Any) -> Any:
+        return enumerate(_chosen(documents, samples)) if samples else of_all(**whole)
+
+    lm_task.doc_iterator = picked  # lm-eval's own compares every document with every place
+    return lm_task
+
+
+def evaluate(model: Any, lm_task: Any, benchmark: Benchmark, places: list[int]) -> list[dict[str, Any]]:
+    """lm-eval's samples of what ``model`` answers: one for each document of ``places``, its metrics under
+    ``metrics``, those of further filters as ``metric@filter``."""
+    from lm_eval import evaluator
+
+    name = benchmark.name
+    try:
+        results = evaluator.evaluate(
+            lm=model,
+            task_dict={"tasks": {name: lm_task}},
+            samples={name: places},
+            bootstrap_iters=0,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    except (HarnessError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unusable(name, "scored", error) from error
+    found: dict[Any, dict[str, Any]] = {}
+    for sample in results["samples"][name]:
+        first = sample["doc_id"] not in found
+        kept = found.setdefault(sample["doc_id"], {**sample, "metrics": {}})
+        for metric in sample["metrics"]:
+            value = sample[metric]
+            if isinstance(value, (bool, int, float)):
+                kept["metrics"][metric if first else f"{metric}@{sample['filter']}"] = float(value)
+    if not any(sample["metrics"] for sample in found.values()):
+        why = f" ({benchmark.unscored})" if benchmark.unscored != Benchmark.unscored else ""
+        raise HarnessError(f"task '{name}' has no metric that is a number for any document{why}")
+    return list(found.values())
+
+
+def _chosen(documents: Any, places: list[int]) -> Iterable[Mapping[str, Any]]:
+    """Of a data set or a list."""
+    if hasattr(documents, "select"):
+        chosen: Iterable[Mapping[str, Any]] = documents.select(places)
+        return chosen
+    return [documents[place] for place in places]
+
+
+def _unusable(name: str, what: str, error: Exception) -> HarnessError:
+    """Where, and the type alone: the error's message may quote an answer."""
+    refused = disk.refusal(error)
+    if refused:
+        return refused
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return HarnessError(
+        f"task '{name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
+        f"line {last.lineno} (--debug shows it)"
+    )
+
+
+def source(shop: Workshop, benchmark: Benchmark) -> str:
+    file = files(shop, benchmark).get(benchmark.local_data or "")
+    if file is not None:
+        return f"file {file.name}"
+    if benchmark.folder is not None and not benchmark.hub:
+        return f"folder {benchmark.folder.name}"
+    return f"hub {benchmark.hub}" if benchmark.hub else "generated"
+
+
+def files(shop: Workshop, benchmark: Benchmark) -> dict[str, Path]:
+    """The user's files that a task may read: its own, and those of the tasks in its folder (a prefilled
+    request's category stands in the raw task's file)."""
+    sets = shop.config.set_files
+    if benchmark.name in sets:
+        return {benchmark.local_data or "": sets[benchmark.name]}
+    near = {one.name for one in benchmarks.installed().values() if one.path.parent == benchmark.path.parent}
+    return {name: file for name, file in shop.config.data.items() if name in near | {benchmark.local_data}}
