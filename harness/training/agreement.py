@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -88,22 +88,21 @@ def choose(
     start = time.perf_counter()
     limit = LIMITS[settings.dtype]
     rows = sample(examples)
-    rejected: list[dict[str, Any]] = []
     with _evaluating(model, settings):
         own = _own(base)
         expected = _reference(model, head, rows, pad_id, settings)
         noise = _training_noise(model, rows[0], settings)
         asked = _asked(settings)
-        for setting in [begun] if begun else candidates(asked, own.name):
-            found = (
+
+        def tried(setting: Setting) -> float | str:
+            return (
                 _in_force(base, own, setting)
                 or _no_kernel(base, setting, settings)
                 or _difference(model, head, rows, expected, pad_id, setting)
             )
-            if not isinstance(found, str) and found <= limit:
-                break
-            rejected.append({**asdict(setting), **_why(found)})
-        else:
+
+        setting, found, rejected = _first([begun] if begun else candidates(asked, own.name), tried, limit)
+        if setting is None:
             own.restore(base)
             raise HarnessError(_refusal(base, rejected, begun, settings))
     record = {
@@ -119,6 +118,19 @@ def choose(
         "seconds": round(time.perf_counter() - start, 3),
     }
     return Agreement(setting, record, rows, expected)
+
+
+def _first(
+    settings: Sequence[Setting], tried: Callable[[Setting], float | str], limit: float
+) -> tuple[Setting | None, float | str, list[dict[str, Any]]]:
+    """The first that is at most ``limit`` off, how far or why not, and what came before it; None: none is."""
+    rejected: list[dict[str, Any]] = []
+    for setting in settings:
+        found = tried(setting)
+        if not isinstance(found, str) and found <= limit:
+            return setting, found, rejected
+        rejected.append({**asdict(setting), **_why(found)})
+    return None, "", rejected
 
 
 def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: TrainingConfig) -> None:

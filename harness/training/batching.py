@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.contracts import Encoded
 
+Array = np.ndarray[Any, Any]
 Batching = Literal["grouped", "in-order", "padding-free"]
 
 
@@ -150,23 +151,12 @@ def collate(micro: Sequence[Encoded], pad_id: int, packed: bool = False) -> Micr
     slots = rows * width + np.arange(len(found)) - (counts.cumsum() - counts)[rows]
     mask = np.zeros(len(micro) * width, np.bool_)
     mask[slots] = True
-    inputs: dict[str, Any]
-    if packed:
-        bounds = torch.from_numpy(starts.astype(np.int32))
-        inputs = {
-            "input_ids": torch.from_numpy(ids)[None],
-            "position_ids": torch.from_numpy(column)[None],
-            "cu_seq_lens_q": bounds,
-            "cu_seq_lens_k": bounds,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
-        positions = found - 1
-    else:
-        padded = np.full((len(micro), longest), pad_id, np.int64)
-        padded[row_of, column] = ids
-        inputs = {"input_ids": torch.from_numpy(padded)}
-        positions = rows * longest + column[found] - 1
+    inputs = (
+        _packed(ids, column, starts)
+        if packed
+        else _padded(ids, row_of, column, (len(micro), longest), pad_id)
+    )
+    positions = found - 1 if packed else rows * longest + column[found] - 1
     return MicroBatch(
         inputs=inputs,
         positions=torch.from_numpy(positions),
@@ -176,6 +166,26 @@ def collate(micro: Sequence[Encoded], pad_id: int, packed: bool = False) -> Micr
         mask=torch.from_numpy(mask).view(len(micro), width),
         ids=[example.id for example in micro],
     )
+
+
+def _packed(ids: Array, column: Array, starts: Array) -> dict[str, Any]:
+    """All examples in one row; ``starts``: where each begins, and the end."""
+    bounds, longest = torch.from_numpy(starts.astype(np.int32)), int(np.diff(starts).max())
+    return {
+        "input_ids": torch.from_numpy(ids)[None],
+        "position_ids": torch.from_numpy(column)[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _padded(ids: Array, row_of: Array, column: Array, shape: tuple[int, int], pad_id: int) -> dict[str, Any]:
+    """An example a row, filled up on the right."""
+    padded = np.full(shape, pad_id, np.int64)
+    padded[row_of, column] = ids
+    return {"input_ids": torch.from_numpy(padded)}
 
 
 def stand_in(batch: Sequence[Encoded], pad_id: int, packed: bool = False) -> MicroBatch:

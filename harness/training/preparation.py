@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -53,28 +53,26 @@ def prepare(
         prompts, opened = prompted(shop, conversations, opening)
         decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
         made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
-        spent = record.setdefault(
-            "preparation",
-            {
-                "prompt_tokens": 0,
-                "generated_tokens": 0,
-                "seconds": 0.0,
-                "peak_memory_bytes": 0,
-                "from_cache": True,
-            },
-        )
-        spent["prompt_tokens"] += sum(map(len, prompts))
-        spent["generated_tokens"] += sum(row["tokens"] for row in made)
-        spent["seconds"] = round(spent["seconds"] + sum(row["seconds"] for row in made), 3)
-        spent["peak_memory_bytes"] = max(
-            [spent["peak_memory_bytes"], *(row["peak_memory_bytes"] for row in made)]
-        )
-        spent["from_cache"] &= found
+        _charge(record, prompts, made, found)
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
     given = shop.examples(task) if examples is None else list(examples)
     return method.prepare(given, context(shop, task, method, cell, generate, record)), record
+
+
+def _charge(
+    record: dict[str, Any], prompts: Sequence[Sequence[int]], made: Sequence[Mapping[str, Any]], found: bool
+) -> None:
+    """Add to a method's record what writing has cost when it was made; ``found``: all was there already."""
+    nothing = {"prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0, "peak_memory_bytes": 0}
+    spent = record.setdefault("preparation", {**nothing, "from_cache": True})
+    spent["prompt_tokens"] += sum(map(len, prompts))
+    spent["generated_tokens"] += sum(row["tokens"] for row in made)
+    spent["seconds"] = round(spent["seconds"] + sum(row["seconds"] for row in made), 3)
+    peaks = [spent["peak_memory_bytes"], *(row["peak_memory_bytes"] for row in made)]
+    spent["peak_memory_bytes"] = max(peaks)
+    spent["from_cache"] &= found
 
 
 def prompted(
@@ -119,15 +117,8 @@ def continuations(
 
     Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
     """
-    batch_size = shop.config.responses.batch_size
     inputs = {
-        "version": VERSION,
-        "seed_model": shop.seed_fingerprint,
-        "engine": shop.engine_name,
-        "dtype": shop.config.responses.dtype,
-        "batch_size": batch_size,
-        "device": shop.device,
-        "libraries": shop.libraries,
+        **_made_with(shop),
         "max_tokens": max_tokens,
         "decoding": decoding,
         "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
@@ -146,6 +137,19 @@ def continuations(
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
         journal.remove()
     return read_jsonl(stage.folder / FILE), found
+
+
+def _made_with(shop: Workshop) -> dict[str, Any]:
+    """What the base model's writing depends on besides what it is asked."""
+    return {
+        "version": VERSION,
+        "seed_model": shop.seed_fingerprint,
+        "engine": shop.engine_name,
+        "dtype": shop.config.responses.dtype,
+        "batch_size": shop.config.responses.batch_size,
+        "device": shop.device,
+        "libraries": shop.libraries,
+    }
 
 
 def _make(

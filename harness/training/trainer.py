@@ -69,6 +69,36 @@ def train(
     HarnessError when the loss diverges, and for a model that no setting trains as its own implementation has
     it (agreement.py).
     """
+    work, base = _ready(model, tokenizer, examples, method, settings, seed, places, safety_examples)
+    before = time.perf_counter()
+    told = arguments.training_arguments(settings, seed, places)  # joins the other processes, if there are any
+    agreed, spent, context = _before_training(work, base, told, cache, identity, models or {})
+    batches = _batches(work, context)
+    spent.set_up_s = time.perf_counter() - before
+
+    trainer = _trainer(work, spent, context, told, batches, on_step, snapshots)
+    work.head.enter(work.model)
+    with _kernels(work.model, work.head, work.settings):
+        here = work.model.device.type == told.device.type  # weights to be sharded wait on the CPU
+        if work.settings.liger or (work.settings.compile and here):
+            agreement.confirm(agreed, work.model, work.head, work.pad_id, work.settings)
+        spent.loop_s = _trained(trainer)
+        spent.after_s = _after_training(trainer)
+        trainer.save_weights(places.output / "checkpoint")
+    return {**spent.record(trainer), "agreement": agreed.record, "method": context.record}
+
+
+def _ready(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Encoded],
+    method: Method,
+    settings: TrainingConfig,
+    seed: int,
+    places: Places,
+    safety_examples: Sequence[Encoded],
+) -> tuple[Work, Any]:
+    """The model as it will be trained, with all that its training needs, and the model inside adapters."""
     arguments.check_batching(settings)
     hook_checks.check_signatures(method)
     adapters.without_dropout(model)
@@ -78,35 +108,40 @@ def train(
     saving.rehearse(model, tokenizer, settings)
     head = TargetHead(model, chunked=settings.chunked_loss)
     work = Work(model, tokenizer, method, settings, seed, places, pad_id, head, examples, safety_examples)
+    return work, base
 
-    before = time.perf_counter()
-    told = arguments.training_arguments(settings, seed, places)  # joins the other processes, if there are any
-    arguments.keep_float32(settings)
-    if not settings.cudnn_attention:
+
+def _before_training(
+    work: Work,
+    base: Any,
+    told: transformers.TrainingArguments,
+    cache: Cache,
+    identity: dict[str, Any],
+    models: Mapping[str, Path],
+) -> tuple[agreement.Agreement, Spent, TrainContext]:
+    """Choose attention and batching, and let the method act on the untouched base model."""
+    arguments.keep_float32(work.settings)
+    if not work.settings.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(False)
-    with distributed.whole_on(told.device, model):
+    with distributed.whole_on(told.device, work.model):
         agreed = _agreed(work, base, told)
-        work.settings = settings = agreed.setting.over(settings)
-        spent = Spent(work, cache, identity, models or {})
+        work.settings = agreed.setting.over(work.settings)
+        spent = Spent(work, cache, identity, models)
         context = _context(work, spent)
-        with hook_checks.weights_unchanged(method, model, "before_training"):
-            method.before_training(model, context)
+        with hook_checks.weights_unchanged(work.method, work.model, "before_training"):
+            work.method.before_training(work.model, context)
     spent.prepared()
-    batches = method.batches(global_batches(examples, settings.epochs, settings.batch_size, seed), context)
-    hook_checks.check_batches(method, batches, settings.batch_size)
-    hook_checks.check_sharding(method, settings)
-    spent.set_up_s = time.perf_counter() - before
+    return agreed, spent, context
 
-    trainer = _trainer(work, spent, context, told, batches, on_step, snapshots)
-    head.enter(model)
-    with _kernels(model, head, settings):
-        here = model.device.type == told.device.type  # weights to be sharded wait on the CPU
-        if settings.liger or (settings.compile and here):
-            agreement.confirm(agreed, model, head, pad_id, settings)
-        spent.loop_s = _trained(trainer)
-        spent.after_s = _after_training(trainer)
-        trainer.save_weights(places.output / "checkpoint")
-    return {**spent.record(trainer), "agreement": agreed.record, "method": context.record}
+
+def _batches(work: Work, context: TrainContext) -> list[list[Encoded]]:
+    """The global batches, as the method changes them."""
+    settings = work.settings
+    planned = global_batches(work.examples, settings.epochs, settings.batch_size, work.seed)
+    batches = work.method.batches(planned, context)
+    hook_checks.check_batches(work.method, batches, settings.batch_size)
+    hook_checks.check_sharding(work.method, settings)
+    return batches
 
 
 def _agreed(work: Work, base: Any, told: transformers.TrainingArguments) -> agreement.Agreement:

@@ -199,6 +199,10 @@ def test_a_guard_sees_request_and_answer_as_its_page_shows(exchange: Make, name:
         assert model.tokens == [10, 11]
     judge_one(make(name), model, exchange(" so.", prefill="Sure,"), scope="response")
     assert "Sure" not in str(model.shown)
+    hidden = dataclasses.replace(exchange(" so.", prompt="a tale"), goal="the harmful request")
+    judge_one(make(name), model, hidden)
+    assert "the harmful request" in str(model.shown)
+    assert "a tale" not in str(model.shown)
 
 
 @pytest.mark.parametrize("name", sorted(set(GUARDS) - set(RENDERINGS)))

@@ -273,6 +273,34 @@ def test_a_hook_that_could_not_be_called_is_refused_before_the_training(
     assert steps == []
 
 
+def test_a_step_with_a_safety_gradient_waits_nowhere(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from device_waits import Looks
+
+    from harness.training.loop import HookedTrainer
+
+    own, steps = HookedTrainer.training_step, []
+
+    def guarded(self: Any, *given: Any, **named: Any) -> Any:
+        steps.append(1)
+        with Looks():
+            return own(self, *given, **named)
+
+    monkeypatch.setattr(HookedTrainer, "training_step", guarded)
+    train(make_model(), encoded[:16], SafeGrad(), safety_examples=encoded[30:36], micro_batch_size=2)
+    assert len(steps) == 2
+
+
+def test_gradient_checkpointing_changes_no_safety_gradient(
+    make_model: Callable[..., Any], train: Train, encoded: list[Encoded]
+) -> None:
+    plain, kept = Watching(), Watching()
+    for method, less in ((plain, False), (kept, True)):
+        train(make_model(), encoded[:8], method, safety_examples=encoded[30:36], gradient_checkpointing=less)
+    assert_close(kept.seen[0][1][0], plain.seen[0][1][0])
+
+
 # --- other models ----------------------------------------------------------------------------------
 
 
@@ -401,13 +429,42 @@ def test_frozen_layers(
         assert torch.equal(value, method.start[name]) == (not moved), name
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen3"])
+@TUNINGS
+def test_layers_are_the_blocks_of_any_decoder(kind: str, tuning: dict[str, Any]) -> None:
+    import tiny_models
+
+    from harness.training import adapters
+    from harness.training.layers import layers
+
+    model = tiny_models.build(kind)
+    own = list(model.get_decoder().h if kind == "gpt2" else model.get_decoder().layers)
+    adapted = adapters.with_adapters(model, TrainingConfig(device="cpu", **tuning))
+    found = layers(adapted)
+    assert len(found) == model.config.get_text_config().num_hidden_layers
+    assert all(one is other for one, other in zip(found, own, strict=True))
+    if tuning:
+        assert all(any("lora_" in name for name, _ in block.named_parameters()) for block in found)
+
+
+def test_a_model_without_such_blocks_is_one_line(make_model: Callable[..., Any]) -> None:
+    from harness.training.layers import layers
+
+    model = make_model()
+    model.config.num_hidden_layers = 3
+    with pytest.raises(HarnessError, match="'llama': its 3 decoder blocks cannot be told"):
+        layers(model)
+
+
 # --- states and logits -----------------------------------------------------------------------------
 
 
 @TUNINGS
-@pytest.mark.parametrize("batching", ["grouped", "padding-free"])
+@pytest.mark.parametrize(
+    "how", [{}, {"batching": "padding-free"}, {"chunked_loss": True}, {"gradient_checkpointing": True}]
+)
 def test_states_and_logits_are_the_models_own(
-    batching: str, tuning: dict[str, Any], make_model: Callable[..., Any], train: Train,
+    how: dict[str, Any], tuning: dict[str, Any], make_model: Callable[..., Any], train: Train,
     encoded: list[Encoded],
 ) -> None:  # fmt: skip
     rows = {example.id: example for example in encoded[:8]}
@@ -436,7 +493,7 @@ def test_states_and_logits_are_the_models_own(
                 seen.append(name)
             return super().loss(inputs)
 
-    train(make_model(), encoded[:8], Comparing(), micro_batch_size=3, batching=batching, **tuning)
+    train(make_model(), encoded[:8], Comparing(), micro_batch_size=3, **how, **tuning)
     assert sorted(seen) == sorted(rows)
 
 
