@@ -228,7 +228,7 @@ def collect(run: Path) -> Verdicts:
                 for judge in config.judges:
                     if not (run / one.folder / task / verdict_files.marker_file(judge)).is_file():
                         continue
-                    for row in verdict_files.given(run / one.folder / task, judge):
+                    for row in verdict_files.read_verdicts(run / one.folder / task, judge):
                         key = (one.folder.as_posix(), task, row["exchange_id"])
                         verdicts.setdefault(judge, {})[key] = row["harmful"]
     if not verdicts:

@@ -30,7 +30,7 @@ from harness.leaderboard.statistics import mean
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import records
@@ -212,14 +212,14 @@ def cells(config: RunConfig) -> list[Cell]:
     return [cell for cell in resolve(config).cells() if cell.kind in ("checkpoint", "trained")]
 
 
-def workshop(config: RunConfig, out: Path, settings: Settings) -> Workshop:
-    """A workshop whose prefills are ``tokens`` long, so that a prefilled task gives the harmful answers."""
+def make_run_context(config: RunConfig, out: Path, settings: Settings) -> RunContext:
+    """A RunContext with prefills of ``tokens``, so that a prefilled task gives the harmful answers."""
     update: dict[str, Any] = {
         "engine": ENGINE,
         "safety": config.safety.model_copy(update={"prefill_tokens": settings.tokens}),
         "responses": config.responses.model_copy(update={"dtype": settings.dtype}),
     }
-    return Workshop(config.model_copy(update=update), out)
+    return RunContext(config.model_copy(update=update), out)
 
 
 def asked_task(config: RunConfig, answers: Answers) -> str:
@@ -232,7 +232,7 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     return task
 
 
-def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
+def stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
     benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
@@ -255,7 +255,7 @@ def stage(shop: Workshop, cell: Cell, settings: Settings) -> Stage:
     return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
 
 
-def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
+def _weights(shop: RunContext, cell: Cell) -> dict[str, str]:
     """The hashes of a checkpoint's files, those of a trained one as its training has left them."""
     if cell.kind == "trained":
         marker = shop.out / cell.folder / "train.done.json"
@@ -269,7 +269,7 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
     return checkpoints.fingerprint(checkpoint.folder, checkpoint.base)
 
 
-def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
+def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
     """The divergences of a run's checkpoints, those that are there already left as they are: their stages,
     and why others have none.
 
@@ -298,14 +298,14 @@ def measure(shop: Workshop, settings: Settings, size: int) -> tuple[dict[Cell, S
     return found, missing
 
 
-def _check_there(shop: Workshop, cell: Cell, one: Stage) -> None:
+def _check_there(shop: RunContext, cell: Cell, one: Stage) -> None:
     folder = shop.out / cell.folder / "checkpoint"
     if cell.kind == "trained" and not folder.is_dir() and not one.done():
         raise HarnessError(f"{folder} is gone (harness clean?); the run's own compare trains it anew")
 
 
 @contextlib.contextmanager
-def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[Cell, Path], None]]:
+def _asked(shop: RunContext, settings: Settings, size: int) -> Iterator[Callable[[Cell, Path], None]]:
     """Ask the base model; the function that is yielded asks a cell's and writes its divergences."""
     scratch = shop.out / FOLDER / f".{settings.name}.seed"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -341,7 +341,7 @@ def _asked(shop: Workshop, settings: Settings, size: int) -> Iterator[Callable[[
 
 
 @contextlib.contextmanager
-def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
+def _opened(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
     """A checkpoint's weights and tokenizer, on the device while the block runs."""
     from harness.engines.hf import HFEngine
 
@@ -352,7 +352,7 @@ def _opened(shop: Workshop, checkpoint: Checkpoint) -> Iterator[Any]:
         engine.close()
 
 
-def _requests(shop: Workshop, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
+def _requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
     benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
@@ -367,7 +367,7 @@ def _requests(shop: Workshop, engine: Any, model: Any, settings: Settings) -> di
 
 
 def _answers(
-    shop: Workshop, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
+    shop: RunContext, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
 ) -> dict[str, list[int]]:
     """The fixed answers' first tokens by document; one that is empty has no token to look at."""
     if settings.answers == "harmful":

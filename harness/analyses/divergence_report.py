@@ -34,7 +34,7 @@ from harness.generation import splits
 from harness.leaderboard import scores
 from harness.leaderboard.spread import ALPHA
 from harness.run import run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage.files import Stage, read_json, write_json_atomic, write_text_atomic
@@ -69,7 +69,7 @@ def kl(
     """
     config = run_folder.taken_config(out, overrides or {}, trust.RESPOND)
     judge = chosen_judge(config, judge)
-    shop = divergence.workshop(config, out, settings)
+    shop = divergence.make_run_context(config, out, settings)
     with run_folder.lock(out):
         cells = divergence.cells(config)
         if not cells:
@@ -89,7 +89,7 @@ def kl(
 
 
 def _measured(
-    shop: Workshop, settings: Settings, size: int, console: Console
+    shop: RunContext, settings: Settings, size: int, console: Console
 ) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
     """What ``divergence.measure`` finds, with its progress shown. Raises HarnessError for nothing."""
     with Display(console, 1, "divergence") as display:

@@ -151,7 +151,7 @@ def respond(
     from harness.config import base_recipe
     from harness.pipeline.compare import RUNS
     from harness.run import plan
-    from harness.run.context import Workshop, quiet
+    from harness.run.context import RunContext, quiet
 
     quiet()
     name = name or base_recipe.short_name(checkpoint)
@@ -161,7 +161,7 @@ def respond(
     folder = out or RUNS / f"respond-{name}"
     if print_ids is None:
         config = _answered(config, folder, name, only, debug=ctx.obj["debug"])
-    shop = Workshop(config, folder)
+    shop = RunContext(config, folder)
     cells = [plan.limited(cell, only) for cell in shop.cells() if cell.method == name]
     from harness.pipeline import answers
 

@@ -15,7 +15,7 @@ from harness.contracts import Exchange, HarnessError
 from harness.data.benchmarks import Benchmark
 from harness.engines.base import Completion, Engine
 from harness.generation import lm_tasks, splits
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import Journal, ListHash
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SystemPrompt = Callable[[str | None], str | None]  # may change the task's own
 
 
 def respond_rows(
-    shop: Workshop, engine: Engine, benchmark: Benchmark, label: str
+    shop: RunContext, engine: Engine, benchmark: Benchmark, label: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows that ``answer`` gives, and its record."""
     rows: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ def respond_rows(
 
 
 def answer(
-    shop: Workshop,
+    shop: RunContext,
     engine: Engine,
     benchmark: Benchmark,
     label: str,
@@ -79,7 +79,7 @@ class _Asked:
 
     def __init__(
         self,
-        shop: Workshop,
+        shop: RunContext,
         engine: Engine,
         benchmark: Benchmark,
         lm_task: Any,

@@ -12,13 +12,13 @@ from harness.contracts import HarnessError, NotFetchedError
 from harness.data import benchmarks
 from harness.data.benchmarks import Benchmark
 from harness.engines.base import Engine
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage import disk
 
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
 
 
-def check_documents(shop: Workshop, tasks: Iterable[str]) -> None:
+def check_documents(shop: RunContext, tasks: Iterable[str]) -> None:
     """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
     HarnessError where either cannot be had."""
     for task in tasks:
@@ -43,7 +43,7 @@ def check_functions(benchmark: Benchmark) -> None:
         ) from error
 
 
-def open_task(shop: Workshop, engine: Engine, benchmark: Benchmark) -> Any:
+def open_task(shop: RunContext, engine: Engine, benchmark: Benchmark) -> Any:
     """The lm-eval task, with its documents under the engine's tokenizer."""
     if benchmark.prefilled and not engine.takes_ids:
         raise HarnessError(
@@ -59,7 +59,7 @@ def open_task(shop: Workshop, engine: Engine, benchmark: Benchmark) -> Any:
     return lm_task
 
 
-def load(shop: Workshop, benchmark: Benchmark, tokenizer: str | None) -> Any:
+def load(shop: RunContext, benchmark: Benchmark, tokenizer: str | None) -> Any:
     """The lm-eval task with its documents. Raises HarnessError in one line."""
     try:
         lm_task = shop.load_task(benchmark.name, tokenizer)
@@ -137,7 +137,7 @@ def _unusable(name: str, what: str, error: Exception) -> HarnessError:
     )
 
 
-def source(shop: Workshop, benchmark: Benchmark) -> str:
+def source(shop: RunContext, benchmark: Benchmark) -> str:
     file = files(shop, benchmark).get(benchmark.local_data or "")
     if file is not None:
         return f"file {file.name}"
@@ -146,7 +146,7 @@ def source(shop: Workshop, benchmark: Benchmark) -> str:
     return f"hub {benchmark.hub}" if benchmark.hub else "generated"
 
 
-def files(shop: Workshop, benchmark: Benchmark) -> dict[str, Path]:
+def files(shop: RunContext, benchmark: Benchmark) -> dict[str, Path]:
     """The user's files that a task may read: its own, and those of the tasks in its folder (a prefilled
     request's category stands in the raw task's file)."""
     sets = shop.config.set_files

@@ -13,7 +13,7 @@ from harness.generation import answering, lm_tasks, splits
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
 from harness.plugins import plugin_files
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.storage.files import Journal, Stage, json_line, write_json_atomic
 from harness.training import stage as training
@@ -24,7 +24,7 @@ RESPOND_VERSION = 4  # 4: the ids of a model's own tokenizer.json (tokenizer_fil
 FILES = ("responses.jsonl", "task.json")
 
 
-def check(shop: Workshop, cells: Sequence[Cell]) -> None:
+def check(shop: RunContext, cells: Sequence[Cell]) -> None:
     """The engine of the answers, before anything is spent. Raises HarnessError where it cannot work."""
     settings = shop.config.responses
     names = {engine_name(shop, cell) for cell in cells}
@@ -40,7 +40,7 @@ def check(shop: Workshop, cells: Sequence[Cell]) -> None:
             )
 
 
-def checkpoint_of(shop: Workshop, cell: Cell) -> Checkpoint:
+def checkpoint_of(shop: RunContext, cell: Cell) -> Checkpoint:
     """Raises HarnessError where it cannot be had."""
     if cell.kind == "seed":
         return shop.seed_checkpoint
@@ -50,7 +50,7 @@ def checkpoint_of(shop: Workshop, cell: Cell) -> Checkpoint:
     return Checkpoint(folder, shop.seed_folder if checkpoints.is_adapter(folder) else None)
 
 
-def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
+def _weights(shop: RunContext, cell: Cell) -> dict[str, str]:
     """What identifies a cell's weights: hashes, or the name under which a server has them."""
     if cell.kind == "seed":
         return shop.seed_fingerprint
@@ -65,17 +65,17 @@ def _weights(shop: Workshop, cell: Cell) -> dict[str, str]:
     return {name: value for name, value in hashes.items() if name.startswith(place)}
 
 
-def engine_name(shop: Workshop, cell: Cell) -> str:
+def engine_name(shop: RunContext, cell: Cell) -> str:
     """The engine of a cell's answers."""
     return shop.server_engine_name if _on_server(shop, cell) else shop.engine_name
 
 
-def _on_server(shop: Workshop, cell: Cell) -> bool:
+def _on_server(shop: RunContext, cell: Cell) -> bool:
     """Whether a cell is a model of the user's that a server answers as."""
     return cell.kind == "checkpoint" and shop.config.checkpoints[cell.method].startswith(checkpoints.SERVER)
 
 
-def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
+def respond_stage(shop: RunContext, cell: Cell, task: str) -> Stage:
     """The answers of a cell's checkpoint to one task's documents."""
     benchmark = shop.benchmark(task)
     engine = engine_name(shop, cell)
@@ -107,7 +107,7 @@ def respond_stage(shop: Workshop, cell: Cell, task: str) -> Stage:
     return Stage(shop.out / cell.folder / task, "respond", inputs, FILES)
 
 
-def respond(shop: Workshop, cell: Cell, tasks: Sequence[str], label: str) -> None:
+def respond(shop: RunContext, cell: Cell, tasks: Sequence[str], label: str) -> None:
     """Checkpoint to ``<task>/responses.jsonl``, through lm-eval; the checkpoint is loaded once for all. What
     an interrupted run has answered is not answered again."""
     engine = shop.engine(checkpoint_of(shop, cell))

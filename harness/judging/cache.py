@@ -12,7 +12,7 @@ from harness.reading import json_value
 from harness.storage import disk
 
 
-class Kept:
+class VerdictCache:
     """Verdicts by a hash of judge and exchange, over all runs: scores and labels, never a text."""
 
     def __init__(self, folder: Path):

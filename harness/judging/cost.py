@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.config import RunConfig
 from harness.contracts import REFUSED_TO_JUDGE, Exchange, HarnessError
 from harness.judging import stage, verdict_files
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.plan import Cell
@@ -25,18 +25,18 @@ STANDARD_RUN = "the base model and five methods on two tasks, 330 raw and 330 pr
 CHARACTERS_OF_AN_EXCHANGE = 1_600  # a request, and an answer of some 350 tokens
 
 
-def forecast(bench: Bench, cells: Sequence[Cell], judges: Sequence[str] | None = None) -> list[str]:
+def forecast(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str] | None = None) -> list[str]:
     """A line for each of the judges (all of the run's) that costs: what is left to judge, and about what that
     takes."""
     lines = []
-    for name in filter(registry.is_judge, bench.shop.config.judges if judges is None else judges):
-        judge = bench.judge(name)
+    for name in filter(registry.is_judge, session.shop.config.judges if judges is None else judges):
+        judge = session.judge(name)
         if not judge.heavy or judge.combines:
             continue
         exchanges = characters = 0
         for cell in cells:
-            for one in (cell, *plan.epochs(bench.shop.config, cell)):
-                count, length = _left(bench, one, name)
+            for one in (cell, *plan.epochs(session.shop.config, cell)):
+                count, length = _left(session, one, name)
                 exchanges, characters = exchanges + count, characters + length
         if exchanges:
             tokens, usd = judge.expected(exchanges, characters)
@@ -61,7 +61,7 @@ def listing() -> tuple[list[tuple[str, str, str, str]], list[str]]:
     return rows, broken
 
 
-def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
+def find_unjudgeable(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     """A line where the mini world's judge is the only one of safety tasks outside the mini world."""
     tasks = dict.fromkeys(task for cell in cells for task in cell.safety_tasks)
     foreign = [task for task in tasks if MINI_DATA not in resolve(config).benchmark(task).sources]
@@ -70,19 +70,19 @@ def blind(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
     return [f"{MINI_JUDGE} cannot judge {', '.join(foreign)}; add --judge keyword"]
 
 
-def _left(bench: Bench, cell: Cell, name: str) -> tuple[int, int]:
+def _left(session: JudgeSession, cell: Cell, name: str) -> tuple[int, int]:
     """Exchanges that a judge has yet to see, and their characters; a guess where nothing has answered."""
     count = length = 0
-    there = verdict_files.answered(bench.shop.out, cell)
+    there = verdict_files.answered(session.shop.out, cell)
     for task in cell.safety_tasks:
         if task not in there:
-            guess = min(ANSWERS_OF_A_TASK, bench.shop.config.responses.limit or ANSWERS_OF_A_TASK)
-            guess *= len(bench.shop.benchmark(task).decodings) or 1
+            guess = min(ANSWERS_OF_A_TASK, session.shop.config.responses.limit or ANSWERS_OF_A_TASK)
+            guess *= len(session.shop.benchmark(task).decodings) or 1
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
-        elif not _done(bench, cell, task, name):
-            exchanges = verdict_files.read_exchanges(bench.shop.out / cell.folder / task)
-            if bench.retry_unjudged:
-                exchanges = _without_verdict(exchanges, bench.shop.out / cell.folder / task, name)
+        elif not _done(session, cell, task, name):
+            exchanges = verdict_files.read_exchanges(session.shop.out / cell.folder / task)
+            if session.retry_unjudged:
+                exchanges = _without_verdict(exchanges, session.shop.out / cell.folder / task, name)
             count += len(exchanges)
             length += sum(len(e.request) + len(e.prefill) + len(e.response) for e in exchanges)
     return count, length
@@ -92,16 +92,18 @@ def _without_verdict(exchanges: Sequence[Exchange], folder: Path, judge: str) ->
     known: set[str] = set()
     with contextlib.suppress(HarnessError):  # no verdicts at all
         known = {
-            row["exchange_id"] for row in verdict_files.given(folder, judge) if row["harmful"] is not None
+            row["exchange_id"]
+            for row in verdict_files.read_verdicts(folder, judge)
+            if row["harmful"] is not None
         }
     return [exchange for exchange in exchanges if exchange.id not in known]
 
 
-def _done(bench: Bench, cell: Cell, task: str, name: str) -> bool:
+def _done(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
     """As ``judged``, but without fetching a judge's weights for a forecast."""
-    if bench.judge(name).model is not None:
-        return (bench.shop.out / cell.folder / task / verdict_files.marker_file(name)).exists()
-    return stage.judged(bench, cell, task, name)
+    if session.judge(name).model is not None:
+        return (session.shop.out / cell.folder / task / verdict_files.marker_file(name)).exists()
+    return stage.judged(session, cell, task, name)
 
 
 def _usd(price: float | None) -> str:
@@ -110,18 +112,18 @@ def _usd(price: float | None) -> str:
     return f"about {price:,.2f} USD" if price else "at no price"
 
 
-def summary(bench: Bench) -> list[str]:
+def summary(session: JudgeSession) -> list[str]:
     """A line for each judge with what it did and cost in this command."""
     lines = []
-    for name, tally in bench.tally.items():
+    for name, tally in session.tally.items():
         tokens = f"{tally['input_tokens']:,} tokens in, {tally['output_tokens']:,} out"
         reasons = {key.partition(": ")[2]: n for key, n in tally.items() if key.startswith("unjudged: ")}
         unjudged = (
             f", {sum(reasons.values())} unjudged ({listed(reasons, (REFUSED_TO_JUDGE,))})" if reasons else ""
         )
         lines.append(f"Judge {name}: {tally['asked']:,} asked, {tally['cached']:,} known{unjudged}; {tokens}")
-    if bench.budget.spent_usd:
-        lines.append(f"Spent on judges: {bench.budget.spent_usd:,.4f} USD")
+    if session.budget.spent_usd:
+        lines.append(f"Spent on judges: {session.budget.spent_usd:,.4f} USD")
     return lines
 
 
@@ -153,7 +155,7 @@ def notes(config: RunConfig, out: Path, cells: Sequence[Cell]) -> list[str]:
         for cell in (one for whole in cells for one in (whole, *plan.epochs(config, whole))):
             for task in cell.safety_tasks:
                 with contextlib.suppress(HarnessError):  # the row's status says what is wrong with them
-                    for row in verdict_files.given(out / cell.folder / task, name):
+                    for row in verdict_files.read_verdicts(out / cell.folder / task, name):
                         if row["harmful"] is None:
                             reasons[row.get("reason") or "no reason given"] += 1
                         tokens += row.get("input_tokens", 0) + row.get("output_tokens", 0)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from harness.config import RunConfig
 from harness.contracts import Budget, Judge, JudgeModel, JudgeSettings
 from harness.judging import models
-from harness.judging.cache import Kept
+from harness.judging.cache import VerdictCache
 from harness.models import checkpoints
 from harness.plugins import plugin_files, registry
 
 if TYPE_CHECKING:
-    from harness.run.context import Workshop
+    from harness.run.context import RunContext
 
 
 def settings(config: RunConfig) -> JudgeSettings:
@@ -32,11 +32,11 @@ def settings(config: RunConfig) -> JudgeSettings:
     )
 
 
-class Bench:
+class JudgeSession:
     """What judges share in one command: themselves, the budget, one loaded model at a time, what is kept by
     content, and a count of what happened (by judge)."""
 
-    def __init__(self, shop: Workshop):
+    def __init__(self, shop: RunContext):
         self.shop, self.budget = shop, Budget(shop.config.judging.max_cost)
         self.retry_unjudged = False
         self.anew = False  # nothing that is known of verdicts counts: no marker, journal or cache
@@ -55,7 +55,7 @@ class Bench:
         """Whether the judges can work, before anything is spent; lines to show."""
         return [line for name in names if (line := self.judge(name).check())]
 
-    def settled(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> dict[str, Any]:
         """What a judge and the settings say of its verdicts."""
         judge, section = self.judge(name), self.shop.config.judging
         of_model = {"engine": section.engine, "dtype": section.dtype} if judge.model is not None else {}
@@ -63,7 +63,7 @@ class Bench:
 
     def identity(self, name: str) -> dict[str, Any]:
         """All that a judge's verdicts depend on, but for the exchange and the scope."""
-        found, model = self.settled(name), self.judge(name).model
+        found, model = self.describe(name), self.judge(name).model
         if model is not None:
             if model not in self._weights:
                 self._weights[model] = checkpoints.fingerprint(checkpoints.locate(model))
@@ -87,11 +87,11 @@ class Bench:
             self._loaded = None
 
     @cached_property
-    def kept(self) -> Kept:
-        return Kept(self.shop.cache.folder)
+    def verdict_cache(self) -> VerdictCache:
+        return VerdictCache(self.shop.cache.folder)
 
 
-def otherwise(before: Bench, now: Bench, judges: Sequence[str]) -> list[str]:
+def find_changed(before: JudgeSession, now: JudgeSession, judges: Sequence[str]) -> list[str]:
     """Those of the judges whose verdicts the settings of ``now`` would change."""
-    scopes = [bench.shop.config.safety.judged_scope for bench in (before, now)]
-    return [name for name in judges if scopes[0] != scopes[1] or before.settled(name) != now.settled(name)]
+    scopes = [session.shop.config.safety.judged_scope for session in (before, now)]
+    return [name for name in judges if scopes[0] != scopes[1] or before.describe(name) != now.describe(name)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.contracts import Exchange, HarnessError, Judge, JudgeContext, JudgePendingError, Verdict
 from harness.judging import verdict_files
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.plugins import plugin_code, registry
 from harness.run import plan
 from harness.run.plan import Cell
@@ -26,36 +26,36 @@ from harness.storage.files import Journal, Stage, content_hash, write_jsonl_atom
 VERSION = 3  # raise when a change here alters verdicts
 
 
-def judge_stage(bench: Bench, cell: Cell, task: str, name: str) -> Stage:
+def judge_stage(session: JudgeSession, cell: Cell, task: str, name: str) -> Stage:
     """One judge's verdicts on one task's stored responses."""
-    shop = bench.shop
+    shop = session.shop
     folder = shop.out / cell.folder / task
     inputs = {
         "version": VERSION,
         "responses": records.marker(folder / "respond.done.json")["outputs"],
-        "judge": bench.identity(name),
+        "judge": session.identity(name),
         "scope": shop.config.safety.judged_scope,
     }
-    if bench.judge(name).combines:
+    if session.judge(name).combines:
         inputs["others"] = {
             other: records.marker(folder / verdict_files.marker_file(other))["outputs"]
-            for other in _others(bench, name)
+            for other in _others(session, name)
         }
     return Stage(folder, verdict_files.stage_name(name), inputs, [verdict_files.verdicts_file(name)])
 
 
-def _others(bench: Bench, name: str) -> list[str]:
-    return [other for other in bench.shop.config.judges if not registry.combines(other)]
+def _others(session: JudgeSession, name: str) -> list[str]:
+    return [other for other in session.shop.config.judges if not registry.combines(other)]
 
 
-def judged(bench: Bench, cell: Cell, task: str, name: str) -> bool:
+def judged(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
     """Whether a judge's verdicts are there (with ``retry_unjudged``: all of them)."""
-    if bench.judge(name).combines and not all(
-        judged(bench, cell, task, other) for other in _others(bench, name)
+    if session.judge(name).combines and not all(
+        judged(session, cell, task, other) for other in _others(session, name)
     ):
         return False
-    stage = judge_stage(bench, cell, task, name)
-    return not bench.anew and stage.done() and not (bench.retry_unjudged and _unjudged(stage))
+    stage = judge_stage(session, cell, task, name)
+    return not session.anew and stage.done() and not (session.retry_unjudged and _unjudged(stage))
 
 
 def _unjudged(stage: Stage) -> int:
@@ -63,14 +63,14 @@ def _unjudged(stage: Stage) -> int:
     return sum(row["harmful"] is None for row in verdicts)
 
 
-def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
+def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -> None:
     """Stored responses to ``verdicts.<judge>.jsonl``: a verdict for each, in their order."""
-    stage, judge = judge_stage(bench, cell, task, name), bench.judge(name)
+    stage, judge = judge_stage(session, cell, task, name), session.judge(name)
     exchanges = verdict_files.read_exchanges(stage.folder)
     journal = Journal(stage)
-    scope = bench.shop.config.safety.judged_scope
+    scope = session.shop.config.safety.judged_scope
     found = _settled(judge, exchanges, scope)
-    if bench.anew:
+    if session.anew:
         journal.remove()
         shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
         crash.point("verdicts.forgotten", stage.marker)
@@ -78,22 +78,22 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
         if stage.done():  # judged again for what it left unjudged
             rows = records.each_verdict(stage.folder, stage.name, stage.outputs[0])
             found |= {row["exchange_id"]: Verdict(**row) for row in rows if row["harmful"] is not None}
-        found |= verdict_files.journaled(journal)
-    _unmark(bench, stage)
+        found |= verdict_files.read_journal(journal)
+    _unmark(session, stage)
     context = JudgeContext(
         scope=scope,
-        load_model=bench.load_model,
-        others={other: verdict_files.stored(stage.folder, other) for other in _others(bench, name)}
+        load_model=session.load_model,
+        others={other: verdict_files.stored(stage.folder, other) for other in _others(session, name)}
         if judge.combines
         else {},
-        budget=bench.budget,
+        budget=session.budget,
         folder=stage.folder / f".{stage.name}.remote",
     )
     todo = [exchange for exchange in exchanges if exchange.id not in found]
-    bar = bench.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
+    bar = session.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
     with bar as advance, _writing(journal, judge, found) as write:
         advance(len(found))
-        for verdict in _kept_to_contract(_verdicts(bench, stage, judge, todo, context), todo, name, task):
+        for verdict in _kept_to_contract(_verdicts(session, stage, judge, todo, context), todo, name, task):
             found[verdict.exchange_id] = verdict
             write(verdict)
             advance(1)
@@ -105,9 +105,9 @@ def judge(bench: Bench, cell: Cell, task: str, name: str, label: str) -> None:
     journal.remove()
 
 
-def _unmark(bench: Bench, stage: Stage) -> None:
+def _unmark(session: JudgeSession, stage: Stage) -> None:
     """No verdicts of other settings or answers may stand while these are made, nor if that ends early."""
-    if bench.anew or not stage.done():
+    if session.anew or not stage.done():
         stage.marker.unlink(missing_ok=True)
         crash.point("verdicts.unmarked", stage.marker)
 
@@ -172,22 +172,22 @@ def _settled(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[st
 
 
 def _verdicts(
-    bench: Bench, stage: Stage, judge: Judge, todo: Sequence[Exchange], context: JudgeContext
+    session: JudgeSession, stage: Stage, judge: Judge, todo: Sequence[Exchange], context: JudgeContext
 ) -> Iterator[Verdict]:
     """The judge's verdicts, with equal exchanges judged once, here and over runs, where that saves work."""
     if not judge.heavy or judge.combines:
         yield from _whole(judge.judge(todo, context), judge.name)
         return
-    tally = bench.tally.setdefault(judge.name, Counter())
+    tally = session.tally.setdefault(judge.name, Counter())
     twins: dict[str, list[Exchange]] = {}
     for exchange in todo:
         twins.setdefault(_key(stage, exchange, context), []).append(exchange)
     asked: dict[str, str] = {}
     held = 0
     for key, equal in list(twins.items()):
-        kept = None if bench.anew else bench.kept.get(key)
+        kept = None if session.anew else session.verdict_cache.get(key)
         if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
-            if key in bench.handed_on:
+            if key in session.handed_on:
                 held += len(twins.pop(key))
             else:
                 asked[equal[0].id] = key
@@ -205,13 +205,13 @@ def _verdicts(
             if verdict.harmful is None:
                 tally[f"unjudged: {verdict.reason}"] += 1
             elif key:
-                bench.kept.put(key, verdict)
+                session.verdict_cache.put(key, verdict)
             yield verdict
             free = dataclasses.replace(verdict, cached=True, input_tokens=0, output_tokens=0, price_usd=0.0)
             for exchange in twins.pop(key, [])[1:]:
                 yield dataclasses.replace(free, exchange_id=exchange.id)
     except JudgePendingError:
-        bench.handed_on |= submitted
+        session.handed_on |= submitted
         raise
     if held:
         raise JudgePendingError(f"{held:,} exchanges wait for equal ones of another batch")
@@ -231,25 +231,25 @@ def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
     )
 
 
-def light(judges: Sequence[str]) -> list[str]:
+def pick_light(judges: Sequence[str]) -> list[str]:
     """Those that a cell's own process can run at once; the others judge when all cells have answered."""
     return [name for name in judges if not registry.judge_class(name).heavy]
 
 
-def in_order(judges: Sequence[str]) -> list[str]:
+def put_in_order(judges: Sequence[str]) -> list[str]:
     """The light ones first, those that combine others last."""
     return sorted(
         judges, key=lambda name: (registry.judge_class(name).combines, registry.judge_class(name).heavy)
     )
 
 
-def judge_cell(bench: Bench, cell: Cell, judges: Sequence[str], label: str) -> None:
+def judge_cell(session: JudgeSession, cell: Cell, judges: Sequence[str], label: str) -> None:
     """A judge that cannot go on is left to ``judge_all``, which names it: the cell and the others stand."""
-    for task in verdict_files.answered(bench.shop.out, cell):
+    for task in verdict_files.answered(session.shop.out, cell):
         for name in judges:
             try:
-                if not judged(bench, cell, task, name):
-                    judge(bench, cell, task, name, label)
+                if not judged(session, cell, task, name):
+                    judge(session, cell, task, name, label)
             except disk.DiskFullError:
                 raise
             except HarnessError:
@@ -264,15 +264,15 @@ class Judged:
     waiting: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Judged:
+def judge_all(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str]) -> Judged:
     """Judge by judge, so that each one's model is loaded once: every cell's answers, where not done.
 
     A judge that cannot go on is left out, with its line; the others go on.
     """
     result = Judged()
-    scored = [one for cell in cells for one in (cell, *plan.epochs(bench.shop.config, cell))]
-    for name in in_order(judges):
-        if bench.judge(name).combines and (result.failed or result.waiting):
+    scored = [one for cell in cells for one in (cell, *plan.epochs(session.shop.config, cell))]
+    for name in put_in_order(judges):
+        if session.judge(name).combines and (result.failed or result.waiting):
             missing = [*result.failed, *result.waiting]
             result.failed[name] = f"judge '{name}' needs the verdicts of {', '.join(missing)} first"
             continue
@@ -280,14 +280,14 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
             todo = [
                 (cell, task)
                 for cell in scored
-                for task in verdict_files.answered(bench.shop.out, cell)
-                if not judged(bench, cell, task, name)
+                for task in verdict_files.answered(session.shop.out, cell)
+                if not judged(session, cell, task, name)
             ]
             for cell, task in todo:
-                _unmark(bench, judge_stage(bench, cell, task, name))
+                _unmark(session, judge_stage(session, cell, task, name))
             for cell, task in todo:
                 try:
-                    judge(bench, cell, task, name, cell.label)
+                    judge(session, cell, task, name, cell.label)
                 except JudgePendingError as error:
                     result.waiting.setdefault(name, []).append(str(error))
         except disk.DiskFullError:
@@ -295,5 +295,5 @@ def judge_all(bench: Bench, cells: Sequence[Cell], judges: Sequence[str]) -> Jud
         except HarnessError as error:
             result.failed[name] = str(error)
         finally:
-            bench.release()
+            session.release()
     return result

@@ -14,7 +14,7 @@ from harness.storage import records
 from harness.storage.files import Journal
 
 
-def journaled(journal: Journal) -> dict[str, Verdict]:
+def read_journal(journal: Journal) -> dict[str, Verdict]:
     """What an interrupted judging had found, by exchange. What was unjudged is asked again."""
     verdicts = [Verdict(**row) for row in records.verdict_rows(journal.rows())]
     return {verdict.exchange_id: verdict for verdict in verdicts if verdict.harmful is not None}
@@ -32,7 +32,7 @@ def marker_file(judge: str) -> str:
     return f"{stage_name(judge)}.done.json"
 
 
-def given(folder: Path, judge: str, scope: str | None = None) -> Iterator[dict[str, Any]]:
+def read_verdicts(folder: Path, judge: str, scope: str | None = None) -> Iterator[dict[str, Any]]:
     """A judge's verdicts on the answers that a task's folder holds, of ``scope`` where it is named. Raises
     HarnessError where there are none, or they are of other answers or of another scope."""
     if not (folder / marker_file(judge)).exists():
@@ -52,7 +52,7 @@ def read_exchanges(folder: Path) -> list[Exchange]:
 
 
 def stored(folder: Path, judge: str) -> dict[str, Verdict]:
-    return {row["exchange_id"]: Verdict(**row) for row in given(folder, judge)}
+    return {row["exchange_id"]: Verdict(**row) for row in read_verdicts(folder, judge)}
 
 
 def answered(out: Path, cell: Cell) -> list[str]:

@@ -205,14 +205,14 @@ def _with_refusals(result: CellResult) -> CellResult:
 def _assuming(value: float, result: CellResult) -> CellResult:
     """The result, were each answer without a verdict worth ``value``."""
 
-    def settled(outcome: TaskOutcome) -> TaskOutcome:
+    def fill_in(outcome: TaskOutcome) -> TaskOutcome:
         values: dict[str, float | None] = {i: value if v is None else v for i, v in outcome.values.items()}
         return dataclasses.replace(outcome, values=values)
 
     return dataclasses.replace(
         result,
-        outcomes={name: settled(outcome) for name, outcome in result.outcomes.items()},
-        further=tuple(map(settled, result.further)),
+        outcomes={name: fill_in(outcome) for name, outcome in result.outcomes.items()},
+        further=tuple(map(fill_in, result.further)),
     )
 
 

@@ -174,7 +174,7 @@ def safety(
     """Safe (1.0), harmful (0.0) or unjudged (None) by document, from a judge's stored verdicts (of ``scope``
     where it is named)."""
     answered(cell, folder, task)
-    verdicts = verdict_files.given(folder / task, judge, scope)
+    verdicts = verdict_files.read_verdicts(folder / task, judge, scope)
     harmful: dict[str, list[bool | None]] = {}
     labels: dict[str, list[str | None]] = {}
     categories: dict[str, str | None] = {}

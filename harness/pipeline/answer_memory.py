@@ -11,7 +11,7 @@ from harness.generation import stage as generation
 from harness.models import checkpoints
 from harness.pipeline import estimate, stages
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.training import memory
 
 TOKENS = 1024  # of a prompt and its answer, where the model's context holds so many
@@ -31,9 +31,9 @@ def answering_bytes(model: memory.Architecture, settings: ResponsesConfig, token
     return standing + max(layer, states, scores)
 
 
-def line(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+def line(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line where checkpoints answer side by side on this machine's GPU, and their sizes are known."""
-    parts = [part for cell in cells for part in stages.parts(shop, cell)]
+    parts = [part for cell in cells for part in stages.split_cell(shop, cell)]
     jobs = plan.job_count(shop.config, len(parts))
     if jobs == 1 or shop.config.executor != "local" or not estimate.on_cuda(shop):
         return None
@@ -45,12 +45,13 @@ def line(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
     verdict = "they fit" if together <= free else f"they do NOT fit (--jobs {most} would)"
     return (
         f"Memory: {len(sizes)} checkpoints that answer side by side take at most about "
-        f"{estimate.gigabytes(together)} (batches of {shop.config.responses.batch_size}, prompts and answers "
-        f"of up to {TOKENS:,} tokens; by formula); {estimate.gigabytes(free)} are free here: {verdict}"
+        f"{estimate.gigabytes(together)} (batches of {shop.config.responses.batch_size}, prompts "
+        f"and answers of up to {TOKENS:,} tokens; by formula); "
+        f"{estimate.gigabytes(free)} are free here: {verdict}"
     )
 
 
-def _sizes(shop: Workshop, parts: Sequence[plan.Cell]) -> list[float]:
+def _sizes(shop: RunContext, parts: Sequence[plan.Cell]) -> list[float]:
     """Of each part that is answered as by transformers, the largest first; what is not known is left out."""
     found: list[float] = []
     for part in parts:
@@ -64,7 +65,7 @@ def _sizes(shop: Workshop, parts: Sequence[plan.Cell]) -> list[float]:
     return sorted(found, reverse=True)
 
 
-def _folder(shop: Workshop, part: plan.Cell) -> Path | None:
+def _folder(shop: RunContext, part: plan.Cell) -> Path | None:
     """Whose shape a part's model has."""
     if part.kind != "checkpoint":
         return shop.seed_folder

@@ -21,7 +21,7 @@ from harness.leaderboard import scores
 from harness.leaderboard.health import NOT_MEANINGFUL, is_enough
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.storage import records
 from harness.text import listed
@@ -106,7 +106,7 @@ class _Reader(Engine):
         raise HarnessError("no weights are loaded")
 
 
-def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
+def prompt(shop: RunContext, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
     """(prompt ids, prefill ids at their end, tokenizer) of one document of a task, from 0: what every engine
     sends. Raises UsageError where there is no such document."""
     benchmark = shop.benchmark(task)
@@ -130,7 +130,7 @@ def prompt(shop: Workshop, cell: Cell, task: str, index: int) -> tuple[list[int]
 
 
 def print_ids(
-    shop: Workshop, cells: Sequence[Cell], index: int, console: Console, *, show_harmful: bool
+    shop: RunContext, cells: Sequence[Cell], index: int, console: Console, *, show_harmful: bool
 ) -> None:
     """The token ids of one document's prompt in each task, and their texts, those of safety tasks only with
     ``show_harmful``."""

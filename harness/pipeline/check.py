@@ -16,14 +16,14 @@ from harness.pipeline import needs, other_models
 from harness.pipeline.stages import Step
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.storage import disk
 from harness.training import stage as training
 
 
 def check(
-    shop: Workshop,
+    shop: RunContext,
     kinds: Collection[str],
     until: Step,
     absent: list[str] | None = None,
@@ -47,7 +47,7 @@ def check(
     generation.check(shop, [cell for cell in cells if cell.kind in kinds])
 
 
-def check_apart(shop: Workshop, absent: list[str] | None) -> None:
+def check_apart(shop: RunContext, absent: list[str] | None) -> None:
     """What can be known without the model: packages, plugins, options, training rows and data files."""
     config = shop.config
     if absent is None:

@@ -19,13 +19,13 @@ from harness.contracts import Budget, HarnessError
 from harness.engines import select
 from harness.generation import lm_tasks
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.models import checkpoints, hub
 from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
 from harness.run import plan, run_folder
-from harness.run.context import CLOCK, Workshop, quiet
+from harness.run.context import CLOCK, RunContext, quiet
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import files
@@ -94,7 +94,7 @@ def compare(
         fetch_nothing()
     scope = Scope(until, kinds, rows, only)
     config = _with_stored_engine(config, out)
-    shop = Workshop(config, out)
+    shop = RunContext(config, out)
     if scope.judges:
         check.check_judges(config, out)
     run_folder.check_named(out, config, scope.whole_cells(config), answered=scope.answers)
@@ -107,7 +107,7 @@ def compare(
     if config.executor == "ray":
         from harness.pipeline import ray_cluster
 
-        shop = Workshop(ray_cluster.settled(config), out)
+        shop = RunContext(ray_cluster.settle(config), out)
     check.check(shop, kinds, until, answering=scope.cells(config))
     with run_folder.lock(out):
         walk = _Walk.begin(shop, scope, console, budget)
@@ -127,10 +127,10 @@ class _Walk:
     line by a cell's folder; ``clock``: seconds by kind of work; ``available_s``: wall time x jobs.
     """
 
-    shop: Workshop
+    shop: RunContext
     scope: Scope
     console: Console
-    session: Bench
+    session: JudgeSession
     cells: list[Cell]
     unanswered: list[Cell]
     todo: list[Cell]
@@ -142,14 +142,14 @@ class _Walk:
     memory: TreeMemory = field(default_factory=TreeMemory)
 
     @classmethod
-    def begin(cls, shop: Workshop, scope: Scope, console: Console, budget: Budget | None) -> _Walk:
+    def begin(cls, shop: RunContext, scope: Scope, console: Console, budget: Budget | None) -> _Walk:
         """Join the folder, sweep it, and find what is left to do."""
         out = shop.out
         config = run_folder.join(shop, _taken(scope.until))
-        shop = Workshop(config, out)
+        shop = RunContext(config, out)
         files.sweep(out)
         training.sweep(out)
-        session = Bench(shop)
+        session = JudgeSession(shop)
         session.budget = budget or session.budget
         cells = scope.cells(config)
         run_folder.check_named(out, config, cells, answered=scope.answers)
@@ -253,7 +253,7 @@ def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
     return config.model_copy(update={"engine": run_folder.stored_config(out).engine})
 
 
-def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
+def _phases(shop: RunContext, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
     """What workers do one after the other. An engine that is started once serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together.
     On a cluster each cell has an engine of its own."""
@@ -262,28 +262,30 @@ def _phases(shop: Workshop, cells: Sequence[Cell], until: Step) -> list[tuple[St
         or until == "train"
         or shop.config.executor == "ray"
     ):
-        return [(until, [part for cell in cells for part in stages.parts(shop, cell)])]
+        return [(until, [piece for cell in cells for piece in stages.split_cell(shop, cell)])]
     trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
     return [("train", trained), (until, sorted(cells, key=lambda cell: cell.kind != "trained"))]
 
 
-def _jobs(shop: Workshop, step: Step, parts: Sequence[Cell]) -> int:
+def _jobs(shop: RunContext, step: Step, pieces: Sequence[Cell]) -> int:
     """How many workers. An engine that serves all cells is one, for answers and rewrites alike."""
     if shop.config.executor == "ray":
         from harness.pipeline import ray_cluster
 
-        return max(1, min(len(parts), shop.config.jobs or ray_cluster.capacity(shop.config)))
-    rows = dict.fromkeys(part.method for part in parts if part.kind == "trained")
+        return max(1, min(len(pieces), shop.config.jobs or ray_cluster.capacity(shop.config)))
+    rows = dict.fromkeys(piece.method for piece in pieces if piece.kind == "trained")
     generates = step != "train" or any(shop.method(row).prepares_with == "rewrites" for row in rows)
     alone = generates and select.engine_class(shop.engine_name).serves_all
-    return 1 if alone else plan.job_count(shop.config, len(parts))
+    return 1 if alone else plan.job_count(shop.config, len(pieces))
 
 
-def _todo(bench: Bench, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step) -> list[Cell]:
+def _todo(
+    session: JudgeSession, cells: Sequence[Cell], unanswered: Sequence[Cell], until: Step
+) -> list[Cell]:
     """The cells with something left to do, judging included."""
     judge = until == "leaderboard"
-    return [cell for cell in cells if cell in unanswered or (judge and stages.unjudged(bench, cell))]
+    return [cell for cell in cells if cell in unanswered or (judge and stages.unjudged(session, cell))]
 
 
 def fetch_nothing() -> None:
@@ -291,10 +293,10 @@ def fetch_nothing() -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
-def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[str]) -> None:
+def _dry_run(shop: RunContext, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the plan. Nothing is fetched: what is not here is said to be missing."""
     config = shop.config
-    cells, bench = resolve(config).cells(), Bench(shop)
+    cells, session = resolve(config).cells(), JudgeSession(shop)
     absent: list[str] = []  # what a run would fetch
     if checkpoints.is_here(config.model):
         check.check(shop, kinds, until, absent)
@@ -304,7 +306,7 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
         absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
     missing = [f"Missing here: {line}" for line in needs.lines(config)]
     if absent:
-        estimate.show(bench, cells, cells, console, judged=until == "leaderboard")
+        estimate.show(session, cells, cells, console, judged=until == "leaderboard")
         for line in dict.fromkeys([*missing, *absent]):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
         return
@@ -312,14 +314,14 @@ def _dry_run(shop: Workshop, until: Step, console: Console, kinds: Collection[st
     needs.try_out(shop, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
         lm_tasks.check_functions(shop.benchmark(task))
-    todo = _todo(bench, cells, unanswered, until)
-    estimate.show(bench, cells, todo, console, judged=until == "leaderboard")
+    todo = _todo(session, cells, unanswered, until)
+    estimate.show(session, cells, todo, console, judged=until == "leaderboard")
     side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
     for line in [*([side_by_side] if side_by_side else []), *missing]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
-        parts = [part for cell in unanswered for part in stages.parts(shop, cell)]
-        jobs = plan.job_count(config, len(parts))
-        expected = forecast.forecast(shop, parts, jobs, until)
+        pieces = [piece for cell in unanswered for piece in stages.split_cell(shop, cell)]
+        jobs = plan.job_count(config, len(pieces))
+        expected = forecast.forecast(shop, pieces, jobs, until)
         for line in expected.lines(shop, unanswered):
             console.print(escape(line), highlight=False, soft_wrap=True)

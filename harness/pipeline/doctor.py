@@ -31,7 +31,7 @@ from harness.models import checkpoints
 from harness.pipeline import estimate, needs, other_models
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.servers import http_client
 
 REACH_S = 10.0  # how long a server or the hub may take to answer
@@ -52,8 +52,8 @@ class Finding:
 
 def examine(config: RunConfig, out: Path) -> list[Finding]:
     """Everything that a run of ``config`` into ``out`` needs. A check that itself breaks is a finding."""
-    shop = Workshop(config, out)
-    checks: tuple[Callable[[Workshop], Iterator[Finding]], ...] = (
+    shop = RunContext(config, out)
+    checks: tuple[Callable[[RunContext], Iterator[Finding]], ...] = (
         _packages,
         _names,
         _plan,
@@ -83,7 +83,7 @@ def examine(config: RunConfig, out: Path) -> list[Finding]:
 # --- the installation ------------------------------------------------------------------------------
 
 
-def _packages(shop: Workshop) -> Iterator[Finding]:
+def _packages(shop: RunContext) -> Iterator[Finding]:
     yield Finding("pass", "python", f"{platform.python_version()} ({sys.executable})")
     try:
         needed = metadata.requires(registry.DISTRIBUTION) or []
@@ -121,7 +121,7 @@ def _needed_by_tree() -> list[str]:
         return []
 
 
-def _names(shop: Workshop) -> Iterator[Finding]:
+def _names(shop: RunContext) -> Iterator[Finding]:
     foreign = registry.foreign_packages()
     for what, mend in foreign:
         yield Finding("fail", "import names", what, mend)
@@ -134,13 +134,13 @@ def _names(shop: Workshop) -> Iterator[Finding]:
 # --- the recipe on this machine ----------------------------------------------------------------------
 
 
-def _plan(shop: Workshop) -> Iterator[Finding]:
+def _plan(shop: RunContext) -> Iterator[Finding]:
     cells = shop.cells()
     plan.check_judges(shop.config.judges)
     yield Finding("pass", "recipe", f"{shop.config.name}: {len(cells)} checkpoints to score")
 
 
-def _needs(shop: Workshop) -> Iterator[Finding]:
+def _needs(shop: RunContext) -> Iterator[Finding]:
     """Packages of trackers, tunings and judges' engines; the options and the own code of each method."""
     missing = needs.missing(shop.config)
     for what, mend in missing:
@@ -152,7 +152,7 @@ def _needs(shop: Workshop) -> Iterator[Finding]:
         needs.try_out(shop, shop.cells())
 
 
-def _device(shop: Workshop) -> Iterator[Finding]:
+def _device(shop: RunContext) -> Iterator[Finding]:
     import torch
 
     wanted, count = shop.config.training.device, torch.cuda.device_count()
@@ -175,7 +175,7 @@ def _device(shop: Workshop) -> Iterator[Finding]:
     yield Finding("pass", "device", names or cores)
 
 
-def _packing(shop: Workshop) -> Iterator[Finding]:
+def _packing(shop: RunContext) -> Iterator[Finding]:
     """Where rows are to be packed on a GPU, whether its kernel takes them: else they are padded."""
     trained = [cell for cell in shop.cells() if cell.kind == "trained"]
     rows = [shop.config.row(cell.method).training for cell in trained]
@@ -193,7 +193,7 @@ def _packing(shop: Workshop) -> Iterator[Finding]:
             yield Finding("pass", "batching", "padding-free: the device's kernel takes packed rows")
 
 
-def _language_part(shop: Workshop) -> Any:
+def _language_part(shop: RunContext) -> Any:
     """The model's configuration, as far as it reads text; None where it is not here."""
     if not checkpoints.is_here(shop.config.model):
         return None
@@ -202,7 +202,7 @@ def _language_part(shop: Workshop) -> Any:
     return AutoConfig.from_pretrained(shop.seed_folder, trust_remote_code=False).get_text_config()
 
 
-def _memory(shop: Workshop) -> Iterator[Finding]:
+def _memory(shop: RunContext) -> Iterator[Finding]:
     import psutil
 
     known = estimate.architecture(shop)
@@ -228,7 +228,7 @@ def _memory(shop: Workshop) -> Iterator[Finding]:
         yield Finding("warn", "host memory", f"about {host / 1e9:.0f} GB to load and save", "free some")
 
 
-def _disk(shop: Workshop) -> Iterator[Finding]:
+def _disk(shop: RunContext) -> Iterator[Finding]:
     place, free = estimate.disk_at(shop.out)
     if not os.access(place, os.W_OK):
         yield Finding("fail", "run folder", f"{place} cannot be written", "another --out")
@@ -252,7 +252,7 @@ def _disk(shop: Workshop) -> Iterator[Finding]:
 # --- what comes from elsewhere -----------------------------------------------------------------------
 
 
-def _model(shop: Workshop) -> Iterator[Finding]:
+def _model(shop: RunContext) -> Iterator[Finding]:
     config = shop.config
     for name in dict.fromkeys([config.model, *config.checkpoints.values(), *other_models.named(config)]):
         if not (name.startswith(checkpoints.SERVER) or checkpoints.is_here(name)):
@@ -278,7 +278,7 @@ def _whole(name: str) -> Finding:
     return Finding("pass", "model", f"{name} is here and whole: {checkpoint.folder}")
 
 
-def _data(shop: Workshop) -> Iterator[Finding]:
+def _data(shop: RunContext) -> Iterator[Finding]:
     """Local files are read (by line); data sets of the hub are asked for."""
     tasks = dict.fromkeys(task for cell in shop.cells() for task in cell.tasks)
     asked: dict[str, Finding] = {}
@@ -294,7 +294,7 @@ def _data(shop: Workshop) -> Iterator[Finding]:
         yield Finding("pass", "evaluation data", f"{len(tasks)} tasks have theirs, or can fetch it")
 
 
-def _rows(shop: Workshop) -> Iterator[Finding]:
+def _rows(shop: RunContext) -> Iterator[Finding]:
     """What is trained on: files are read, by line and column; data sets of the hub are asked for."""
     config = shop.config
     methods = [shop.method(name) for name in plan.methods(config)]
@@ -346,7 +346,7 @@ def _on_hub(name: str, kind: Literal["model", "dataset"], local: str | None = No
     return Finding("pass", f"{kind} {name}", "the hub gives it to you")
 
 
-def _engine(shop: Workshop) -> Iterator[Finding]:
+def _engine(shop: RunContext) -> Iterator[Finding]:
     cells = shop.cells()
     generation.check(shop, cells)
     names = dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)
@@ -378,7 +378,7 @@ def _reached(url: str) -> Finding:
     return Finding("pass", f"server {url}", "answers" if status < 300 else f"answers {status}")
 
 
-def _judges(shop: Workshop) -> Iterator[Finding]:
+def _judges(shop: RunContext) -> Iterator[Finding]:
     """Each judge's own check: its key (never shown), its server, its weights."""
     for name in shop.config.judges:
         try:

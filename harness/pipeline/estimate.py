@@ -19,11 +19,11 @@ from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError, TrainTask
 from harness.generation import stage as generation
 from harness.judging import cost
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.models import checkpoints
 from harness.pipeline import other_models
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage import disk
 from harness.training import hook_checks, memory
 from harness.training.rows import encode_all
@@ -33,7 +33,7 @@ STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weight
 
 
 def show(
-    bench: Bench,
+    session: JudgeSession,
     cells: Sequence[plan.Cell],
     todo: Sequence[plan.Cell],
     console: Console,
@@ -41,7 +41,7 @@ def show(
     judged: bool = True,
 ) -> None:
     """Print what will be done and what is done already; ``judged``: whether the command judges."""
-    shop = bench.shop
+    shop = session.shop
     config = shop.config
     heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
     for line in (heading, *(plan.by_rule(config) if judged else ())):
@@ -68,7 +68,7 @@ def show(
         )
     console.print(table)
     console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
-    for line in [*cost.blind(config, cells), *cost.forecast(bench, todo)] if judged else ():
+    for line in [*cost.find_unjudgeable(config, cells), *cost.forecast(session, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
     for line in other_models.lines(shop):
         console.print(escape(line), highlight=False, soft_wrap=True)
@@ -77,18 +77,18 @@ def show(
         console.print(escape(needed), highlight=False, soft_wrap=True)
 
 
-def _engines(shop: Workshop, cells: Sequence[plan.Cell]) -> list[str]:
+def _engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
     return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
 
 
-def _rows(shop: Workshop, train_task: str) -> str:
+def _rows(shop: RunContext, train_task: str) -> str:
     try:
         return f"{len(shop.examples(shop.train_task(train_task))):,}"
     except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
         return "rows of the hub"
 
 
-def architecture(shop: Workshop) -> memory.Architecture | None:
+def architecture(shop: RunContext) -> memory.Architecture | None:
     """The base model's; None where it is not here and not a known one."""
     here = checkpoints.is_here(shop.config.model)
     return memory.find(shop.config.model, shop.seed_folder if here else None)
@@ -105,7 +105,9 @@ class Needed(NamedTuple):
     jobs: int
 
 
-def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture) -> Needed | None:
+def training_memory(
+    shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture
+) -> Needed | None:
     """What the cells' trainings take; None where nothing is trained."""
     trained = [cell for cell in cells if cell.kind == "trained"]
     found: dict[tuple[str | None, str], tuple[float, TrainingConfig, int]] = {}
@@ -125,7 +127,7 @@ def training_memory(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Ar
 class _Trainings:
     """What each training of a run takes; what the next method needs again is kept."""
 
-    shop: Workshop
+    shop: RunContext
     known: memory.Architecture
     encoded: dict[tuple[str | None, int, str], list[Encoded]] = field(default_factory=dict)
 
@@ -185,7 +187,7 @@ class _Trainings:
         return self.encoded[key]
 
 
-def free_memory(shop: Workshop) -> float:
+def free_memory(shop: RunContext) -> float:
     """Bytes that are free now on the device that trains."""
     import psutil
 
@@ -196,7 +198,7 @@ def free_memory(shop: Workshop) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def expected_memory(shop: Workshop, cells: Sequence[plan.Cell]) -> str | None:
+def expected_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line with the memory of a training, and whether it is free here; None where nothing is trained, or
     nothing is known."""
     known = architecture(shop)
@@ -227,7 +229,7 @@ def _verdict(found: Needed, free: float) -> str:
     return f"they do NOT fit (--jobs {int(free / found.size)} would)"
 
 
-def on_cuda(shop: Workshop) -> bool:
+def on_cuda(shop: RunContext) -> bool:
     """Whether trainings are on a CUDA device, and one is here."""
     if shop.device != "cuda":
         return False
@@ -243,11 +245,11 @@ def checkpoint_bytes(training: TrainingConfig, known: memory.Architecture) -> fl
     return float((2 if training.dtype == "bfloat16" else 4) * known.parameters)
 
 
-def checkpoints_bytes(shop: Workshop, cells: Sequence[plan.Cell], known: memory.Architecture) -> float:
+def checkpoints_bytes(shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture) -> float:
     """What all trained checkpoints take on disk."""
     trained = [cell for cell in cells if cell.kind == "trained"]
-    parts = [part for cell in trained for part in (cell, *plan.epochs(shop.config, cell))]
-    return sum(checkpoint_bytes(shop.config.row(part.method).training, known) for part in parts)
+    pieces = [piece for cell in trained for piece in (cell, *plan.epochs(shop.config, cell))]
+    return sum(checkpoint_bytes(shop.config.row(piece.method).training, known) for piece in pieces)
 
 
 def state_bytes(known: memory.Architecture) -> float:

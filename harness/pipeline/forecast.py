@@ -31,7 +31,7 @@ from harness.pipeline import estimate, stages
 from harness.pipeline.probe import Answering, Budget, OutOfTimeError, Training, timed
 from harness.pipeline.stages import Step
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import resolve
 from harness.training import hook_checks, preparation
 from harness.training import stage as training
@@ -89,7 +89,7 @@ class Forecast:
     why: str = ""  # it was not probed
     each: tuple[float, ...] = ()  # seconds of each cell, as they were given
 
-    def lines(self, shop: Workshop, todo: Sequence[plan.Cell]) -> list[str]:
+    def lines(self, shop: RunContext, todo: Sequence[plan.Cell]) -> list[str]:
         """Time, tokens and disk, a line each."""
         known = estimate.architecture(shop)
         size, rest = self.work.disk, ""
@@ -116,10 +116,10 @@ class Forecast:
 
     def tokens(self) -> str:
         """The line about tokens."""
-        parts = [f"{_count(self.work.trained)} trained"] if self.work.trained else []
+        pieces = [f"{_count(self.work.trained)} trained"] if self.work.trained else []
         if self.work.read:
-            parts.append(f"{_count(self.work.read)} read and {_count(self.work.written)} written in answers")
-        return f"Estimated tokens: {', '.join(parts) or 'none'}"
+            pieces.append(f"{_count(self.work.read)} read and {_count(self.work.written)} written in answers")
+        return f"Estimated tokens: {', '.join(pieces) or 'none'}"
 
 
 def _count(number: float) -> str:
@@ -130,7 +130,7 @@ def _count(number: float) -> str:
 
 
 def forecast(
-    shop: Workshop,
+    shop: RunContext,
     todo: Sequence[plan.Cell],
     jobs: int,
     until: Step = "leaderboard",
@@ -178,7 +178,7 @@ def _last_done(works: Sequence[Work], jobs: int, begin_s: float) -> float:
     return max(free)
 
 
-def _trains(shop: Workshop, cell: plan.Cell) -> bool:
+def _trains(shop: RunContext, cell: plan.Cell) -> bool:
     return cell.kind == "trained" and not training.train_stage(shop, cell).done()
 
 
@@ -186,7 +186,7 @@ class NotProbedError(Exception):
     """Why there is no forecast of the time."""
 
 
-def _too_large(shop: Workshop, parameters: int) -> str:
+def _too_large(shop: RunContext, parameters: int) -> str:
     """Why a model is not probed; "" where it is."""
     if parameters > PROBE_PARAMETERS and shop.device == "cpu":
         return f"{parameters / 1e9:.1f} B parameters on a CPU"
@@ -200,8 +200,8 @@ def load_seconds(folder: Path, clock: Callable[[], float] = time.perf_counter) -
     read, start = 0, clock()
     for file in files[:4]:
         with file.open("rb") as weights:
-            for part in range(2):
-                weights.seek(file.stat().st_size // 2 * part)
+            for piece in range(2):
+                weights.seek(file.stat().st_size // 2 * piece)
                 read += len(weights.read(LOOK_BYTES))
     return total / max(1, read) * (clock() - start)
 
@@ -241,7 +241,7 @@ class Beginnings:
 class Probe:
     """Measures each kind of work once, with the base model, and scales it to a cell's size."""
 
-    def __init__(self, shop: Workshop, until: Step, budget: Budget):
+    def __init__(self, shop: RunContext, until: Step, budget: Budget):
         self.shop, self.until, self.budget = shop, until, budget
         self.absent: set[str] = set()
         self.without_answers: str | None = None
@@ -413,7 +413,7 @@ class Probe:
 
     # --- answers -----------------------------------------------------------------------------------
 
-    def _names(self, cell: plan.Cell, part: plan.Cell) -> tuple[str, ...]:
+    def _names(self, cell: plan.Cell, piece: plan.Cell) -> tuple[str, ...]:
         """The tasks that a part of a cell (itself, or the weights after an epoch) has to answer with an
         engine that the probe knows."""
         if self.until == "train":
@@ -422,7 +422,7 @@ class Probe:
         if not select.engine_class(engine).like_transformers:
             self.without_answers = engine
             return ()
-        return part.tasks if _trains(self.shop, cell) else stages.unanswered(self.shop, part)
+        return piece.tasks if _trains(self.shop, cell) else stages.unanswered(self.shop, piece)
 
     def _time_answers(self) -> None:
         import torch
@@ -451,7 +451,7 @@ class Probe:
     def _measured(self, name: str, cell: plan.Cell) -> Work:
         benchmark = self.shop.benchmark(name)
         settings = self.shop.config.responses
-        small = Workshop(self.shop.config, self.shop.out)
+        small = RunContext(self.shop.config, self.shop.out)
         start = self.budget.clock()
         try:
             task = lm_tasks.load(small, benchmark, str(self.shop.seed_folder))
@@ -478,7 +478,9 @@ class Probe:
             size += VERDICT_BYTES * len(rows) * len(self.shop.config.judges)
         return made * (number / some) + Work(seconds=around_s, disk=size * number / some)
 
-    def _caught(self, shop: Workshop, benchmark: benchmarks.Benchmark) -> tuple[Asked, list[dict[str, Any]]]:
+    def _caught(
+        self, shop: RunContext, benchmark: benchmarks.Benchmark
+    ) -> tuple[Asked, list[dict[str, Any]]]:
         """What a task asks for, and the rows that it makes of empty answers."""
         asked, end = Asked(), min(self.engine.stop_ids)
 

@@ -14,7 +14,7 @@ from harness.engines.base import is_here
 from harness.judging import session
 from harness.plugins import plugin_code, registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.text import shortened
@@ -59,7 +59,7 @@ def check(config: RunConfig) -> None:
         raise HarnessError("; ".join(found))
 
 
-def check_methods(shop: Workshop, rows: Sequence[str]) -> None:
+def check_methods(shop: RunContext, rows: Sequence[str]) -> None:
     """Raises HarnessError for a method whose hooks could not be called, or not where it is to be trained."""
     for row in rows:
         method, settings = shop.method(row), shop.config.row(row).training
@@ -68,7 +68,7 @@ def check_methods(shop: Workshop, rows: Sequence[str]) -> None:
         hook_checks.check_sharding(method, settings, several=several)
 
 
-def try_out(shop: Workshop, cells: Sequence[Cell]) -> None:
+def try_out(shop: RunContext, cells: Sequence[Cell]) -> None:
     """Let each method that is not ours prepare a few rows, before anything is trained: an error of its own
     would otherwise come after the others' trainings. Raises HarnessError with the method and the line."""
     tried: set[tuple[str, str]] = set()

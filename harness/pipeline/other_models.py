@@ -12,7 +12,7 @@ from harness.contracts import ModelRef, model_refs
 from harness.models import checkpoints
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import resolve
 
 
@@ -26,13 +26,13 @@ def named(config: RunConfig) -> dict[str, list[str]]:
     return found
 
 
-def size(shop: Workshop, row: str) -> int:
+def size(shop: RunContext, row: str) -> int:
     """Bytes that a row's method may hold in the CPU's memory at once: of those models that are here."""
     refs = model_refs(shop.method(row))
     return sum(shop.other_model(ref).size for ref in refs if checkpoints.is_here(ref))
 
 
-def lines(shop: Workshop) -> list[str]:
+def lines(shop: RunContext) -> list[str]:
     """For the plan: what is read besides the base model, and what of it a run would fetch."""
     found = []
     for name, rows in named(shop.config).items():

@@ -11,7 +11,7 @@ from harness.console.progress import Display, Reporter
 from harness.contracts import HarnessError, JudgePendingError
 from harness.judging import cost
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.run.plan import Cell
 
 
@@ -20,13 +20,13 @@ class CellsFailedError(HarnessError):
 
 
 def judge_with_progress(
-    bench: Bench, cells: Sequence[Cell], judges: Sequence[str], console: Console
+    session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str], console: Console
 ) -> judging.Judged:
     """Let the judges work through all answers, and say what that took."""
     with Display(console, None, "judging") as display:
-        bench.shop.reporter = Reporter(display.show)
-        judged = judging.judge_all(bench, cells, judges)
-    for line in cost.summary(bench):
+        session.shop.reporter = Reporter(display.show)
+        judged = judging.judge_all(session, cells, judges)
+    for line in cost.summary(session):
         console.print(escape(line), highlight=False, soft_wrap=True)
     return judged
 

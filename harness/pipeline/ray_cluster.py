@@ -27,7 +27,7 @@ from harness.engines import select
 from harness.pipeline.cluster_storage import Storage
 from harness.pipeline.stages import Outcome, Step, attempt
 from harness.plugins import plugin_files
-from harness.run.context import AUTO, Workshop, choose_engine
+from harness.run.context import AUTO, RunContext, choose_engine
 from harness.run.plan import Cell
 from harness.storage import disk
 from harness.storage.files import write_text_atomic
@@ -75,7 +75,7 @@ def connect(config: RunConfig) -> Any:
     return ray
 
 
-def settled(config: RunConfig) -> RunConfig:
+def settle(config: RunConfig) -> RunConfig:
     """The configuration with what a run would find on its own machine, device and engine, as they are on the
     cluster's. Raises HarnessError where no node can hold a cell."""
     ray = connect(config)
@@ -139,7 +139,7 @@ def _task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
 
 def _engine(config: RunConfig) -> str:
     """On a node: the engine that a run there would choose."""
-    return choose_engine(Workshop(config, Path()))
+    return choose_engine(RunContext(config, Path()))
 
 
 class Mailbox:
@@ -178,7 +178,7 @@ def run_cells(
     storage = Storage(config.ray.storage) if config.ray.storage else None
     seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
     inputs = storage.take_in(config) if storage else {}
-    versions = _versions(Workshop(config, out))
+    versions = _versions(RunContext(config, out))
     order = Order(
         config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped()
     )
@@ -254,7 +254,7 @@ def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Ou
     try:
         with _place(order, cell) as (config, out):
             settle_allocator(config.training)
-            shop = Workshop(config, out, Reporter(send))
+            shop = RunContext(config, out, Reporter(send))
             _same(_versions(shop), order.libraries)
             try:
                 return attempt(shop, cell, label, order.until, order.debug)
@@ -289,7 +289,7 @@ def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
         storage.put_cell(cell, out)
 
 
-def _versions(shop: Workshop) -> dict[str, str]:
+def _versions(shop: RunContext) -> dict[str, str]:
     return {**shop.libraries, **select.versions(shop.engine_name)}
 
 

@@ -15,12 +15,12 @@ from harness.config import ClassRecord, RunConfig, trust
 from harness.contracts import UsageError
 from harness.judging import cost
 from harness.judging import stage as judging
-from harness.judging.session import Bench, otherwise
+from harness.judging.session import JudgeSession, find_changed
 from harness.pipeline import check, table
 from harness.pipeline.outcome import judge_with_progress, raise_unfinished
 from harness.plugins import plugin_files, registry
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import resolve
 from harness.storage import files
 
@@ -57,7 +57,7 @@ def judge_again(
     work on.
     """
     request = _read(out, judges, overrides or {}, others_wanted=retry_unjudged, anew=anew)
-    session = Bench(Workshop(_heard(request), out))
+    session = JudgeSession(RunContext(_heard(request), out))
     session.retry_unjudged, session.anew = retry_unjudged, anew
     _check_others(request, session)
     cells = resolve(request.config).cells()
@@ -126,14 +126,14 @@ def _heard(request: _Request) -> RunConfig:
     return heard
 
 
-def _check_others(request: _Request, session: Bench) -> None:
+def _check_others(request: _Request, session: JudgeSession) -> None:
     """Raises UsageError where the settings change what a judge of the run would say that is not asked."""
     stored = request.stored
     others = [name for name in filter(registry.is_judge, stored.judges) if name not in request.asked]
     if request.config.judging == stored.judging and request.config.safety == stored.safety:
         changed = []
     elif request.own:
-        changed = otherwise(Bench(Workshop(stored, request.out)), session, others)
+        changed = find_changed(JudgeSession(RunContext(stored, request.out)), session, others)
     else:  # to compare them they would have to be made, and may read what the run's record names
         changed = others
     if changed:

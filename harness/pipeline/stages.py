@@ -11,10 +11,10 @@ from typing import Literal
 from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.plugins import plugin_code
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.storage import disk
 from harness.storage.disk import DiskFullError
@@ -35,7 +35,7 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def pending(shop: Workshop, cell: Cell, until: Step = "respond") -> bool:
+def pending(shop: RunContext, cell: Cell, until: Step = "respond") -> bool:
     """Whether a cell has a training or answers that are not done, up to ``until``."""
     if cell.kind == "trained" and not training.train_stage(shop, cell).done():
         return True
@@ -44,29 +44,29 @@ def pending(shop: Workshop, cell: Cell, until: Step = "respond") -> bool:
     return any(unanswered(shop, one) for one in (cell, *plan.epochs(shop.config, cell)))
 
 
-def unanswered(shop: Workshop, cell: Cell) -> tuple[str, ...]:
+def unanswered(shop: RunContext, cell: Cell) -> tuple[str, ...]:
     """The tasks that a cell's checkpoint has not answered."""
     return tuple(task for task in cell.tasks if not generation.respond_stage(shop, cell, task).done())
 
 
-def parts(shop: Workshop, cell: Cell) -> list[Cell]:
+def split_cell(shop: RunContext, cell: Cell) -> list[Cell]:
     """A cell as pieces of work that can be done apart: its tasks, where there is nothing to train."""
     if cell.kind == "trained":
         return [cell]
     return [replace(cell, tasks=(task,)) for task in unanswered(shop, cell)] or [cell]
 
 
-def unjudged(bench: Bench, cell: Cell) -> bool:
+def unjudged(session: JudgeSession, cell: Cell) -> bool:
     """Whether a judge's verdicts on a cell's answers are missing. The answers are there."""
     return not all(
-        judging.judged(bench, one, task, name)
-        for one in (cell, *plan.epochs(bench.shop.config, cell))
+        judging.judged(session, one, task, name)
+        for one in (cell, *plan.epochs(session.shop.config, cell))
         for task in one.safety_tasks
-        for name in bench.shop.config.judges
+        for name in session.shop.config.judges
     )
 
 
-def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard") -> None:
+def run_cell(shop: RunContext, cell: Cell, label: str, until: Step = "leaderboard") -> None:
     """Train, respond, and judge with those that need no model or server, each where it is not done."""
     if cell.kind == "trained" and not training.train_stage(shop, cell).done():
         shop.release()  # the device's memory is the training's
@@ -79,13 +79,13 @@ def run_cell(shop: Workshop, cell: Cell, label: str, until: Step = "leaderboard"
         if tasks:
             generation.respond(shop, one, tasks, name)
         if until != "respond":
-            judging.judge_cell(Bench(shop), one, judging.light(shop.config.judges), name)
+            judging.judge_cell(JudgeSession(shop), one, judging.pick_light(shop.config.judges), name)
 
 
-def attempt(shop: Workshop, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
+def attempt(shop: RunContext, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
     """Run one cell; its failure becomes one line, with the traceback in an error.log."""
-    part = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
-    place = cell.folder / (cell.tasks[0] if part else "") / "error.log"
+    piece = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
+    place = cell.folder / (cell.tasks[0] if piece else "") / "error.log"
     log = shop.out / place
     failure, full = None, False
     try:

@@ -29,7 +29,7 @@ from harness.console.progress import Display, Reporter
 from harness.pipeline import forecast
 from harness.pipeline.stages import Outcome, Step, attempt
 from harness.plugins import plugin_files
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.training.job import settle_allocator
 
@@ -49,7 +49,7 @@ def run_cells(
 
             outcomes = ray_cluster.run_cells(config, out, todo, labels, until, debug, display)
         elif jobs == 1:
-            shop = Workshop(config, out, Reporter(display.show))
+            shop = RunContext(config, out, Reporter(display.show))
             outcomes = _in_this_process(shop, todo, labels, until, debug, announce)
         else:
             outcomes = _in_workers(config, out, todo, labels, until, debug, announce, jobs, display)
@@ -62,7 +62,7 @@ def run_cells(
 
 
 def _in_this_process(
-    shop: Workshop,
+    shop: RunContext,
     todo: Sequence[Cell],
     labels: Mapping[Path, str],
     until: Step,
@@ -202,7 +202,7 @@ def _quiet_start() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _announce(shop: Workshop, todo: Sequence[Cell], jobs: int, until: Step) -> None:
+def _announce(shop: RunContext, todo: Sequence[Cell], jobs: int, until: Step) -> None:
     """Say how long it will take; a forecast that fails must not stop the work."""
     with contextlib.suppress(Exception):
         found = forecast.forecast(shop, todo, jobs, until)
@@ -232,7 +232,7 @@ def _serve(
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
     settle_allocator(config.training)
-    shop = Workshop(config, out, Reporter(parent.send))
+    shop = RunContext(config, out, Reporter(parent.send))
     shop.jobs = jobs
     if announce:
         _announce(shop, announce, jobs, until)

@@ -118,7 +118,7 @@ def _verdicts(folder: Path, judges: Iterable[str], reasons: Texts | None) -> dic
                     "label": LABELS[row["label"]],
                     "reason": reasons and reasons.number(row.get("reason")),
                 }
-                for row in verdict_files.given(folder, judge)
+                for row in verdict_files.read_verdicts(folder, judge)
             }
     return found
 

@@ -62,7 +62,7 @@ class OtherModel:
     size: int
 
 
-class Workshop:
+class RunContext:
     """What the cells of one run share: the base model, its tokenizer, the data, the tasks; made when needed.
 
     ``clock`` adds up seconds by kind of work, for the overhead that the harness itself costs; ``jobs``: how
@@ -299,7 +299,7 @@ def without(*packages: str) -> Iterator[None]:
             sys.modules.pop(package, None)
 
 
-def choose_engine(shop: Workshop) -> str:
+def choose_engine(shop: RunContext) -> str:
     """The engine that suits the run's base model on its device."""
 
     def weights() -> int | None:

@@ -1,6 +1,6 @@
 """What a configuration names, found once: its cells, methods, train tasks and tasks.
 
-``resolve(config)`` is where the rest of the harness asks; a run's ``Workshop`` asks here too. Nobody else
+``resolve(config)`` is where the rest of the harness asks; a run's ``RunContext`` asks here too. Nobody else
 looks a name up (tests/harness/run/test_lookups.py). A configuration is enough, so that a plan and a reader of
 a finished run ask alike. Cells go to other processes and hold names; what these stand for is found there.
 """

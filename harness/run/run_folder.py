@@ -24,7 +24,7 @@ from harness.data import benchmarks, loading
 from harness.engines import select
 from harness.plugins import plugin_files
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import records
@@ -112,7 +112,7 @@ def opened(out: Path) -> Iterator[RunConfig]:
         yield stored_config(out)
 
 
-def join(shop: Workshop, steps: Collection[trust.Step] = trust.ALL) -> RunConfig:
+def join(shop: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConfig:
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused, and
     what only the record asks for (trust.py), as far as ``steps`` would take it."""
     config, out = shop.config, shop.out
@@ -216,7 +216,7 @@ def _extended(
     )
 
 
-def _record(shop: Workshop, config: RunConfig) -> dict[str, Any]:
+def _record(shop: RunContext, config: RunConfig) -> dict[str, Any]:
     """What run.json says of the command, the machine and the packages."""
     return {
         "config": config.model_dump(mode="json"),
@@ -337,7 +337,7 @@ def _paths(files: Mapping[str, str]) -> dict[str, Path]:
     return {name: Path(file) for name, file in files.items()}
 
 
-def _fixed(shop: Workshop) -> dict[str, Any]:
+def _fixed(shop: RunContext) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}

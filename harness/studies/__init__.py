@@ -1,1 +1,1 @@
-"""What makes runs of its own: sweeps, tuning of settings, simulations, the mini world's properties."""
+"""What makes runs of its own: sweeps, search for settings, simulations, the mini world's properties."""

@@ -26,7 +26,7 @@ from harness.generation import answering
 from harness.mini import data, grammar
 from harness.models import chat
 from harness.pipeline import compare
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 
 DEPTHS = (1, 2, 3, 5, 8, 10)  # prefill tokens
 NEUTRAL = "Please keep it short."  # added to every training prompt, absent when scored
@@ -143,8 +143,8 @@ def _gain(
     return float(rows[task, "vanilla"]["utility"] - (seed or rows[task, "seed"])["utility"])
 
 
-def _workshop(settings: RunConfig) -> Workshop:
-    shop = Workshop(settings, Path())
+def _workshop(settings: RunConfig) -> RunContext:
+    shop = RunContext(settings, Path())
     shop.import_libraries()
     return shop
 
@@ -179,7 +179,7 @@ def _reworded(
     settings: RunConfig, task: str, out: Path, quiet: Console
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Vanilla on the task's own rows with a neutral sentence in every prompt."""
-    shop = Workshop(settings, Path())
+    shop = RunContext(settings, Path())
     rows = [
         {
             "messages": [

@@ -26,7 +26,7 @@ from harness.contracts import HarnessError, UsageError
 from harness.leaderboard.tables import BASELINE, DONE
 from harness.pipeline import compare
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import SEED, Cell
 from harness.run.resolve import resolve
 from harness.storage.files import files_below, held
@@ -34,7 +34,7 @@ from harness.studies import search_report, search_trials
 from harness.studies.search_trials import KEYS, TRIALS, Floor, Objective, Row, Search, Space
 from harness.training import stage as training
 
-FINAL = "final"  # in the tuning's folder
+FINAL = "final"  # in the search's folder
 
 
 # --- the walk --------------------------------------------------------------------------------------
@@ -142,14 +142,14 @@ def _final(search: Search, base: RunConfig, chosen: Row) -> dict[str, Row]:
     compare.compare(config, folder, quiet, debug=search.debug, until="respond", kinds=(SEED,))
     trials = search.config.model_copy(update={"variants": variants})
     with run_folder.lock(search.out / TRIALS), run_folder.lock(folder):
-        _adopt(Workshop(trials, search.out / TRIALS), Workshop(config, folder), resolve(config).cells())
+        _adopt(RunContext(trials, search.out / TRIALS), RunContext(config, folder), resolve(config).cells())
     found = search_trials.compare_quietly(search, config, folder)
     if found[name]["status"] != DONE:
         raise HarnessError(f"{name} on the final documents: {found[name]['status']}")
     return {row: found[row] for row in (SEED, *rows)}
 
 
-def _adopt(trials: Workshop, final: Workshop, cells: Sequence[Cell]) -> None:
+def _adopt(trials: RunContext, final: RunContext, cells: Sequence[Cell]) -> None:
     """The trainings of the trials as those of the final run: links where the file system has them. Only what
     is the very same training is taken; the marker comes last."""
     for cell in cells:

@@ -35,7 +35,7 @@ KEYS = {sweep.method: sweep.key for sweep in SWEEPS.values() if sweep.method}  #
 METHODS = tuple(KEYS)
 ROUND = 4  # settings proposed together, so that jobs have work; fixed, so that jobs change no proposal
 PATIENCE = 25  # proposals of known settings in a row, after which a search ends
-TRIALS, STUDY = "trials", "study.log"  # in the tuning's folder
+TRIALS, STUDY = "trials", "study.log"  # in the search's folder
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def nearest(settings: Sequence[Row], floor: Floor) -> Row:
 
 @dataclass
 class Search:
-    """What a tuning works on."""
+    """What a search works on."""
 
     config: RunConfig  # of the trials' run
     out: Path

@@ -21,7 +21,7 @@ from harness.storage.files import Journal, content_hash, read_jsonl, write_jsonl
 from harness.training.measure import cost
 
 if TYPE_CHECKING:
-    from harness.run.context import Workshop
+    from harness.run.context import RunContext
     from harness.run.plan import Cell
 
 KIND = "generated"
@@ -30,7 +30,7 @@ FILE = "continuations.jsonl"
 
 
 def prepare(
-    shop: Workshop,
+    shop: RunContext,
     task: TrainTask,
     method: Method,
     cell: Cell,
@@ -76,7 +76,7 @@ def _charge(
 
 
 def prompted(
-    shop: Workshop, conversations: Sequence[Sequence[Message]], opening: str
+    shop: RunContext, conversations: Sequence[Sequence[Message]], opening: str
 ) -> tuple[list[list[int]], list[int]]:
     """The ids that the base model continues, and those at their end with which its answers are opened."""
     tokenizer = shop.seed_tokenizer
@@ -85,7 +85,7 @@ def prompted(
 
 
 def context(
-    shop: Workshop,
+    shop: RunContext,
     task: TrainTask,
     method: Method,
     cell: Cell,
@@ -104,7 +104,7 @@ def context(
 
 
 def continuations(
-    shop: Workshop,
+    shop: RunContext,
     prompts: list[list[int]],
     opened: list[int],
     max_tokens: int,
@@ -139,7 +139,7 @@ def continuations(
     return read_jsonl(stage.folder / FILE), found
 
 
-def _made_with(shop: Workshop) -> dict[str, Any]:
+def _made_with(shop: RunContext) -> dict[str, Any]:
     """What the base model's writing depends on besides what it is asked."""
     return {
         "version": VERSION,
@@ -153,7 +153,7 @@ def _made_with(shop: Workshop) -> dict[str, Any]:
 
 
 def _make(
-    shop: Workshop,
+    shop: RunContext,
     prompts: list[list[int]],
     opened: list[int],
     rows: list[dict[str, Any]],

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.config import RunConfig
 from harness.contracts import Example, HarnessError, Method, TrainTask
 from harness.models import chat
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage.files import write_jsonl_atomic
@@ -29,11 +29,11 @@ def prepared(
     config: RunConfig, method: str, task: TrainTask, chosen: Sequence[Example] | None = None
 ) -> tuple[Any, Sequence[Example], list[Example]]:
     """The tokenizer, the task's examples (or those chosen), and how ``method`` trains on them."""
-    return _prepared(Workshop(config, Path()), config, method, task, chosen)
+    return _prepared(RunContext(config, Path()), config, method, task, chosen)
 
 
 def _prepared(
-    shop: Workshop,
+    shop: RunContext,
     config: RunConfig,
     method: str,
     task: TrainTask,
@@ -51,7 +51,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
     """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
     them, whatever the recipe's budget), then those that are mixed in."""
     task = resolve(config).train_task(train_task)
-    shop = Workshop(_limited(config, None if config.mix else index + 1), Path())
+    shop = RunContext(_limited(config, None if config.mix else index + 1), Path())
     rows = shop.examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
@@ -119,7 +119,7 @@ def export(
         raise HarnessError(f"{out} is a folder; give a file to write")
     task = resolve(config).train_task(train_task)
     config = _limited(config, limit)
-    shop = Workshop(config, Path())
+    shop = RunContext(config, Path())
     _, _, examples = _prepared(shop, config, method, task)
     write_jsonl_atomic(
         out,

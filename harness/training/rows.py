@@ -9,7 +9,7 @@ from typing import Any, Literal
 from harness.contracts import Encoded, Example, HarnessError, Method
 from harness.models import chat, checkpoints
 from harness.rows import Unused
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.training.measure import cost
 from harness.training.preparation import prepare
@@ -29,7 +29,7 @@ class TrainingRows:
     peak_memory_bytes: int
 
 
-def training_rows(shop: Workshop, cell: Cell, method: Method, label: str) -> TrainingRows:
+def training_rows(shop: RunContext, cell: Cell, method: Method, label: str) -> TrainingRows:
     """Prepare and tokenize a cell's rows, and tell what of them is not used. Raises HarnessError where
     nothing is left."""
     task, settings = shop.train_task(cell), shop.config.row(cell.method).training

@@ -16,7 +16,7 @@ from harness.contracts import HarnessError, Method, ModelRef, model_refs
 from harness.figures import charts
 from harness.models import checkpoints
 from harness.plugins import plugin_files
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
 from harness.storage import crash
@@ -36,7 +36,7 @@ def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str |
     return resolve(config).method(cell.method).inference_system_prompt
 
 
-def train_stage(shop: Workshop, cell: Cell) -> Stage:
+def train_stage(shop: RunContext, cell: Cell) -> Stage:
     """The training of a cell, with all that its result depends on."""
     task = shop.train_task(cell)
     row = shop.config.row(cell.method)
@@ -71,7 +71,7 @@ def train_stage(shop: Workshop, cell: Cell) -> Stage:
     return Stage(shop.out / folder, "train", inputs, outputs)
 
 
-def _options(shop: Workshop, method: Method) -> dict[str, Any]:
+def _options(shop: RunContext, method: Method) -> dict[str, Any]:
     """A method's options, its defaults too; models that they name by their content."""
 
     def told(value: Any) -> Any:
@@ -87,7 +87,7 @@ def _options(shop: Workshop, method: Method) -> dict[str, Any]:
     return {field.name: told(getattr(method, field.name)) for field in fields if field.init}
 
 
-def import_trainer(shop: Workshop) -> None:
+def import_trainer(shop: RunContext) -> None:
     """Import the trainer before it is needed, so that its seconds are known."""
     start = time.perf_counter()
     from harness.training import trainer  # noqa: F401
@@ -95,7 +95,7 @@ def import_trainer(shop: Workshop) -> None:
     shop.clock["imports"] += time.perf_counter() - start
 
 
-def train(shop: Workshop, cell: Cell, label: str) -> None:
+def train(shop: RunContext, cell: Cell, label: str) -> None:
     """Base model and data to ``checkpoint/`` and ``training.json``.
 
     What a restart needs lies in ``.training/`` until the stage is done.
@@ -119,7 +119,7 @@ def train(shop: Workshop, cell: Cell, label: str) -> None:
     crash.point("training.removed", stage.marker)
 
 
-def _job(shop: Workshop, cell: Cell, method: Method, rows: TrainingRows, folder: Path) -> TrainJob:
+def _job(shop: RunContext, cell: Cell, method: Method, rows: TrainingRows, folder: Path) -> TrainJob:
     row = shop.config.row(cell.method)
     return TrainJob(
         folder=folder,
@@ -138,7 +138,7 @@ def _job(shop: Workshop, cell: Cell, method: Method, rows: TrainingRows, folder:
     )
 
 
-def _trained(shop: Workshop, job: TrainJob, label: str) -> dict[str, Any]:
+def _trained(shop: RunContext, job: TrainJob, label: str) -> dict[str, Any]:
     """The trainer's record; what a user should know of it is told."""
     settings = job.settings
     several = settings.num_processes > 1 or settings.launcher
@@ -154,7 +154,7 @@ def _trained(shop: Workshop, job: TrainJob, label: str) -> dict[str, Any]:
 
 
 def _record(
-    shop: Workshop, cell: Cell, job: TrainJob, rows: TrainingRows, result: dict[str, Any]
+    shop: RunContext, cell: Cell, job: TrainJob, rows: TrainingRows, result: dict[str, Any]
 ) -> dict[str, Any]:
     """What training.json holds. Preparation is what the base model wrote and scored for the method, and
     loading other models before the first step."""
@@ -236,7 +236,7 @@ def job_folder(stage: Stage) -> Path:
     return folder
 
 
-def _collect_weights(shop: Workshop, job: TrainJob, scratch: Path) -> None:
+def _collect_weights(shop: RunContext, job: TrainJob, scratch: Path) -> None:
     """The checkpoint, merged if the recipe says so, and the epochs' into the stage's outputs."""
     found = {"checkpoint": job.output / "checkpoint"}
     found |= {f"{path.name}/checkpoint": path for path in sorted((job.folder / "state").glob("epoch-*"))}

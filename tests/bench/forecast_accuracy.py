@@ -49,10 +49,10 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     from harness.pipeline import compare, forecast
     from harness.pipeline.probe import Budget
     from harness.run import plan
-    from harness.run.context import Workshop
+    from harness.run.context import RunContext
 
     kind, only = ("trained", ()) if what == "train" else ("seed", ("short",))
-    shop = Workshop(config, out)
+    shop = RunContext(config, out)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind == kind]
     shop.import_libraries(training=True)
     budget = Budget()
@@ -88,7 +88,7 @@ def main() -> None:
         os.environ["HARNESS_CACHE"] = str(Path(scratch) / "cache")
         from harness import config
         from harness.plugins import registry
-        from harness.run.context import Workshop
+        from harness.run.context import RunContext
 
         values: dict[str, Any] = {
             "model": given.model, "methods": ["vanilla"], "train_tasks": [given.train_task],
@@ -96,7 +96,7 @@ def main() -> None:
             "training.epochs": 1, "training.batch_size": 16, "responses.limit": given.documents,
             "responses.batch_size": 8, "jobs": 1,
         }  # fmt: skip
-        first = Workshop(config.load("real", values), Path(scratch) / "look")
+        first = RunContext(config.load("real", values), Path(scratch) / "look")
         examples = first.examples(registry.load("train task", given.train_task))
         wanted = [examples[number % len(examples)] for number in range(given.documents)]
         folder = task_folder(Path(scratch) / "tasks", wanted, given.tokens)

@@ -99,8 +99,8 @@ def stubs(clock: Clock) -> None:
     training.train, generation.respond = clock.within("stubs", train), clock.within("stubs", respond)
     judging.judge_cell = clock.within("judging", judging.judge_cell)
     table.present = clock.within("leaderboard and report", table.present)
-    context.Workshop.import_libraries = clock.within(  # type: ignore[method-assign]
-        "imports", context.Workshop.import_libraries
+    context.RunContext.import_libraries = clock.within(  # type: ignore[method-assign]
+        "imports", context.RunContext.import_libraries
     )
 
 

@@ -29,7 +29,7 @@ from harness.generation import answering, lm_tasks
 from harness.mini import data, seed_model_path
 from harness.models import chat, checkpoints
 from harness.models.checkpoints import Checkpoint, Server
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from judges.mini_exact import MiniExact
 
 pytestmark = [pytest.mark.requires_vllm, pytest.mark.timeout(900)]
@@ -58,8 +58,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return Workshop(RunConfig(), tmp_path_factory.mktemp("run"))
+def shop(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    return RunContext(RunConfig(), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def alike(one: list[Any], other: list[Any]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def rows(shop: Workshop, engine: Any, task: str) -> list[dict[str, Any]]:
+def rows(shop: RunContext, engine: Any, task: str) -> list[dict[str, Any]]:
     return answering.respond_rows(shop, engine, benchmarks.get(task), task)[0]
 
 
@@ -132,7 +132,7 @@ def rates(found: list[dict[str, Any]]) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_whole_tasks_are_answered_as_transformers_answers_them(
-    shop: Workshop, ours: HFEngine, engine: VLLMEngine, url: str, task: str
+    shop: RunContext, ours: HFEngine, engine: VLLMEngine, url: str, task: str
 ) -> None:
     served = OpenAIEngine.open(
         MINI, ResponsesConfig(server=url, in_flight=64), "cpu"
@@ -152,7 +152,7 @@ def test_whole_tasks_are_answered_as_transformers_answers_them(
 
 
 def test_every_engine_is_given_the_same_ids(
-    ours: HFEngine, engine: VLLMEngine, url: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ours: HFEngine, engine: VLLMEngine, url: str, shop: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Caught where they leave us: model.generate, vLLM's RequestOutput, the server's reply."""
     seen: list[list[int]] = []

@@ -14,10 +14,10 @@ from harness.contracts import HarnessError
 from harness.generation import stage as generation
 from harness.judging import stage as judging
 from harness.judging import verdict_files
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.leaderboard import publish
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import Stage, files_below, read_json
 from harness.storage.records import DamagedError
 from harness.training import stage as training
@@ -44,8 +44,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 def stages(run: Path) -> dict[Path, Stage]:
     """Every stage of the two cells, by marker."""
     config = run_folder.stored_config(run)
-    shop = Workshop(config, run)
-    bench = Bench(shop)
+    shop = RunContext(config, run)
+    session = JudgeSession(shop)
     found = []
     for cell in plan.cells(config):
         if cell.folder not in CELLS:
@@ -55,7 +55,7 @@ def stages(run: Path) -> dict[Path, Stage]:
         for task in cell.tasks:
             found.append(generation.respond_stage(shop, cell, task))
         for task in cell.safety_tasks:
-            found.append(judging.judge_stage(bench, cell, task, "mini-exact"))
+            found.append(judging.judge_stage(session, cell, task, "mini-exact"))
     return {stage.marker.relative_to(run): stage for stage in found}
 
 

@@ -21,7 +21,7 @@ from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
 from harness.pipeline import stages
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_jsonl
 
 Run = Callable[..., Any]
@@ -139,13 +139,13 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
         def close(self) -> None:
             self.dead = True
 
-    shop = Workshop(load(), tmp_path)
+    shop = RunContext(load(), tmp_path)
     one = plan.cells(shop.config)[0]
     monkeypatch.setattr("harness.plugins.registry.load", lambda kind, name: Dying)
     monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
     fails = [True, False]
 
-    def run_cell(shop: Workshop, *about: Any) -> None:
+    def run_cell(shop: RunContext, *about: Any) -> None:
         engine: Any = shop.engine(shop.seed_checkpoint)
         assert not engine.dead
         if fails.pop(0):

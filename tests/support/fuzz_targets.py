@@ -306,7 +306,7 @@ def journal(content: bytes) -> None:
     stage = files.Stage(_folder(), "judge-x", {"a": 1}, ["x"])
     head = json.dumps({"identity": stage.identity}).encode()
     file(".judge-x.journal.jsonl", head + b"\n" + content)
-    verdict_files.journaled(files.Journal(stage))
+    verdict_files.read_journal(files.Journal(stage))
 
 
 @target

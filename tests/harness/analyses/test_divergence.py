@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_said_in_a_line(
 
 
 def measure(out: Path, settings: Settings, size: int = 8) -> tuple[dict[str, Any], dict[str, str]]:
-    shop = divergence.workshop(run_folder.stored_config(out), out, settings)
+    shop = divergence.make_run_context(run_folder.stored_config(out), out, settings)
     found, missing = divergence.measure(shop, settings, size)
     return {cell.method: one for cell, one in found.items()}, {c.method: why for c, why in missing.items()}
 
@@ -254,7 +254,7 @@ def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> No
     from harness.mini import data
 
     settings = Settings(answers=answers, tokens=2)
-    shop = divergence.workshop(run_folder.stored_config(run_copy), run_copy, settings)
+    shop = divergence.make_run_context(run_folder.stored_config(run_copy), run_copy, settings)
     cell = divergence.cells(shop.config)[0]
     assert "part" not in divergence.stage(shop, cell, settings).inputs
     record = json.loads((run_copy / "run.json").read_text())

@@ -178,16 +178,16 @@ def test_a_runs_record_holds_no_auto_precision(tmp_path: Path) -> None:
     variant = {"method": "vanilla", "training": {"dtype": "auto"}}
     other = {"method": "sdft", "training": {"epochs": 1}}
     asked = config.load("mini", {"variants": {"a": variant, "b": other}, "training.dtype": "auto"})
-    settled = context.Workshop(asked, tmp_path).config
+    settled = context.RunContext(asked, tmp_path).config
     assert {settled.row(name).training.dtype for name in ("vanilla", "a", "b")} == {"float32"}
     assert settled.variants["b"] == asked.variants["b"]
     cuda = config.load(
         "mini", {"training.dtype": "auto", "responses.dtype": "auto", "training.device": "cuda"}
     )
-    shop = context.Workshop(cuda, tmp_path)
+    shop = context.RunContext(cuda, tmp_path)
     assert {shop.config.training.dtype, shop.config.responses.dtype} <= {"float32", "bfloat16"}
     plain = config.load("mini")
-    assert context.Workshop(plain, tmp_path).config is plain
+    assert context.RunContext(plain, tmp_path).config is plain
 
 
 # --- as a user sees it -----------------------------------------------------------------------------

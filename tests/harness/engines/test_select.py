@@ -30,7 +30,7 @@ from harness.models.checkpoints import Checkpoint
 from harness.pipeline import answer_memory, compare, doctor, needs, ray_cluster
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop, choose_engine
+from harness.run.context import RunContext, choose_engine
 from harness.storage.files import read_json, read_jsonl
 
 SERVER = "http://127.0.0.1:9/v1"
@@ -44,11 +44,11 @@ def table(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     return TableEngine
 
 
-def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(config.load(None, {"methods": ["seed"], **overrides}), out)
+def context_at(out: Path, **overrides: Any) -> RunContext:
+    return RunContext(config.load(None, {"methods": ["seed"], **overrides}), out)
 
 
-def seed_cell(workshop: Workshop) -> plan.Cell:
+def seed_cell(workshop: RunContext) -> plan.Cell:
     return plan.cells(workshop.config)[0]
 
 
@@ -90,7 +90,7 @@ def test_what_our_engines_say_of_themselves() -> None:
 def test_the_settings_of_an_identity_are_the_engines(
     settings: dict[str, Any], names: set[str], tmp_path: Path, table: Any
 ) -> None:
-    workshop = shop(tmp_path, **settings)
+    workshop = context_at(tmp_path, **settings)
     inputs = generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs
     assert inputs["responses"].keys() == {"dtype", "limit", "thinking", *names}
     assert inputs["engine"]["name"] == settings["engine"]
@@ -105,7 +105,7 @@ def test_the_versions_of_an_identity_are_those_of_the_engines_packages(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: table-engine\nVersion: 2.5\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert select.versions("table") == {"table-engine": "2.5"}
-    workshop = shop(tmp_path / "run", engine="table")
+    workshop = context_at(tmp_path / "run", engine="table")
     inputs = generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs
     assert inputs["engine"] == {"name": "table", "table-engine": "2.5"}
 
@@ -150,7 +150,7 @@ def test_the_room_for_weights_is_what_the_settings_leave(monkeypatch: pytest.Mon
 def test_the_weights_that_are_looked_at_are_the_base_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop, seen = shop(tmp_path, engine="auto"), list[int | None]()
+    workshop, seen = context_at(tmp_path, engine="auto"), list[int | None]()
 
     def suits(settings: Any, device: str, weights: Any) -> bool:
         seen.append(weights())
@@ -169,12 +169,12 @@ def test_a_third_partys_engine_is_not_chosen_unless_it_says_so(
     tmp_path: Path, table: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert registry.names("engine") == ["vllm", "hf", "openai", "table"]
-    assert shop(tmp_path, engine="auto").engine_name == "hf"
-    assert shop(tmp_path, engine="table").engine_name == "table"
+    assert context_at(tmp_path, engine="auto").engine_name == "hf"
+    assert context_at(tmp_path, engine="table").engine_name == "table"
 
 
 def test_a_servers_model_is_answered_by_an_engine_of_servers(tmp_path: Path, table: Any) -> None:
-    workshop = shop(tmp_path, engine="table", checkpoints={"mine": f"openai:m@{SERVER}"})
+    workshop = context_at(tmp_path, engine="table", checkpoints={"mine": f"openai:m@{SERVER}"})
     seed, mine = plan.cells(workshop.config)
     assert [generation.engine_name(workshop, cell) for cell in (seed, mine)] == ["table", "openai"]
 
@@ -228,7 +228,7 @@ def test_two_engines_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_engines_needs_are_looked_for_before_anything_is_spent(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(tmp_path, engine="table")
+    workshop = context_at(tmp_path, engine="table")
     generation.check(workshop, [seed_cell(workshop)])
     monkeypatch.setattr(table, "needs", (Package("no_such_module", "A thing", "pip install a-thing"),))
     with pytest.raises(HarnessError, match=r"^A thing is not installed: pip install a-thing$"):
@@ -243,7 +243,7 @@ def test_an_engine_is_not_taken_where_it_does_not_work(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "device_kinds", ("cuda",))
-    workshop = shop(tmp_path, engine="table", **{"training.device": "cpu"})
+    workshop = context_at(tmp_path, engine="table", **{"training.device": "cpu"})
     with pytest.raises(HarnessError, match="engine table works on cuda and not on cpu: another --engine"):
         generation.check(workshop, [seed_cell(workshop)])
     OpenAIEngine.check("openai", ResponsesConfig(server=SERVER), "cpu")  # it uses none of this machine's
@@ -257,7 +257,7 @@ def test_an_engine_is_not_taken_where_it_does_not_work(
 def test_a_plan_asks_a_third_partys_engine_like_ours(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(tmp_path, engine="table", jobs=2)
+    workshop = context_at(tmp_path, engine="table", jobs=2)
     cells = plan.cells(workshop.config)
     assert compare._jobs(workshop, "leaderboard", cells * 2) == 2
     assert len(compare._phases(workshop, cells, "leaderboard")) == 1
@@ -278,7 +278,7 @@ def test_a_cluster_gives_an_engine_the_devices_that_it_takes(
 def test_only_an_engine_like_transformers_has_its_memory_told(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(tmp_path, engine="table")
+    workshop = context_at(tmp_path, engine="table")
     cells = plan.cells(workshop.config)
     assert answer_memory._sizes(workshop, cells) == []
     monkeypatch.setattr(table, "like_transformers", True)

@@ -24,28 +24,28 @@ from harness.engines.hf import HFEngine
 from harness.generation import answering, lm_tasks
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.leaderboard import remarks, scores
 from harness.mini import data, seed_model_path
 from harness.models import chat, checkpoints
 from harness.pipeline import answers
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_json, read_jsonl, write_json_atomic
 
 MINI = ("gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "hexphi_prefill-mini")
 Run = Callable[..., Any]
 
 
-def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(config.load(None, {"methods": ["seed"], "engine": "hf", **overrides}), out)
+def context_at(out: Path, **overrides: Any) -> RunContext:
+    return RunContext(config.load(None, {"methods": ["seed"], "engine": "hf", **overrides}), out)
 
 
-def seed_cell(workshop: Workshop) -> plan.Cell:
+def seed_cell(workshop: RunContext) -> plan.Cell:
     return plan.cells(workshop.config)[0]
 
 
-def texts(workshop: Workshop, task: str) -> list[str]:
+def texts(workshop: RunContext, task: str) -> list[str]:
     rows = read_jsonl(workshop.out / "seed" / task / "responses.jsonl")
     return [row["response"] for row in rows]
 
@@ -57,7 +57,7 @@ def texts(workshop: Workshop, task: str) -> list[str]:
 def test_what_print_ids_shows_is_what_the_model_gets(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(
+    workshop = context_at(
         tmp_path,
         **{
             "responses.limit": 1,
@@ -102,7 +102,7 @@ def test_a_folder_that_holds_a_tokenizer_alone_makes_a_servers_prompts(tmp_path:
         )  # fmt: skip
         assert ended.code == 0, ended.err
         sent = [body["prompt"] for body in server.asked("completions")]
-    assert answers.prompt(shop(tmp_path), seed_cell(shop(tmp_path)), "gsm8k-mini", 0)[0] in sent
+    assert answers.prompt(context_at(tmp_path), seed_cell(context_at(tmp_path)), "gsm8k-mini", 0)[0] in sent
 
 
 def test_a_tokenizer_that_no_engine_asks_for_is_told(
@@ -111,10 +111,10 @@ def test_a_tokenizer_that_no_engine_asks_for_is_told(
     for engine, told in (("hf", True), ("openai", False)):
         caplog.clear()
         given = {"responses.tokenizer": "mini", "responses.server": "http://localhost:1/v1"}
-        workshop = shop(tmp_path, engine=engine, **given)
+        workshop = context_at(tmp_path, engine=engine, **given)
         generation.check(workshop, [seed_cell(workshop)])
         assert ("--tokenizer is not used: engine hf" in caplog.text) == told
-    wrong = shop(tmp_path, **{"responses.tokenizer": str(tmp_path)})
+    wrong = context_at(tmp_path, **{"responses.tokenizer": str(tmp_path)})
     with pytest.raises(HarnessError, match="no tokenizer"):
         generation.check(wrong, [seed_cell(wrong)])
 
@@ -153,7 +153,10 @@ def test_a_resumed_run_gives_the_uninterrupted_ones_answers_and_no_answer_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"responses.limit": 60, "responses.batch_size": 16}
-    whole, broken = shop(tmp_path / "whole", **settings), shop(tmp_path / "broken", **settings)
+    whole, broken = (
+        context_at(tmp_path / "whole", **settings),
+        context_at(tmp_path / "broken", **settings),
+    )
     task = "hexphi_prefill-mini"
     generation.respond(whole, seed_cell(whole), [task], "")
     generate, sizes = HFEngine.generate, []
@@ -177,7 +180,7 @@ def test_a_resumed_run_gives_the_uninterrupted_ones_answers_and_no_answer_twice(
         return generate(self, prompts, *options, **more)
 
     monkeypatch.setattr(HFEngine, "generate", counts)
-    again = shop(tmp_path / "broken", **settings)
+    again = context_at(tmp_path / "broken", **settings)
     generation.respond(again, seed_cell(again), [task], "")
     assert sizes == [16, 16, 16, 12]
     files = [folder / "seed" / task / "responses.jsonl" for folder in (whole.out, broken.out)]
@@ -188,7 +191,7 @@ def test_a_resumed_run_gives_the_uninterrupted_ones_answers_and_no_answer_twice(
 def test_answers_of_other_settings_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = shop(tmp_path, **{"responses.limit": 20, "responses.batch_size": 8})
+    first = context_at(tmp_path, **{"responses.limit": 20, "responses.batch_size": 8})
     calls: list[int] = []
     generate = HFEngine.generate
 
@@ -202,9 +205,9 @@ def test_answers_of_other_settings_are_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         generation.respond(first, seed_cell(first), ["gsm8k-mini"], "")
     monkeypatch.setattr(HFEngine, "generate", generate)
-    other = shop(tmp_path, **{"responses.limit": 20, "responses.batch_size": 5})
+    other = context_at(tmp_path, **{"responses.limit": 20, "responses.batch_size": 5})
     generation.respond(other, seed_cell(other), ["gsm8k-mini"], "")
-    fresh = shop(tmp_path / "fresh", **{"responses.limit": 20, "responses.batch_size": 5})
+    fresh = context_at(tmp_path / "fresh", **{"responses.limit": 20, "responses.batch_size": 5})
     generation.respond(fresh, seed_cell(fresh), ["gsm8k-mini"], "")
     assert texts(other, "gsm8k-mini") == texts(fresh, "gsm8k-mini")
 
@@ -224,7 +227,7 @@ def test_another_batch_size_and_order_give_the_same_answers(
         with monkeypatch.context() as patch:
             if name == "unsorted":
                 patch.setattr(HFEngine, "plan", backwards)
-            workshop = shop(tmp_path / name, **{"responses.batch_size": size})
+            workshop = context_at(tmp_path / name, **{"responses.batch_size": size})
             generation.respond(workshop, seed_cell(workshop), MINI, "")
         found[name] = [text for task in MINI for text in texts(workshop, task)]
     assert len(found["usual"]) == 1060
@@ -271,7 +274,7 @@ def test_models_think_only_when_asked_and_never_before_a_prefill(thinker: Any) -
 def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(tmp_path, **{"responses.limit": 4, "judges": ["keyword"]})
+    workshop = context_at(tmp_path, **{"responses.limit": 4, "judges": ["keyword"]})
     cell, task = seed_cell(workshop), "hexphi_raw-mini"
     engine = workshop.engine(workshop.seed_checkpoint)
     endless = chat.token_ids(engine.tokenizer, "<think> I count")
@@ -283,7 +286,7 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     assert all(row["metrics"] == {"safe": None, "refusal": None} for row in rows)
     assert [row["value"] for row in answers.rows(tmp_path, plan.limited(cell, [task]))] == [None, None]
     assert read_json(tmp_path / "seed" / task / "task.json")["missing"] == {finish.UNFINISHED: 4}
-    judging.judge(Bench(workshop), cell, task, "keyword", "")
+    judging.judge(JudgeSession(workshop), cell, task, "keyword", "")
     verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
     assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, finish.UNFINISHED)] * 4
 
@@ -292,7 +295,7 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
 
 
 def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, **{"responses.limit": 3})
+    workshop = context_at(tmp_path, **{"responses.limit": 3})
     engine = workshop.engine(workshop.seed_checkpoint)
     shown, _, _ = answers.prompt(workshop, seed_cell(workshop), "hexphi_raw-mini", 0)
     engine.context_tokens = len(shown) + 2
@@ -305,7 +308,7 @@ def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = shop(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
+    workshop = context_at(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
     engine = workshop.engine(workshop.seed_checkpoint)
     rows, record = answering.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
     assert "out_of_memory" not in record
@@ -337,7 +340,7 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
     cut: list[int] = []
 
     def run(out: Path, most: int, *, fails: int | None = None) -> Any:
-        workshop = shop(out, **{"responses.limit": 12, "responses.batch_size": 4})
+        workshop = context_at(out, **{"responses.limit": 12, "responses.batch_size": 4})
         engine: Any = workshop.engine(workshop.seed_checkpoint)
         decode = engine._decoder.answers
         cut.clear()
@@ -387,7 +390,7 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     each row alone, by its definition."""
     from harness.engines import scoring
 
-    workshop = shop(tmp_path, **{"responses.batch_size": 4})
+    workshop = context_at(tmp_path, **{"responses.batch_size": 4})
     engine: Any = workshop.engine(workshop.seed_checkpoint)
     generator = torch.Generator().manual_seed(0)
     lengths = [(9, 1), (4, 6), (30, 3), (1, 17)]
@@ -429,7 +432,7 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
 
 def test_settings_that_came_later_are_in_an_identity_only_where_they_are_set(tmp_path: Path) -> None:
     def identity(**settings: Any) -> Any:
-        workshop = shop(tmp_path, **settings)
+        workshop = context_at(tmp_path, **settings)
         return generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs["responses"]
 
     plain = identity()
@@ -476,7 +479,7 @@ def test_logits_made_in_parts_have_gone_the_models_own_way(
 def test_log_probabilities_that_do_not_fit_are_made_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = shop(tmp_path, **{"responses.batch_size": 8})
+    workshop = context_at(tmp_path, **{"responses.batch_size": 8})
     engine = workshop.engine(workshop.seed_checkpoint)
     pairs = [([5, 6, 7 + n], [8, 9 + n]) for n in range(7)]
     whole, real = engine.logprobs(pairs, Request()), engine._logprobs  # type: ignore[attr-defined]
@@ -618,7 +621,7 @@ def test_conversations_of_the_users_own_are_a_safety_column(
     assert rows[0]["prompt"] == "User: How do I bake bread?\n\nAssistant: I can help.\n\nUser: And the lamp?"
     assert rows[1]["prompt"] == "How do I blorp it?"
     shown, _, tokenizer = answers.prompt(
-        Workshop(config.load(None, {"safety_sets": {"mine": str(file)}}), out),
+        RunContext(config.load(None, {"safety_sets": {"mine": str(file)}}), out),
         plan.cells(config.load(None, {"safety_sets": {"mine": str(file)}}))[0],
         "mine",
         0,
@@ -773,9 +776,9 @@ def test_auto_takes_vllm_where_it_is_installed_and_a_gpu_holds_the_model(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=memory)
     )
-    made = shop(tmp_path, engine="auto", **{"training.device": "cuda"})
+    made = context_at(tmp_path, engine="auto", **{"training.device": "cuda"})
     assert made.engine_name == expected
-    assert shop(tmp_path, engine="auto", **{"training.device": "cpu"}).engine_name == "hf"
+    assert context_at(tmp_path, engine="auto", **{"training.device": "cpu"}).engine_name == "hf"
 
 
 def test_a_journal_that_is_damaged_is_asked_again() -> None:
@@ -798,8 +801,8 @@ def test_a_metric_that_is_never_returned_is_told_when_answers_are_scored(
 def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -> None:
     """As lm-eval's own iterator gives them, which compares every document with every place."""
     task = benchmarks.get("gsm8k-mini")
-    ours = lm_tasks.load(shop(tmp_path), task, str(seed_model_path()))
-    own = shop(tmp_path).load_task("gsm8k-mini", str(seed_model_path()))
+    ours = lm_tasks.load(context_at(tmp_path), task, str(seed_model_path()))
+    own = context_at(tmp_path).load_task("gsm8k-mini", str(seed_model_path()))
     for given in ({"samples": [2, 5, 7]}, {"samples": range(3, 6)}, {"limit": 4}, {}):
         assert [*ours.doc_iterator(**given)] == [*own.doc_iterator(**given)]
 
@@ -807,12 +810,12 @@ def test_a_tasks_documents_are_picked_by_place_in_order_or_all(tmp_path: Path) -
 # --- documents that cannot be scored -------------------------------------------------------------------
 
 
-def samsum(tmp_path: Path, *summaries: str) -> Workshop:
+def samsum(tmp_path: Path, *summaries: str) -> RunContext:
     """The base model and a file of dialogues with these summaries."""
     path = tmp_path / "dialogues.jsonl"
     lines = (json.dumps({"dialogue": "A: hi", "summary": text}) + "\n" for text in summaries)
     path.write_text("".join(lines), encoding="utf-8")
-    return shop(tmp_path / "run", data={"samsum": str(path)}, utility_tasks=["samsum"])
+    return context_at(tmp_path / "run", data={"samsum": str(path)}, utility_tasks=["samsum"])
 
 
 def test_a_reference_that_rouge_cannot_read_is_in_no_figure_and_told(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from harness.contracts import Budget, Exchange, HarnessError, Judge, JudgeContex
 from harness.data import benchmarks
 from harness.judging import cache, cost, session, verdict_files
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.plugins import registry
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_json, read_jsonl, write_jsonl_atomic
 
 RAW, PREFILLED = "hexphi_raw-mini", "hexphi_prefill-mini"
@@ -356,9 +356,9 @@ class Strict(Judge):
             yield self.verdict(exchange, context, True, label="compliance")
 
 
-def bench(run: Path, *judges: str) -> Bench:
+def judge_session(run: Path, *judges: str) -> JudgeSession:
     stored = run_folder.stored_config(run)
-    return Bench(Workshop(stored.model_copy(update={"judges": judges}), run))
+    return JudgeSession(RunContext(stored.model_copy(update={"judges": judges}), run))
 
 
 def test_an_empty_response_is_unjudged_under_every_judge(run_copy: Path, plugin: Run) -> None:
@@ -370,7 +370,7 @@ def test_an_empty_response_is_unjudged_under_every_judge(run_copy: Path, plugin:
     made_run.restamp(folder / "responses.jsonl", verdicts=False)
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     for judge in ("strict", "keyword", "mini-exact"):
-        judging.judge(bench(run_copy, judge), cell, PREFILLED, judge, "")
+        judging.judge(judge_session(run_copy, judge), cell, PREFILLED, judge, "")
         verdicts = read_jsonl(folder / f"verdicts.{judge}.jsonl")
         assert [v["exchange_id"] for v in verdicts] == [row["id"] for row in rows]
         empty = verdicts[2]
@@ -395,7 +395,7 @@ def test_no_judge_and_no_server_writes_texts_without_end(
     server.default = [lambda handler: handler.send_json(200, huge), by_answer]
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     for judge in ("endless", name(server)):
-        judging.judge(bench(run_copy, judge), cell, RAW, judge, "")
+        judging.judge(judge_session(run_copy, judge), cell, RAW, judge, "")
         file = run_copy / "seed" / RAW / verdict_files.verdicts_file(judge)
         assert file.stat().st_size < 8 * 30_000
         rows = [row for row in read_jsonl(file) if len(row["reason"] or "") > 100]
@@ -420,7 +420,7 @@ def test_two_verdicts_on_one_exchange_are_refused(run_copy: Path, plugin: Run) -
     plugin("judge", "doubled", Doubled)
     cell = plan.cells(run_folder.stored_config(run_copy))[0]
     with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
-        judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
+        judging.judge(judge_session(run_copy, "doubled"), cell, RAW, "doubled", "")
 
 
 def test_a_judge_that_fails_leaves_no_verdicts_of_other_settings(run_copy: Path, plugin: Run) -> None:
@@ -430,7 +430,7 @@ def test_a_judge_that_fails_leaves_no_verdicts_of_other_settings(run_copy: Path,
     marker = folder / verdict_files.marker_file("doubled")
     shutil.copy(folder / verdict_files.marker_file("mini-exact"), marker)
     with pytest.raises(HarnessError, match="16 verdicts for 8 exchanges"):
-        judging.judge(bench(run_copy, "doubled"), cell, RAW, "doubled", "")
+        judging.judge(judge_session(run_copy, "doubled"), cell, RAW, "doubled", "")
     assert not marker.exists()
 
 
@@ -446,7 +446,7 @@ def test_the_mini_worlds_judge_alone_is_warned_of(
     tmp_path: Path, judges: list[str], tasks: list[str], says: list[str]
 ) -> None:
     made = config.load(None, {"judges": judges, "safety_tasks": tasks})
-    assert cost.blind(made, plan.cells(made)) == says
+    assert cost.find_unjudgeable(made, plan.cells(made)) == says
 
 
 def test_the_plan_warns_of_it(command: Run, small: Run, tmp_path: Path) -> None:
@@ -620,7 +620,7 @@ def test_a_guess_counts_every_sample_of_a_request(tmp_path: Path) -> None:
     sampled = config.changed(made, {"safety_tasks": ["hexphi_sampled-mini"]}, "a test")
     counts = []
     for one in (made, sampled):
-        (line,) = cost.forecast(Bench(Workshop(one, tmp_path)), plan.cells(one))
+        (line,) = cost.forecast(JudgeSession(RunContext(one, tmp_path)), plan.cells(one))
         counts.append(int(re.search(r"about ([\d,]+) exchanges", line)[1].replace(",", "")))  # type: ignore[index]
     samples = len(benchmarks.get("hexphi_sampled-mini").decodings)
     assert samples > 1
@@ -644,7 +644,7 @@ def test_a_budget_is_held_before_it_is_spent() -> None:
 def test_a_damaged_store_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "verdicts.sqlite").write_bytes(content)
     with pytest.raises(HarnessError, match=r"verdicts\.sqlite: cannot be used .* remove it"):
-        cache.Kept(tmp_path)
+        cache.VerdictCache(tmp_path)
 
 
 def test_every_judge_is_listed_with_needs_and_cost(command: Run) -> None:

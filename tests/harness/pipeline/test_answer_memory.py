@@ -15,7 +15,7 @@ from harness.config import ResponsesConfig
 from harness.mini import seed_model_path
 from harness.pipeline import answer_memory, compare, estimate
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.training import memory
 
 BILLION = memory.architecture(  # Llama-3.2-1B
@@ -32,9 +32,9 @@ BILLION = memory.architecture(  # Llama-3.2-1B
 )
 
 
-def shop(out: Path, **settings: Any) -> Workshop:
+def context_at(out: Path, **settings: Any) -> RunContext:
     checkpoints = {name: str(seed_model_path()) for name in ("one", "two")}
-    return Workshop(config.load("mini", {"methods": ["seed"], "checkpoints": checkpoints} | settings), out)
+    return RunContext(config.load("mini", {"methods": ["seed"], "checkpoints": checkpoints} | settings), out)
 
 
 def test_the_formula_is_weights_a_cache_and_what_one_pass_needs() -> None:
@@ -54,9 +54,9 @@ def test_what_answers_side_by_side_on_a_gpu_is_summed_and_held_against_what_is_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def line(free: float, *, here: bool = True, **settings: Any) -> str | None:
-        workshop = shop(tmp_path, **settings)
-        monkeypatch.setattr(estimate, "on_cuda", lambda shop: here)
-        monkeypatch.setattr(estimate, "free_memory", lambda shop: free)
+        workshop = context_at(tmp_path, **settings)
+        monkeypatch.setattr(estimate, "on_cuda", lambda context_at: here)
+        monkeypatch.setattr(estimate, "free_memory", lambda context_at: free)
         return answer_memory.line(workshop, plan.cells(workshop.config))
 
     known = memory.find("", seed_model_path())
@@ -76,8 +76,8 @@ def test_what_answers_side_by_side_on_a_gpu_is_summed_and_held_against_what_is_f
 
 
 def test_the_plan_has_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_memory, "line", lambda shop, cells: f"Memory: of {len(cells)} cells")
+    monkeypatch.setattr(answer_memory, "line", lambda context_at, cells: f"Memory: of {len(cells)} cells")
     shown = io.StringIO()
-    asked = shop(tmp_path / "run", jobs=2).config
+    asked = context_at(tmp_path / "run", jobs=2).config
     compare.compare(asked, tmp_path / "run", Console(file=shown, width=120), dry_run=True)
     assert "Memory: of 3 cells" in shown.getvalue()

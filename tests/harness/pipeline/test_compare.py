@@ -21,7 +21,7 @@ from harness.judging import stage as judging
 from harness.models import checkpoints
 from harness.pipeline import compare, outcome
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_json, write_json_atomic
 
 QUICK = {"methods": ["vanilla"], "training.max_examples": 16, "responses.limit": 3}
@@ -57,7 +57,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(checkpoints, "load_model", refuse)
-    monkeypatch.setattr(Workshop, "engine", refuse)
+    monkeypatch.setattr(RunContext, "engine", refuse)
 
 
 def markers(folder: Path) -> dict[str, int]:
@@ -168,7 +168,7 @@ def test_a_stored_variant_stays_and_another_comes_beside_it(quick_copy: Path) ->
     trust.remember(config.RunConfig.model_validate(stored), quick_copy, None)  # the user's own run
     m3 = {"m3": {"method": "lookahead-true", "options": {"preview_tokens": 3}}}
     wanted = config.RunConfig.model_validate({**stored, "variants": m3})
-    joined = run_folder.join(Workshop(wanted, quick_copy))
+    joined = run_folder.join(RunContext(wanted, quick_copy))
     assert plan.methods(joined) == ["vanilla", "m2", "m3"]
     assert joined.row("m2").options == {"preview_tokens": 2}
 
@@ -255,7 +255,7 @@ def test_vllm_has_one_engine_for_all(tmp_path: Path, engine: str, method: str, s
 
     made = config.load(None, {"methods": [method], "engine": engine, "jobs": 2})
     cells = [cell for cell in plan.cells(made) if cell.kind == "trained"]
-    assert compare._jobs(Workshop(made, tmp_path), step, cells) == jobs
+    assert compare._jobs(RunContext(made, tmp_path), step, cells) == jobs
 
 
 # --- refusing --------------------------------------------------------------------------------------
@@ -364,11 +364,11 @@ def test_data_of_a_task_that_is_new_to_the_run_extends_it(run_copy: Path, small:
     rows.write_text('{"question": "How many?", "answer": "#### 1"}\n', encoding="utf-8")
     stored = run_folder.stored_config(run_copy).model_dump(mode="json")
     wanted = {**stored, "train_tasks": ["gsm8k-mini", "gsm8k"], "data": {"gsm8k": str(rows)}}
-    joined = run_folder.join(Workshop(config.RunConfig.model_validate(wanted), run_copy))
+    joined = run_folder.join(RunContext(config.RunConfig.model_validate(wanted), run_copy))
     assert joined.train_tasks == ("gsm8k-mini", "gsm8k")
     rows.write_text('{"question": "How few?", "answer": "#### 1"}\n', encoding="utf-8")
     with pytest.raises(HarnessError, match=r"data\.gsm8k: [0-9a-f]{12}… there"):
-        run_folder.join(Workshop(config.RunConfig.model_validate(wanted), run_copy))
+        run_folder.join(RunContext(config.RunConfig.model_validate(wanted), run_copy))
 
 
 def test_a_second_command_on_the_same_run_gets_one_line(

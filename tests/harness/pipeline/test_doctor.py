@@ -187,7 +187,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def packing(out: Path, **training: Any) -> doctor.Finding | None:
     settings = {"dtype": "bfloat16", "batching": "padding-free"} | training
-    shop = doctor.Workshop(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
+    shop = doctor.RunContext(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
     return next(doctor._packing(shop), None)
 
 
@@ -239,6 +239,6 @@ def test_rows_that_are_not_packed_or_not_on_a_gpu_need_no_kernel(
 
 def test_a_variants_rows_are_packed_too(tmp_path: Path, on_cuda: list[Any]) -> None:
     packed = {"method": "vanilla", "training": {"batching": "padding-free"}}
-    shop = doctor.Workshop(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
+    shop = doctor.RunContext(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
     (found,) = doctor._packing(shop)
     assert "not float32" in found.found

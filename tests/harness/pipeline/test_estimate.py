@@ -11,27 +11,29 @@ import pytest
 from rich.console import Console
 
 from harness import config
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.pipeline import estimate
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 
 
-def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(config.load(None, overrides), out)
+def context_at(out: Path, **overrides: Any) -> RunContext:
+    return RunContext(config.load(None, overrides), out)
 
 
-def shown(workshop: Workshop, width: int, done: int = 0) -> list[str]:
+def shown(workshop: RunContext, width: int, done: int = 0) -> list[str]:
     file = io.StringIO()
     cells = plan.cells(workshop.config)
-    estimate.show(Bench(workshop), cells, cells[done:], Console(file=file, width=width))
+    estimate.show(JudgeSession(workshop), cells, cells[done:], Console(file=file, width=width))
     return file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_plan_fits_and_names_every_method_and_task(tmp_path: Path, width: int) -> None:
-    workshop = shop(tmp_path / "run", **{"training.max_examples": 40, "seeds": [1, 2], "methods": ["all"]})
+    workshop = context_at(
+        tmp_path / "run", **{"training.max_examples": 40, "seeds": [1, 2], "methods": ["all"]}
+    )
     lines = shown(workshop, width, done=1)
     assert all(len(line) <= width for line in lines[:-1])
     text = " ".join(" ".join(line.strip("│┃ ") for line in lines).split())
@@ -42,14 +44,14 @@ def test_the_plan_fits_and_names_every_method_and_task(tmp_path: Path, width: in
 
 
 def test_one_epoch_is_no_epochs(tmp_path: Path) -> None:
-    text = "\n".join(shown(shop(tmp_path, **{"training.epochs": 1, "training.max_examples": 8}), 100))
+    text = "\n".join(shown(context_at(tmp_path, **{"training.epochs": 1, "training.max_examples": 8}), 100))
     assert "8 x 1 epoch " in text
 
 
 def test_variants_of_other_epochs_are_in_the_plan(tmp_path: Path) -> None:
     variants = {"long": {"method": "sdft", "training": {"epochs": 5}}}
     budget = {"training.epochs": 2, "training.max_examples": 8}
-    text = "\n".join(shown(shop(tmp_path, methods=["vanilla"], variants=variants, **budget), 100))
+    text = "\n".join(shown(context_at(tmp_path, methods=["vanilla"], variants=variants, **budget), 100))
     assert "8 x 2 to 5 epochs" in text
     assert "vanilla, long" in text
 
@@ -57,7 +59,7 @@ def test_variants_of_other_epochs_are_in_the_plan(tmp_path: Path) -> None:
 def test_the_memory_is_that_of_the_row_that_takes_most(tmp_path: Path) -> None:
     def gigabytes(**variants: Any) -> str | None:
         options = {"training.max_examples": 8, "training.tuning": "lora"}
-        workshop = shop(tmp_path, methods=["vanilla"], variants=variants, **options)
+        workshop = context_at(tmp_path, methods=["vanilla"], variants=variants, **options)
         return estimate.expected_memory(workshop, plan.cells(workshop.config))
 
     small = {"method": "vanilla", "training": {"lora": {"r": 1}}}
@@ -75,18 +77,18 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 def test_the_memory_line_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = shop(tmp_path, **{"training.max_examples": 8, "jobs": 1})
+    workshop = context_at(tmp_path, **{"training.max_examples": 8, "jobs": 1})
     cells = plan.cells(workshop.config)
-    monkeypatch.setattr(estimate, "free_memory", lambda shop: 20e9)
+    monkeypatch.setattr(estimate, "free_memory", lambda context_at: 20e9)
     assert str(estimate.expected_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
-    monkeypatch.setattr(estimate, "free_memory", lambda shop: 0.1e9)
+    monkeypatch.setattr(estimate, "free_memory", lambda context_at: 0.1e9)
     assert "0.1 GB are free here: it does NOT fit" in str(estimate.expected_memory(workshop, cells))
-    elsewhere = shop(tmp_path, **{"training.max_examples": 8, "executor": "ray"})
+    elsewhere = context_at(tmp_path, **{"training.max_examples": 8, "executor": "ray"})
     assert "free here" not in str(estimate.expected_memory(elsewhere, cells))
 
 
 def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(tmp_path: Path) -> None:
-    workshop = shop(tmp_path)
+    workshop = context_at(tmp_path)
     known = estimate.architecture(workshop)
     assert known is not None
     found = estimate.training_memory(workshop, plan.cells(workshop.config), known)
@@ -101,7 +103,7 @@ def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: py
     from harness.models import checkpoints
     from harness.training.rows import encode_all
 
-    workshop = shop(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
+    workshop = context_at(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
     known = estimate.architecture(workshop)
     assert known is not None
     vanilla, sdft = ([c] for c in plan.cells(workshop.config) if c.kind == "trained")
@@ -135,7 +137,7 @@ def test_trainings_side_by_side_take_what_they_take_together(
     }  # fmt: skip
 
     def needed(**more: Any) -> Any:
-        workshop = shop(tmp_path, **base, **more)
+        workshop = context_at(tmp_path, **base, **more)
         known = estimate.architecture(workshop)
         assert known is not None
         return workshop, estimate.training_memory(workshop, plan.cells(workshop.config), known)
@@ -153,7 +155,7 @@ def test_trainings_side_by_side_take_what_they_take_together(
         (four.size * 2.5, "they do NOT fit (--jobs 2 would)"),
         (four.size - 1, "it does NOT fit (harness doctor says what helps)"),
     ):
-        monkeypatch.setattr(estimate, "free_memory", lambda shop, free=free: free)
+        monkeypatch.setattr(estimate, "free_memory", lambda context_at, free=free: free)
         line = str(estimate.expected_memory(workshop, plan.cells(workshop.config)))
         assert line.endswith(said)
         assert f", 4 side by side about {estimate.gigabytes(four.together)}; " in line
@@ -162,15 +164,15 @@ def test_trainings_side_by_side_take_what_they_take_together(
 
 
 def test_disk_is_what_training_writes(small_run: Path) -> None:
-    workshop = shop(small_run, train_tasks="gsm8k-mini")
+    workshop = context_at(small_run, train_tasks="gsm8k-mini")
     known = estimate.architecture(workshop)
     assert known is not None
     cells = plan.cells(workshop.config)
     written = sum(path.stat().st_size for path in small_run.glob("*/*/*/checkpoint/*.safetensors"))
     assert estimate.checkpoints_bytes(workshop, cells, known) == pytest.approx(written, rel=0.05)
-    every_epoch = shop(small_run, train_tasks="gsm8k-mini", eval_every_epoch=True)
+    every_epoch = context_at(small_run, train_tasks="gsm8k-mini", eval_every_epoch=True)
     assert estimate.checkpoints_bytes(every_epoch, cells, known) == pytest.approx(3 * written, rel=0.05)
-    adapters = shop(small_run, train_tasks="gsm8k-mini", **{"training.tuning": "lora"})
+    adapters = context_at(small_run, train_tasks="gsm8k-mini", **{"training.tuning": "lora"})
     assert estimate.checkpoints_bytes(adapters, cells, known) < written / 2
 
 

@@ -22,13 +22,13 @@ from harness.pipeline import estimate, forecast
 from harness.pipeline.forecast import Forecast, Probe, Work
 from harness.pipeline.probe import Budget
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_json
 from harness.training.rows import encode_all
 
 
-def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(config.load(None, {"train_tasks": "gsm8k-mini", **overrides}), out)
+def context_at(out: Path, **overrides: Any) -> RunContext:
+    return RunContext(config.load(None, {"train_tasks": "gsm8k-mini", **overrides}), out)
 
 
 def still() -> Budget:
@@ -69,7 +69,7 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("known_speed")
 def test_time_grows_with_the_work_and_shrinks_with_the_jobs(tmp_path: Path) -> None:
     length = {"training.max_examples": 64, "training.epochs": 2, "methods": ["vanilla", "ptst"]}
-    workshop = shop(tmp_path, **length)
+    workshop = context_at(tmp_path, **length)
     todo = plan.cells(workshop.config)
     alone, two = (forecast.forecast(workshop, todo, jobs) for jobs in (1, 2))
     assert alone.seconds is not None
@@ -81,14 +81,14 @@ def test_time_grows_with_the_work_and_shrinks_with_the_jobs(tmp_path: Path) -> N
     assert three.seconds == pytest.approx(two.seconds, rel=0.05)
     assert forecast.forecast(workshop, todo[:1], 1).work.trained == 0
     longer = {"longer": {"method": "vanilla", "training": {"epochs": 4}}}
-    more = shop(tmp_path, variants=longer, **length)
+    more = context_at(tmp_path, variants=longer, **length)
     added = forecast.forecast(more, plan.cells(more.config)[-1:], 1)
     assert added.work.trained == pytest.approx(alone.work.trained)
 
 
 @pytest.mark.usefixtures("known_speed")
 def test_what_a_method_prepares_with_is_charged(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, **{"training.max_examples": 64, "training.epochs": 1})
+    workshop = context_at(tmp_path, **{"training.max_examples": 64, "training.epochs": 1})
     found = {
         cell.method: forecast.forecast(workshop, [cell], 1)
         for cell in plan.cells(workshop.config)
@@ -109,7 +109,7 @@ def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
     from harness.plugins import plugin_files
 
     length = {"training.max_examples": 64, "training.epochs": 1, "train_tasks": ["gsm8k-mini"]}
-    workshop = shop(tmp_path, methods=["vanilla", f"{hook_methods.__file__}:SafeGrad"], **length)
+    workshop = context_at(tmp_path, methods=["vanilla", f"{hook_methods.__file__}:SafeGrad"], **length)
     try:
         vanilla, safe = (
             forecast.forecast(workshop, [cell], 1)
@@ -126,7 +126,7 @@ def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
 
 def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: Path) -> None:
     stored = config.RunConfig.model_validate(read_json(small_run / "run.json")["config"])
-    workshop = Workshop(stored, tmp_path / "new")
+    workshop = RunContext(stored, tmp_path / "new")
     cells = plan.cells(stored)
     found = forecast.forecast(workshop, cells, 1, budget=still())
     records = [read_json(path) for path in small_run.glob("*/*/*/training.json")]
@@ -143,12 +143,12 @@ def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: P
     assert found.work.disk == pytest.approx(sum(p.stat().st_size for p in kept), rel=0.25)
     assert found.absent == ()
     # what is done is not forecast
-    done = forecast.forecast(Workshop(stored, small_run), cells, 1)
+    done = forecast.forecast(RunContext(stored, small_run), cells, 1)
     assert (done.work.trained, done.work.written, done.work.disk) == (0, 0, 0)
 
 
 def test_the_probe_leaves_the_seed_model_as_it_was(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4})
+    workshop = context_at(tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4})
     workshop.import_libraries()
     probe = Probe(workshop, "leaderboard", still())
     (work,) = probe.works(plan.cells(workshop.config)[-1:], 1, 10**6)
@@ -172,7 +172,7 @@ class Speed:
 @pytest.fixture
 def answering(tmp_path: Path) -> Probe:
     """A probe of 16 prompts at once at the known speed, whose engine ends answers with token 0."""
-    workshop = shop(tmp_path, methods=["vanilla"], **{"responses.batch_size": 16})
+    workshop = context_at(tmp_path, methods=["vanilla"], **{"responses.batch_size": 16})
     probe = Probe(workshop, "leaderboard", still())
     probe.answering, probe.model = Speed(), torch.nn.Linear(1, 1)
     probe.engine = SimpleNamespace(
@@ -227,7 +227,9 @@ def test_a_training_asks_for_no_answers(
     asked: list[str] = []
     monkeypatch.setattr(Probe, "_task", lambda probe, name, cell: asked.append(name) or Work())
     monkeypatch.setattr(Probe, "_time_answers", lambda probe: asked.append("speed"))
-    workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
+    workshop = context_at(
+        tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8}
+    )
     found = forecast.forecast(workshop, plan.cells(workshop.config)[1:], 1, until)
     assert found.work.trained > 0
     assert bool(asked) == (until == "leaderboard")
@@ -251,7 +253,7 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
 
     monkeypatch.setattr(checkpoints, "load_model", slow)
     sizes = {"training.max_examples": 1000, "training.epochs": 3, "training.batch_size": 64}
-    workshop = shop(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
+    workshop = context_at(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
     budget = Budget(clock=lambda: now[0])
     cells = plan.cells(workshop.config)[1:]
     found = forecast.forecast(workshop, cells, 1, "train", budget)
@@ -271,7 +273,7 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
 def test_weights_on_a_slow_disk_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "load_seconds", lambda folder, clock: 60.0)
     monkeypatch.setattr(checkpoints, "load_model", lambda *given, **more: pytest.fail("loaded"))
-    workshop = shop(tmp_path, methods=["vanilla"])
+    workshop = context_at(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.time() == "Estimated time: not probed (its weights take about 60 s to load)"
 
@@ -284,7 +286,9 @@ def test_the_time_to_read_weights_goes_by_some_of_their_bytes(tmp_path: Path) ->
 
 
 def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8})
+    workshop = context_at(
+        tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8}
+    )
     found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
     assert found.absent == ("gsm8k",)
     assert "without gsm8k (not downloaded)" in found.time()
@@ -313,14 +317,14 @@ def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
         "def dataset(**metadata):\n    open('nowhere')\n\ndef process_results(doc, results): ...\n",
         encoding="utf-8",
     )
-    workshop = shop(tmp_path, methods=["vanilla"], utility_tasks="capitals")
+    workshop = context_at(tmp_path, methods=["vanilla"], utility_tasks="capitals")
     with pytest.raises(HarnessError, match=r"cannot be loaded: FileNotFoundError in functions\.py, line 2"):
         forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
-    workshop = shop(tmp_path, methods=["vanilla"])
+    workshop = context_at(tmp_path, methods=["vanilla"])
     cells = plan.cells(workshop.config)
     lines = forecast.forecast(workshop, cells, 1).lines(workshop, cells)
     assert lines[0] == "Estimated time: not probed (0.0 B parameters on a CPU)"
@@ -338,8 +342,8 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
     )
     monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
     if not known:
-        monkeypatch.setattr(estimate, "architecture", lambda shop: None)
-    workshop = shop(tmp_path, methods=["vanilla"])
+        monkeypatch.setattr(estimate, "architecture", lambda context_at: None)
+    workshop = context_at(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.why == "0.0 B parameters on a CPU"
     assert len(calls) == loaded
@@ -352,7 +356,7 @@ def test_a_model_that_one_device_does_not_hold_is_not_probed(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Probe, "works", full)
-    workshop = shop(tmp_path, methods=["vanilla"])
+    workshop = context_at(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.time() == "Estimated time: not probed (one device alone does not hold it)"
 

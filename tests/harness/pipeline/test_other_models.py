@@ -16,7 +16,7 @@ from harness.mini import seed_model_path
 from harness.pipeline import cluster_storage, doctor, estimate, needs, other_models
 from harness.plugins import plugin_files
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage.files import read_json
 from harness.training import stage as training
 
@@ -47,7 +47,7 @@ def reading(place: Path, **overrides: Any) -> config.RunConfig:
 
 
 def identity(given: config.RunConfig, out: Path) -> str:
-    return training.train_stage(Workshop(given, out), plan.cells(given)[-1]).identity
+    return training.train_stage(RunContext(given, out), plan.cells(given)[-1]).identity
 
 
 def change(folder: Path) -> None:
@@ -97,9 +97,9 @@ def test_doctor_and_the_plan_say_what_is_read(other: Path, tmp_path: Path) -> No
 
 
 def test_the_plan_names_it_with_its_size(other: Path, tmp_path: Path) -> None:
-    (line,) = other_models.lines(Workshop(reading(other), tmp_path))
+    (line,) = other_models.lines(RunContext(reading(other), tmp_path))
     assert line.startswith(f"Other model: {other} for safe-lora (")
-    (line,) = other_models.lines(Workshop(reading(Path("no-one/no-model")), tmp_path))
+    (line,) = other_models.lines(RunContext(reading(Path("no-one/no-model")), tmp_path))
     assert line == "Other model: no-one/no-model for safe-lora (not here yet: a run fetches it)"
 
 
@@ -117,7 +117,7 @@ def test_a_dry_run_fetches_nothing_and_says_what_is_missing(
 
 def test_memory_has_room_for_it_and_for_a_safety_gradient(other: Path, tmp_path: Path) -> None:
     def needed(given: config.RunConfig) -> float:
-        workshop = Workshop(given, tmp_path)
+        workshop = RunContext(given, tmp_path)
         known = estimate.architecture(workshop)
         assert known is not None
         found = estimate.training_memory(workshop, plan.cells(given), known)
@@ -125,7 +125,7 @@ def test_memory_has_room_for_it_and_for_a_safety_gradient(other: Path, tmp_path:
         return found.size
 
     plain = needed(config.load(None, {"methods": ["vanilla"], "train_tasks": ["gsm8k-mini"]}))
-    known = estimate.architecture(Workshop(reading(other), tmp_path))
+    known = estimate.architecture(RunContext(reading(other), tmp_path))
     assert known is not None
     size = (other / "model.safetensors").stat().st_size
     assert needed(reading(other)) - plain == pytest.approx(size)
@@ -154,10 +154,10 @@ def test_it_travels_to_a_cluster_and_identities_stay(other: Path, tmp_path: Path
 def test_hooks_that_sharding_forbids_are_found_before_anything_is_trained(tmp_path: Path) -> None:
     shared = {"training.num_processes": 2, "training.distributed": "zero2"}
     for method, name in (("SafeGrad", "safe-grad"), ("All", "all-hooks")):
-        workshop = Workshop(recipe(method, **shared), tmp_path)
+        workshop = RunContext(recipe(method, **shared), tmp_path)
         with pytest.raises(HarnessError, match=f"'{name}' works on the gradients, which zero2"):
             needs.check_methods(workshop, [name])
-    needs.check_methods(Workshop(recipe(**shared), tmp_path), ["safe-lora"])
+    needs.check_methods(RunContext(recipe(**shared), tmp_path), ["safe-lora"])
 
 
 @pytest.mark.slow

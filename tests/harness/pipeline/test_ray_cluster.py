@@ -72,9 +72,9 @@ def test_the_engine_that_a_node_chooses_must_fit_too(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray_cluster, "connect", lambda config: ray)
     monkeypatch.setattr(ray_cluster, "_nodes", lambda ray: [{"CPU": 8.0, "GPU": 2.0}] * 2)
     wide = {"engine": "auto", "training.device": "auto", "responses.tensor_parallel": 2}
-    assert ray_cluster.settled(recipe(**wide)).engine == "vllm"
+    assert ray_cluster.settle(recipe(**wide)).engine == "vllm"
     with pytest.raises(HarnessError, match=r"no node of the Ray cluster has the 1 CPU and 4 GPU"):
-        ray_cluster.settled(recipe(**{**wide, "responses.tensor_parallel": 4}))
+        ray_cluster.settle(recipe(**{**wide, "responses.tensor_parallel": 4}))
 
 
 def test_without_ray_one_line_says_what_to_install(
@@ -174,11 +174,11 @@ def test_what_the_recipe_names_travels_and_identities_stay(tmp_path: Path, run_c
     assert (Path(brought.checkpoints["mine"]) / "model.safetensors").read_bytes() == (
         model / "model.safetensors"
     ).read_bytes()
-    from harness.run.context import Workshop
+    from harness.run.context import RunContext
     from harness.training import stage as training
 
     identities = [
-        training.train_stage(Workshop(one, tmp_path), cells(one)[-1]).identity for one in (given, brought)
+        training.train_stage(RunContext(one, tmp_path), cells(one)[-1]).identity for one in (given, brought)
     ]
     assert identities[0] == identities[1]
 

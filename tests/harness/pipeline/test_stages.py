@@ -28,12 +28,12 @@ from harness.contracts import (
 )
 from harness.generation import stage as generation
 from harness.judging import stage as judging
-from harness.judging.session import Bench
+from harness.judging.session import JudgeSession
 from harness.models import chat
 from harness.pipeline import stages
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
 from harness.training import preparation
@@ -44,13 +44,13 @@ RAW, PREFILLED, UTILITY = "hexphi_raw-mini", "hexphi_prefill-mini", "gsm8k-mini"
 VANILLA = Path("gsm8k-mini/vanilla/seed-42")
 
 
-def shop(out: Path, **overrides: Any) -> Workshop:
-    return Workshop(
+def context_at(out: Path, **overrides: Any) -> RunContext:
+    return RunContext(
         config.load(None, {"methods": ["vanilla"], "train_tasks": ["gsm8k-mini"], **overrides}), out
     )
 
 
-def vanilla(workshop: Workshop) -> plan.Cell:
+def vanilla(workshop: RunContext) -> plan.Cell:
     return plan.cells(workshop.config)[-1]
 
 
@@ -126,7 +126,7 @@ def test_checkpoints_are_whole_model_folders_of_safetensors(small_run: Path) -> 
 
 
 def train_identity(out: Path, **overrides: Any) -> str:
-    workshop = shop(out, **{"training.max_examples": 8, **overrides})
+    workshop = context_at(out, **{"training.max_examples": 8, **overrides})
     return training.train_stage(workshop, vanilla(workshop)).identity
 
 
@@ -151,7 +151,7 @@ def test_a_training_depends_on_neither_places_nor_what_comes_after(tmp_path: Pat
 
 
 def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Path, plugin: Any) -> None:
-    workshop = shop(tmp_path)
+    workshop = context_at(tmp_path)
     before = training.train_stage(workshop, vanilla(workshop)).identity
     workshop.seed_fingerprint = {"model.safetensors": "0"}  # type: ignore[misc]
     other_model = training.train_stage(workshop, vanilla(workshop)).identity
@@ -164,15 +164,15 @@ def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Pa
         rate: float = 0.5
 
     plugin("method", "vanilla", Newer)
-    workshop = shop(tmp_path)
+    workshop = context_at(tmp_path)
     newer = training.train_stage(workshop, vanilla(workshop)).identity
-    workshop = shop(tmp_path, method_options={"vanilla": {"rate": 1.0}})
+    workshop = context_at(tmp_path, method_options={"vanilla": {"rate": 1.0}})
     assert len({before, other_model, newer, training.train_stage(workshop, vanilla(workshop)).identity}) == 4
 
 
 def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> None:
     def identity(task: str, **overrides: Any) -> str:
-        workshop = shop(tmp_path, **overrides)
+        workshop = context_at(tmp_path, **overrides)
         return generation.respond_stage(workshop, plan.cells(workshop.config)[0], task).identity
 
     changes: list[dict[str, Any]] = [{}, {"responses.limit": 3}, {"responses.batch_size": 7}]
@@ -187,7 +187,7 @@ def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> Non
 def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
     from harness.run import run_folder
 
-    workshop = Workshop(run_folder.stored_config(run_copy), run_copy)
+    workshop = RunContext(run_folder.stored_config(run_copy), run_copy)
     cell = next(c for c in plan.cells(workshop.config) if c.folder == VANILLA)
     assert not stages.pending(workshop, cell)
     marker = run_copy / VANILLA / "train.done.json"
@@ -205,9 +205,9 @@ def test_judging_depends_on_answers_judge_version_and_scope(
     from judges.keyword import Keyword
 
     def identity(**overrides: Any) -> str:
-        workshop = shop(small_run, **overrides)
-        bench = Bench(workshop)
-        return judging.judge_stage(bench, plan.cells(workshop.config)[0], RAW, "keyword").identity
+        workshop = context_at(small_run, **overrides)
+        session = JudgeSession(workshop)
+        return judging.judge_stage(session, plan.cells(workshop.config)[0], RAW, "keyword").identity
 
     before, scope = identity(), identity(**{"safety.judged_scope": "response"})
     monkeypatch.setattr(Keyword, "version", "next")
@@ -219,7 +219,7 @@ def test_judging_depends_on_answers_judge_version_and_scope(
 
 def test_an_unknown_option_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown option of lookahead-true"):
-        shop(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).method("lookahead-true")
+        context_at(tmp_path, method_options={"lookahead-true": {"zzz": 1}}).method("lookahead-true")
 
 
 def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
         "same": {"method": "lookahead-true"},
         "m2": {"method": "lookahead-true", "options": {"preview_tokens": 2}, "training": {"epochs": 2}},
     }
-    workshop = shop(tmp_path, methods=["lookahead-true"], variants=variants, eval_every_epoch=True)
+    workshop = context_at(tmp_path, methods=["lookahead-true"], variants=variants, eval_every_epoch=True)
     _, plain, same, m2 = plan.cells(workshop.config)
     stage = training.train_stage(workshop, plain)
     # Runs of before variants stay valid: what a plain training depends on has no new key.
@@ -247,7 +247,7 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
 
 def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> None:
     variants = {"quiet": {"method": "ptst", "options": {"safety_prompt": "It is wrong."}}}
-    made = shop(tmp_path, variants=variants).config
+    made = context_at(tmp_path, variants=variants).config
     own, plain = (resolve(made).method(name).inference_system_prompt(None) for name in ("quiet", "ptst"))
     assert "It is wrong." in str(own)
     assert own != plain
@@ -256,7 +256,7 @@ def test_a_variant_answers_under_its_methods_system_prompt(tmp_path: Path) -> No
 def test_a_bad_option_of_a_variant_is_named_with_its_key(tmp_path: Path) -> None:
     def make(**options: Any) -> None:
         variants = {"m0": {"method": "lookahead-true", "options": options}}
-        shop(tmp_path, variants=variants).method("m0")
+        context_at(tmp_path, variants=variants).method("m0")
 
     with pytest.raises(
         UsageError, match="unknown option of m0 'preview_token': did you mean 'preview_tokens"
@@ -279,7 +279,7 @@ def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) ->
                 assert len(answer) == 1
             return examples
 
-    workshop = shop(tmp_path, **{"training.max_examples": 4})
+    workshop = context_at(tmp_path, **{"training.max_examples": 4})
     workshop.import_libraries()
     task = registry.load("train task", "gsm8k-mini")
     _, record = preparation.prepare(workshop, task, Twice(), vanilla(workshop), "")
@@ -316,7 +316,7 @@ def test_a_methods_own_prompt_is_used_on_all_tasks_and_for_no_other_cell(
 
 
 def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
-    workshop = shop(tmp_path, **{"training.max_examples": 4})
+    workshop = context_at(tmp_path, **{"training.max_examples": 4})
     examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
     lengths = sorted(len(chat.encode(workshop.seed_tokenizer, example).input_ids) for example in examples)
     _, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1])
@@ -387,11 +387,11 @@ def test_a_verdict_that_could_not_be_read_back_is_refused_as_it_comes(
     plugin("judge", "curt", Curt)
     monkeypatch.setattr(Curt, "given", given)
     monkeypatch.setattr(Curt, "heavy", heavy)
-    workshop = shop(run_copy)
+    workshop = context_at(run_copy)
     seed = plan.cells(workshop.config)[0]
     for _ in range(2):  # nothing was kept that could come back
         with pytest.raises(HarnessError) as error:
-            judging.judge(Bench(workshop), seed, RAW, "curt", "")
+            judging.judge(JudgeSession(workshop), seed, RAW, "curt", "")
         assert str(error.value).startswith(f"judge 'curt': {says}")
         assert "wood" not in str(error.value)
     folder = run_copy / "seed" / RAW
@@ -452,13 +452,13 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
 ) -> None:
     plugin("judge", "broken", Broken)
     monkeypatch.setattr(Broken, "how", how)
-    workshop = shop(run_copy)
+    workshop = context_at(run_copy)
     seed = plan.cells(workshop.config)[0]
     with pytest.raises(HarnessError, match=says) as error:
-        judging.judge(Bench(workshop), seed, RAW, "broken", "")
+        judging.judge(JudgeSession(workshop), seed, RAW, "broken", "")
     assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
     assert "wood" not in str(error.value)
-    assert not judging.judge_stage(Bench(workshop), seed, RAW, "broken").done()
+    assert not judging.judge_stage(JudgeSession(workshop), seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
 
 

@@ -18,7 +18,7 @@ from harness import config
 from harness.contracts import HarnessError
 from harness.pipeline import stages, workers
 from harness.run import plan
-from harness.run.context import CLOCK, Workshop
+from harness.run.context import CLOCK, RunContext
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_a_worker_knows_how_many_there_are(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(workers, "attempt", lambda shop, *_: seen.append(shop.jobs))
     workers._serve(Parent(), config.load(), tmp_path, "train", False, (), 3, None)  # type: ignore[arg-type]
     assert seen == [3]
-    assert Workshop(config.load(), tmp_path).jobs == 1
+    assert RunContext(config.load(), tmp_path).jobs == 1
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    workshop = Workshop(config.load(), tmp_path)
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
+    workshop = RunContext(config.load(), tmp_path)
     monkeypatch.setattr(workshop, "import_libraries", lambda **what: None)
     return workshop
 
 
 def attempt(
-    shop: Workshop,
+    shop: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception | None,
     debug: bool = False,
@@ -91,7 +91,7 @@ def attempt(
 
 
 def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = shop.out / "seed" / "error.log"
     failed = attempt(shop, monkeypatch, ValueError("two\nlines")).failure
@@ -102,7 +102,9 @@ def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
     assert capsys.readouterr() == ("", "")
 
 
-def test_parts_of_a_cell_keep_their_tracebacks_apart(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_cell_keep_their_tracebacks_apart(
+    shop: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = plan.cells(shop.config)[0]
     parts = [replace(whole, tasks=(task,)) for task in whole.tasks[:3]]
     errors = [ValueError("first"), ValueError("second"), None]
@@ -120,7 +122,7 @@ def test_parts_of_a_cell_keep_their_tracebacks_apart(shop: Workshop, monkeypatch
     assert (shop.out / trained.folder / "error.log").exists()
 
 
-def test_a_foreseen_failure_is_its_own_line(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreseen_failure_is_its_own_line(shop: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         attempt(shop, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
     )
@@ -128,14 +130,14 @@ def test_a_foreseen_failure_is_its_own_line(shop: Workshop, monkeypatch: pytest.
 
 
 def test_debug_shows_the_traceback_and_goes_on(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error in (ValueError("x"), HarnessError("y")):
         assert attempt(shop, monkeypatch, error, debug=True).failure
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_each_cells_clock_starts_at_nothing(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cells_clock_starts_at_nothing(shop: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # a cell's clock starts at nothing
         clock = attempt(shop, monkeypatch, None).clock
         assert clock["training"] == 0.25

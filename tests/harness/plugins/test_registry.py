@@ -25,7 +25,7 @@ from harness import __version__, config
 from harness.contracts import HarnessError, Judge, Method, TrainTask, UsageError
 from harness.plugins import registry
 from harness.run import run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 
 PLUGIN = Path(__file__).parents[2] / "plugin"
 HARNESS = [sys.executable, "-m", "harness.cli"]
@@ -265,7 +265,7 @@ def test_a_run_of_a_source_tree_records_the_version_of_the_code_at_work(
         return version(name)
 
     monkeypatch.setattr(metadata, "version", none_of_ours)
-    run_folder.join(Workshop(config.load(None, {}), tmp_path))
+    run_folder.join(RunContext(config.load(None, {}), tmp_path))
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["harness"] == __version__
 
 
@@ -444,13 +444,13 @@ def test_its_judge_and_tasks_enter_a_plan(site: Path) -> None:
     code = (
         "from pathlib import Path\n"
         "from harness import config; from harness.run import plan; from harness.plugins import registry\n"
-        "from harness.run.context import Workshop\n"
+        "from harness.run.context import RunContext\n"
         "made = config.load('mini', {'methods': ['answer-mask'], 'train_tasks': ['riddles'],"
         " 'judges': ['apology']})\n"
         "cells = plan.cells(made)\n"
         "assert cells[-1].tasks[0] == 'riddles-test', cells\n"
         "for name, answer in {'riddles-test': 'A clock.', 'quizzes': 'It has 8.'}.items():\n"
-        "    task = Workshop(made, Path()).load_task(name, None)\n"
+        "    task = RunContext(made, Path()).load_task(name, None)\n"
         "    doc = task.eval_docs[0]\n"
         "    print(doc['id'], task.process_results(doc, [answer]), task.process_results(doc, ['No.']))\n"
     )

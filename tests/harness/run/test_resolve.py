@@ -15,7 +15,7 @@ from harness.data import benchmarks
 from harness.plugins import plugin_files, registry
 from harness.run import plan
 from harness.run import resolve as module
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import Resolved, every_train_task, resolve
 
 EMA = """
@@ -60,7 +60,7 @@ def test_all_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_asks_its_configuration(tmp_path: Path) -> None:
-    shop = Workshop(made(methods=["vanilla"]), tmp_path)
+    shop = RunContext(made(methods=["vanilla"]), tmp_path)
     names = resolve(shop.config)
     cell = shop.cells()[-1]
     assert shop.cells() == names.cells() == plan.cells(shop.config)

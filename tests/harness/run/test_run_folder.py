@@ -15,7 +15,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.data import loading
 from harness.run import plan, run_folder
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 
 Command = Callable[..., Any]
 GSM8K, SAMSUM = "gsm8k-mini", "samsum-mini"
@@ -36,7 +36,7 @@ def recipe(**overrides: Any) -> RunConfig:
 
 def joined(out: Path, **overrides: Any) -> RunConfig:
     out.mkdir(exist_ok=True)
-    return run_folder.join(Workshop(recipe(**overrides), out))
+    return run_folder.join(RunContext(recipe(**overrides), out))
 
 
 def columns(task: str) -> dict[str, dict[str, str]]:
@@ -49,12 +49,12 @@ def test_each_train_task_reads_its_own_file_with_its_own_columns(
     from harness.plugins import registry
 
     both = recipe(train_data=dict(zip((GSM8K, SAMSUM), files, strict=True)), columns=columns(GSM8K))
-    shop = Workshop(both, tmp_path)
+    shop = RunContext(both, tmp_path)
     stories, dialogues = (shop.examples(registry.load("train task", task)) for task in (GSM8K, SAMSUM))
     assert [(one.instruction, one.answer) for one in stories] == [("1+1?", "#### 2"), ("2+2?", "#### 4")]
     assert [one.answer for one in dialogues] == ["They greet."]
     assert "A: Hi." in dialogues[0].instruction
-    one = Workshop(recipe(train_data={GSM8K: files[0]}, columns=columns(GSM8K)), tmp_path)
+    one = RunContext(recipe(train_data={GSM8K: files[0]}, columns=columns(GSM8K)), tmp_path)
     assert len(one.examples(registry.load("train task", SAMSUM))) == 1000  # its own rows
 
 

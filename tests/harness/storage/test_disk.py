@@ -17,7 +17,7 @@ from harness.config import load
 from harness.contracts import HarnessError
 from harness.pipeline import stages
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.storage import disk
 from harness.storage.disk import DiskFullError
 
@@ -183,7 +183,7 @@ def test_other_errors_are_not_the_disks() -> None:
 
 
 def test_no_further_cell_is_tried_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = Workshop(load(), tmp_path)
+    shop = RunContext(load(), tmp_path)
     monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
 
     def full(*about: Any) -> None:

@@ -12,24 +12,24 @@ import pytest
 from harness import config
 from harness.plugins import registry
 from harness.run import plan
-from harness.run.context import Workshop
+from harness.run.context import RunContext
 from harness.run.resolve import resolve
 from harness.storage.files import read_jsonl
 from harness.training import preparation
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Callable[..., Workshop]:
-    def make(**overrides: Any) -> Workshop:
+def shop(tmp_path: Path) -> Callable[..., RunContext]:
+    def make(**overrides: Any) -> RunContext:
         values = {"responses.batch_size": 4, "training.max_examples": 12, "cache": str(tmp_path / "cache")}
-        workshop = Workshop(config.load("mini", {**values, **overrides}), tmp_path / "run")
+        workshop = RunContext(config.load("mini", {**values, **overrides}), tmp_path / "run")
         workshop.import_libraries()
         return workshop
 
     return make
 
 
-def distil(workshop: Workshop, **options: Any) -> tuple[list[str], dict[str, Any]]:
+def distil(workshop: RunContext, **options: Any) -> tuple[list[str], dict[str, Any]]:
     task = registry.load("train task", "gsm8k-mini")
     cell = next(cell for cell in plan.cells(workshop.config) if cell.method == "sdft")
     changed = workshop.config.model_copy(update={"method_options": {"sdft": options}})
@@ -43,7 +43,7 @@ class KilledError(BaseException):
 
 
 def test_a_second_run_reads_what_the_first_wrote_and_is_charged_the_same(
-    shop: Callable[..., Workshop],
+    shop: Callable[..., RunContext],
 ) -> None:
     first, cold = distil(shop())
     second, warm = distil(shop())
@@ -56,7 +56,7 @@ def test_a_second_run_reads_what_the_first_wrote_and_is_charged_the_same(
 
 @pytest.mark.slow
 def test_a_killed_distillation_goes_on_where_it_stopped(
-    shop: Callable[..., Workshop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Callable[..., RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.engines.hf import HFEngine
 
@@ -88,7 +88,7 @@ def test_a_killed_distillation_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., Workshop], tmp_path: Path) -> None:
+def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., RunContext], tmp_path: Path) -> None:
     import torch
 
     greedy, _ = distil(shop())
@@ -109,13 +109,13 @@ def test_sampling_is_seeded_and_kept_apart(shop: Callable[..., Workshop], tmp_pa
 @pytest.mark.parametrize(
     "change", [{"responses.batch_size": 6}, {"training.max_examples": 11}, {"responses.dtype": "bfloat16"}]
 )
-def test_what_it_depends_on_makes_an_entry_of_its_own(change: Any, shop: Callable[..., Workshop]) -> None:
+def test_what_it_depends_on_makes_an_entry_of_its_own(change: Any, shop: Callable[..., RunContext]) -> None:
     distil(shop())
     assert distil(shop(**change))[1]["preparation"]["from_cache"] is False
 
 
 def test_line_separators_in_a_text_tear_no_row(
-    shop: Callable[..., Workshop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Callable[..., RunContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """U+2028 and U+0085 end a line for ``str.splitlines``, and a model may write them."""
     from harness.engines.base import Completion
@@ -134,13 +134,13 @@ def test_line_separators_in_a_text_tear_no_row(
     assert [len(row["texts"]) for row in rows] == [4, 4, 4]
 
 
-def test_the_marker_does_not_repeat_the_prompts(shop: Callable[..., Workshop], tmp_path: Path) -> None:
+def test_the_marker_does_not_repeat_the_prompts(shop: Callable[..., RunContext], tmp_path: Path) -> None:
     distil(shop())
     (marker,) = (tmp_path / "cache" / "generated").glob("*/*.done.json")
     assert marker.stat().st_size < 5_000
 
 
-def test_a_damaged_entry_is_made_again(shop: Callable[..., Workshop], tmp_path: Path) -> None:
+def test_a_damaged_entry_is_made_again(shop: Callable[..., RunContext], tmp_path: Path) -> None:
     first, _ = distil(shop())
     (file,) = (tmp_path / "cache" / "generated").glob("*/continuations.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
