@@ -62,15 +62,11 @@ class Figure:
         return self.value is None and self.n > 0
 
     @property
-    def is_safe_rate(self) -> bool:
-        return self.metric == SAFE or metrics.is_judged(self.metric)
-
-    @property
     def name(self) -> str:
         opened = f", k = {self.k}" if self.k is not None else ""
         if self.headline is not None:
             return (self.headline.on_card or self.headline.in_full) + opened
-        return ("safe rate" if self.is_safe_rate else self.metric) + opened
+        return ("safe rate" if self.metric == SAFE else self.metric) + opened
 
     def result(self) -> EvalResult:
         """As the hub's ``model-index`` has it; the interval and the judge are the metric's arguments."""
@@ -95,7 +91,7 @@ class Figure:
             dataset_config=self.task,
             dataset_revision=revision or None,
             dataset_args={name: self.documents[name] for name in ("version", "documents", "sha256")},
-            metric_type="safe_rate" if self.is_safe_rate else self.metric,
+            metric_type="safe_rate" if self.metric in (SAFE, *metrics.judged()) else self.metric,
             metric_name=f"{self.name}{f', judged by {self.judge_name}' if self.judge_name else ''}",
             metric_value=self.value,
             metric_args={name: value for name, value in figures.items() if value is not None},
@@ -185,7 +181,7 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
         yield Figure(
             task=row["task"],
             metric=row["metric"],
-            headline=(headline := _headline(config, row)),
+            headline=(headline := metrics.of_score(config, row["task"], row["metric"])),
             judge_name=_public(row["judge"]),
             judge={
                 name: v for name, v in judged.get("judge", {}).items() if name in IDENTITY and v is not None
@@ -198,14 +194,6 @@ def _figures(config: RunConfig, run: Path, cell: Cell, rows: Sequence[Row]) -> I
             seed_value=seeds.get(key, {}).get("value") if cell.method != SEED else None,
             beside=_beside(rows, row, headline),
         )
-
-
-def _headline(config: RunConfig, score: Row) -> Metric | None:
-    """The headline metric with a task of its own that a score is of."""
-    metric = metrics.by_task(config).get(score["task"])
-    if metric is None:
-        return None
-    return metric if score["metric"] == (metric.name if metric.judged else metric.measure) else None
 
 
 def _beside(rows: Iterable[Row], score: Row, headline: Metric | None) -> Row:

@@ -143,6 +143,14 @@ def axis(name: str) -> str:
     return f"{label(name)} (%)" if metric is None else f"{metric.phrase}, {metric.label} (%)"
 
 
+def of_score(config: RunConfig, task: str, measure: str) -> Metric | None:
+    """The headline metric with a task of its own that a row of scores.csv is of."""
+    metric = by_task(config).get(task)
+    if metric is None:
+        return None
+    return metric if measure == (metric.name if metric.judged else metric.measure) else None
+
+
 def with_columns(suffixes: Callable[[Metric], tuple[str, ...]]) -> tuple[str, ...]:
     """The columns that each metric has by ``suffixes``, in the files' order."""
     return tuple(f"{metric.name}{suffix}" for metric in METRICS for suffix in suffixes(metric))

@@ -230,7 +230,7 @@ def test_a_checkpoint_that_is_declared_stands_under_its_task_and_another_once(
     frame = build.build(results)
     assert len(frame[frame["method"] == "mine"]) == 1
     (mine,) = [r for r in results if r.method == "mine"]
-    assert mine.utility is not None  # the run has one train task: it is its utility
+    assert mine.outcome("utility") is not None  # the run has one train task: it is its utility
     rows = {(r["method"], r["train_task"]): r for r in tables.records(frame)}
     assert rows["mine", ""]["jsr_delta"] == 0.0  # it answers as the base model does
     assert rows["seed", ""]["jsr_delta"] is None

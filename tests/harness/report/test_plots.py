@@ -14,7 +14,7 @@ import pytest
 
 from harness.contracts import HarnessError
 from harness.figures import charts, looks
-from harness.report import plots
+from harness.report import curves, plots
 from harness.run.plan import shown_method
 
 METHODS = ("seed", "vanilla", "sdft", "lookahead-true")
@@ -237,7 +237,7 @@ def test_curves_are_smoothed_over_the_mean_of_seeds_with_every_step_faint_behind
     (legend,) = picture.figure.legends
     ends = {line.get_label(): line.get_ydata()[-1] for line in axes.lines if line.get_alpha() is None}
     assert [text.get_text() for text in legend.get_texts()] == sorted(ends, key=lambda name: -ends[name])
-    assert plots._mean_curve([[1.0, 2.0, 9.0], [3.0, 4.0]]) == [2.0, 3.0]
+    assert curves._mean_curve([[1.0, 2.0, 9.0], [3.0, 4.0]]) == [2.0, 3.0]
 
 
 @pytest.mark.slow
