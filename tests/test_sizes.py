@@ -22,7 +22,6 @@ FILES = {
     "harness/analyses/divergence.py": "to be split",
     "harness/pipeline/doctor.py": "to be split",
     "harness/pipeline/forecast.py": "to be split",
-    "harness/report/model_card.py": "to be split",
     "harness/run/run_folder.py": "to be split",
 }
 # Functions longer than the longest.

@@ -246,11 +246,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "every other name begins with 'anchor.', which is less than 'done'",
     (
         "harness/training/logprobs.py",
-        "return logp.new_zeros(rows * width).scatter(0, micro.slots, logp).view(rows, width)",
-        "core/NumberReplacer 11",
-    ): "the only dimension of flat values is 0 and is -1",
-    (
-        "harness/training/logprobs.py",
         "if logits.shape[:2] != (1, len(micro.targets)):"
         "  # N is less than T: nothing foretells a first token",
         "core/ReplaceComparisonOperator_NotEq_Gt 0",
@@ -270,11 +265,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):',
         "core/ReplaceComparisonOperator_Eq_LtE 2",
     ): "a configuration's dtype is 'bfloat16' or 'float32', which is the greater",
-    (
-        "harness/training/logprobs.py",
-        'return -cross_entropy(logits[0].float(), micro.targets, reduction="none")',
-        "core/NumberReplacer 23",
-    ): "the logits that count stand in one row, which is the first and the last",
     (
         "backends/safety_mixing.py",
         "if len(added) < wanted:",
