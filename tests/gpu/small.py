@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -144,6 +144,8 @@ def prepared(method: Method, tokenizer: Any) -> list[Encoded]:
 @dataclass
 class Drawn(Vanilla):
     """Vanilla whose adapters begin with the same numbers on every device."""
+
+    uses_weights: ClassVar[bool] = True
 
     def before_training(self, model: Any, context: Any) -> None:
         draw(model, lambda name: "lora_A" in name)
