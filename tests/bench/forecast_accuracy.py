@@ -54,7 +54,7 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     kind, only = ("trained", ()) if what == "train" else ("seed", ("short",))
     shop = RunContext(config, out)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind == kind]
-    shop.import_libraries(training=True)
+    shop.import_libraries()
     budget = Budget()
     found = forecast.forecast(shop, cells, 1, what, budget)  # type: ignore[arg-type]
     probe_s, start = budget.spent(), time.perf_counter()

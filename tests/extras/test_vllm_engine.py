@@ -181,12 +181,12 @@ def test_every_engine_is_given_the_same_ids(
         for task in TASKS:
             document = lm_tasks.open_task(shop, ours, benchmarks.get(task))
             document.build_all_requests(
-                limit=1, apply_chat_template=True, chat_template=ours.apply_chat_template
+                limit=1, apply_chat_template=True, chat_template=asking(ours).apply_chat_template
             )
             request: Instance = document.instances[0]
             seen.clear()
             for one in (ours, engine, served):
-                one.generate_until([request])
+                asking(one).generate_until([request])
             assert len(seen) == 3
             assert seen[0] == seen[1] == seen[2] == asking(ours).prompt_ids(request)
             assert seen[0].count(ours.tokenizer.bos_token_id) == 1

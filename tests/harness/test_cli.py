@@ -3,6 +3,7 @@ with what, where and how, and never a traceback unless asked for."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -195,12 +196,8 @@ def test_missing_files_and_folders_are_one_line(command: Command, tmp_path: Path
 def test_what_cannot_work_is_said_before_anything_is_spent(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.generation import stage as generation
-
-    installed = generation.importlib.util.find_spec
-    monkeypatch.setattr(
-        generation.importlib.util, "find_spec", lambda name: None if name == "vllm" else installed(name)
-    )
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else installed(name))
     out = tmp_path / "out"
     start = ["compare", "--methods", "vanilla", "--train-tasks", "gsm8k-mini", "--out", out]
     for dry in ([], ["--dry-run"]):
