@@ -14,7 +14,7 @@ import pytest
 import harness
 from harness.contracts import Exchange, HarnessError, JudgeContext
 from harness.data import benchmarks
-from harness.generation import stage as generation
+from harness.generation import answering
 from harness.judging import stage as judging
 from harness.judging import verdict_files
 from harness.storage.files import read_jsonl
@@ -47,8 +47,9 @@ def test_verdicts_are_kept_by_goal_too_and_old_keys_stay() -> None:
 
 
 def test_without_a_goal_a_row_is_what_it_was() -> None:
-    assert "goal" not in generation._row(PLAIN)
-    assert generation._row(HIDDEN) == {**generation._row(PLAIN), "goal": GOAL}
+    place: dict[str, Any] = {"sample": 0, "tokens": None, "document": "d", "metrics": {}}
+    assert "goal" not in answering._row(PLAIN, **place)
+    assert answering._row(HIDDEN, **place) == {**answering._row(PLAIN, **place), "goal": GOAL}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +67,13 @@ def test_a_judged_tasks_document_names_it(
     kind: str, foreign: bool, document: dict[str, Any], found: str | None
 ) -> None:
     task = dataclasses.replace(benchmarks.get("hexphi_raw-mini"), kind=kind, foreign=foreign)
-    assert generation._goal(task, document) == found
+    assert answering._goal(task, document) == found
 
 
 @pytest.mark.parametrize("goal", ["", "  ", 3, ["How?"]])
 def test_a_goal_that_is_no_text_is_refused(goal: Any) -> None:
     with pytest.raises(HarnessError, match="task 'hexphi_raw-mini': a document's goal is no text"):
-        generation._goal(benchmarks.get("hexphi_raw-mini"), {"goal": goal})
+        answering._goal(benchmarks.get("hexphi_raw-mini"), {"goal": goal})
 
 
 TASK = """\
