@@ -274,7 +274,7 @@ def test_a_key_that_was_not_asked_for_is_refused(key: str, tmp_path: Path) -> No
 
 
 def test_more_files_than_a_run_can_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "MOST_FILES", 3)
+    monkeypatch.setattr(cluster_storage, "MOST_FILES", 3)
     storage = listing(tmp_path, *(f"/runs/cell/{number}" for number in range(4)))
     with pytest.raises(HarnessError, match="4 files in cell, which holds far fewer"):
         storage.get("cell", tmp_path / "cell")
