@@ -49,10 +49,8 @@ ELSEWHERE = {
     },
     "harness/training/job.py": {"launch": "messages of processes that have ended"},
     "harness/pipeline/stages.py": {"attempt": "a log for people"},
-    "harness/pipeline/ray_cluster.py": {
-        "run_cells": "a file by which a node sees the folder",
-        "_kept": "a copy of what the recipe names, whole or not there",
-    },
+    "harness/pipeline/ray_cluster.py": {"run_cells": "a file by which a node sees the folder"},
+    "harness/pipeline/cluster_storage.py": {"_kept": "a copy of what the recipe names, whole or not there"},
     "harness/pipeline/cleaning.py": {
         "remove": "asked for; what is half removed is not done",
         "remove_empty": "asked for; nothing of the run is left",
