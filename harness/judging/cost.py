@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import RunConfig
+from harness.config.base_recipe import MINI_DATA
 from harness.contracts import REFUSED_TO_JUDGE, Exchange, HarnessError
 from harness.judging import stage, verdict_files
 from harness.judging.session import JudgeSession
@@ -18,7 +19,7 @@ from harness.run.resolve import resolve
 from harness.storage import records
 from harness.text import listed
 
-MINI_JUDGE, MINI_DATA = "mini-exact", "harness.mini.data"  # the second: a source of all its tasks
+MINI_JUDGE = "mini-exact"
 ANSWERS_OF_A_TASK = 330  # HEx-PHI's, for forecasts before anything has answered
 STANDARD_CELLS = 11  # the paper's table: the base model, and five methods on two tasks
 STANDARD_RUN = "the base model and five methods on two tasks, 330 raw and 330 prefilled requests each"

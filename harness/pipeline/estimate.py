@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +28,7 @@ from harness.storage import disk
 from harness.training import hook_checks, memory
 from harness.training.rows import encode_all
 
+Item = TypeVar("Item")
 SAMPLE = 256  # training rows whose lengths are looked at
 STATE_SHARE = 3.0  # of a checkpoint in float32: an unfinished training's weights and moments
 
@@ -181,10 +182,15 @@ class _Trainings:
         key = cell.train_task, max_length, settings.too_long
         if key not in self.encoded:
             examples = self.shop.examples(task)
-            some = examples[:: -(-len(examples) // SAMPLE)]
+            some = spread(examples, SAMPLE)
             tokenizer = self.shop.seed_tokenizer
             self.encoded[key] = encode_all(tokenizer, some, max_length, settings.too_long)[0]
         return self.encoded[key]
+
+
+def spread(items: Sequence[Item], number: int) -> list[Item]:
+    """At most ``number`` of them, evenly spread."""
+    return list(items[:: max(1, -(-len(items) // number))])
 
 
 def free_memory(shop: RunContext) -> float:

@@ -314,7 +314,7 @@ class Probe:
 
     def _some(self, cell: plan.Cell) -> list[Example]:
         examples = self.shop.examples(self.shop.train_task(cell))
-        return examples[:: -(-len(examples) // SAMPLE)]
+        return estimate.spread(examples, SAMPLE)
 
     def _raw(self, cell: plan.Cell) -> Rows:
         """A cell's rows as its train task has them."""
@@ -390,7 +390,7 @@ class Probe:
             return 0.0
         settings = self.shop.config.row(cell.method).training
         examples = self.shop.safety_examples(self.shop.train_task(cell))
-        some = self._encoded(cell, examples[:: -(-len(examples) // SAMPLE)])
+        some = self._encoded(cell, estimate.spread(examples, SAMPLE))
         return self.training.seconds_by_example(some, settings) * rows.number * settings.epochs
 
     def _training(self, cell: plan.Cell) -> Work:
@@ -519,7 +519,7 @@ class Probe:
         if self.answering is None:
             return Work(), {}
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        batch = order[:: -(-len(order) // size)]
+        batch = estimate.spread(order, size)
         share = len(prompts) / len(batch)
         lengths = [len(prompts[place]) for place in batch]
         looks = [(len(batch), LONGEST), *FEWER]
@@ -532,7 +532,7 @@ class Probe:
                 break
             rows, tokens = looks[place]
             with contextlib.suppress(OutOfTimeError), self.budget.watching(self.model):
-                seen = self._begun(prompts, _spread(batch, rows), min(limit, tokens))
+                seen = self._begun(prompts, estimate.spread(batch, rows), min(limit, tokens))
             looks = looks[:place]
         work = self._extrapolated(lengths, seen, limit, TYPICAL_REST)
         work.read = sum(map(len, prompts)) / share
@@ -544,7 +544,7 @@ class Probe:
         """The place of the largest look, of so many rows and tokens, that there is time for."""
         assert self.answering is not None
         for place, (rows, tokens) in enumerate(looks):
-            longest = max(len(prompts[one]) for one in _spread(batch, rows))
+            longest = max(len(prompts[one]) for one in estimate.spread(batch, rows))
             expected = self.answering.batch(min(rows, len(batch)), longest, min(limit, tokens))
             if MARGIN * expected <= TASK_SHARE * self.budget.left():
                 return place
@@ -587,11 +587,6 @@ class Probe:
             for name in self._names(cell, one) if self.answering else ():
                 total += self._task(name, one)
         return total
-
-
-def _spread(places: Sequence[int], number: int) -> list[int]:
-    """At most ``number`` of them, evenly spread."""
-    return list(places[:: -(-len(places) // min(number, len(places)))])
 
 
 def _in_dtype(model: Any, dtype: str) -> Any:

@@ -13,17 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import kernel_stand_in
 import pytest
 import tiny_models
 import torch
 import torch._dynamo
 from gpu import small
-from kernel_stand_in import packed_attention
 
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
-from harness.training import adapters, attention, isolation, trainer
-from harness.training.attention import CAUSAL, Kernel
+from harness.training import adapters, isolation, trainer
+from harness.training.attention import CAUSAL
 from harness.training.batching import collate
 from harness.training.logprobs import TargetHead, autocast
 
@@ -52,17 +52,7 @@ def _tracing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed rows go through a kernel, as on a GPU."""
-    monkeypatch.setattr(attention, "kernel", Kernel.of(packed_attention))
-    monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
-
-
-def rows() -> list[Encoded]:
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for number, length in enumerate((9, 13, 7, 11)):
-        ids = torch.randint(3, tiny_models.VOCABULARY, (length,), generator=generator).tolist()
-        made.append(Encoded(str(number), ids, [False] * 2 + [True] * (length - 2)))
-    return made
+    kernel_stand_in.put_in(monkeypatch)
 
 
 def passed(
@@ -100,7 +90,7 @@ def passed(
 )
 def test_log_probabilities_and_gradients_stay(name: str, tuned: str, batching: str, dtype: str) -> None:
     usual = TrainingConfig(device="cpu", dtype=dtype, batching=batching, **TUNINGS[tuned])
-    micros = [rows(), rows()[:1], rows()[1:]]
+    micros = [tiny_models.rows(), tiny_models.rows()[:1], tiny_models.rows()[1:]]
     logp, gradients = passed(usual, micros)
     other_logp, other = passed(usual.model_copy(update=SETTINGS[name]), micros)
     torch.testing.assert_close(other_logp, logp, atol=LOSSES[dtype], rtol=0)
@@ -189,9 +179,9 @@ def test_layers_are_compiled_once_and_whole(batching: str, graphs: Callable[[], 
     """Three batches of other sizes are one graph of the layers and one of the loss; that torch holds sizes of
     one for constants makes another graph of the layers where there is one row alone."""
     settings = TrainingConfig(device="cpu", batching=batching, compile=True)
-    passed(settings, [rows(), rows()[1:], rows()[:2]])
+    passed(settings, [tiny_models.rows(), tiny_models.rows()[1:], tiny_models.rows()[:2]])
     assert graphs() == (2, 0)
-    passed(settings, [rows(), rows()[:1]])
+    passed(settings, [tiny_models.rows(), tiny_models.rows()[:1]])
     assert graphs() == (2 + 3, 0)
 
 
@@ -240,7 +230,7 @@ def test_what_cannot_be_compiled_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     head = TargetHead(model)
     refused = pytest.raises(HarnessError, match=r"training\.compile: torch cannot .*no compiler here")
     with refused as caught, isolation.compiled(model, head, True):
-        head.logp(model, collate(rows(), 0))
+        head.logp(model, collate(tiny_models.rows(), 0))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="mine"), isolation.compiled(model, head, True):
         raise ValueError("mine")
@@ -312,7 +302,7 @@ def test_torchs_own_compiler(tuned: str, batching: str, dtype: str, monkeypatch:
     from float32 than that, to a fifth."""
     monkeypatch.setattr(isolation, "BACKEND", "inductor")
     usual = TrainingConfig(device="cpu", dtype=dtype, batching=batching, **TUNINGS[tuned])
-    micros = [rows(), rows()[1:]]
+    micros = [tiny_models.rows(), tiny_models.rows()[1:]]
     exact, exact_gradients = passed(usual.model_copy(update={"dtype": "float32"}), micros)
     plain, plain_gradients = passed(usual, micros)
     found, gradients = passed(usual.model_copy(update={"compile": True}), micros)

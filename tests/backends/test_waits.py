@@ -6,17 +6,17 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import kernel_stand_in
 import pytest
 import tiny_models
 import torch
 from device_waits import Copies, Looks, WaitError, far_away
-from kernel_stand_in import packed_attention
 
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, LossInputs, Method
 from harness.plugins import registry
 from harness.training import adapters, attention, batching, trainer
-from harness.training.attention import CAUSAL, Kernel
+from harness.training.attention import CAUSAL
 from harness.training.logprobs import TargetHead
 
 METHODS = list(registry.METHODS)
@@ -30,17 +30,7 @@ SETTINGS = [
 
 @pytest.fixture(autouse=True)
 def _on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "kernel", Kernel.of(packed_attention))
-    monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
-
-
-def rows() -> list[Encoded]:
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for number, length in enumerate((9, 13, 7, 11)):
-        ids = torch.randint(3, tiny_models.VOCABULARY, (length,), generator=generator).tolist()
-        made.append(Encoded(str(number), ids, [False] * 2 + [True] * (length - 2)))
-    return made
+    kernel_stand_in.put_in(monkeypatch)
 
 
 def prepared(name: str, model: Any) -> Method:
@@ -48,7 +38,7 @@ def prepared(name: str, model: Any) -> Method:
     holds lies on the CPU."""
     method: Method = registry.load("method", name)()
     if name == "constrained-sft":
-        method.reference = {row.id: [-1.0] * (len(row.input_ids) - 2) for row in rows()}  # type: ignore[attr-defined]
+        method.reference = {row.id: [-1.0] * (len(row.input_ids) - 2) for row in tiny_models.rows()}  # type: ignore[attr-defined]
     if name == "lisa":
         method.done, method.steps = 5, 10  # type: ignore[attr-defined]
         anchor = {n: torch.zeros(w.shape) for n, w in model.named_parameters() if w.requires_grad}
@@ -59,7 +49,7 @@ def prepared(name: str, model: Any) -> Method:
 def step_far_away(model: Any, method: Method, settings: Any) -> None:
     """Forwards and backwards over a micro-batch, as the trainer does it. There is no autocast far away."""
     head = TargetHead(model)
-    given = batching.collate(rows(), 0, settings.batching == "padding-free")
+    given = batching.collate(tiny_models.rows(), 0, settings.batching == "padding-free")
     micro = given.to(far_away)
     logp = head.logp(model, micro)
     loss = method.loss(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+
+from harness.training import attention
+from harness.training.attention import Kernel
 
 
 def packed_attention(
@@ -22,3 +26,9 @@ def packed_attention(
         *heads, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
     )
     return found[0].transpose(0, 1)
+
+
+def put_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed rows go through it, as they go through the kernel of a GPU."""
+    monkeypatch.setattr(attention, "kernel", Kernel.of(packed_attention))
+    monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)

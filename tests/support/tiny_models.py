@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from harness.contracts import Encoded
+
 NAMES = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY = 97
 LEFT_OUT = {
@@ -120,3 +122,13 @@ def _working(config: Any) -> Any:
     with torch.no_grad():
         model(input_ids=torch.arange(3, 15)[None], use_cache=False)
     return model
+
+
+def rows() -> list[Encoded]:
+    """Four rows of unlike lengths; the first two tokens of each carry no loss."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for number, length in enumerate((9, 13, 7, 11)):
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        made.append(Encoded(str(number), ids, [False] * 2 + [True] * (length - 2)))
+    return made
