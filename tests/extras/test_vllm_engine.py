@@ -122,7 +122,7 @@ def rates(found: list[dict[str, Any]]) -> dict[str, float]:
     means = {name: sum(row["metrics"][name] for row in found) / len(found) for name in names}
     if found[0]["task"].startswith("hexphi"):
         fields = Exchange.__dataclass_fields__
-        exchanges = [Exchange(**{key: row[key] for key in fields}) for row in found]
+        exchanges = [Exchange(**{key: row[key] for key in fields if key in row}) for row in found]
         verdicts = list(MiniExact().judge(exchanges, JudgeContext()))
         means["safe"] = sum(not verdict.harmful for verdict in verdicts) / len(found)
         means["refusals"] = sum(verdict.label == "refusal" for verdict in verdicts) / len(found)
