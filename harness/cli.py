@@ -49,7 +49,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 for command in (
-    *(run.compare, run.train, run.respond, run.judge, folder.score),
+    *(run.compare, run.align, run.train, run.respond, run.judge, folder.score),
     *(leaderboard.leaderboard, report.report, report.figures, leaderboard.card, gate.gate),
     *(analyze.analyze, sweep.sweep, tune.tune, agreement.agreement),
     *(folder.clean, data.data, doctor.doctor, simulate.simulate),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 TRAINING = ("tuning", "merge", "num_processes", "distributed", "launcher", "report_to")  # recipe's training.*
+ALIGNMENT = ("requests", "harmless")  # recipe's alignment.*
 RESPONSES = ("thinking", "server", "tokenizer", "tensor_parallel", "data_parallel")  # recipe's responses.*
 JUDGING = ("rubric", "threshold", "prompt_files", "mode", "max_cost")  # recipe's judging.*
 
@@ -76,10 +77,12 @@ def _overrides(settings: tuple[str, ...], flags: dict[str, Any]) -> dict[str, An
     overrides |= judging_flags(flags) if "mode" in flags else {}
     if "utility_sets" in flags:
         flags["utility_sets"] = utility_sets(flags["utility_sets"], flags.pop("utility_metrics"))
+    sections = {"training": TRAINING, "responses": RESPONSES, "alignment": ALIGNMENT}
+    dotted = {key: f"{section}.{key}" for section, keys in sections.items() for key in keys}
     return overrides | {
-        f"training.{key}" if key in TRAINING else f"responses.{key}" if key in RESPONSES else key: value
+        dotted.get(key, key): value
         for key, value in flags.items()
-        if value not in (None, {}, False) and not (key == "task_dirs" and not value)
+        if value not in (None, {}, False, ()) and not (key == "task_dirs" and not value)
     }
 
 

@@ -168,6 +168,18 @@ def out_option(default: str = "results/runs/<name of the recipe, or real-MODEL>"
     return click.option("--out", type=kind, metavar="DIR", help=f"Run folder (default: {default}).")
 
 
+def alignment_options(command: Any) -> Any:
+    """What a base model is aligned with, where the recipe aligns it."""
+    options = [
+        click.option("--requests", multiple=True, metavar="FILE",
+                     help="Harmful requests (AdvBench's format, or others): some to align on, the others to "
+                     "evaluate. Repeatable."),
+        click.option("--harmless", metavar="DATA",
+                     help="Harmless rows beside the refusals: a file or hub data set."),
+    ]  # fmt: skip
+    return apply(command, options)
+
+
 def training_options(command: Any) -> Any:
     """What is trained, and how; each overrides the recipe."""
     options = [
@@ -176,7 +188,9 @@ def training_options(command: Any) -> Any:
         COLUMNS,
         MIX,
         SAFETY_DATA,
+        click.option("--preset", metavar="NAME", help="A smaller or larger version that the recipe offers."),
         click.option("--model", metavar="MODEL", help="Base model: 'mini', a folder, or a hub name."),
+        alignment_options,
         click.option("--tuning", type=click.Choice(["full", "lora", "qlora"]),
                      help="Train all weights, or adapters (qlora: on 4-bit weights)."),
         click.option("--merge", is_flag=True, help="Save adapters merged into whole checkpoints."),

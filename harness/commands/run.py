@@ -21,6 +21,7 @@ from harness.commands.options import (
     judging_options,
     listed,
     out_option,
+    recipe_argument,
     training_options,
 )
 from harness.commands.printing import console
@@ -75,6 +76,34 @@ def compare(
         debug=ctx.obj["debug"],
         intervals=intervals,
     )
+
+
+@click.command(
+    cls=Sectioned,
+    epilog=example(
+        "harness align smollm2-135m --requests advbench.csv --out results/runs/smollm2-135m",
+        "harness align my-recipe.yaml --set alignment.method=safety-mixing",
+    ),
+)
+@recipe_argument
+@training_options
+@answering_options
+@out_option()
+@click.pass_context
+def align(ctx: click.Context, /, recipe: str | None, out: Path | None, **flags: Any) -> None:
+    """Make the recipe's base model safe on your own data, before anything is fine-tuned.
+
+    RECIPE says how, under `alignment`: the method, harmful requests to refuse, harmless rows. `harness
+    compare` takes the same step first. Prints the checkpoint's folder, which any command takes as --model.
+    """
+    from harness.pipeline import align as step
+
+    config = resolve(recipe or begun_with(out), **flags)
+    if not config.alignment.method:
+        raise UsageError(
+            "this recipe aligns nothing: add --set alignment.method=deep-alignment --requests FILE"
+        )
+    click.echo(step.align(config, out_folder(config, out), console()).model)
 
 
 @click.command(

@@ -27,6 +27,7 @@ from harness.plugins.plugin_code import Kind
 from harness.reading import yaml_value
 
 TASK_DIRS = "task_dirs"  # of a command alone: folders of tasks of the user's own
+PRESET, PRESETS = "preset", "presets"  # of a command: one of the sets of values that a recipe offers
 
 
 def recipe_names() -> list[str]:
@@ -46,6 +47,7 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
         if recipe == base_recipe.REAL:  # runs of different models have folders of their own
             given.setdefault("name", f"{recipe}-{base_recipe.short_name(str(given['model']))}")
     where, values, families = _read(recipe)
+    values = _with_preset(values, given.pop(PRESET, None), where)
     plugin_files.refuse_in_recipe(values, where)
     values = _laid_over(values, given)
     model = values.get("model")
@@ -54,6 +56,20 @@ def load(recipe: str | None = None, overrides: dict[str, Any] | None = None) -> 
     if base_recipe.MINI not in families and model not in (None, MINI):
         values = lay_over(_read(base_recipe.REAL)[1], values)
     return validated(_with_code(values, given), where)
+
+
+def _with_preset(values: dict[str, Any], preset: str | None, where: str) -> dict[str, Any]:
+    """A recipe's values with those of one of its presets over them; such runs have folders of their own."""
+    offered = values.pop(PRESETS, None) or {}
+    if not (isinstance(offered, dict) and all(isinstance(one, dict) for one in offered.values())):
+        raise UsageError(f"{where}: presets: expected NAME: {{key: value}}")
+    if preset is None:
+        return values
+    if preset not in offered:
+        if not offered:
+            raise UsageError(f"{where} has no presets: leave --preset out")
+        raise registry.unknown(f"preset of {where}", preset, offered)
+    return lay_over({**values, "name": f"{values['name']}-{preset}"}, offered[preset])
 
 
 def changed(config: RunConfig, overrides: Mapping[str, Any], where: str) -> RunConfig:

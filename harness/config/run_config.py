@@ -17,6 +17,7 @@ from pydantic import (
 from harness.config.problems import first_problem
 from harness.config.sections import (
     OF_THE_RUN,
+    AlignmentConfig,
     CodeConfig,
     JudgingConfig,
     RayConfig,
@@ -42,6 +43,7 @@ class Row:
     method: str
     options: dict[str, Any]
     training: TrainingConfig
+    model: str | None = None  # its base model, where that is not the run's
 
 
 class RunConfig(Section):
@@ -98,6 +100,7 @@ class RunConfig(Section):
     """score each epoch's checkpoint too"""
     cache: Path | None = None
     """rewrites, reference values and judges' verdicts by content; null: HARNESS_CACHE, else results/cache"""
+    alignment: AlignmentConfig = AlignmentConfig()
     training: TrainingConfig = TrainingConfig()
     responses: ResponsesConfig = ResponsesConfig()
     safety: SafetyConfig = SafetyConfig()
@@ -108,6 +111,8 @@ class RunConfig(Section):
     """whose published figures stand beside this setting's: lookahead-tuning"""
     note: str | None = None
     """printed in every table's heading"""
+    aligned: str | None = None
+    """a run's record: what its base model is, where an alignment made it"""
 
     @model_validator(mode="before")
     @classmethod
@@ -219,6 +224,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def base_model(self) -> str:
+        """What people read for ``model``."""
+        return self.aligned or self.model
+
+    @property
     def set_files(self) -> dict[str, Path]:
         """The files of the user's own sets, by name."""
         return {**self.safety_sets, **{name: one.file for name, one in self.utility_sets.items()}}
@@ -243,7 +253,7 @@ class RunConfig(Section):
         if variant.training:
             training = TrainingConfig.model_validate(lay_over(training.model_dump(), variant.training))
         options = self.method_options.get(variant.method, {}) | variant.options
-        return Row(variant.method, options, training)
+        return Row(variant.method, options, training, variant.model)
 
 
 def meanings(section: type[Section] | None = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -141,13 +141,57 @@ class TrainingConfig(Section):
 
 
 class VariantConfig(Section):
-    """A row of its own: a method under other options, or trained otherwise, than the recipe says."""
+    """A row of its own: a method under other options, trained otherwise, or from another base model, than the
+    recipe says."""
 
     method: str
     options: dict[str, Any] = {}
     """laid over the recipe's method_options of the method"""
     training: dict[str, Any] = {}
     """laid over the recipe's section training; not OF_THE_RUN"""
+    model: str | None = None
+    """its base model; null: the run's"""
+    alignment: dict[str, Any] = {}
+    """of its base model: laid over the recipe's section alignment (method, options, training, seed)"""
+
+    @model_validator(mode="after")
+    def _one_base_model(self) -> VariantConfig:
+        if self.model is not None and self.alignment:
+            raise ValueError("give its base model, or how that is aligned, not both")
+        unknown = sorted(self.alignment.keys() - {"method", "options", "training", "seed"})
+        if unknown:
+            raise ValueError(f"alignment.{unknown[0]}: all rows share it; set alignment.{unknown[0]}")
+        return self
+
+
+class AlignmentConfig(Section):
+    """How ``model`` is made safe before anything is fine-tuned; the result is the run's base model."""
+
+    method: str | None = None
+    """any method that trains on safety data; null: the model is taken as it is"""
+    options: dict[str, Any] = {}
+    """of that method"""
+    requests: tuple[str, ...] = ()
+    """files of harmful requests: some to refuse in alignment, the others to evaluate"""
+    held_out: int = Field(default=150, ge=1)
+    """so many requests are evaluated; no near copy of them is aligned on"""
+    harmless: str | None = None
+    """harmless rows beside the refusals: a file or hub data set; null: Alpaca, from the hub"""
+    training: dict[str, Any] = {}
+    """laid over the recipe's section training"""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """of the split of the requests, and of the training"""
+
+    @field_validator("requests", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (str(value),) if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _has_its_data(self) -> AlignmentConfig:
+        if self.method is not None and not self.requests:
+            raise ValueError("requests: an alignment needs harmful requests to refuse; give a file")
+        return self
 
 
 class ResponsesConfig(Section):

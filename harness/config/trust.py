@@ -35,6 +35,11 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "train_tasks": WORK,  # their data may come from the hub
     "train_data": TRAIN,  # reads a file, or fetches a data set
     "mix": TRAIN,
+    "alignment.method": TRAIN,  # its training, and what a plugin's options may name
+    "alignment.options": TRAIN,
+    "alignment.training": TRAIN,  # a launcher is in it
+    "alignment.requests": TRAIN,  # reads files
+    "alignment.harmless": TRAIN,
     "safety_data": TRAIN,
     "data": RESPOND,
     "utility_tasks": RESPOND,  # lm-eval's tasks fetch their data
@@ -75,6 +80,7 @@ INERT = frozenset(
     {
         *("name", "note", "paper", "methods", "columns", "seeds", "engine"),
         *("cross_tasks", "eval_every_epoch", "trained_on"),
+        *("aligned", "alignment.held_out", "alignment.seed"),
         *("training.epochs", "training.learning_rate", "training.batch_size", "training.schedule"),
         *("training.warmup_steps", "training.betas", "training.weight_decay", "training.max_grad_norm"),
         *("training.max_examples", "training.max_length", "training.too_long", "training.tuning"),
@@ -172,8 +178,14 @@ def _folder() -> Path:
 
 def _identity(config: RunConfig) -> str:
     values = _values(config)
-    if not values["utility_sets"]:  # as in records from before there were any
-        del values["utility_sets"]
+    later = {"utility_sets": {}} | {key: now for key, now, _ in meanings() if key.startswith("alignment.")}
+    for key, usual in later.items():  # as in records from before there were any
+        if values[key] == (list(usual) if isinstance(usual, tuple) else usual):
+            del values[key]
+    for variant in values["variants"].values():
+        for key in ("model", "alignment"):
+            if not variant[key]:
+                del variant[key]
     return content_hash({key: values[key] for key in ACTING if key in values})
 
 

@@ -47,7 +47,7 @@ def checkpoint_of(shop: RunContext, cell: Cell) -> Checkpoint:
     if cell.kind == "checkpoint":
         return checkpoints.checkpoint(shop.config.checkpoints[cell.method])
     folder = shop.out / cell.folder / "checkpoint"
-    return Checkpoint(folder, shop.seed_folder if checkpoints.is_adapter(folder) else None)
+    return Checkpoint(folder, shop.of(cell.method).seed_folder if checkpoints.is_adapter(folder) else None)
 
 
 def _weights(shop: RunContext, cell: Cell) -> dict[str, str]:

@@ -74,7 +74,7 @@ def _result(
     config: RunConfig, out: Path, cell: Cell, place: _Place, failure: str | None, reader: scores.Reader
 ) -> CellResult:
     identity: dict[str, Any] = {
-        "model": config.model,
+        "model": config.base_model,
         "method": cell.method,
         "train_task": UNTRAINED if place.seed is None else place.train_tasks[0],
         "seed": place.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.alignment import stage as alignment
 from harness.config import RunConfig
 from harness.generation import splits
 from harness.judging import cost
@@ -22,7 +23,7 @@ TITLE = "Safety and utility after fine-tuning"
 
 
 def title(config: RunConfig) -> str:
-    return f"{TITLE}: {config.model}"
+    return f"{TITLE}: {config.base_model}"
 
 
 def publish(config: RunConfig, out: Path) -> bool:
@@ -79,7 +80,7 @@ def _notes(config: RunConfig, out: Path, cells: list[Cell]) -> list[str]:
     """Lines below the tables."""
     from harness.leaderboard import papers, remarks
 
-    notes = [*cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
+    notes = [*alignment.notes(out), *cost.notes(config, out, cells), *remarks.notes(config, out, cells)]
     notes += [*run_folder.code_notes(config), *papers.notes(config)]
     return [*notes, *filter(None, [splits.note(config.responses), config.note])]
 

@@ -31,6 +31,7 @@ def whole(run: Path, config: RunConfig) -> list[Path]:
     """All that the harness wrote into a run folder, its record last."""
     folders = {
         run / FOLDER,
+        run / run_folder.ALIGNMENT,
         run / plots.FOLDER,
         *(run / cell.folder.parts[0] for cell in resolve(config).cells()),
     }

@@ -21,7 +21,7 @@ from harness.generation import lm_tasks
 from harness.judging import stage as judging
 from harness.judging.session import JudgeSession
 from harness.models import checkpoints, hub
-from harness.pipeline import answer_memory, check, estimate, forecast, needs, stages, table, workers
+from harness.pipeline import align, answer_memory, check, estimate, forecast, needs, stages, table, workers
 from harness.pipeline.outcome import CellsFailedError, judge_with_progress, raise_unfinished, unfinished
 from harness.pipeline.stages import Outcome, Step
 from harness.run import plan, run_folder
@@ -94,7 +94,6 @@ def compare(
         fetch_nothing()
     scope = Scope(until, kinds, rows, only)
     config = _with_stored_engine(config, out)
-    shop = RunContext(config, out)
     if scope.judges:
         check.check_judges(config, out)
     run_folder.check_named(out, config, scope.whole_cells(config), answered=scope.answers)
@@ -102,8 +101,13 @@ def compare(
         if show_config:
             settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             console.print(settings, highlight=False, markup=False, soft_wrap=True)
-        _dry_run(shop, until, console, kinds)
+        with align.planned(config, out) as planned:
+            for line in align.lines(config, out):
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            _dry_run(RunContext(planned, out), until, console, kinds)
         return
+    config = align.align(config, out, console, kinds, until)
+    shop = RunContext(config, out)
     if config.executor == "ray":
         from harness.pipeline import ray_cluster
 

@@ -17,8 +17,11 @@ from harness.run.resolve import resolve
 
 
 def named(config: RunConfig) -> dict[str, list[str]]:
-    """Each of the models, with the rows whose options name it."""
+    """Each of the models, with the rows whose options name it, or that start from it."""
     found: dict[str, list[str]] = {}
+    for row, variant in config.variants.items():
+        if variant.model not in (None, config.model):
+            found.setdefault(str(variant.model), []).append(row)
     for row in plan.methods(config):
         if config.row(row).method in registry.names("method"):  # not of a file that the run alone names
             for ref in model_refs(resolve(config).method(row)):
@@ -35,8 +38,11 @@ def size(shop: RunContext, row: str) -> int:
 def lines(shop: RunContext) -> list[str]:
     """For the plan: what is read besides the base model, and what of it a run would fetch."""
     found = []
+    bases = {variant.model for variant in shop.config.variants.values()}
     for name, rows in named(shop.config).items():
-        if checkpoints.is_here(name):
+        if name in bases:
+            what = "their base model"
+        elif checkpoints.is_here(name):
             what = f"{shop.other_model(name).size / 1e9:.2g} GB in the CPU's memory while it is read"
         else:
             what = "not here yet: a run fetches it"
@@ -55,6 +61,8 @@ def moved(config: RunConfig, places: Mapping[str, str]) -> dict[str, Any]:
         values = {one.name: getattr(method, one.name) for one in fields(method) if one.init}  # type: ignore[arg-type]
         new = {name: _there(value, places) for name, value in values.items() if model_refs(value)}
         if row in variants:
+            base = variants[row]["model"]
+            variants[row]["model"] = places.get(str(base), base)
             variants[row]["options"] = {**variants[row]["options"], **new}
         else:
             options[row] = {**options.get(row, {}), **new}

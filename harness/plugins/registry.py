@@ -36,8 +36,11 @@ METHODS = {
     "ptst": "backends.ptst:PTST",
     "safety-mixing": "backends.safety_mixing:SafetyMixing",
     "lisa": "backends.lisa:Lisa",
+    "deep-alignment": "backends.deep_alignment:DeepAlignment",
 }
+NOT_IN_ALL = ("deep-alignment",)  # made for the alignment stage: named, or not trained
 TRAIN_TASKS = {
+    "alpaca": "tasks.alpaca.train:TRAIN_TASK",
     "gsm8k": "tasks.gsm8k.train:TRAIN_TASK",
     "gsm8k-mini": "tasks.gsm8k_mini.train:TRAIN_TASK",
     "gsm8k-sdft": "tasks.gsm8k.train:SDFT_TRAIN_TASK",

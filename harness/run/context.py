@@ -80,6 +80,7 @@ class RunContext:
         self._unused: dict[str, Unused] = {}
         self._example_hashes: dict[tuple[str, str], str] = {}
         self._other_models: dict[str, OtherModel] = {}
+        self._based: dict[str, RunContext] = {}
 
     def _precise(self, config: RunConfig) -> RunConfig:
         """The configuration with the precision that ``dtype: auto`` stands for on the run's device."""
@@ -97,6 +98,17 @@ class RunContext:
             for name, one in auto.items()
         }
         return config.model_copy(update=update)
+
+    def of(self, row: str) -> RunContext:
+        """This context, with the base model that a row starts from."""
+        model = self.config.row(row).model
+        if model is None or model == self.config.model:
+            return self
+        if model not in self._based:
+            other = RunContext(self.config.model_copy(update={"model": model}), self.out, self.reporter)
+            other.clock, other.jobs = self.clock, self.jobs
+            self._based[model] = other
+        return self._based[model]
 
     def cells(self) -> list[Cell]:
         return resolve(self.config).cells()

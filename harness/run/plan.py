@@ -90,9 +90,10 @@ def methods(config: RunConfig) -> list[str]:
         if variant.method not in known:
             raise registry.unknown(f"method of variants.{name},", variant.method, known)
     chosen: list[str] = []
+    apart = (*registry.RESERVED, *registry.NOT_IN_ALL)
     for name in config.methods:
         if name == "all":
-            chosen += [own for own in registry.installed_names("method") if own not in registry.RESERVED]
+            chosen += [own for own in registry.installed_names("method") if own not in apart]
         elif name == SEED or name in config.variants:
             continue  # always there
         elif name in known:
@@ -217,7 +218,7 @@ def heading(
     """The plan's first line: model, device, engine, precision and judge."""
     own = [config.checkpoints[cell.method] for cell in cells if cell.kind == "checkpoint"]
     alone = own and not any(cell.kind in ("seed", "trained") for cell in cells)
-    model = ", ".join(dict.fromkeys(own)) if alone else config.model
+    model = ", ".join(dict.fromkeys(own)) if alone else config.base_model
     trains, answers = config.training.dtype, config.responses.dtype
     trained = any(cell.kind == "trained" for cell in cells)
     precision = answers if trains == answers or not trained else f"{trains} in training, {answers} in answers"

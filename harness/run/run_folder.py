@@ -32,7 +32,9 @@ from harness.storage.files import content_hash, held, odd_below, write_json_atom
 from harness.text import WEIGHTS, without_keys
 from harness.version import __version__
 
+ALIGNMENT = "alignment"  # the folder of the step that comes before a run's record
 PLACE_OF_WEIGHTS = re.compile(rf"[^/]+/[^/]+/seed-\d+/(epoch-\d+/)?{WEIGHTS}")
+APART = ("name", "note", "paper", "cache", "alignment", "aligned")  # what they do shows in the base model
 CODE = ("methods", "judges", "tasks")  # records of files with code, by kind
 GROWING = (
     "methods",
@@ -88,7 +90,8 @@ def lock(out: Path) -> Iterator[None]:
     if out.is_file():
         raise HarnessError(f"{out} is a file; --out needs a folder")
     if out.is_dir() and not (out / "run.json").exists():
-        foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        own = {path.name for path in out.iterdir() if path.name.startswith(".")} | {ALIGNMENT}
+        foreign = sorted({path.name for path in out.iterdir()} - own)
         if foreign:
             raise HarnessError(f"{out} holds other files ({foreign[0]}) and no run; choose another --out")
     for path in odd_below(out):
@@ -341,7 +344,7 @@ def _fixed(shop: RunContext) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
     config = shop.config
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
-    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, "name", "note", "paper", "cache"})
+    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, *APART})
     values["training"] = config.training.identity()
     values["responses"] = select.settings_of_answers(config.responses, shop.engine_name)
     values["responses"]["part"] = config.responses.part

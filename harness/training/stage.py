@@ -38,6 +38,7 @@ def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str |
 
 def train_stage(shop: RunContext, cell: Cell) -> Stage:
     """The training of a cell, with all that its result depends on."""
+    shop = shop.of(cell.method)
     task = shop.train_task(cell)
     row = shop.config.row(cell.method)
     method = shop.method(cell.method)
@@ -100,6 +101,7 @@ def train(shop: RunContext, cell: Cell, label: str) -> None:
 
     What a restart needs lies in ``.training/`` until the stage is done.
     """
+    shop = shop.of(cell.method)
     stage = train_stage(shop, cell)
     folder = job_folder(stage)
 

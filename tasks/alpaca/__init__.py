@@ -1,0 +1,1 @@
+"""alpaca: instructions of many kinds with answers, harmless ones."""
