@@ -97,7 +97,9 @@ def align(ctx: click.Context, /, recipe: str | None, out: Path | None, **flags: 
     compare` takes the same step first. Prints the checkpoint's folder, which any command takes as --model.
     """
     from harness.pipeline import align as step
+    from harness.run.context import quiet
 
+    quiet()
     config = resolve(recipe or begun_with(out), **flags)
     if not config.alignment.method:
         raise UsageError(
