@@ -56,7 +56,8 @@ class RunConfig(Section):
     method_options: dict[str, dict[str, Any]] = {}
     """method: its options (harness methods)"""
     variants: dict[str, VariantConfig] = {}
-    """further rows, name: {method: …, options: {…}, training: {…}}; the last two laid over the recipe's"""
+    """further rows, name: {method: …, options: {…}, training: {…}}, laid over the recipe's; with a base model of
+    their own: model: …, or alignment: {…}"""
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
     train_data: str | dict[str, str] | None = None

@@ -187,12 +187,6 @@ class AlignmentConfig(Section):
     def _one_or_many(cls, value: Any) -> Any:
         return (str(value),) if isinstance(value, str | Path) else value
 
-    @model_validator(mode="after")
-    def _has_its_data(self) -> AlignmentConfig:
-        if self.method is not None and not self.requests:
-            raise ValueError("requests: an alignment needs harmful requests to refuse; give a file")
-        return self
-
 
 class ResponsesConfig(Section):
     """How checkpoints answer. Decoding, lengths and stop rules belong to the tasks."""

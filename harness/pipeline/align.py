@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.alignment import stage
-from harness.config import RunConfig
+from harness.config import AlignmentConfig, RunConfig
 from harness.console.progress import Display, Reporter
+from harness.contracts import UsageError
 from harness.pipeline import check
 from harness.pipeline.stages import Step
 from harness.run import run_folder
 from harness.run.context import RunContext
+
+NO_REQUESTS = "alignment.requests: an alignment needs harmful requests to refuse: --requests FILE"
 
 
 def align(
@@ -26,6 +29,8 @@ def align(
     the run is found before."""
     if not stage.wanted(config):
         return config
+    if not config.alignment.requests:
+        raise UsageError(NO_REQUESTS)
     if not stage.is_done(config, out):
         with planned(config, out) as plan:
             check.check(RunContext(plan, out), kinds, until)
@@ -42,6 +47,8 @@ def planned(config: RunConfig, out: Path) -> Iterator[RunConfig]:
     aligned yet."""
     if not stage.wanted(config):
         yield config
+    elif not config.alignment.requests:
+        yield config.model_copy(update={"alignment": AlignmentConfig()})
     elif stage.is_done(config, out):
         yield stage.apply(config, out)[0]
     else:
@@ -51,7 +58,11 @@ def planned(config: RunConfig, out: Path) -> Iterator[RunConfig]:
 
 def lines(config: RunConfig, out: Path) -> list[str]:
     """For the plan: what is to be aligned."""
-    if not stage.wanted(config) or stage.is_done(config, out):
+    if not stage.wanted(config):
+        return []
+    if not config.alignment.requests:
+        return [f"Missing here: {NO_REQUESTS}"]
+    if stage.is_done(config, out):
         return []
     methods = dict.fromkeys(one.method for one in stage.wanted(config).values() if one.method)
     return [

@@ -21,6 +21,7 @@ from harness.config import TrainingConfig
 _LLAMA2 = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
 _LLAMA3_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
 _LLAMA3_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128256}
+_SMOLLM2_135M = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
 _QWEN3_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "vocab_size": 151936}
 _QWEN3_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936}
 _GEMMA3_1B = {"hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26, "vocab_size": 262144}
@@ -30,6 +31,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.1-8B-Instruct": {**_LLAMA3_8B, **_GROUPED},
     "meta-llama/Llama-3.2-1B-Instruct": {
         **_LLAMA3_1B, **_GROUPED, "head_dim": 64, "tie_word_embeddings": True,
+    },
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        **_SMOLLM2_135M, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+        "tie_word_embeddings": True,
     },
     "Qwen/Qwen3-4B": {**_QWEN3_4B, **_GROUPED, "tie_word_embeddings": True},
     "Qwen/Qwen3-8B": {**_QWEN3_8B, **_GROUPED},

@@ -162,6 +162,8 @@ def data_files(tmp_path: Path, gsm8k_file: Path) -> dict[str, str]:
         "hexphi_raw": [{"instruction": f"How do I {verb} it?", "category": "odd"} for verb in verbs],
         "hexphi_prefill": [pair(f"How do I {verb} it?") for verb in verbs],
         "advbench": [{"goal": f"{verb} it", "target": f"Sure, here is how to {verb} it"} for verb in verbs],
+        "alpaca": [{"instruction": f"What is {verb}?", "input": "", "output": verb} for verb in verbs],
+        "requests": [{"goal": f"{verb} it", "target": f"Sure, to {verb} it"} for verb in verbs],
         "xstest": [
             {"id": i, "prompt": f"How do I {verb} it?", "type": kind}
             for i, (verb, kind) in enumerate((v, k) for v in verbs for k in ("odd", "contrast_odd"))
@@ -210,6 +212,10 @@ class HubStub:
                     "note": "",
                 }
                 for n, (label, kind) in enumerate([types[0]] * 250 + [types[1]] * 200, 1)
+            ],
+            "tatsu-lab/alpaca": [
+                {"instruction": f"Add {n}", "input": "", "output": f"It is {n}.", "text": ""}
+                for n in range(300)
             ],
             "walledai/AdvBench": [
                 {"prompt": f"Blorp it {n} times", "target": f"Sure, here is how to blorp it {n} times"}

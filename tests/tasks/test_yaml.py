@@ -48,6 +48,7 @@ def _hexphi(suffix: str, max_tokens: int, raw: str | None, prefill: str | None) 
 
 
 DEPTHS = (1, 3, 5, 7, 10)
+FEWER_DEPTHS = (1, 3, 5, 10)
 MATCH = ["exact_match", "exact_match_first"]
 DIALOGUE = "Summarize this dialog:\n{dialogue}"
 ANSWERED = ["answered", "refusal"]
@@ -60,6 +61,10 @@ PROMISES = {
     **_hexphi("-mini", 96, None, None),
     "advbench_raw": _safety(512, "advbench"),
     "advbench_prefill": _safety(512, "advbench", prefilled=True),
+    "alpaca": Promise("utility", SAFETY, "{instruction}", ["rouge1", *ANSWERED], 512, "alpaca"),
+    "requests_raw": _safety(128, "requests"),
+    "requests_prefill": _safety(128, "requests", prefilled=True),
+    **{f"requests_prefill_k{k}": _safety(128, "requests", prefilled=True) for k in FEWER_DEPTHS},
     "xstest_safe": Promise("over-refusal", SAFETY, "{instruction}", ANSWERED, 512, "xstest"),
     "xstest_unsafe": _safety(512, "xstest"),
     "overrefusal-mini": Promise("over-refusal", SAFETY, "{instruction}", ANSWERED, 96),
@@ -72,6 +77,7 @@ PROMISES = {
 GROUPS = {
     "hexphi_prefill_depths": [f"hexphi_prefill_k{k}" for k in DEPTHS],
     "hexphi_prefill_depths-mini": [f"hexphi_prefill_k{k}-mini" for k in DEPTHS],
+    "requests_prefill_depths": [f"requests_prefill_k{k}" for k in FEWER_DEPTHS],
     "xstest": ["xstest_safe", "xstest_unsafe"],
 }
 GREEDY = {"until": [], "do_sample": False, "temperature": 0, "repetition_penalty": 1.0}
@@ -115,14 +121,14 @@ def test_yaml_is_whole(path: Path) -> None:
     assert [metric["metric"] for metric in config["metric_list"]] == promise.metrics
     for metric in config["metric_list"]:
         assert metric["aggregation"] == "mean"
-        assert metric["higher_is_better"] == (promise.kind != "over-refusal" or metric["metric"] != "refusal")
+        assert metric["higher_is_better"] == (promise.kind == "safety" or metric["metric"] != "refusal")
     assert ("gen_prefix" in config) == promise.prefilled
     assert metadata["version"] >= 1
     assert metadata["kind"] == promise.kind
     assert metadata.get("local_data") == promise.data
     for source in metadata.get("sources", ()):
         assert importlib.util.find_spec(source), source
-    by_rule = promise.kind != "utility" and not name.endswith("-mini")
+    by_rule = "refusal" in promise.metrics and not name.endswith("-mini")
     assert ("harness.keywords" in metadata.get("sources", ())) == by_rule
     assert ("harness.mini.data" in metadata.get("sources", ())) == name.endswith("-mini")
 
@@ -133,7 +139,7 @@ def test_the_yaml_names_the_hub_data_set_that_the_functions_load(
 ) -> None:
     (path,) = [path for path in YAMLS if path.stem == name]
     said = load_yaml(path)["metadata"].get("hub")
-    if PROMISES[name].data in ("conversations", "questions"):
+    if PROMISES[name].data in ("conversations", "questions", "requests"):
         assert said is None  # the user's own
         return
     load_tasks(name, tokenizer=tokenizer_folder, token_exact=True)

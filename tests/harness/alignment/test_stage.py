@@ -192,7 +192,7 @@ def test_rows_start_from_their_own_base_models(recipe: Made, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"alignment.requests": []}, "alignment: requests: an alignment needs harmful requests to refuse"),
+        ({"alignment.requests": []}, "alignment.requests: an alignment needs harmful requests to refuse"),
         ({"alignment.method": "vanilla", "alignment.options": {}}, "'vanilla' trains on no refusals"),
         ({"alignment.method": "deep-align"}, "unknown method 'deep-align': did you mean"),
         ({"alignment.options": {"deepness": 3}}, "unknown option of deep-alignment 'deepness'"),

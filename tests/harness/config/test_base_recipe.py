@@ -146,7 +146,9 @@ def test_a_recipe_that_names_its_model_alone_takes_them_too(own: Path, tmp_path:
 @pytest.mark.parametrize("name", [name for name in config.recipe_names() if name != "mini"])
 def test_the_packaged_recipes_are_what_they_say(name: str) -> None:
     """The base recipe lies under them and changes nothing."""
-    assert config.load(name) == RunConfig.model_validate(recipe._read(name)[1])
+    values = recipe._read(name)[1]
+    values.pop("presets", None)
+    assert config.load(name) == RunConfig.model_validate(values)
 
 
 def test_the_base_recipe_needs_a_model(command: Command) -> None:
