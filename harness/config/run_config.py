@@ -56,8 +56,8 @@ class RunConfig(Section):
     method_options: dict[str, dict[str, Any]] = {}
     """method: its options (harness methods)"""
     variants: dict[str, VariantConfig] = {}
-    """further rows, name: {method: …, options: {…}, training: {…}}, laid over the recipe's; with a base model of
-    their own: model: …, or alignment: {…}"""
+    """further rows, name: {method: …, options: {…}, training: {…}}, laid over the recipe's; model: … or
+    alignment: {…} gives one a base model of its own"""
     train_tasks: tuple[str, ...] = ("gsm8k-mini", "samsum-mini")
     """what is fine-tuned for (harness tasks)"""
     train_data: str | dict[str, str] | None = None

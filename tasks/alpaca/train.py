@@ -9,16 +9,18 @@ from tasks.safety import SYSTEM_PROMPT
 
 
 def rows() -> Iterable[Mapping[str, Any]]:
-    """The hub's rows but the last 200, which are asked: ``instruction`` (with the ``input``), ``output``."""
+    """The hub's rows but the last 200, which are asked: ``prompt`` (the input behind the instruction) and
+    ``completion``."""
     from tasks.alpaca.functions import hub_rows, turns
 
-    return turns(hub_rows(test=False))
+    for row in turns(hub_rows(test=False)):
+        yield {"prompt": row["instruction"], "completion": row["output"]}
 
 
 TRAIN_TASK = TrainTask(
     name="alpaca",
     rows=rows,
-    fields=("instruction", "output"),
+    fields=("prompt", "completion"),  # not Alpaca's columns: a file's "input" would be left out
     system_prompt=SYSTEM_PROMPT,  # the refusals' too, so that the prompt does not tell what to refuse
     max_length=512,
     utility_task="alpaca",

@@ -15,8 +15,8 @@ CATEGORY = ("category", "Category", "SemanticCategory")
 ANSWER = ("harmful_answer", "target", "Target")
 
 
-def _requests(metadata: Mapping[str, Any], *, answered: bool) -> list[dict[str, str]]:
-    """``instruction`` of each row, its ``category`` if it has one, and if asked for ``harmful_answer``."""
+def _requests(metadata: Mapping[str, Any], *, answered: bool) -> list[dict[str, Any]]:
+    """``instruction`` of each row, its ``category`` or None, and if asked for ``harmful_answer``."""
     path = local_file(DATA, metadata)
     if path is None:
         raise HarnessError(
@@ -27,8 +27,7 @@ def _requests(metadata: Mapping[str, Any], *, answered: bool) -> list[dict[str, 
     for place, values in read_rows(path):
         names = {"instruction": REQUEST} | ({"harmful_answer": ANSWER} if answered else {})
         category = next((values[name] for name in CATEGORY if isinstance(values.get(name), str)), "")
-        row = texts((place, values), **names)
-        found.append({**row, **({"category": category} if category.strip() else {})})
+        found.append({**texts((place, values), **names), "category": category.strip() or None})
     return found
 
 

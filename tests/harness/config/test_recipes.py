@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from harness import config
+from harness.contracts import UsageError
+from harness.models import devices
 from harness.pipeline import estimate
 from harness.plugins import registry
 from harness.run import plan
@@ -21,12 +23,13 @@ NAMES = config.recipe_names()
 LARGE = [name for name in NAMES if name != "mini"]
 
 
-def expected_bytes(name: str) -> float:
+def expected_bytes(name: str, device: str = "cuda") -> float:
     loaded = config.load(name)
+    training = loaded.training.model_copy(update={"device": device})
     model = memory.find(loaded.model, None)
     assert model is not None, f"{loaded.model} is not among memory.PUBLISHED"
     lengths = [registry.load("train task", task).max_length for task in loaded.train_tasks]
-    return memory.training_bytes(model, loaded.training, max(lengths))
+    return memory.training_bytes(model, training, max(lengths))
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -56,9 +59,9 @@ def test_its_dry_run_shows_the_plan_and_fetches_nothing(
     assert ended.code == 0, ended.err
     shown = " ".join(ended.out.split())
     assert f"Plan: {name} →" in shown
-    devices = config.load(name).training.num_processes
-    place = f"each of {devices} devices" if devices > 1 else "one device"
-    expected = estimate.gigabytes(expected_bytes(name))
+    number = config.load(name).training.num_processes
+    place = f"each of {number} devices" if number > 1 else "one device"
+    expected = estimate.gigabytes(expected_bytes(name, devices.device(config.load(name).training.device)))
     assert f"Memory: a training takes at most about {expected} on {place} (" in shown
     assert "is not here yet: a run fetches it" in shown
     assert not (tmp_path / "run").exists()
@@ -91,3 +94,41 @@ def test_the_papers_values() -> None:
     lengths = {task: registry.load("train task", task).max_length for task in ("gsm8k", "samsum")}
     assert lengths == {"gsm8k": 512, "samsum": 1024}
     assert config.load("llama2-7b-paper").seeds == (42,)
+
+
+def test_a_preset_lies_over_its_recipe(tmp_path: Path) -> None:
+    """Such a run has a folder of its own; the command's own values come last."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "extends: mini\ntraining: {epochs: 5}\n"
+        "presets:\n  quick: {training: {epochs: 1}, methods: [vanilla]}\n"
+    )
+    assert config.load(str(path)).training.epochs == 5
+    quick = config.load(str(path), {"preset": "quick"})
+    assert (quick.name, quick.training.epochs, quick.methods) == ("own-quick", 1, ("vanilla",))
+    assert quick.training.batch_size == config.load(str(path)).training.batch_size
+    assert config.load(str(path), {"preset": "quick", "training.epochs": 3}).training.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "preset", "said"),
+    [
+        ("presets: {quick: {}}", "quik", "did you mean 'quick'?"),
+        ("methods: [vanilla]", "quick", "has no presets: leave --preset out"),
+        ("presets: {quick: 3}", None, "presets: expected NAME: {key: value}"),
+        ("presets: {quick: {trainin: 3}}", "quick", "trainin"),
+    ],
+)
+def test_a_preset_that_is_not_there(tmp_path: Path, text: str, preset: str | None, said: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: mini\n{text}\n")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        config.load(str(path), {"preset": preset} if preset else {})
+
+
+def test_smollm2s_quick_preset_is_a_part_of_the_whole() -> None:
+    whole, quick = config.load("smollm2-135m"), config.load("smollm2-135m", {"preset": "quick"})
+    assert {*quick.methods} < {*whole.methods}
+    assert quick.training.max_examples < whole.training.max_examples  # type: ignore[operator]
+    assert quick.alignment.method == whole.alignment.method == "deep-alignment"
+    assert quick.alignment.held_out < whole.alignment.held_out
