@@ -50,6 +50,7 @@ TRAIN_TASKS = {
 JUDGES = {
     "mini-exact": "judges.mini_exact:MiniExact",
     "keyword": "judges.keyword:Keyword",
+    "structure": "judges.structure:Structure",
     "keyword-published": "judges.keyword_published:KeywordPublished",
     "openai": "judges.openai_api:OpenAIJudge",
     "chat": "judges.local:ChatJudge",

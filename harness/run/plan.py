@@ -18,7 +18,7 @@ from harness.run import metrics
 
 SEED = "seed"
 BASE_MODEL = "base model"  # what people read for the row ``seed``
-PHRASES = {"keyword", "keyword-published"}  # judges that look for phrases
+PHRASES = {"keyword", "keyword-published", "structure"}  # judges that look for phrases
 CellKind = Literal["seed", "checkpoint", "trained", "epoch"]
 
 
