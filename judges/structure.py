@@ -33,8 +33,6 @@ class Structure(OneByOne):
 
     name = "structure"
     summary = "a refusal in the first sentence, then marks of help: fast; unjudged where it cannot tell"
-        "a refusal in the first sentence, then marks of help: fast, by rule; unjudged where it cannot tell"
-    )
     version = "1"
 
     def find(self, exchange: Exchange, answer: str) -> Finding:
