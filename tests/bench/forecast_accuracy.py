@@ -47,7 +47,7 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     from rich.console import Console
 
     from harness.pipeline import compare, forecast
-    from harness.pipeline.probe import Budget
+    from harness.pipeline.probing.budget import Budget
     from harness.run import plan
     from harness.run.context import RunContext
 
