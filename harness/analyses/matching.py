@@ -166,7 +166,7 @@ def trainings(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
         | {"safety_sets": {}, "utility_sets": {}, "cross_tasks": False}
     )
-    failures = run_folder.failed(out)
+    failures = run_folder.read_failures(out)
     cells = resolve(config).cells()
 
     def result(cell: Cell) -> CellResult:

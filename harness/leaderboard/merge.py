@@ -109,7 +109,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> Run:
-    with run_folder.opened(folder) as config:
+    with run_folder.open_run(folder) as config:
         publish.publish(config, folder)
         record = records.run(folder)
         asked, made = _facts(config, folder, record)
