@@ -143,7 +143,7 @@ def _record(
     rows = [
         {
             **_named(cell),
-            **divergence.summary_of(one),
+            **divergence.read_summary(one),
             **rates[cell],
         }
         for cell, one in found.items()
