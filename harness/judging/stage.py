@@ -178,23 +178,37 @@ def _verdicts(
     if not judge.heavy or judge.combines:
         yield from _whole(judge.judge(todo, context), judge.name)
         return
-    tally = session.tally.setdefault(judge.name, Counter())
     twins: dict[str, list[Exchange]] = {}
     for exchange in todo:
         twins.setdefault(_key(stage, exchange, context), []).append(exchange)
-    asked: dict[str, str] = {}
-    held = 0
+    yield from _recall(session, judge, twins, context)
+    waiting = sum(len(twins.pop(key)) for key in [*twins] if key in session.handed_on)
+    yield from _ask(session, judge, twins, context)
+    if waiting:
+        raise JudgePendingError(f"{waiting:,} exchanges wait for equal ones of another batch")
+
+
+def _recall(
+    session: JudgeSession, judge: Judge, twins: dict[str, list[Exchange]], context: JudgeContext
+) -> Iterator[Verdict]:
+    """The verdicts that are kept. Their exchanges leave ``twins``, which has equal ones by their key."""
+    tally = session.tally.setdefault(judge.name, Counter())
     for key, equal in list(twins.items()):
         kept = None if session.anew else session.verdict_cache.get(key)
         if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
-            if key in session.handed_on:
-                held += len(twins.pop(key))
-            else:
-                asked[equal[0].id] = key
             continue
         for exchange in twins.pop(key):
             tally["cached"] += 1
             yield judge.verdict(exchange, context, **kept, cached=True)
+
+
+def _ask(
+    session: JudgeSession, judge: Judge, twins: dict[str, list[Exchange]], context: JudgeContext
+) -> Iterator[Verdict]:
+    """The judge's verdicts on one of each group of equal exchanges, copied at no cost to the others. Raises
+    JudgePendingError where these are handed on to a batch, which the session remembers."""
+    tally = session.tally.setdefault(judge.name, Counter())
+    asked = {equal[0].id: key for key, equal in twins.items()}
     submitted = set(asked.values())
     try:
         for verdict in _whole(judge.judge([equal[0] for equal in twins.values()], context), judge.name):
@@ -213,8 +227,6 @@ def _verdicts(
     except JudgePendingError:
         session.handed_on |= submitted
         raise
-    if held:
-        raise JudgePendingError(f"{held:,} exchanges wait for equal ones of another batch")
 
 
 def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:

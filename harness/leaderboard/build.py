@@ -69,17 +69,21 @@ def build(
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
     cells = _in_order(cells)
-    baselines = {
-        _comparison(cell): cell for cell in cells if cell.method == control(cell.train_task, baseline)
-    }
+    controls = [cell for cell in cells if cell.method == control(cell.train_task, baseline)]
+    baselines = {_comparison(cell): cell for cell in controls}
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
     rows, compared = _rows(cells, baselines, (*metrics.names(), *further))
     correct(compared, detectable=detectable)
+    _add_reported(rows, paper or {})
+    return as_frame(rows, (*columns(), *further_columns(further)))
+
+
+def _add_reported(rows: Iterable[Row], paper: Paper) -> None:
+    """Give each row that did not fail what a paper reports for it."""
     for row in rows:
         if not row["status"].startswith(FAILED):
-            figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
+            figures = paper.get((row["train_task"], row["method"], row["judge"]), {})
             row |= {f"{metric}_paper": figures.get(metric) for metric in metrics.names()}
-    return as_frame(rows, (*columns(), *further_columns(further)))
 
 
 def _rows(

@@ -47,27 +47,7 @@ def show(
     heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
     for line in (heading, *(plan.by_rule(config) if judged else ())):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    table = Table(
-        title=escape(f"Plan: {config.name} → {shop.out}"), title_justify="left", header_style="bold"
-    )
-    for column in ("cells", "train", "answer", "to do"):
-        table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
-    groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
-    for (name, tasks), members in groups.items():
-        if members[0].kind == "trained":
-            methods = ", ".join(dict.fromkeys(cell.method for cell in members))
-            epochs = sorted({config.row(cell.method).training.epochs for cell in members})
-            times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-            work = f"{_rows(shop, name)} x {times} epoch{'s' * (epochs[-1] > 1)}"
-            label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
-        else:
-            work, label = "-", name
-        table.add_row(
-            escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
-        )
-    console.print(table)
+    console.print(_tabulate(shop, cells, todo))
     console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
     for line in [*cost.find_unjudgeable(config, cells), *cost.forecast(session, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
@@ -78,11 +58,39 @@ def show(
         console.print(escape(needed), highlight=False, soft_wrap=True)
 
 
+def _tabulate(shop: RunContext, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell]) -> Table:
+    """A row for all cells of one train task and the same tasks to answer."""
+    title = escape(f"Plan: {shop.config.name} → {shop.out}")
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("cells", "train", "answer", "to do"):
+        table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
+    groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
+    for (name, tasks), members in groups.items():
+        trained = members[0].kind == "trained"
+        label, work = _describe_trainings(shop, name, members) if trained else (name, "-")
+        left = sum(cell in todo for cell in members)
+        table.add_row(escape(label), work, escape(", ".join(tasks)), f"{left}/{len(members)}")
+    return table
+
+
+def _describe_trainings(shop: RunContext, train_task: str, cells: Sequence[plan.Cell]) -> tuple[str, str]:
+    """The methods and seeds of one train task's cells, and the rows and epochs of each training."""
+    config = shop.config
+    methods = ", ".join(dict.fromkeys(cell.method for cell in cells))
+    epochs = sorted({config.row(cell.method).training.epochs for cell in cells})
+    times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    work = f"{_count_rows(shop, train_task)} x {times} epoch{'s' * (epochs[-1] > 1)}"
+    seeds = f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
+    return f"{train_task}: {methods}{seeds}", work
+
+
 def _engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
     return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
 
 
-def _rows(shop: RunContext, train_task: str) -> str:
+def _count_rows(shop: RunContext, train_task: str) -> str:
     try:
         return f"{len(shop.examples(shop.train_task(train_task))):,}"
     except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before

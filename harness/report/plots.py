@@ -261,20 +261,14 @@ def _cost_safety(
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
     computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
     title = f"Safety against cost, {about}"
-    labels = [
-        ("Computation", computation, metrics.axis(JSR)),
-        ("Time", "training time (s)", metrics.axis(JSR)),
-    ]
-    labels = labels if timed else [("", *labels[0][1:])]
-    size = (8.6, 4.2) if timed else (5.2, 4.2)
-    figure, axes = charts.panels(labels, title=title, size=size)
+    safety = metrics.axis(JSR)
+    labels = [("Computation" if timed else "", computation, safety)]
+    labels += [("Time", "training time (s)", safety)] if timed else []
+    figure, axes = charts.panels(labels, title=title, size=(8.6, 4.2) if timed else (5.2, 4.2))
     untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, JSR)), None)
     costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
     for panel, (cost, unit) in zip(axes, costs, strict=False):
-        values = [row[cost] / unit for row in drawn]
-        room = max(0.15 * (max(values) - min(values)), 0.05 * max(values)) or 1.0
-        panel.set_xlim(min(values) - room, max(values) + 2 * room)
-        _percent(panel, y=(-4.0, 104.0))
+        _frame_costs(panel, [row[cost] / unit for row in drawn])
         if untrained:
             line = {"color": looks.BLACK, "linestyle": "--", "linewidth": 1}
             panel.axhline(untrained[JSR], **line, zorder=0)
@@ -291,6 +285,13 @@ def _cost_safety(
         + _left_out(rows, names)
     )
     return [Picture(f"cost-safety{suffix}", title, caption, figure)]
+
+
+def _frame_costs(panel: Any, costs: Sequence[float]) -> None:
+    """How far the axes of safe rates against these costs reach: all points, with room for names."""
+    room = max(0.15 * (max(costs) - min(costs)), 0.05 * max(costs)) or 1.0
+    panel.set_xlim(min(costs) - room, max(costs) + 2 * room)
+    _percent(panel, y=(-4.0, 104.0))
 
 
 def _point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:

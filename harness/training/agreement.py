@@ -86,51 +86,66 @@ def choose(
     which this training was begun, and under which alone it may go on. Raises HarnessError where none agrees.
     """
     start = time.perf_counter()
-    limit = LIMITS[settings.dtype]
-    rows = sample(examples)
+    limit, asked, rows = LIMITS[settings.dtype], _read_setting(settings), sample(examples)
     with _evaluating(model, settings):
-        own = _own(base)
-        expected = _reference(model, head, rows, pad_id, settings)
+        own = _use_own(base)
+        expected = _compute_expected(model, head, rows, pad_id, settings)
         noise = _training_noise(model, rows[0], settings)
-        asked = _asked(settings)
 
-        def tried(setting: Setting) -> float | str:
+        def measure(setting: Setting) -> float | str:
             return (
-                _in_force(base, own, setting)
+                _put_in_force(base, own, setting)
                 or _no_kernel(base, setting, settings)
                 or _difference(model, head, rows, expected, pad_id, setting)
             )
 
-        setting, found, rejected = _first([begun] if begun else candidates(asked, own.name), tried, limit)
-        if setting is None:
+        choice = _find_first([begun] if begun else candidates(asked, own.name), measure, limit)
+        if choice.setting is None:
             own.restore(base)
-            raise HarnessError(_refusal(base, rejected, begun, settings))
+            raise HarnessError(_refusal(base, choice.rejected, begun, settings))
     record = {
         "asked": asdict(asked),
-        "taken": asdict(setting),
-        **_why(found),
-        "limit": limit,
-        "rejected": rejected,
-        "rows": len(rows),
-        "tokens": sum(map(loss_tokens, rows)),
+        **choice.record(limit, rows),
         "training_noise": noise,
         "device": str(model.device),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return Agreement(setting, record, rows, expected)
+    return Agreement(choice.setting, record, rows, expected)
 
 
-def _first(
-    settings: Sequence[Setting], tried: Callable[[Setting], float | str], limit: float
-) -> tuple[Setting | None, float | str, list[dict[str, Any]]]:
-    """The first that is at most ``limit`` off, how far or why not, and what came before it; None: none is."""
+@dataclass(frozen=True)
+class _Choice:
+    """The first setting that agrees, or None; how far off it is, or why that cannot be told; and what was
+    rejected before it."""
+
+    setting: Setting | None
+    found: float | str
+    rejected: list[dict[str, Any]]
+
+    def record(self, limit: float, rows: Sequence[Encoded]) -> dict[str, Any]:
+        """Of a setting that was found, by log-probabilities of ``rows``."""
+        assert self.setting is not None
+        return {
+            "taken": asdict(self.setting),
+            **_why(self.found),
+            "limit": limit,
+            "rejected": self.rejected,
+            "rows": len(rows),
+            "tokens": sum(map(loss_tokens, rows)),
+        }
+
+
+def _find_first(
+    settings: Sequence[Setting], measure: Callable[[Setting], float | str], limit: float
+) -> _Choice:
+    """The first that is at most ``limit`` off."""
     rejected: list[dict[str, Any]] = []
     for setting in settings:
-        found = tried(setting)
+        found = measure(setting)
         if not isinstance(found, str) and found <= limit:
-            return setting, found, rejected
+            return _Choice(setting, found, rejected)
         rejected.append({**asdict(setting), **_why(found)})
-    return None, "", rejected
+    return _Choice(None, "", rejected)
 
 
 def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: TrainingConfig) -> None:
@@ -189,7 +204,7 @@ def own_logp(model: Any, ids: Sequence[int], places: Sequence[int]) -> Tensor:
 # --- the two sides ---------------------------------------------------------------------------------
 
 
-def _reference(
+def _compute_expected(
     model: Any, head: TargetHead, rows: Sequence[Encoded], pad_id: int, settings: TrainingConfig
 ) -> list[Tensor]:
     """The model's own log-probabilities of each row's loss-carrying tokens. Raises HarnessError where it has
@@ -292,20 +307,20 @@ def _trained_logp(
 # --- attention -------------------------------------------------------------------------------------
 
 
-def _asked(settings: TrainingConfig) -> Setting:
+def _read_setting(settings: TrainingConfig) -> Setting:
     """What the recipe asks for."""
     chosen = attention.CAUSAL if settings.attention == "auto" else settings.attention
     return Setting(chosen, settings.batching, settings.micro_batch_size)
 
 
-def _own(base: Any) -> attention.Own:
+def _use_own(base: Any) -> attention.Own:
     """The attention of the model's own implementation, in force when this returns."""
     if attention.is_capped(base):
         attention.use(base, attention.EAGER)
     return attention.in_force(base)
 
 
-def _in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:
+def _put_in_force(base: Any, own: attention.Own, setting: Setting) -> str | None:
     """Put a setting's attention in force; why it cannot be, otherwise."""
     try:
         name = own.restore(base) if setting.attention == own.name else attention.use(base, setting.attention)
@@ -380,5 +395,5 @@ def told(tried: Mapping[str, Any]) -> str:
 
 def follow(base: Any, setting: Setting) -> None:
     """Put in force what another process has chosen for the same model."""
-    if reason := _in_force(base, attention.in_force(base), setting):
+    if reason := _put_in_force(base, attention.in_force(base), setting):
         raise HarnessError(f"processes of one training differ: {reason}")

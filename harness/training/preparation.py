@@ -167,30 +167,43 @@ def _make(
     engine = shop.engine(shop.seed_checkpoint)
     fewer: list[int] = []  # prompts at once, where memory asked for it
     batches = engine.plan(prompts)
+
+    def ask(batch: Sequence[int]) -> Request:
+        return Request(
+            max_tokens,
+            decoding["temperature"],
+            decoding["top_p"],
+            seed=int(content_hash([decoding["seed"], batch])[:8], 16),
+            came_down_to=tuple(fewer),
+            on_fewer=fewer.append,
+            on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
+        )
+
     with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))
         for batch in batches[len(rows) :]:
-            start = time.perf_counter()
-            seed = int(content_hash([decoding["seed"], batch])[:8], 16)
-            request = Request(
-                max_tokens,
-                decoding["temperature"],
-                decoding["top_p"],
-                seed,
-                came_down_to=tuple(fewer),
-                on_fewer=fewer.append,
-                on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
-            )
-            made = engine.generate([prompts[index] for index in batch], request)
-            seconds = time.perf_counter() - start
-            shop.clock["generation"] += seconds
-            texts = [engine.completion(ids, opened).text for ids in made]
-            row = {
-                "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
-                "tokens": sum(map(len, made)),
-                "seconds": seconds,
-            }
+            row = _continue(engine, prompts, opened, batch, ask(batch))
+            shop.clock["generation"] += row["seconds"]
             rows.append(row)
             write(row)
             advance(len(batch))
     shop.release()  # the training that follows wants the device's memory
+
+
+def _continue(
+    engine: Any,
+    prompts: Sequence[list[int]],
+    opened: list[int],
+    batch: Sequence[int],
+    request: Request,
+) -> dict[str, Any]:
+    """The row of a batch, which holds the numbers of its prompts."""
+    start = time.perf_counter()
+    made = engine.generate([prompts[index] for index in batch], request)
+    seconds = time.perf_counter() - start
+    texts = [engine.completion(ids, opened).text for ids in made]
+    return {
+        "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
+        "tokens": sum(map(len, made)),
+        "seconds": seconds,
+    }

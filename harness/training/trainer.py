@@ -69,26 +69,19 @@ def train(
     HarnessError when the loss diverges, and for a model that no setting trains as its own implementation has
     it (agreement.py).
     """
-    work, base = _ready(model, tokenizer, examples, method, settings, seed, places, safety_examples)
+    work, base = _make_ready(model, tokenizer, examples, method, settings, seed, places, safety_examples)
     before = time.perf_counter()
     told = arguments.training_arguments(settings, seed, places)  # joins the other processes, if there are any
-    agreed, spent, context = _before_training(work, base, told, cache, identity, models or {})
-    batches = _batches(work, context)
+    agreed, spent, context = _call_before_training(work, base, told, cache, identity, models or {})
+    batches = _plan_batches(work, context)
     spent.set_up_s = time.perf_counter() - before
 
-    trainer = _trainer(work, spent, context, told, batches, on_step, snapshots)
-    work.head.enter(work.model)
-    with _kernels(work.model, work.head, work.settings):
-        here = work.model.device.type == told.device.type  # weights to be sharded wait on the CPU
-        if work.settings.liger or (work.settings.compile and here):
-            agreement.confirm(agreed, work.model, work.head, work.pad_id, work.settings)
-        spent.loop_s = _trained(trainer)
-        spent.after_s = _after_training(trainer)
-        trainer.save_weights(places.output / "checkpoint")
+    trainer = _make_trainer(work, spent, context, told, batches, on_step, snapshots)
+    _run(trainer, work, spent, agreed, told)
     return {**spent.record(trainer), "agreement": agreed.record, "method": context.record}
 
 
-def _ready(
+def _make_ready(
     model: Any,
     tokenizer: Any,
     examples: Sequence[Encoded],
@@ -111,7 +104,7 @@ def _ready(
     return work, base
 
 
-def _before_training(
+def _call_before_training(
     work: Work,
     base: Any,
     told: transformers.TrainingArguments,
@@ -124,17 +117,17 @@ def _before_training(
     if not work.settings.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(False)
     with distributed.whole_on(told.device, work.model):
-        agreed = _agreed(work, base, told)
+        agreed = _choose_setting(work, base, told)
         work.settings = agreed.setting.over(work.settings)
         spent = Spent(work, cache, identity, models)
-        context = _context(work, spent)
+        context = _make_context(work, spent)
         with hook_checks.weights_unchanged(work.method, work.model, "before_training"):
             work.method.before_training(work.model, context)
     spent.prepared()
     return agreed, spent, context
 
 
-def _batches(work: Work, context: TrainContext) -> list[list[Encoded]]:
+def _plan_batches(work: Work, context: TrainContext) -> list[list[Encoded]]:
     """The global batches, as the method changes them."""
     settings = work.settings
     planned = global_batches(work.examples, settings.epochs, settings.batch_size, work.seed)
@@ -144,7 +137,7 @@ def _batches(work: Work, context: TrainContext) -> list[list[Encoded]]:
     return batches
 
 
-def _agreed(work: Work, base: Any, told: transformers.TrainingArguments) -> agreement.Agreement:
+def _choose_setting(work: Work, base: Any, told: transformers.TrainingArguments) -> agreement.Agreement:
     """Under which attention and batching the training takes place; kept for a restart of it."""
     begun = begun_under(work.places.state)
     rows = [*work.examples, *work.safety_examples]
@@ -157,7 +150,7 @@ def _agreed(work: Work, base: Any, told: transformers.TrainingArguments) -> agre
     return found
 
 
-def _context(work: Work, spent: Spent) -> TrainContext:
+def _make_context(work: Work, spent: Spent) -> TrainContext:
     """What the method's hooks are handed."""
     return TrainContext(
         examples=work.examples,
@@ -170,7 +163,7 @@ def _context(work: Work, spent: Spent) -> TrainContext:
     )
 
 
-def _trainer(
+def _make_trainer(
     work: Work,
     spent: Spent,
     context: TrainContext,
@@ -205,15 +198,33 @@ def _trainer(
     return trainer
 
 
-def _trained(trainer: HookedTrainer) -> float:
-    """Train to the end; the seconds of all steps, those before an interruption included."""
+def _run(
+    trainer: HookedTrainer,
+    work: Work,
+    spent: Spent,
+    agreed: agreement.Agreement,
+    told: transformers.TrainingArguments,
+) -> None:
+    """Train to the end and save the weights."""
+    work.head.enter(work.model)
+    with _kernels(work.model, work.head, work.settings):
+        here = work.model.device.type == told.device.type  # weights to be sharded wait on the CPU
+        if work.settings.liger or (work.settings.compile and here):
+            agreement.confirm(agreed, work.model, work.head, work.pad_id, work.settings)
+        spent.loop_s = _take_steps(trainer)
+        spent.after_s = _call_after_training(trainer)
+        trainer.save_weights(work.places.output / "checkpoint")
+
+
+def _take_steps(trainer: HookedTrainer) -> float:
+    """Train to the last step; the seconds of all steps, those before an interruption included."""
     trainer.started = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.resumed_from)
     trainer.look_at_losses()
     return trainer.seconds()
 
 
-def _after_training(trainer: HookedTrainer) -> float:
+def _call_after_training(trainer: HookedTrainer) -> float:
     """The method's last hook, and its seconds."""
     start = time.perf_counter()
     trainer.safety.begin(len(trainer.steps) + 1)

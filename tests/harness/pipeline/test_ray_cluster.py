@@ -98,15 +98,15 @@ def test_a_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None
     cell = cells(recipe())[0]
     with (
         pytest.raises(HarnessError, match=r"does not see .*--set ray.storage"),
-        ray_cluster._place(order(tmp_path, ".cluster-x"), cell),
+        ray_cluster._open_place(order(tmp_path, ".cluster-x"), cell),
     ):
         pass
 
 
 def test_a_node_with_other_versions_says_which() -> None:
-    ray_cluster._same({"torch": "2.0", "more": "1"}, {"torch": "2.0"})
+    ray_cluster._check_versions({"torch": "2.0", "more": "1"}, {"torch": "2.0"})
     with pytest.raises(HarnessError, match=r"has torch 2\.1, not 2\.0; vllm None, not 0\.11: install"):
-        ray_cluster._same({"torch": "2.1"}, {"torch": "2.0", "vllm": "0.11"})
+        ray_cluster._check_versions({"torch": "2.1"}, {"torch": "2.0", "vllm": "0.11"})
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
@@ -492,7 +492,10 @@ def test_parts_of_a_cell_leave_each_others_answers_alone(tmp_path: Path) -> None
     for part in (one, two):
         answers(store, part).write_text("stale")
     given = order(tmp_path, "", **{"ray.storage": f"file://{store}"})
-    with ray_cluster._place(given, one) as (_, first), ray_cluster._place(given, two) as (_, second):
+    with (
+        ray_cluster._open_place(given, one) as (_, first),
+        ray_cluster._open_place(given, two) as (_, second),
+    ):
         for part, out in ((one, first), (two, second)):
             assert answers(out, part).read_text() == "stale"
             answers(out, part).write_text("fresh")
