@@ -25,12 +25,6 @@ FUNCTIONS: dict[str, str] = {}
 # Long functions beyond the few that may be.
 LONG_FUNCTIONS: dict[str, str] = {
     "harness/mini/grammar.py:dialogue": "tasks hash it as their source: another text would be another task",
-    "harness/commands/tune.py:tune": "a command's options and what it says of them",
-    "harness/judging/stage.py:_verdicts": "to be split",
-    "harness/leaderboard/build.py:build": "to be split",
-    "harness/pipeline/estimate.py:show": "to be split",
-    "harness/report/plots.py:_cost_safety": "to be split",
-    "harness/training/preparation.py:_make": "to be split",
 }
 
 
