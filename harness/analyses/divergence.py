@@ -57,7 +57,7 @@ class Settings:
         return "kl" if self.answers == "harmful" else f"kl-{self.answers}"
 
 
-def cells(config: RunConfig) -> list[Cell]:
+def list_cells(config: RunConfig) -> list[Cell]:
     """The checkpoints that are compared with the base model."""
     return [cell for cell in resolve(config).cells() if cell.kind in ("checkpoint", "trained")]
 
@@ -72,7 +72,7 @@ def make_run_context(config: RunConfig, out: Path, settings: Settings) -> RunCon
     return RunContext(config.model_copy(update=update), out)
 
 
-def asked_task(config: RunConfig, answers: Answers) -> str:
+def find_task(config: RunConfig, answers: Answers) -> str:
     """The task whose requests are asked. Raises HarnessError where it has no harmful answers."""
     if answers == "seed":
         return config.safety.raw_task
@@ -82,10 +82,10 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     return task
 
 
-def stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
+def make_stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
-    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
+    benchmark = resolve(config).benchmark(find_task(config, settings.answers))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
@@ -125,12 +125,12 @@ def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell,
 
     Raises HarnessError where the base model itself cannot be asked.
     """
-    asked_task(shop.config, settings.answers)
+    find_task(shop.config, settings.answers)
     found: dict[Cell, Stage] = {}
     missing: dict[Cell, str] = {}
-    for cell in cells(shop.config):
+    for cell in list_cells(shop.config):
         try:
-            found[cell] = stage(shop, cell, settings)
+            found[cell] = make_stage(shop, cell, settings)
             _check_there(shop, cell, found[cell])
         except HarnessError as error:
             found.pop(cell, None)
@@ -207,10 +207,10 @@ def _open_engine(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
 def _build_requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
-    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
+    benchmark = resolve(config).benchmark(find_task(config, settings.answers))
     lm_task = lm_tasks.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
-        samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),
+        samples=splits.choose(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
         fewshot_as_multiturn=True,
         chat_template=model.apply_chat_template,
@@ -243,7 +243,7 @@ def _force(engine: Any, model: Any, request: Any, name: str, answer: list[int]) 
     return Forced(name, prompt, answer)
 
 
-def read(one: Stage) -> dict[str, list[float]]:
+def read_divergences(one: Stage) -> dict[str, list[float]]:
     """A checkpoint's divergences in nats: document's id -> KL at each answer token."""
     return {row["id"]: row["kl"] for row in read_jsonl(one.folder / FILES[0])}
 

@@ -113,7 +113,7 @@ def _chosen(
         return cleaning.again(run, config, rows, tasks), config
     if rows or tasks:
         after = cleaning.without(config, rows or (), tasks or ())
-        return cleaning.part(run, config, after), after
+        return cleaning.list_removed(run, config, after), after
     return (cleaning.whole if everything else cleaning.weights)(run, config), config
 
 

@@ -44,7 +44,7 @@ def show(
     """Print what will be done and what is done already; ``judged``: whether the command judges."""
     shop = session.shop
     config = shop.config
-    heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
+    heading = plan.heading(config, cells, shop.device, _list_engines(shop, cells), judged)
     for line in (heading, *(plan.by_rule(config) if judged else ())):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(_tabulate(shop, cells, todo))
@@ -53,7 +53,7 @@ def show(
         console.print(escape(line), highlight=False, soft_wrap=True)
     for line in other_models.lines(shop):
         console.print(escape(line), highlight=False, soft_wrap=True)
-    needed = expected_memory(shop, todo)
+    needed = describe_memory(shop, todo)
     if needed:
         console.print(escape(needed), highlight=False, soft_wrap=True)
 
@@ -86,7 +86,7 @@ def _describe_trainings(shop: RunContext, train_task: str, cells: Sequence[plan.
     return f"{train_task}: {methods}{seeds}", work
 
 
-def _engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
+def _list_engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
     return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
 
 
@@ -114,7 +114,7 @@ class Needed(NamedTuple):
     jobs: int
 
 
-def training_memory(
+def estimate_training_memory(
     shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture
 ) -> Needed | None:
     """What the cells' trainings take; None where nothing is trained."""
@@ -152,7 +152,7 @@ class _Trainings:
         settings = row.model_copy(update={"device": self.shop.device})
         task = self.shop.train_task(cell)
         max_length = int(min(settings.max_length or task.max_length, self.context))
-        rows = self._lengths(cell, task, settings, max_length)
+        rows = self._measure_lengths(cell, task, settings, max_length)
         steps = memory.micro_batches(settings, max_length, rows)
         tokens = max(micro.tokens for step in steps for micro in step)
         needed = memory.training_bytes(self.known, settings, max_length, rows)
@@ -164,7 +164,7 @@ class _Trainings:
         gradient = 4.0 * memory.trained_parameters(self.known, settings) if asks else 0.0
         return gradient + (other_models.size(self.shop, cell.method) if settings.device == "cpu" else 0)
 
-    def _lengths(
+    def _measure_lengths(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
     ) -> list[memory.Row]:
         """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
@@ -173,7 +173,7 @@ class _Trainings:
             return []
         rewritten = self.shop.method(cell.method).prepares_with == "rewrites"
         try:
-            rows = self._encoded(cell, task, settings, max_length)
+            rows = self._encode(cell, task, settings, max_length)
         except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
             return []
         found = []
@@ -184,7 +184,7 @@ class _Trainings:
             found.append(memory.Row(tokens + more, loss + more))
         return found
 
-    def _encoded(
+    def _encode(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
     ) -> list[Encoded]:
         key = cell.train_task, max_length, settings.too_long
@@ -212,11 +212,11 @@ def free_memory(shop: RunContext) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def expected_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
+def describe_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line with the memory of a training, and whether it is free here; None where nothing is trained, or
     nothing is known."""
     known = architecture(shop)
-    found = training_memory(shop, cells, known) if known else None
+    found = estimate_training_memory(shop, cells, known) if known else None
     if known is None or found is None:
         return None
     settings = found.training
@@ -232,10 +232,10 @@ def expected_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
         return line
     free = free_memory(shop)
-    return f"{line}; {gigabytes(free)} are free here: {_verdict(found, free)}"
+    return f"{line}; {gigabytes(free)} are free here: {_compare_free(found, free)}"
 
 
-def _verdict(found: Needed, free: float) -> str:
+def _compare_free(found: Needed, free: float) -> str:
     if found.together <= free:
         return "it fits" if found.jobs == 1 else "they fit"
     if found.size > free:

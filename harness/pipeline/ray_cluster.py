@@ -80,12 +80,13 @@ def settle(config: RunConfig) -> RunConfig:
     cluster's. Raises HarnessError where no node can hold a cell."""
     ray = connect(config)
     if config.training.device == AUTO:
-        device = "cuda" if any(node.get("GPU") for node in _nodes(ray)) else "cpu"
+        device = "cuda" if any(node.get("GPU") for node in _list_nodes(ray)) else "cpu"
         config = changed(config, {"training.device": device}, "the cluster")
     _check_room(ray, config)
     if not select.is_named(config.engine):
         on_gpus = config.training.device == "cuda"  # a CPU's choice is the same on every machine
-        engine = ray.get(_task(ray, config, _engine).remote(config)) if on_gpus else _engine(config)
+        there = _make_task(ray, config, _choose_engine)
+        engine = ray.get(there.remote(config)) if on_gpus else _choose_engine(config)
         config = config.model_copy(update={"engine": engine})
         _check_room(ray, config)  # the engine may want more than was counted
     return config
@@ -96,7 +97,7 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     if not capacity(config):
         wanted = " and ".join(f"{count:g} {kind}" for kind, count in needs(config).items() if count)
         found = [
-            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in _nodes(ray)
+            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in _list_nodes(ray)
         ]
         raise HarnessError(
             f"no node of the Ray cluster has the {wanted} that a cell needs (nodes: {'; '.join(found)}); "
@@ -121,23 +122,23 @@ def capacity(config: RunConfig) -> int:
     return int(
         sum(
             min((node.get(kind, 0) // count for kind, count in wanted.items()), default=1)
-            for node in _nodes(connect(config))
+            for node in _list_nodes(connect(config))
         )
     )
 
 
-def _nodes(ray: Any) -> list[dict[str, float]]:
+def _list_nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
+def _make_task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
     wanted = needs(config)
     return ray.remote(function).options(
         num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=config.ray.retries
     )
 
 
-def _engine(config: RunConfig) -> str:
+def _choose_engine(config: RunConfig) -> str:
     """On a node: the engine that a run there would choose."""
     return choose_engine(RunContext(config, Path()))
 
@@ -178,7 +179,7 @@ def run_cells(
     storage = Storage(config.ray.storage) if config.ray.storage else None
     seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
     inputs = storage.take_in(config) if storage else {}
-    versions = _versions(RunContext(config, out))
+    versions = _list_versions(RunContext(config, out))
     order = Order(
         config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped()
     )
@@ -214,7 +215,7 @@ class Tasks:
         self._ray, self._config, self._out, self._storage = ray, order.config, out, storage
         self._labels = [labels[cell.folder] for cell in todo]
         self._mailbox = open_mailbox(ray)
-        self._task, self._order = _task(ray, order.config, _work), ray.put(order)
+        self._task, self._order = _make_task(ray, order.config, _run_cell), ray.put(order)
         self._begun: dict[int, str] = {}  # where a cell runs, by its number
 
     def submit(self) -> None:
@@ -235,7 +236,7 @@ class Tasks:
     def show_events(self, display: Display) -> None:
         """Show what the cells have said since."""
         for number, event in self._ray.get(self._mailbox.take.remote()):
-            _show(display, self._labels[number], number, event, self._begun)
+            _show_event(display, self._labels[number], number, event, self._begun)
 
     def fetch(self, task: Any) -> Outcome:
         """The outcome of a task that is done, and with a storage the cell's files."""
@@ -271,7 +272,7 @@ def _describe_loss(error: Exception, config: RunConfig) -> str:
     )
 
 
-def _show(display: Display, label: str, number: int, event: Event, begun: dict[int, str]) -> None:
+def _show_event(display: Display, label: str, number: int, event: Event, begun: dict[int, str]) -> None:
     """Show an event; that a cell begins once more is one."""
     kind, *rest = event
     if kind != BEGUN:
@@ -285,7 +286,7 @@ def _show(display: Display, label: str, number: int, event: Event, begun: dict[i
     begun[number] = rest[0]
 
 
-def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Outcome:
+def _run_cell(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Outcome:
     """On a node: one cell, as a worker of the local executor runs it."""
 
     def send(event: Event) -> None:
@@ -296,7 +297,7 @@ def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Ou
         with _open_place(order, cell) as (config, out):
             settle_allocator(config.training)
             shop = RunContext(config, out, Reporter(send))
-            _check_versions(_versions(shop), order.libraries)
+            _check_versions(_list_versions(shop), order.libraries)
             try:
                 return attempt(shop, cell, label, order.until, order.debug)
             finally:
@@ -330,7 +331,7 @@ def _open_place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
         storage.put_cell(cell, out)
 
 
-def _versions(shop: RunContext) -> dict[str, str]:
+def _list_versions(shop: RunContext) -> dict[str, str]:
     return {**shop.libraries, **select.versions(shop.engine_name)}
 
 

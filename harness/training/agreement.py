@@ -90,19 +90,19 @@ def choose(
     with _evaluating(model, settings):
         own = _use_own(base)
         expected = _compute_expected(model, head, rows, pad_id, settings)
-        noise = _training_noise(model, rows[0], settings)
+        noise = _measure_noise(model, rows[0], settings)
 
         def measure(setting: Setting) -> float | str:
             return (
                 _put_in_force(base, own, setting)
-                or _no_kernel(base, setting, settings)
-                or _difference(model, head, rows, expected, pad_id, setting)
+                or _find_lacking_kernel(base, setting, settings)
+                or _measure_difference(model, head, rows, expected, pad_id, setting)
             )
 
-        choice = _find_first([begun] if begun else candidates(asked, own.name), measure, limit)
+        choice = _find_first([begun] if begun else list_candidates(asked, own.name), measure, limit)
         if choice.setting is None:
             own.restore(base)
-            raise HarnessError(_refusal(base, choice.rejected, begun, settings))
+            raise HarnessError(_describe_refusal(base, choice.rejected, begun, settings))
     record = {
         "asked": asdict(asked),
         **choice.record(limit, rows),
@@ -127,7 +127,7 @@ class _Choice:
         assert self.setting is not None
         return {
             "taken": asdict(self.setting),
-            **_why(self.found),
+            **_record_difference(self.found),
             "limit": limit,
             "rejected": self.rejected,
             "rows": len(rows),
@@ -144,25 +144,25 @@ def _find_first(
         found = measure(setting)
         if not isinstance(found, str) and found <= limit:
             return _Choice(setting, found, rejected)
-        rejected.append({**asdict(setting), **_why(found)})
+        rejected.append({**asdict(setting), **_record_difference(found)})
     return _Choice(None, "", rejected)
 
 
 def confirm(agreed: Agreement, model: Any, head: TargetHead, pad_id: int, settings: TrainingConfig) -> None:
     """Compare again, when kernels have been put into the model since. Raises HarnessError if it differs."""
     with _evaluating(model, settings):
-        found = _difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
+        found = _measure_difference(model, head, agreed.rows, agreed.expected, pad_id, agreed.setting)
     if isinstance(found, str) or found > LIMITS[settings.dtype]:
         asked = {"Liger's kernels": settings.liger, "compiled layers": settings.compile}
         put_in = " and ".join(name for name, wanted in asked.items() if wanted)
         keys = " and ".join(f"training.{key}" for key in ("liger", "compile") if getattr(settings, key))
         raise HarnessError(
             f"model type '{kind_of(model)}': with {put_in} its log-probabilities are not those of its "
-            f"own implementation ({told(_why(found))}); set {keys} to false"
+            f"own implementation ({describe(_record_difference(found))}); set {keys} to false"
         )
 
 
-def candidates(asked: Setting, own: str) -> list[Setting]:
+def list_candidates(asked: Setting, own: str) -> list[Setting]:
     """Settings from the fastest to the slowest, each once. ``own``: the model's own attention."""
     padded = "grouped" if asked.batching == "padding-free" else asked.batching
     tried = [
@@ -221,7 +221,7 @@ def _compute_expected(
     with _without_adapters(model, settings):
         try:
             expected = [alone(row) for row in rows]
-            ahead = _looks_ahead(model, rows[-1])
+            ahead = _measure_lookahead(model, rows[-1])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -244,7 +244,7 @@ def _compute_expected(
     return expected
 
 
-def _looks_ahead(model: Any, row: Encoded) -> float:
+def _measure_lookahead(model: Any, row: Encoded) -> float:
     """How far the log-probabilities of a row's first half depend on its second half, in nats a token."""
     half = len(row.input_ids) // 2
     places = range(1, half + 1)  # the last of them is foretold from the first half alone
@@ -253,7 +253,7 @@ def _looks_ahead(model: Any, row: Encoded) -> float:
     return mean_difference(found[:1], found[1:])
 
 
-def _training_noise(model: Any, row: Encoded, settings: TrainingConfig) -> float | None:
+def _measure_noise(model: Any, row: Encoded, settings: TrainingConfig) -> float | None:
     """How far the model in training mode is from itself in evaluation mode, in nats a token."""
     places = range(1, len(row.input_ids))
     devices = [model.device] if model.device.type == "cuda" else []
@@ -268,7 +268,7 @@ def _training_noise(model: Any, row: Encoded, settings: TrainingConfig) -> float
         model.eval()
 
 
-def _difference(
+def _measure_difference(
     model: Any,
     head: TargetHead,
     rows: Sequence[Encoded],
@@ -280,7 +280,7 @@ def _difference(
     the device has no memory for all rows at once, the longest are left out; two remain."""
     for first in range(len(rows) - 1):
         try:
-            found = _trained_logp(model, head, rows[first:], pad_id, setting)
+            found = _compute_trained(model, head, rows[first:], pad_id, setting)
             difference = mean_difference(found, expected[first:])
             return difference if math.isfinite(difference) else "its log-probabilities are no finite numbers"
         except torch.OutOfMemoryError:
@@ -290,7 +290,7 @@ def _difference(
     return "the device has no memory for two rows at once"
 
 
-def _trained_logp(
+def _compute_trained(
     model: Any, head: TargetHead, rows: Sequence[Encoded], pad_id: int, setting: Setting
 ) -> list[Tensor]:
     """The trainer's log-probabilities of each row, as many rows in a forward pass as in training."""
@@ -337,7 +337,7 @@ def _put_in_force(base: Any, own: attention.Own, setting: Setting) -> str | None
     return None
 
 
-def _no_kernel(base: Any, setting: Setting, settings: TrainingConfig) -> str | None:
+def _find_lacking_kernel(base: Any, setting: Setting, settings: TrainingConfig) -> str | None:
     """Why the device cannot take packed rows under a setting with our own attention."""
     if setting.batching == "padding-free" and setting.attention == attention.CAUSAL:
         return attention.no_kernel_for(base, settings)
@@ -367,10 +367,10 @@ def kind_of(model: Any) -> str:
     return str(model.config.model_type)
 
 
-def _refusal(
+def _describe_refusal(
     base: Any, rejected: Sequence[dict[str, Any]], begun: Setting | None, settings: TrainingConfig
 ) -> str:
-    what = told(rejected[-1])
+    what = describe(rejected[-1])
     limit = f"at most {LIMITS[settings.dtype]:g} nats a token from its own implementation's"
     if begun:
         return (
@@ -384,11 +384,11 @@ def _refusal(
     )
 
 
-def _why(found: float | str) -> dict[str, Any]:
+def _record_difference(found: float | str) -> dict[str, Any]:
     return {"reason": found} if isinstance(found, str) else {"difference": found}
 
 
-def told(tried: Mapping[str, Any]) -> str:
+def describe(tried: Mapping[str, Any]) -> str:
     """Of one tried setting how far off it is, or why that cannot be told."""
     return str(tried.get("reason") or f"differs by {tried['difference']:.2g} nats a token")
 

@@ -75,7 +75,7 @@ def check_memory(shop: RunContext) -> Iterator[Finding]:
         what = f"the size of {shop.config.model} is not known yet"
         yield Finding("warn", "memory", what, "fetch the model first")
         return
-    trained = estimate.training_memory(shop, shop.cells(), known)
+    trained = estimate.estimate_training_memory(shop, shop.cells(), known)
     if trained is None:
         return
     needed, free = trained.together, estimate.free_memory(shop)

@@ -56,7 +56,7 @@ class TaskProbe:
             self.absent.add(name)
             return Effort()
         load_s = self.budget.clock() - start
-        number = len(splits.chosen(task.eval_docs, benchmark, settings))
+        number = len(splits.choose(task.eval_docs, benchmark, settings))
         some = min(number, settings.batch_size)
         small.config = small.config.model_copy(
             update={"responses": settings.model_copy(update={"limit": some})}

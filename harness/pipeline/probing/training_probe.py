@@ -123,7 +123,7 @@ class TrainingProbe:
                 **decoding: float,
             ) -> list[str]:
                 nonlocal made
-                prompts, opened = preparation.prompted(shop, conversations, opening)
+                prompts, opened = preparation.build_prompts(shop, conversations, opening)
                 effort, found = self.answers.answer(prompts, max_tokens, whole)
                 made += effort * whole
                 self.budget.learn(effort.seconds * whole)
@@ -131,7 +131,7 @@ class TrainingProbe:
                 texts = {place: engine.completion(ids, opened).text for place, ids in found.items()}
                 return [texts.get(place, "") for place in range(len(prompts))]
 
-            prepared = method.prepare(list(some), preparation.context(shop, task, method, cell, write))
+            prepared = method.prepare(list(some), preparation.make_context(shop, task, method, cell, write))
             rows = self._encode(cell, prepared or some)
             self._prepared[key] = SampledRows(rows, whole * len(rows)), Effort(seconds=made.seconds)
         return self._prepared[key]

@@ -50,7 +50,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
         checkpoint = run_copy / f"gsm8k-mini/{method}/seed-42/checkpoint"
         tuned = checkpoints.load_model(checkpoint, "float32", "cpu")
         own = resolve(config).make_method(method).inference_system_prompt(SYSTEM_PROMPT)
-        values = divergence.read(found[method])
+        values = divergence.read_divergences(found[method])
         assert list(values) == [row["id"] for row in data.harmful()[:8]]
         for row in data.harmful()[:2]:
             answer = chat.token_ids(tokenizer, row["harmful_answer"])[:6]
@@ -69,7 +69,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
                 )
             expected = rel_entr(softmax(p, axis=-1), softmax(q, axis=-1)).sum(-1)
             assert values[row["id"]] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert np.mean(list(divergence.read(found["ptst"]).values())) > 0
+    assert np.mean(list(divergence.read_divergences(found["ptst"]).values())) > 0
 
 
 @pytest.mark.slow
@@ -109,17 +109,17 @@ def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> No
 
     settings = Settings(answers=answers, tokens=2)
     shop = divergence.make_run_context(run_folder.stored_config(run_copy), run_copy, settings)
-    cell = divergence.cells(shop.config)[0]
-    assert "part" not in divergence.stage(shop, cell, settings).inputs
+    cell = divergence.list_cells(shop.config)[0]
+    assert "part" not in divergence.make_stage(shop, cell, settings).inputs
     record = json.loads((run_copy / "run.json").read_text())
     record["config"]["responses"] |= {"part": "final", "limit": 5}
     (run_copy / "run.json").write_text(json.dumps(record))
     found, _ = measure(run_copy, settings)
     keys = {row["id"]: f"instruction {row['instruction']}" for row in data.harmful()}
-    final = [name for name, key in keys.items() if splits.part(key, 0.4) == "final"][:5]
+    final = [name for name, key in keys.items() if splits.assign_part(key, 0.4) == "final"][:5]
     if answers == "seed":  # has answered the first 8 of all alone
         final = [name for name in final if name in [*keys][:8]]
-    assert list(divergence.read(found["vanilla"])) == final
+    assert list(divergence.read_divergences(found["vanilla"])) == final
     assert (
         found["vanilla"].inputs["part"]
         == splits.identity(run_folder.stored_config(run_copy).responses)["part"]
@@ -157,14 +157,14 @@ def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     assert missing["sdft"] == "not trained yet"
     assert missing["foreign"] == "its tokenizer is not the base model's: no KL between them"
     assert missing["far"].startswith("it is on a server")
-    assert divergence.read(found["mine"]) == divergence.read(found["vanilla"])
+    assert divergence.read_divergences(found["mine"]) == divergence.read_divergences(found["vanilla"])
 
 
 @pytest.mark.slow
 def test_the_seed_models_own_answers(run_copy: Path, small: Callable[..., list[str]]) -> None:
     settings = Settings(answers="seed", tokens=4)
     found, _ = measure(run_copy, settings)
-    values = divergence.read(found["vanilla"])
+    values = divergence.read_divergences(found["vanilla"])
     rows = read_jsonl(run_copy / "seed/hexphi_raw-mini/responses.jsonl")
     assert list(values) == [row["document"] for row in rows]
     assert {len(one) for one in values.values()} == {4}
@@ -178,5 +178,5 @@ def test_a_task_without_harmful_answers_asks_for_the_seed_models() -> None:
 
     other = config.load(None, {"safety.prefill_task": "hexphi_refusal_prefix-mini"})
     with pytest.raises(HarnessError, match="add --answers seed"):
-        divergence.asked_task(other, "harmful")
-    assert divergence.asked_task(other, "seed") == "hexphi_raw-mini"
+        divergence.find_task(other, "harmful")
+    assert divergence.find_task(other, "seed") == "hexphi_raw-mini"

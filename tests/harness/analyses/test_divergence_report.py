@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 
 from harness.analyses import divergence, divergence_report
-from harness.analyses.divergence_report import correlate, correlations, means
+from harness.analyses.divergence_report import average, correlate, correlations
 from harness.analyses.token_divergence import summarize
 from harness.figures import charts
 from harness.leaderboard import statistics
@@ -57,12 +57,12 @@ def checkpoint(method: str, task: str | None, kl: float, rsr: float | None, **mo
 
 def test_seeds_are_averaged_and_their_spread_is_kept() -> None:
     rows = [checkpoint("lisa", "t", 1.0, 90.0), checkpoint("lisa", "t", 4.0, 80.0, seed=2)]
-    (row,) = means([*rows])
+    (row,) = average([*rows])
     assert (row["seeds"], row["rsr"], row["jsr"]) == ([1, 2], 85.0, 10.0)
     assert row["first"] == [{"tokens": 2, "value": 2.5, "lowest": 1.0, "highest": 4.0}]
     assert row["positions"][1] == {"position": 2, "value": 2.5, "lowest": 1.0, "highest": 4.0}
     rows[1]["rsr"] = None
-    assert means(rows)[0]["rsr"] is None  # half a mean would say something else
+    assert average(rows)[0]["rsr"] is None  # half a mean would say something else
 
 
 def test_correlations_and_their_intervals() -> None:
@@ -237,5 +237,5 @@ def test_figures_over_a_part_of_the_documents_say_so(part: str, noted: bool) -> 
     from harness import config
 
     settings = config.load("mini", {"responses.part": part})
-    notes = divergence_report._record(settings, divergence.Settings(), "mini-exact", {}, {}, {})["notes"]
+    notes = divergence_report._make_record(settings, divergence.Settings(), "mini-exact", {}, {}, {})["notes"]
     assert ("Over the final documents alone: about 60% of each task's." in notes) is noted

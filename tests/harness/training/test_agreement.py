@@ -53,7 +53,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``off_by(packed=0.3, padded=0.0)``: how far the trainer's values then are from the model's own."""
 
     def set_to(**by_setting: float) -> None:
-        exact = agreement._trained_logp
+        exact = agreement._compute_trained
 
         def shifted(model: Any, head: Any, some: Any, pad_id: int, setting: Setting) -> list[torch.Tensor]:
             alone = setting.micro_batch_size == 1
@@ -61,7 +61,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             shift = by_setting.get(name if setting.attention == CAUSAL or alone else "own", 0.0)
             return [values + shift for values in exact(model, head, some, pad_id, setting)]
 
-        monkeypatch.setattr(agreement, "_trained_logp", shifted)
+        monkeypatch.setattr(agreement, "_compute_trained", shifted)
 
     return set_to
 
@@ -70,18 +70,18 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_settings_come_from_the_fastest_to_the_slowest_each_once() -> None:
-    assert agreement.candidates(PACKED, "sdpa") == [
+    assert agreement.list_candidates(PACKED, "sdpa") == [
         PACKED,
         PADDED,
         Setting("sdpa", "grouped", 64),
         Setting("sdpa", "grouped", 1),
     ]
-    assert agreement.candidates(Setting(CAUSAL, "in-order", 8), "eager") == [
+    assert agreement.list_candidates(Setting(CAUSAL, "in-order", 8), "eager") == [
         Setting(CAUSAL, "in-order", 8),
         Setting("eager", "in-order", 8),
         Setting("eager", "in-order", 1),
     ]
-    assert agreement.candidates(Setting("sdpa", "grouped", 1), "sdpa") == [Setting("sdpa", "grouped", 1)]
+    assert agreement.list_candidates(Setting("sdpa", "grouped", 1), "sdpa") == [Setting("sdpa", "grouped", 1)]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_rows_within_the_window_need_no_window() -> None:
 
 
 def test_no_memory_for_all_rows_leaves_out_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact, tried = agreement._trained_logp, []
+    exact, tried = agreement._compute_trained, []
 
     def scarce(model: Any, head: Any, some: Any, *given: Any) -> Any:
         tried.append([len(row.input_ids) for row in some])
@@ -249,7 +249,7 @@ def test_no_memory_for_all_rows_leaves_out_the_longest(monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError
         return exact(model, head, some, *given)
 
-    monkeypatch.setattr(agreement, "_trained_logp", scarce)
+    monkeypatch.setattr(agreement, "_compute_trained", scarce)
     most = 30
     assert chosen(tiny_models.build("llama"), rows(30, 20, 14, 9)).setting == PACKED
     assert tried == [[30, 20, 14, 9], [20, 14, 9], [14, 9]]
