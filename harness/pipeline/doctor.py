@@ -15,16 +15,16 @@ from rich.text import Text
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
-from harness.pipeline.findings import inputs, installation, machine, recipe, services
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup import inputs, installation, machine, requirements, services
+from harness.pipeline.checkup.finding import Finding
 from harness.run.context import RunContext
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 CHECKS: dict[str, Callable[[RunContext], Iterator[Finding]]] = {
     "packages": installation.check_packages,
     "names": installation.check_import_names,
-    "plan": recipe.check_plan,
-    "needs": recipe.check_needs,
+    "plan": requirements.check_plan,
+    "needs": requirements.check_needs,
     "device": machine.check_device,
     "packing": machine.check_packing,
     "memory": machine.check_memory,

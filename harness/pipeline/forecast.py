@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from harness.pipeline import estimate
 from harness.pipeline.probing import base_model
 from harness.pipeline.probing.base_model import NotProbedError
-from harness.pipeline.probing.budget import Budget, OutOfTimeError
 from harness.pipeline.probing.effort import Effort
 from harness.pipeline.probing.probe import Probe, needs_training
+from harness.pipeline.probing.time_budget import OutOfTimeError, TimeBudget
 from harness.pipeline.stages import Step
 from harness.run import plan
 from harness.run.context import RunContext
@@ -86,7 +86,7 @@ def forecast(
     todo: Sequence[plan.Cell],
     jobs: int,
     until: Step = "leaderboard",
-    budget: Budget | None = None,
+    budget: TimeBudget | None = None,
 ) -> Forecast:
     """Probe this machine for what is left of ``todo`` up to the step ``until``, and add up. Raises what the
     work itself would raise. ``budget``: its time, from when the libraries are there, which the work needs."""
@@ -98,7 +98,7 @@ def forecast(
     if trains:
         training.import_trainer(shop)
     imports_s = time.perf_counter() - start
-    budget = budget or Budget()
+    budget = budget or TimeBudget()
     known = estimate.architecture(shop)
     try:
         if known:

@@ -14,7 +14,7 @@ import pytest
 
 import harness
 from harness.contracts import HarnessError
-from harness.pipeline.findings import installation
+from harness.pipeline.checkup import installation
 from harness.plugins import registry
 from harness.run import context
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from harness.engines.base import Request
 from harness.pipeline import estimate
-from harness.pipeline.probing.budget import Budget, OutOfTimeError, time_work
 from harness.pipeline.probing.effort import Effort
 from harness.pipeline.probing.speed import AnsweringSpeed
+from harness.pipeline.probing.time_budget import OutOfTimeError, TimeBudget, time_work
 from harness.run.context import RunContext
 
 LONGEST = 64  # tokens of a probed answer
@@ -37,7 +37,7 @@ class Beginnings:
 class AnswerProbe:
     """Answers prompts with the base model, and foretells what all answers take."""
 
-    def __init__(self, shop: RunContext, budget: Budget):
+    def __init__(self, shop: RunContext, budget: TimeBudget):
         self.budget, self.size = budget, shop.config.responses.batch_size
         self.speed: AnsweringSpeed | None = None
         self.model: Any = None

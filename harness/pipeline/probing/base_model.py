@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.models import checkpoints
-from harness.pipeline.probing.budget import Budget, time_work
+from harness.pipeline.probing.time_budget import TimeBudget, time_work
 from harness.run.context import RunContext
 
 MOST_PARAMETERS = 200_000_000  # larger models are probed on an accelerator only
@@ -39,7 +39,7 @@ def estimate_load_s(folder: Path, clock: Callable[[], float] = time.perf_counter
     return total / max(1, read) * (clock() - start)
 
 
-def load(shop: RunContext, budget: Budget) -> tuple[Any, float]:
+def load(shop: RunContext, budget: TimeBudget) -> tuple[Any, float]:
     """The base model, and the seconds that it took to load. Raises NotProbedError and OutOfTimeError."""
     folder = shop.seed_folder
     budget.check()

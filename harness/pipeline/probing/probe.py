@@ -12,9 +12,9 @@ from harness.generation import stage as generation
 from harness.pipeline import stages
 from harness.pipeline.probing import base_model
 from harness.pipeline.probing.answer_probe import AnswerProbe
-from harness.pipeline.probing.budget import Budget, OutOfTimeError
 from harness.pipeline.probing.effort import Effort
 from harness.pipeline.probing.task_probe import TaskProbe
+from harness.pipeline.probing.time_budget import OutOfTimeError, TimeBudget
 from harness.pipeline.probing.training_probe import TrainingProbe
 from harness.pipeline.stages import Step
 from harness.run import plan
@@ -30,7 +30,7 @@ AGAIN_S = 1.0  # what must be left for training to be timed once more
 class Probe:
     """Measures each kind of work once, with the base model, and scales it to a cell's size."""
 
-    def __init__(self, shop: RunContext, until: Step, budget: Budget):
+    def __init__(self, shop: RunContext, until: Step, budget: TimeBudget):
         self.shop, self.until, self.budget = shop, until, budget
         self.without_answers: str | None = None  # what answers at a speed that the probe does not know
         self.model: Any = None

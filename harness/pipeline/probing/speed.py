@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.pipeline.probing.budget import Budget, OutOfTimeError, time_work
+from harness.pipeline.probing.time_budget import OutOfTimeError, TimeBudget, time_work
 from harness.pipeline.probing.timing import GROWTH_MARGIN, Line, Piece, Point, time_pieces
 
 HELD = 1024  # tokens that a row holds, where it is seen what they cost
@@ -30,14 +30,14 @@ class TrainingSpeed:
         self._warm_s = 0.0
         self._pieces = {float(step.flops(*piece)): piece for piece in _cut_pieces(step, rows)}
 
-    def warm_up(self, budget: Budget) -> float:
+    def warm_up(self, budget: TimeBudget) -> float:
         """The first, smallest pass: its seconds. A usual one hardly takes less than half of them."""
         budget.check()
         with budget.watching(self.step.model):
             self._warm_s = time_work(budget, lambda: self.step.passes(*self._pieces[min(self._pieces)]))
         return self._warm_s
 
-    def measure(self, budget: Budget) -> None:
+    def measure(self, budget: TimeBudget) -> None:
         """Time what fits; once more makes it surer. Raises OutOfTimeError where nothing does."""
 
         def piece(rows: Sequence[Any], layers: int | None) -> Piece:
@@ -108,7 +108,7 @@ class AnsweringSpeed:
     """The speed of answers: a prompt's pass by its tokens (padding included), and a decoded token of a batch
     by its rows and the tokens that they hold already."""
 
-    def __init__(self, budget: Budget, model: Any, rows: int, context: int):
+    def __init__(self, budget: TimeBudget, model: Any, rows: int, context: int):
         """``rows``: of a whole batch; ``context``: tokens of a usual prompt. Raises OutOfTimeError."""
         import torch
 
@@ -130,7 +130,7 @@ class AnsweringSpeed:
                 _, long = self._decode(budget, int(most), 1, times=HELD)
                 self.held = max(0.0, long() - self.decoded(most)) / (most * HELD)
 
-    def _prompt(self, budget: Budget, rows: int, tokens: int) -> tuple[float, Piece]:
+    def _prompt(self, budget: TimeBudget, rows: int, tokens: int) -> tuple[float, Piece]:
         return float(rows * tokens), lambda: time_work(budget, lambda: self._read(rows, tokens))
 
     def _read(self, rows: int, tokens: int) -> Any:
@@ -139,7 +139,7 @@ class AnsweringSpeed:
         ids = torch.full((rows, tokens), self._token, device=self.model.device)
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-    def _decode(self, budget: Budget, rows: int, held: int, times: int = 1) -> tuple[float, Piece]:
+    def _decode(self, budget: TimeBudget, rows: int, held: int, times: int = 1) -> tuple[float, Piece]:
         """A decoded token of ``rows`` copies of one row that holds ``held`` tokens, ``times`` over. Raises
         AttributeError or RuntimeError for a cache that cannot be lengthened."""
         import torch

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.pipeline.probing.budget import Budget, OutOfTimeError
+from harness.pipeline.probing.time_budget import OutOfTimeError, TimeBudget
 
 GROWTH_MARGIN = 1.5  # a larger piece may take so many times what a smaller one lets expect
 GROWTH = 8.0  # and is at most so many times as large
@@ -54,7 +54,7 @@ class Line:
 
 
 def time_pieces(
-    budget: Budget,
+    budget: TimeBudget,
     pieces: Sequence[tuple[float, Piece]],
     repeats: int = REPEATS,
     warm_s: float | None = None,
@@ -82,7 +82,7 @@ def time_pieces(
 class _Sizes:
     """The pieces from the smallest to the largest, and what those that were taken have cost."""
 
-    def __init__(self, budget: Budget, pieces: Sequence[tuple[float, Piece]]):
+    def __init__(self, budget: TimeBudget, pieces: Sequence[tuple[float, Piece]]):
         self._budget = budget
         self._pieces = sorted(pieces, key=lambda piece: piece[0])
         self._costs: dict[float, float] = {}  # seconds by amount, with what does not count

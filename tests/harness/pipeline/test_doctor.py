@@ -16,8 +16,8 @@ from harness import config
 from harness.mini import seed_model_path
 from harness.models import checkpoints
 from harness.pipeline import doctor, estimate
-from harness.pipeline.findings import installation, machine, services
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup import installation, machine, services
+from harness.pipeline.checkup.finding import Finding
 from harness.plugins import registry
 from harness.run.context import RunContext
 from harness.servers import http_client

@@ -19,10 +19,10 @@ from harness.models import checkpoints
 from harness.pipeline import estimate, forecast
 from harness.pipeline.forecast import Forecast
 from harness.pipeline.probing import base_model, training_probe
-from harness.pipeline.probing.budget import Budget
 from harness.pipeline.probing.effort import Effort
 from harness.pipeline.probing.probe import Probe
 from harness.pipeline.probing.task_probe import TaskProbe
+from harness.pipeline.probing.time_budget import TimeBudget
 from harness.run import plan
 from harness.run.context import RunContext
 from harness.storage.files import read_json
@@ -33,9 +33,9 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     return RunContext(config.load(None, {"train_tasks": "gsm8k-mini", **overrides}), out)
 
 
-def still() -> Budget:
+def still() -> TimeBudget:
     """No time passes: all that the probe could look at, it does."""
-    return Budget(clock=lambda: 0.0)
+    return TimeBudget(clock=lambda: 0.0)
 
 
 class KnownSpeed:
@@ -44,10 +44,10 @@ class KnownSpeed:
     def __init__(self, step: Any, rows: Any):
         pass
 
-    def warm_up(self, budget: Budget) -> float:
+    def warm_up(self, budget: TimeBudget) -> float:
         return 0.0
 
-    def measure(self, budget: Budget) -> None:
+    def measure(self, budget: TimeBudget) -> None:
         pass
 
     def count(self, rows: Any, settings: Any) -> float:
@@ -195,7 +195,7 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
     monkeypatch.setattr(checkpoints, "load_model", slow)
     sizes = {"training.max_examples": 1000, "training.epochs": 3, "training.batch_size": 64}
     workshop = context_at(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
-    budget = Budget(clock=lambda: now[0])
+    budget = TimeBudget(clock=lambda: now[0])
     cells = plan.cells(workshop.config)[1:]
     found = forecast.forecast(workshop, cells, 1, "train", budget)
     passes = -(-3000 // 64) * 16

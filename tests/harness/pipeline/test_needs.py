@@ -12,7 +12,7 @@ import pytest
 from harness import config
 from harness.contracts import Example, HarnessError, Method, PrepareContext
 from harness.pipeline import doctor, needs
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup.finding import Finding
 
 Command = Callable[..., Any]
 

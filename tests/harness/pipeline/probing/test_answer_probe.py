@@ -12,7 +12,7 @@ from harness import config
 from harness.engines.base import Request
 from harness.pipeline.probing import answer_probe
 from harness.pipeline.probing.answer_probe import AnswerProbe
-from harness.pipeline.probing.budget import Budget
+from harness.pipeline.probing.time_budget import TimeBudget
 from harness.run.context import RunContext
 
 
@@ -30,7 +30,7 @@ class Speed:
 def answering(tmp_path: Path) -> AnswerProbe:
     """A probe of 16 prompts at once at the known speed, whose engine ends answers with token 0."""
     recipe = {"train_tasks": "gsm8k-mini", "methods": ["vanilla"], "responses.batch_size": 16}
-    probe = AnswerProbe(RunContext(config.load(None, recipe), tmp_path), Budget(clock=lambda: 0.0))
+    probe = AnswerProbe(RunContext(config.load(None, recipe), tmp_path), TimeBudget(clock=lambda: 0.0))
     probe.speed, probe.model = Speed(), torch.nn.Linear(1, 1)  # type: ignore[assignment]
     probe.engine = SimpleNamespace(
         stop_ids={0}, generate=lambda prompts, request: [[7] * request.max_new_tokens for _ in prompts]
@@ -50,7 +50,7 @@ def test_an_answer_that_the_probe_cut_off_is_taken_to_go_on(answering: AnswerPro
 
 def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: AnswerProbe) -> None:
     now = [0.0]
-    answering.budget = Budget(clock=lambda: now[0])
+    answering.budget = TimeBudget(clock=lambda: now[0])
 
     def generate(prompts: list[list[int]], request: Request) -> list[list[int]]:
         """Each answer ends after its fourth token; half as fast as was measured."""
@@ -71,7 +71,7 @@ def test_answers_without_time_are_taken_to_be_of_half_their_limit(
     answering: AnswerProbe,
 ) -> None:
     now = [0.0]
-    answering.budget = Budget(clock=lambda: now[0])
+    answering.budget = TimeBudget(clock=lambda: now[0])
     now[0] = 10.0
     work, found = answering.answer([[5] * 10] * 16, 300, 1.0)
     assert found == {}

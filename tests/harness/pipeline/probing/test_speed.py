@@ -15,8 +15,8 @@ from told_clock import Clock
 
 from harness.contracts import Encoded
 from harness.pipeline.probing import speed
-from harness.pipeline.probing.budget import LEAST_S, Budget
 from harness.pipeline.probing.speed import AnsweringSpeed, TrainingSpeed
+from harness.pipeline.probing.time_budget import LEAST_S, TimeBudget
 
 # --- training --------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def test_parts_of_a_step_give_the_steps_time(slowness: float, layers: int) -> No
     clock = Clock()
     step, some = KnownStep(clock, slowness, layers), rows([2000, 1900] * 8)
     measured = TrainingSpeed(step, some)
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
     measured.warm_up(budget)
     measured.measure(budget)
     assert (max(step.passed) == 4000) == (slowness < 1 or layers == 20)
@@ -103,7 +103,7 @@ def test_a_last_step_that_is_not_full_is_filled_up() -> None:
     clock = Clock()
     step, some = KnownStep(clock, 0.01), rows([100] * 5)
     measured = TrainingSpeed(step, some)
-    measured.measure(Budget(clock))
+    measured.measure(TimeBudget(clock))
     assert measured.seconds_by_example(some, step.settings) == pytest.approx(0.01 * (4 * 0.4 + 0.7) / 8)
 
 
@@ -165,7 +165,7 @@ class Decoder(torch.nn.Module):
 @pytest.mark.parametrize(("batch", "reached"), [(16, True), (4096, False)])
 def test_parts_of_a_batch_give_the_batchs_time(batch: int, reached: bool) -> None:
     clock = Clock()
-    model, budget = Decoder(clock), Budget(clock)
+    model, budget = Decoder(clock), TimeBudget(clock)
     measured = AnsweringSpeed(budget, model, batch, 96)
     assert budget.spent() <= LEAST_S + model.seconds(batch, 1, 1)
     assert (model.most == batch) == reached

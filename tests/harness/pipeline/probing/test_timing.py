@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from told_clock import Clock
 
-from harness.pipeline.probing.budget import LEAST_S, Budget, OutOfTimeError
+from harness.pipeline.probing.time_budget import LEAST_S, OutOfTimeError, TimeBudget
 from harness.pipeline.probing.timing import Line, time_pieces
 
 positive = st.floats(1e-4, 50.0)
@@ -38,7 +38,7 @@ def test_where_two_sizes_contradict_each_other_seconds_go_with_the_amount() -> N
 @given(fixed=st.floats(0, 5), slope=st.floats(1e-6, 5), most=st.integers(1, 4000))
 def test_pieces_grow_as_far_as_the_time_allows(fixed: float, slope: float, most: int) -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
     sizes = [float(2**n) for n in range(12) if 2**n < most] + [float(most)]
 
     def piece(seconds: float) -> Callable[[], float]:
@@ -67,7 +67,7 @@ def test_pieces_grow_as_far_as_the_time_allows(fixed: float, slope: float, most:
 def test_one_larger_piece_is_risked_where_the_smallest_takes_most_of_the_time() -> None:
     """A pass of 135 M parameters on a slow core: 16 tokens take little less than 64."""
     clock = Clock()
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
     costs = {16.0: 1.2, 64.0: 1.4, 128.0: 2.5, 2000.0: 30.0}
     pieces = [(size, clock.taking(seconds)) for size, seconds in costs.items()]
     assert time_pieces(budget, pieces) == [(16.0, 1.2), (128.0, 2.5)]  # what warmed up counts
@@ -81,7 +81,7 @@ def test_one_larger_piece_is_risked_where_the_smallest_takes_most_of_the_time() 
 
 def test_a_piece_that_takes_longer_than_foreseen_is_the_last() -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
 
     def breaks_off() -> float:
         clock.now += 10.0

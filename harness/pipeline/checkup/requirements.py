@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from harness.models import checkpoints
 from harness.pipeline import needs
-from harness.pipeline.findings.finding import Finding
-from harness.pipeline.findings.inputs import is_of_hub, row_sources
+from harness.pipeline.checkup.finding import Finding
+from harness.pipeline.checkup.inputs import is_of_hub, row_sources
 from harness.run import plan
 from harness.run.context import RunContext
 

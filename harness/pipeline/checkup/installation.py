@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup.finding import Finding
 from harness.plugins import registry
 from harness.run.context import RunContext
 

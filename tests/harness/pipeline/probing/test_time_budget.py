@@ -8,7 +8,7 @@ import pytest
 import torch
 from told_clock import Clock
 
-from harness.pipeline.probing.budget import LEAST_S, MOST_S, SHARE, Budget, OutOfTimeError
+from harness.pipeline.probing.time_budget import LEAST_S, MOST_S, SHARE, OutOfTimeError, TimeBudget
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from harness.pipeline.probing.budget import LEAST_S, MOST_S, SHARE, Budget, OutO
 )
 def test_a_probe_may_take_what_its_forecast_justifies(foretold: float, allowed: float) -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
     assert budget.left() == LEAST_S
     budget.grant(foretold)
     assert budget.left() == pytest.approx(allowed)
@@ -31,7 +31,7 @@ def test_a_probe_may_take_what_its_forecast_justifies(foretold: float, allowed: 
 
 def test_a_part_of_the_time_ends_before_the_whole_and_gives_the_rest_back() -> None:
     clock = Clock()
-    budget = Budget(clock)
+    budget = TimeBudget(clock)
     with budget.part(0.5):
         assert budget.left() == pytest.approx(LEAST_S / 2)
         with budget.part(0.5):
@@ -78,7 +78,7 @@ class Stack(torch.nn.Module):
 def test_what_takes_too_long_is_broken_off_between_two_layers(seconds: float, passed: int) -> None:
     """Ten layers forwards and ten backwards, in the least time that a probe has."""
     clock = Clock()
-    budget, model = Budget(clock), Stack(clock, seconds)
+    budget, model = TimeBudget(clock), Stack(clock, seconds)
     assert LEAST_S == 4.0
     try:
         with budget.watching(model):

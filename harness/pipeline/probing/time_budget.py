@@ -17,7 +17,7 @@ class OutOfTimeError(Exception):
     """The probe's time is over."""
 
 
-class Budget:
+class TimeBudget:
     """The seconds that a probe may take, from now on. ``clock`` gives the time in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
@@ -90,7 +90,7 @@ def _layers(model: Any) -> Iterator[Any]:
             yield from module
 
 
-def time_work(budget: Budget, work: Callable[[], object]) -> float:
+def time_work(budget: TimeBudget, work: Callable[[], object]) -> float:
     """The seconds of a piece of work, on the device included."""
     _wait_for_device()
     start = budget.clock()

@@ -11,7 +11,7 @@ from harness.data import loading
 from harness.generation import lm_tasks
 from harness.models import checkpoints
 from harness.pipeline import other_models
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup.finding import Finding
 from harness.run import plan
 from harness.run.context import RunContext
 

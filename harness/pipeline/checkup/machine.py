@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.models import checkpoints
 from harness.pipeline import estimate, other_models
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup.finding import Finding
 from harness.plugins import registry
 from harness.run import plan
 from harness.run.context import RunContext

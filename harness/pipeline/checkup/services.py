@@ -9,7 +9,7 @@ from harness.engines import select
 from harness.generation import stage as generation
 from harness.judging import session
 from harness.models import checkpoints
-from harness.pipeline.findings.finding import Finding
+from harness.pipeline.checkup.finding import Finding
 from harness.plugins import registry
 from harness.run.context import RunContext
 from harness.servers import http_client
