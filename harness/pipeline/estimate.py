@@ -166,7 +166,7 @@ class _Trainings:
 
     def _measure_lengths(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
-    ) -> list[memory.Row]:
+    ) -> list[memory.RowSize]:
         """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
         model is going to rewrite is taken to go half as far as it may."""
         if not checkpoints.is_here(self.shop.config.model):
@@ -181,7 +181,7 @@ class _Trainings:
             tokens, loss = len(row.input_ids), sum(row.trained)
             room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
             more = max(0, (room - loss) // 2)
-            found.append(memory.Row(tokens + more, loss + more))
+            found.append(memory.RowSize(tokens + more, loss + more))
         return found
 
     def _encode(
