@@ -188,10 +188,8 @@ def _draw_safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix:
         return []
     several = len(measured) > 1
     size = (8.6, 4.2) if several else (5.2, 4.2)
-    labels = [
-        (metrics.label(name) if several else "", _label_utility(rows), metrics.axis(name))
-        for name in measured
-    ]
+    x = _label_utility(rows)
+    labels = [(metrics.label(name) if several else "", x, metrics.axis(name)) for name in measured]
     figure, axes = charts.panels(labels, title=title, size=size)
     best = {}
     for name, panel in zip(measured, axes, strict=True):
