@@ -76,7 +76,7 @@ class Run:
 
         Title and notes are in ``attrs``. It is made anew where answers or verdicts have changed.
         """
-        with run_folder.opened(self.path) as config, notebook.quiet() as console:
+        with run_folder.open_run(self.path) as config, notebook.quiet() as console:
             table.present(config, self.path, console)
         return tables.read(self.path)
 
@@ -142,7 +142,7 @@ class Run:
         ``show_harmful``: with the texts of safety tasks."""
         from harness import report
 
-        with run_folder.opened(self.path) as config, notebook.quiet() as console:
+        with run_folder.open_run(self.path) as config, notebook.quiet() as console:
             table.present(config, self.path, console)
             return report.write(self.path, Path(out) if out else None, show_harmful=show_harmful)
 

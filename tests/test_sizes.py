@@ -19,22 +19,12 @@ MOST_LONG_FUNCTIONS = 5
 
 FILES = {
     "harness/mini/grammar.py": "tasks hash it as their source: another text would be another task",
-    "harness/analyses/divergence.py": "to be split",
-    "harness/pipeline/doctor.py": "to be split",
-    "harness/pipeline/forecast.py": "to be split",
-    "harness/run/run_folder.py": "to be split",
 }
 # Functions longer than the longest.
 FUNCTIONS: dict[str, str] = {}
 # Long functions beyond the few that may be.
 LONG_FUNCTIONS: dict[str, str] = {
     "harness/mini/grammar.py:dialogue": "tasks hash it as their source: another text would be another task",
-    "harness/commands/tune.py:tune": "a command's options and what it says of them",
-    "harness/judging/stage.py:_verdicts": "to be split",
-    "harness/leaderboard/build.py:build": "to be split",
-    "harness/pipeline/estimate.py:show": "to be split",
-    "harness/report/plots.py:_cost_safety": "to be split",
-    "harness/training/preparation.py:_make": "to be split",
 }
 
 

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from harness.analyses.shared import FOLDER
+from harness.analyses.token_divergence import Forced, Reference, measure_divergences, summarize
 from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.data import loading
 from harness.generation import lm_tasks, splits
 from harness.generation import stage as generation
-from harness.leaderboard.statistics import mean
 from harness.models import checkpoints
 from harness.models.checkpoints import Checkpoint
 from harness.run import plan
@@ -39,7 +38,6 @@ from harness.training import stage as training
 
 VERSION = 2
 FILES = ("divergences.jsonl", "summary.json")
-FIRST = (2, 4, 6, 8)  # tokens over which the paper takes the mean
 ENGINE = "hf"  # what gives whole distributions
 Answers = Literal["harmful", "seed"]
 
@@ -59,155 +57,7 @@ class Settings:
         return "kl" if self.answers == "harmful" else f"kl-{self.answers}"
 
 
-@dataclass(frozen=True, slots=True)
-class Forced:
-    """A request and the beginning of a fixed answer to it, as token ids."""
-
-    id: str
-    prompt: list[int]
-    answer: list[int]
-
-
-# --- the measure -----------------------------------------------------------------------------------
-
-
-def per_token(seed: Any, tuned: Any) -> Any:
-    """KL(base || tuned) in nats, (N,), from float32 log-probabilities (N, V)."""
-    from torch.nn.functional import kl_div
-
-    return kl_div(tuned, seed, reduction="none", log_target=True).sum(-1).clamp_min(0)
-
-
-def answer_logp(model: Any, batch: Sequence[Forced], pad_id: int) -> Any:
-    """float32 (N, V): the log-probabilities of the whole vocabulary at every answer token of the batch, one
-    answer after the other. Logits are made from the first answer's beginning on alone."""
-    import torch
-
-    rows = [one.prompt + one.answer[:-1] for one in batch]  # the last token is predicted, not read
-    width, first = max(map(len, rows)), min(len(one.prompt) for one in batch) - 1
-    ids = torch.full((len(rows), width), pad_id)
-    for row, tokens in enumerate(rows):  # padding on the right, where causal attention never looks
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    attention = (torch.arange(width) < torch.tensor([[len(row)] for row in rows])).long()
-    with torch.inference_mode():
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=attention.to(model.device),
-            use_cache=False,
-            logits_to_keep=width - first,
-        ).logits[:, first - width :]  # (B, width - first, V)
-        spans = [
-            logits[row, len(one.prompt) - 1 - first : len(rows[row]) - first] for row, one in enumerate(batch)
-        ]
-        return torch.cat(spans).float().log_softmax(-1)
-
-
-def batches(questions: Sequence[Forced], size: int) -> list[list[Forced]]:
-    """Of like length, so that little is padded."""
-    ordered = sorted(questions, key=lambda one: (len(one.prompt), len(one.answer), one.id))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-class Reference:
-    """The base model's log-probabilities at every answer token, in a file: (answer tokens, V) float32."""
-
-    def __init__(self, file: Path, model: Any, pad_id: int, questions: Sequence[Forced], size: int,
-                 advance: Callable[[int], None]):  # fmt: skip
-        import numpy as np
-
-        self._start: dict[str, int] = {}
-        self._table: Any = None
-        tokens = sum(len(one.answer) for one in questions)
-        filled = 0
-        for batch in batches(questions, size):
-            logp = _forward(model, batch, pad_id).cpu().numpy()
-            if self._table is None:
-                _check_room(file.parent, 4 * tokens * logp.shape[1])
-                self._table = np.memmap(file, np.float32, "w+", shape=(tokens, logp.shape[1]))
-            self._table[filled : filled + len(logp)] = logp
-            for one in batch:
-                self._start[one.id] = filled
-                filled += len(one.answer)
-            advance(len(batch))
-
-    def rows(self, batch: Sequence[Forced]) -> Any:
-        """Of a batch's answers, one after the other, (N, V)."""
-        import numpy as np
-        import torch
-
-        spans = [self._table[self._start[one.id] :][: len(one.answer)] for one in batch]
-        return torch.from_numpy(np.concatenate(spans))
-
-
-def divergences(
-    model: Any,
-    pad_id: int,
-    questions: Sequence[Forced],
-    reference: Reference,
-    size: int,
-    advance: Callable[[int], None] = lambda done: None,
-) -> dict[str, list[float]]:
-    """KL(base || model) in nats at each answer token, by question. Raises HarnessError where the two models
-    have no common vocabulary."""
-    found = {}
-    for batch in batches(questions, size):
-        tuned = _forward(model, batch, pad_id)
-        seed = reference.rows(batch)
-        if seed.shape != tuned.shape:
-            raise HarnessError(
-                f"it predicts {tuned.shape[1]:,} tokens, the base model {seed.shape[1]:,}: no KL between them"
-            )
-        values = per_token(seed.to(tuned.device), tuned).cpu()
-        for one, part in zip(batch, values.split([len(one.answer) for one in batch]), strict=True):
-            found[one.id] = part.tolist()
-        advance(len(batch))
-    return {one.id: found[one.id] for one in questions}
-
-
-def _forward(model: Any, batch: Sequence[Forced], pad_id: int) -> Any:
-    import torch
-
-    try:
-        return answer_logp(model, batch, pad_id)
-    except torch.OutOfMemoryError:
-        pass
-    smaller = f"--batch-size {len(batch) // 2}" if len(batch) > 1 else "--dtype bfloat16"
-    raise HarnessError(f"the device has no memory for {len(batch)} prompts at once: {smaller}")
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise HarnessError(
-            f"{folder}: the base model's log-probabilities take {needed / 2**30:.1f} GiB for a while and "
-            f"{free / 2**30:.1f} GiB are free; give a smaller --tokens"
-        )
-
-
-def summary(values: Mapping[str, Sequence[float]], tokens: int) -> dict[str, Any]:
-    """``n`` prompts; ``positions``: the mean KL at each, over the prompts whose answers reach it; ``first``:
-    over the first k tokens, the mean of the prompts' own means (of what a shorter answer has)."""
-    every = list(values.values())
-    positions: list[dict[str, Any]] = [
-        {"position": place + 1, **_estimate(one[place] for one in every if len(one) > place)}
-        for place in range(tokens)
-    ]
-    first: list[dict[str, Any]] = [
-        {"tokens": k, **_estimate(fmean(one[:k]) for one in every)} for k in FIRST if k <= tokens
-    ]
-    return {"n": len(every), "positions": positions, "first": first}
-
-
-def _estimate(values: Iterable[float]) -> dict[str, Any]:
-    found = asdict(mean(values))
-    del found["unjudged"]
-    return found
-
-
-# --- a run's checkpoints ---------------------------------------------------------------------------
-
-
-def cells(config: RunConfig) -> list[Cell]:
+def list_cells(config: RunConfig) -> list[Cell]:
     """The checkpoints that are compared with the base model."""
     return [cell for cell in resolve(config).cells() if cell.kind in ("checkpoint", "trained")]
 
@@ -222,7 +72,7 @@ def make_run_context(config: RunConfig, out: Path, settings: Settings) -> RunCon
     return RunContext(config.model_copy(update=update), out)
 
 
-def asked_task(config: RunConfig, answers: Answers) -> str:
+def find_task(config: RunConfig, answers: Answers) -> str:
     """The task whose requests are asked. Raises HarnessError where it has no harmful answers."""
     if answers == "seed":
         return config.safety.raw_task
@@ -232,15 +82,15 @@ def asked_task(config: RunConfig, answers: Answers) -> str:
     return task
 
 
-def stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
+def make_stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
     config = shop.config
-    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
+    benchmark = resolve(config).benchmark(find_task(config, settings.answers))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
         "seed_model": shop.seed_fingerprint,
-        "weights": _weights(shop, cell),
+        "weights": _hash_weights(shop, cell),
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
         "data": {name: loading.data_hash(file) for name, file in lm_tasks.files(shop, benchmark).items()},
@@ -255,7 +105,7 @@ def stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
     return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
 
 
-def _weights(shop: RunContext, cell: Cell) -> dict[str, str]:
+def _hash_weights(shop: RunContext, cell: Cell) -> dict[str, str]:
     """The hashes of a checkpoint's files, those of a trained one as its training has left them."""
     if cell.kind == "trained":
         marker = shop.out / cell.folder / "train.done.json"
@@ -275,12 +125,12 @@ def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell,
 
     Raises HarnessError where the base model itself cannot be asked.
     """
-    asked_task(shop.config, settings.answers)
+    find_task(shop.config, settings.answers)
     found: dict[Cell, Stage] = {}
     missing: dict[Cell, str] = {}
-    for cell in cells(shop.config):
+    for cell in list_cells(shop.config):
         try:
-            found[cell] = stage(shop, cell, settings)
+            found[cell] = make_stage(shop, cell, settings)
             _check_there(shop, cell, found[cell])
         except HarnessError as error:
             found.pop(cell, None)
@@ -288,7 +138,7 @@ def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell,
     pending = [cell for cell, one in found.items() if not one.done()]
     if pending:
         shop.import_libraries()
-        with _asked(shop, settings, size) as ask:
+        with _open_base_model(shop, settings, size) as ask:
             for cell in pending:
                 try:
                     found[cell].run(lambda scratch, cell=cell: ask(cell, scratch))  # type: ignore[misc]
@@ -305,7 +155,9 @@ def _check_there(shop: RunContext, cell: Cell, one: Stage) -> None:
 
 
 @contextlib.contextmanager
-def _asked(shop: RunContext, settings: Settings, size: int) -> Iterator[Callable[[Cell, Path], None]]:
+def _open_base_model(
+    shop: RunContext, settings: Settings, size: int
+) -> Iterator[Callable[[Cell, Path], None]]:
     """Ask the base model; the function that is yielded asks a cell's and writes its divergences."""
     scratch = shop.out / FOLDER / f".{settings.name}.seed"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -313,27 +165,27 @@ def _asked(shop: RunContext, settings: Settings, size: int) -> Iterator[Callable
     from harness.engines.lm import Asking, TaskModel
 
     try:
-        with _opened(shop, shop.seed_checkpoint) as engine:
+        with _open_engine(shop, shop.seed_checkpoint) as engine:
             model = TaskModel(engine)
-            requests = _requests(shop, engine, model, settings)
-            answers = _answers(shop, engine, model, requests, settings)
+            requests = _build_requests(shop, engine, model, settings)
+            answers = _find_answers(shop, engine, model, requests, settings)
             vocabulary = engine.tokenizer.get_vocab()
-            questions = [_forced(engine, model, requests[name], name, ids) for name, ids in answers.items()]
+            questions = [_force(engine, model, requests[name], name, ids) for name, ids in answers.items()]
             with shop.reporter.bar("base model", len(questions), "answers") as advance:
                 pad = engine.tokenizer.pad_token_id or 0
                 reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
 
         def ask(cell: Cell, folder: Path) -> None:
-            with _opened(shop, generation.checkpoint_of(shop, cell)) as engine:
+            with _open_engine(shop, generation.checkpoint_of(shop, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
                     raise HarnessError("its tokenizer is not the base model's: no KL between them")
                 model = TaskModel(engine, Asking(system_prompt=training.system_prompt(shop.config, cell)))
-                mine = [_forced(engine, model, requests[name], name, ids) for name, ids in answers.items()]
+                mine = [_force(engine, model, requests[name], name, ids) for name, ids in answers.items()]
                 pad = engine.tokenizer.pad_token_id or 0
                 with shop.reporter.bar(cell.label, len(mine), "answers") as advance:
-                    values = divergences(engine.model, pad, mine, reference, size, advance)
+                    values = measure_divergences(engine.model, pad, mine, reference, size, advance)
             write_jsonl_atomic(folder / FILES[0], [{"id": name, "kl": kl} for name, kl in values.items()])
-            write_json_atomic(folder / FILES[1], summary(values, settings.tokens))
+            write_json_atomic(folder / FILES[1], summarize(values, settings.tokens))
 
         yield ask
     finally:
@@ -341,7 +193,7 @@ def _asked(shop: RunContext, settings: Settings, size: int) -> Iterator[Callable
 
 
 @contextlib.contextmanager
-def _opened(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
+def _open_engine(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
     """A checkpoint's weights and tokenizer, on the device while the block runs."""
     from harness.engines.hf import HFEngine
 
@@ -352,13 +204,13 @@ def _opened(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
         engine.close()
 
 
-def _requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
+def _build_requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
     config = shop.config
-    benchmark = resolve(config).benchmark(asked_task(config, settings.answers))
+    benchmark = resolve(config).benchmark(find_task(config, settings.answers))
     lm_task = lm_tasks.open_task(shop, engine, benchmark)
     lm_task.build_all_requests(
-        samples=splits.chosen(lm_task.eval_docs, benchmark, config.responses),
+        samples=splits.choose(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
         fewshot_as_multiturn=True,
         chat_template=model.apply_chat_template,
@@ -366,7 +218,7 @@ def _requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> 
     return {str(request.doc.get("id", request.doc_id)): request for request in lm_task.instances}
 
 
-def _answers(
+def _find_answers(
     shop: RunContext, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
 ) -> dict[str, list[int]]:
     """The fixed answers' first tokens by document; one that is empty has no token to look at."""
@@ -384,19 +236,19 @@ def _answers(
     return answers
 
 
-def _forced(engine: Any, model: Any, request: Any, name: str, answer: list[int]) -> Forced:
+def _force(engine: Any, model: Any, request: Any, name: str, answer: list[int]) -> Forced:
     from harness.models import chat
 
     prompt = chat.prompt_ids(engine.tokenizer, model.conversation(request), answering=True)
     return Forced(name, prompt, answer)
 
 
-def read(one: Stage) -> dict[str, list[float]]:
+def read_divergences(one: Stage) -> dict[str, list[float]]:
     """A checkpoint's divergences in nats: document's id -> KL at each answer token."""
     return {row["id"]: row["kl"] for row in read_jsonl(one.folder / FILES[0])}
 
 
-def summary_of(one: Stage) -> dict[str, Any]:
-    """A checkpoint's means, as ``summary`` gives them."""
+def read_summary(one: Stage) -> dict[str, Any]:
+    """A checkpoint's means, as ``summarize`` gives them."""
     found: dict[str, Any] = read_json(one.folder / FILES[1])
     return found

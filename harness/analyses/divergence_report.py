@@ -61,7 +61,7 @@ def kl(
 
     - ``rows``: by checkpoint, its ``positions`` and ``first`` k tokens (nats, interval, prompts) and its safe
       rates (percent, by ``judge``: default the run's first);
-    - ``means``: by train task and method, over the seeds; ``correlations``; ``missing``; ``notes``.
+    - ``average``: by train task and method, over the seeds; ``correlations``; ``missing``; ``notes``.
 
     ``overrides``: the run's keys that this command names itself (a model, data), as a run of somebody else's
     needs them (trust.py). Raises HarnessError where nothing can be compared, UsageError for a judge that is
@@ -71,24 +71,24 @@ def kl(
     judge = chosen_judge(config, judge)
     shop = divergence.make_run_context(config, out, settings)
     with run_folder.lock(out):
-        cells = divergence.cells(config)
+        cells = divergence.list_cells(config)
         if not cells:
             raise HarnessError(f"{out}: this run has the base model alone, and nothing to compare with it")
         size = batch_size or config.responses.batch_size
-        found, missing = _measured(shop, settings, size, console)
-        rates = {cell: _rates(config, out, cell, judge) for cell in found}
-        seed_rates = _rates(config, out, resolve(config).cells()[0], judge)
+        found, missing = _measure(shop, settings, size, console)
+        rates = {cell: _read_rates(config, out, cell, judge) for cell in found}
+        seed_rates = _read_rates(config, out, resolve(config).cells()[0], judge)
         name = settings.name
-        inputs = _inputs(found, rates, missing) | {"seed": seed_rates, "judge": judge}
-        whole = Stage(out / FOLDER, name, inputs, _outputs(name))
+        inputs = _list_inputs(found, rates, missing) | {"seed": seed_rates, "judge": judge}
+        whole = Stage(out / FOLDER, name, inputs, _list_outputs(name))
         if not whole.done():
-            record = _record(config, settings, judge, found, rates, missing)
+            record = _make_record(config, settings, judge, found, rates, missing)
             whole.run(lambda scratch: _write(scratch, name, record, seed_rates))
         result: Row = read_json(out / FOLDER / f"{name}.json")
     return result
 
 
-def _measured(
+def _measure(
     shop: RunContext, settings: Settings, size: int, console: Console
 ) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
     """What ``divergence.measure`` finds, with its progress shown. Raises HarnessError for nothing."""
@@ -100,7 +100,7 @@ def _measured(
     return found, missing
 
 
-def _inputs(found: Mapping[Cell, Stage], rates: Mapping[Cell, Any], missing: Mapping[Cell, str]) -> Row:
+def _list_inputs(found: Mapping[Cell, Stage], rates: Mapping[Cell, Any], missing: Mapping[Cell, str]) -> Row:
     """What the record is made of, by which it is known to be current."""
     return {
         "version": VERSION,
@@ -110,13 +110,13 @@ def _inputs(found: Mapping[Cell, Stage], rates: Mapping[Cell, Any], missing: Map
     }
 
 
-def _outputs(name: str) -> list[str]:
+def _list_outputs(name: str) -> list[str]:
     """The files of an analysis, in its folder."""
     figures = [f"{stem}.{kind}" for stem in (name, f"{name}-safety") for kind in charts.FORMATS]
     return [f"{name}.json", f"{name}.csv", *figures]
 
 
-def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, float | None]:
+def _read_rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, float | None]:
     """A cell's safe rates in percent, None where they are not there."""
     found: dict[str, float | None] = {}
     scope = config.safety.judged_scope
@@ -132,7 +132,7 @@ def _rates(config: RunConfig, out: Path, cell: Cell, judge: str) -> dict[str, fl
 # --- figures ---------------------------------------------------------------------------------------
 
 
-def _record(
+def _make_record(
     config: RunConfig,
     settings: Settings,
     judge: str,
@@ -142,8 +142,8 @@ def _record(
 ) -> Row:
     rows = [
         {
-            **_named(cell),
-            **divergence.summary_of(one),
+            **_name(cell),
+            **divergence.read_summary(one),
             **rates[cell],
         }
         for cell, one in found.items()
@@ -151,7 +151,7 @@ def _record(
     of = "harmful answers" if settings.answers == "harmful" else "the base model's own answers"
     notes = [
         f"KL(base || tuned) of the next token, nats; both read the same {of}, and neither writes.",
-        f"Requests: {divergence.asked_task(config, settings.answers)}; each model is asked as it is scored "
+        f"Requests: {divergence.find_task(config, settings.answers)}; each model is asked as it is scored "
         "(PTST: under its safety prompt).",
         f"Weights {settings.dtype}, divergence float32. Intervals: 95 %, BCa bootstrap over the prompts.",
         f"Safe rates: percent, by {judge}.",
@@ -162,23 +162,23 @@ def _record(
     return {
         "model": config.model,
         **asdict(settings),
-        "task": divergence.asked_task(config, settings.answers),
+        "task": divergence.find_task(config, settings.answers),
         "judge": judge,
         "unit": "nats",
         "rows": rows,
-        "means": means(rows),
+        "means": average(rows),
         "correlations": correlations(rows),
-        "missing": [{**_named(cell), "reason": reason} for cell, reason in missing.items()],
+        "missing": [{**_name(cell), "reason": reason} for cell, reason in missing.items()],
         "notes": notes,
     }
 
 
-def _named(cell: Cell) -> Row:
+def _name(cell: Cell) -> Row:
     """``train_task`` and ``seed`` are None for a checkpoint of the user's own."""
     return {"train_task": cell.train_task, "method": cell.method, "seed": cell.seed}
 
 
-def means(rows: Sequence[Row]) -> list[Row]:
+def average(rows: Sequence[Row]) -> list[Row]:
     """One row a train task and method: plain means over its ``seeds``, and how far these lie apart."""
     groups: dict[tuple[str | None, str], list[Row]] = {}
     for row in rows:
@@ -189,15 +189,15 @@ def means(rows: Sequence[Row]) -> list[Row]:
             "method": method,
             "seeds": [row["seed"] for row in group],
             "n": max(row["n"] for row in group),
-            "positions": _over(group, "positions", "position"),
-            "first": _over(group, "first", "tokens"),
+            "positions": _combine(group, "positions", "position"),
+            "first": _combine(group, "first", "tokens"),
             **{metric: mean_of_all([row[metric] for row in group]) for metric in SAFE_RATES},
         }
         for (task, method), group in groups.items()
     ]
 
 
-def _over(group: Sequence[Row], name: str, key: str) -> list[Row]:
+def _combine(group: Sequence[Row], name: str, key: str) -> list[Row]:
     found = []
     for same in zip(*(row[name] for row in group), strict=True):
         values = [one["value"] for one in same if one["value"] is not None]

@@ -53,7 +53,7 @@ def flops(out: Path) -> Row:
     cells = [cell for cell in resolve(config).cells() if cell.kind == "trained"]
     if not cells:
         raise HarnessError(f"{out}: this run trains with no method, so there is no cost to show")
-    failures = run_folder.failed(out)
+    failures = run_folder.read_failures(out)
     found = [(cell, _record(out, cell, failures)) for cell in cells]
     rows = costs(found)
     alone = not side_by_side(out)

@@ -45,7 +45,7 @@ _BATCH_VALUES = 4_000_000  # weights drawn at a time: bounds the memory, whateve
 
 
 @dataclass(frozen=True)
-class Training:
+class Curves:
     """One training of a method, over its seeds: what each document was worth after each epoch.
 
     ``epochs``: (E,), from 0, the base model; ``utility``: (E, S, D) and ``safety``: (E, S, D'), fractions in
@@ -63,7 +63,7 @@ class Training:
 class Resampled:
     """A training's utility and safety after each epoch, (R, E): as they are in row 0, resampled below it."""
 
-    training: Training
+    training: Curves
     utility: Floats
     safety: Floats
 
@@ -107,7 +107,7 @@ def highest(trainings: Sequence[Resampled]) -> Floats:
     return np.asarray(np.max([one.utility.max(axis=1) for one in trainings], axis=0))
 
 
-def resample(trainings: Sequence[Training], resamples: int = RESAMPLES, seed: int = SEED) -> list[Resampled]:
+def resample(trainings: Sequence[Curves], resamples: int = RESAMPLES, seed: int = SEED) -> list[Resampled]:
     """Every training under the same resamples of documents and seeds; row 0 is the data as they are.
 
     Raises ValueError where trainings differ in their documents or seeds.
@@ -157,7 +157,7 @@ def _means(values: Floats, documents: Floats, seeds: Floats) -> Floats:
 
 def trainings(
     config: RunConfig, out: Path, train_task: str, metric: Metric, judge: str
-) -> tuple[list[Training], list[str]]:
+) -> tuple[list[Curves], list[str]]:
     """The trainings of a run on a task, and lines on those that are left out.
 
     Raises HarnessError where the base model has no scores, or answers are of other documents.
@@ -166,7 +166,7 @@ def trainings(
         update={"judges": (judge,), "train_tasks": (train_task,), "utility_tasks": (), "safety_tasks": ()}
         | {"safety_sets": {}, "utility_sets": {}, "cross_tasks": False}
     )
-    failures = run_folder.failed(out)
+    failures = run_folder.read_failures(out)
     cells = resolve(config).cells()
 
     def result(cell: Cell) -> CellResult:
@@ -190,7 +190,7 @@ def trainings(
         if any(np.isnan(array).all(axis=2).any() for array in arrays):
             left_out.append(f"{method}, learning rate {learning_rate:g}: left out, no answer could be judged")
             continue
-        found.append(Training(method, learning_rate, _epoch_numbers(config, rows[0]), *arrays))
+        found.append(Curves(method, learning_rate, _epoch_numbers(config, rows[0]), *arrays))
     return found, left_out
 
 

@@ -39,7 +39,7 @@ def agreement(run: Path, labels: Path | None, template: Path | None, sample: int
             f"{template}: {count} exchanges to label; their texts are in {run}/CELL/TASK/responses.jsonl"
         )
         return
-    with run_folder.opened(run):
+    with run_folder.open_run(run):
         record = agreement.analyse(run, labels)
     if as_json:
         print_json(record)

@@ -32,7 +32,7 @@ def analyze_flops(run: Path, as_json: bool) -> None:
     from harness.analyses import flops
     from harness.run import run_folder
 
-    with run_folder.opened(run):
+    with run_folder.open_run(run):
         record = flops.flops(run)
     if as_json:
         print_json(record)

@@ -24,7 +24,7 @@ def score(run: Path, intervals: bool) -> None:
     from harness.pipeline import cleaning, table
     from harness.run import run_folder
 
-    with run_folder.opened(run) as config:
+    with run_folder.open_run(run) as config:
         cleaning.unmark(run)
         table.present(config, run, console(), intervals=intervals)
 
@@ -58,7 +58,7 @@ def clean(
 
     if everything and (rows or tasks):
         raise UsageError("--all removes the whole run: leave out --row and --task")
-    with run_folder.opened(run) as config:
+    with run_folder.open_run(run) as config:
         if bool(rows) != bool(tasks) and cleaning.is_interrupted(run, config, rows or (), tasks or ()):
             _table(run, config)
             return
@@ -113,7 +113,7 @@ def _chosen(
         return cleaning.again(run, config, rows, tasks), config
     if rows or tasks:
         after = cleaning.without(config, rows or (), tasks or ())
-        return cleaning.part(run, config, after), after
+        return cleaning.list_removed(run, config, after), after
     return (cleaning.whole if everything else cleaning.weights)(run, config), config
 
 

@@ -62,7 +62,7 @@ def leaderboard(
     if kind:
         return
     if len(runs) == 1:
-        with run_folder.opened(runs[0]) as config:
+        with run_folder.open_run(runs[0]) as config:
             table.present(config, runs[0], console(), intervals=intervals)
     else:
         show.render(merged.frame, console(), title=merged.title, notes=merged.notes, intervals=intervals)

@@ -35,7 +35,7 @@ def matched(run: Path, utility: float | None, metric: Any, judge: str | None, as
     from harness.analyses import matching, matching_report
     from harness.run import run_folder
 
-    with run_folder.opened(run):
+    with run_folder.open_run(run):
         record = matching.matched(run, utility, metric, judge)
         files = matching_report.write(record, run)
     if as_json:

@@ -28,7 +28,7 @@ def report(run: Path, show_harmful: bool, out: Path | None, show: bool) -> None:
     from harness import report as pages
     from harness.run import run_folder
 
-    with run_folder.opened(run):
+    with run_folder.open_run(run):
         written = pages.write(run, out, show_harmful=show_harmful)
     click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB")
     if show_harmful:
@@ -45,7 +45,7 @@ def figures(run: Path, out: Path | None) -> None:
     from harness.report import plots
     from harness.run import run_folder
 
-    with run_folder.opened(run):
+    with run_folder.open_run(run):
         written = plots.write(run, out)
     for path in written:
         click.echo(path)

@@ -38,9 +38,9 @@ def simulate(runs: int, documents: int, family_runs: int, seed: int, out: Path |
     families = family_simulation.simulate(
         family_simulation.settings(), runs=family_runs, n=documents, seed=seed, console=shown
     )
-    parts = [simulation.part(single), family_simulation.part(families)]
+    tables = [simulation.make_table(single), family_simulation.make_table(families)]
     if out is not None:
-        simulation.write(parts, out, " ".join(["harness", *sys.argv[1:]]))
+        simulation.write(tables, out, " ".join(["harness", *sys.argv[1:]]))
     if as_json:
         click.echo(
             json.dumps(
@@ -48,5 +48,5 @@ def simulate(runs: int, documents: int, family_runs: int, seed: int, out: Path |
             )
         )
         return
-    for part in parts:
-        simulation.show(part, shown)
+    for table in tables:
+        simulation.show(table, shown)

@@ -79,17 +79,16 @@ def tune(
     another floor on the same folder trains nothing anew. Exit code 3: no setting holds the floor.
     """
     from harness.pipeline.compare import RUNS
-    from harness.studies import search, search_report, search_trials
+    from harness.studies import search, search_trials
 
     config = resolve(recipe, **flags)
     floor = search_trials.Floor(utility_floor, utility_drop, confident)
-    space = search_trials.space(methods, max_preview, [*prefixes, *_lines(prefix_file)])
+    space = search_trials.space(methods, max_preview, [*prefixes, *_read_lines(prefix_file)])
     folder = out if out is not None else RUNS / f"{config.name}-tune"
-    terminal = console(stderr=as_json)
     record = search.tune(
         config,
         folder,
-        terminal,
+        console(stderr=as_json),
         space=space,
         floor=floor,
         objective=objective,
@@ -97,15 +96,22 @@ def tune(
         seed=search_seed,
         debug=ctx.obj["debug"],
     )
+    _show(record, folder, as_json)
+
+
+def _show(record: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print what the search has found. Exits with 3 where no setting holds the floor."""
+    from harness.studies import search_report
+
     if as_json:
         print_json(record)
     else:
-        search_report.show(record, folder, terminal)
+        search_report.show(record, folder, console())
     if record["chosen"] is None:
         raise SystemExit(NOT_MET)
 
 
-def _lines(path: Path | None) -> list[str]:
+def _read_lines(path: Path | None) -> list[str]:
     """A prefix a line, blanks at its ends included. Raises UsageError where there is no such file."""
     if path is None:
         return []

@@ -20,7 +20,7 @@ HEAD = "method"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TextCell:
     """``text``: a figure; ``behind``: what belongs to it, such as a mark. One that ``spans`` may reach over
     the empty cell before it."""
 
@@ -35,7 +35,7 @@ class Column:
     """``least``: a width that it must have."""
 
     head: str
-    cells: Sequence[Cell]
+    cells: Sequence[TextCell]
     least: int = 0
 
     @cached_property
@@ -53,7 +53,7 @@ class Column:
         after = min(self.behind, self.width - cell_len(self.head))
         return Text(" " * (self.width - after - cell_len(self.head)) + self.head + " " * after)
 
-    def shown(self, cell: Cell) -> Text:
+    def shown(self, cell: TextCell) -> Text:
         behind = cell.behind if cell.spans else cell.behind + " " * (self.behind - cell_len(cell.behind))
         before = " " * (self.width - cell_len(cell.text) - cell_len(behind))
         return Text(before).append(cell.text + behind, style=cell.style)
@@ -63,7 +63,7 @@ Block = Sequence[Column]  # columns that stand in one table
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """One that has found its place: its lines, the names that it shows, and the rows whose words are cut."""
 
     lines: list[Text]
@@ -84,7 +84,7 @@ def tables(
     words: Mapping[int, tuple[str, str]] | None = None,
     *,
     dense: bool = True,
-) -> list[Table]:
+) -> list[TextTable]:
     """As few tables as the width allows. ``words``: of rows without figures, what stands there and its style;
     ``dense``: rather shorten names and narrow the gaps than begin a further table."""
     for gap in GAPS if dense else GAPS[:1]:
@@ -123,7 +123,7 @@ def _table(
     gap: int,
     width: int,
     words: Mapping[int, tuple[str, str]],
-) -> Table:
+) -> TextTable:
     longest = _longest(names)
     room = max(min(longest, _room(blocks, gap, width)), min(longest, LAST))
     shown = shortened(names, room)
@@ -151,7 +151,7 @@ def _table(
         line.rstrip()
         lines.append(line)
     head.rstrip()
-    return Table(lines, shown, cut)
+    return TextTable(lines, shown, cut)
 
 
 # --- names -----------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def answer(
     and hash of the documents. At most AT_ONCE documents are in work at a time."""
     lm_task = lm_tasks.open_task(shop, engine, benchmark)
     settings = shop.config.responses
-    chosen = splits.chosen(lm_task.eval_docs, benchmark, settings)
+    chosen = splits.choose(lm_task.eval_docs, benchmark, settings)
     if not chosen:
         raise HarnessError(f"task '{benchmark.name}' has no documents")
     asked = _Asked(shop, engine, benchmark, lm_task, label, system_prompt, journal.rows() if journal else [])
@@ -69,7 +69,7 @@ def answer(
     }
     if settings.part != "all":
         record["part"] = settings.part
-        record["parts"] = splits.counts(lm_task.eval_docs, benchmark, settings)
+        record["parts"] = splits.count_parts(lm_task.eval_docs, benchmark, settings)
     return record
 
 

@@ -19,14 +19,14 @@ VERSION = 1  # of the rule below: raise when it changes
 SALT = f"safetune-harness documents {VERSION}"
 
 
-def part(key: str, validation_share: float) -> Part:
+def assign_part(key: str, validation_share: float) -> Part:
     """The part of the document with this key; ``validation_share`` of all keys are validation."""
     digest = hashlib.sha256(f"{SALT}\n{key}".encode()).digest()
     place = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
     return "validation" if place < validation_share else "final"
 
 
-def key(document: Mapping[str, Any], place: int, benchmark: Benchmark) -> str:
+def find_key(document: Mapping[str, Any], place: int, benchmark: Benchmark) -> str:
     """What a document goes by: its request's text, else its id, else its ``place`` among the documents."""
     if not benchmark.foreign:
         for name in ("instruction", "id"):
@@ -35,7 +35,7 @@ def key(document: Mapping[str, Any], place: int, benchmark: Benchmark) -> str:
     return f"{benchmark.name} {place}"
 
 
-def places(
+def choose_places(
     documents: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: ResponsesConfig
 ) -> list[int] | None:
     """The places of the documents to answer, at most ``limit`` of the part; None where the part is ``all``.
@@ -44,7 +44,7 @@ def places(
     """
     if settings.part == "all":
         return None
-    parts = _parts(documents, benchmark, settings)
+    parts = _assign_parts(documents, benchmark, settings)
     found = [place for place, name in enumerate(parts) if name == settings.part]
     if not found:
         raise HarnessError(
@@ -54,27 +54,27 @@ def places(
     return found[: settings.limit]
 
 
-def chosen(
+def choose(
     documents: Sequence[Mapping[str, Any]], benchmark: Benchmark, settings: ResponsesConfig
 ) -> Sequence[int]:
     """The places of the documents to answer, whatever the part."""
-    found = places(documents, benchmark, settings)
+    found = choose_places(documents, benchmark, settings)
     return range(len(documents))[: settings.limit] if found is None else found
 
 
-def counts(
+def count_parts(
     documents: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: ResponsesConfig
 ) -> dict[str, int]:
     """How many documents each part has."""
-    parts = _parts(documents, benchmark, settings)
+    parts = _assign_parts(documents, benchmark, settings)
     return {name: parts.count(name) for name in ("validation", "final")}
 
 
-def _parts(
+def _assign_parts(
     documents: Iterable[Mapping[str, Any]], benchmark: Benchmark, settings: ResponsesConfig
 ) -> list[Part]:
     return [
-        part(key(document, place, benchmark), settings.validation_share)
+        assign_part(find_key(document, place, benchmark), settings.validation_share)
         for place, document in enumerate(documents)
     ]
 

@@ -104,7 +104,7 @@ def _done(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
     """As ``judged``, but without fetching a judge's weights for a forecast."""
     if session.judge(name).model is not None:
         return (session.shop.out / cell.folder / task / verdict_files.marker_file(name)).exists()
-    return stage.judged(session, cell, task, name)
+    return stage.is_judged(session, cell, task, name)
 
 
 def _usd(price: float | None) -> str:

@@ -39,26 +39,26 @@ def judge_stage(session: JudgeSession, cell: Cell, task: str, name: str) -> Stag
     if session.judge(name).combines:
         inputs["others"] = {
             other: records.marker(folder / verdict_files.marker_file(other))["outputs"]
-            for other in _others(session, name)
+            for other in _list_others(session, name)
         }
     return Stage(folder, verdict_files.stage_name(name), inputs, [verdict_files.verdicts_file(name)])
 
 
-def _others(session: JudgeSession, name: str) -> list[str]:
+def _list_others(session: JudgeSession, name: str) -> list[str]:
     return [other for other in session.shop.config.judges if not registry.combines(other)]
 
 
-def judged(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
+def is_judged(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
     """Whether a judge's verdicts are there (with ``retry_unjudged``: all of them)."""
     if session.judge(name).combines and not all(
-        judged(session, cell, task, other) for other in _others(session, name)
+        is_judged(session, cell, task, other) for other in _list_others(session, name)
     ):
         return False
     stage = judge_stage(session, cell, task, name)
-    return not session.anew and stage.done() and not (session.retry_unjudged and _unjudged(stage))
+    return not session.anew and stage.done() and not (session.retry_unjudged and _count_unjudged(stage))
 
 
-def _unjudged(stage: Stage) -> int:
+def _count_unjudged(stage: Stage) -> int:
     verdicts = records.each_verdict(stage.folder, stage.name, stage.outputs[0])
     return sum(row["harmful"] is None for row in verdicts)
 
@@ -69,7 +69,7 @@ def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -
     exchanges = verdict_files.read_exchanges(stage.folder)
     journal = Journal(stage)
     scope = session.shop.config.safety.judged_scope
-    found = _settled(judge, exchanges, scope)
+    found = _settle_missing(judge, exchanges, scope)
     if session.anew:
         journal.remove()
         shutil.rmtree(stage.folder / f".{stage.name}.remote", ignore_errors=True)
@@ -83,7 +83,7 @@ def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -
     context = JudgeContext(
         scope=scope,
         load_model=session.load_model,
-        others={other: verdict_files.stored(stage.folder, other) for other in _others(session, name)}
+        others={other: verdict_files.stored(stage.folder, other) for other in _list_others(session, name)}
         if judge.combines
         else {},
         budget=session.budget,
@@ -91,9 +91,9 @@ def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -
     )
     todo = [exchange for exchange in exchanges if exchange.id not in found]
     bar = session.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
-    with bar as advance, _writing(journal, judge, found) as write:
+    with bar as advance, _open_journal(journal, judge, found) as write:
         advance(len(found))
-        for verdict in _kept_to_contract(_verdicts(session, stage, judge, todo, context), todo, name, task):
+        for verdict in _check_contract(_judge_new(session, stage, judge, todo, context), todo, name, task):
             found[verdict.exchange_id] = verdict
             write(verdict)
             advance(1)
@@ -112,7 +112,7 @@ def _unmark(session: JudgeSession, stage: Stage) -> None:
         crash.point("verdicts.unmarked", stage.marker)
 
 
-def _kept_to_contract(
+def _check_contract(
     verdicts: Iterator[Verdict], todo: Sequence[Exchange], name: str, task: str
 ) -> Iterator[Verdict]:
     """The verdicts. Raises HarnessError unless there is just one for each exchange."""
@@ -139,7 +139,7 @@ def _kept_to_contract(
         )
 
 
-def _whole(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
+def _bound(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
     """The verdicts, without texts that have no end. Raises HarnessError at one that could not be read back,
     before it is written anywhere."""
     for verdict in verdicts:
@@ -149,7 +149,7 @@ def _whole(verdicts: Iterable[Verdict], name: str) -> Iterator[Verdict]:
 
 
 @contextlib.contextmanager
-def _writing(
+def _open_journal(
     journal: Journal, judge: Judge, known: Mapping[str, Verdict]
 ) -> Iterator[Callable[[Verdict], None]]:
     """What judges at no cost is not written down twice."""
@@ -160,7 +160,7 @@ def _writing(
         yield lambda verdict: write(dataclasses.asdict(verdict))
 
 
-def _settled(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[str, Verdict]:
+def _settle_missing(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[str, Verdict]:
     """Where there is no answer there is no verdict, and no judge is asked."""
     return {
         exchange.id: Verdict(
@@ -171,33 +171,47 @@ def _settled(judge: Judge, exchanges: Sequence[Exchange], scope: Any) -> dict[st
     }
 
 
-def _verdicts(
+def _judge_new(
     session: JudgeSession, stage: Stage, judge: Judge, todo: Sequence[Exchange], context: JudgeContext
 ) -> Iterator[Verdict]:
     """The judge's verdicts, with equal exchanges judged once, here and over runs, where that saves work."""
     if not judge.heavy or judge.combines:
-        yield from _whole(judge.judge(todo, context), judge.name)
+        yield from _bound(judge.judge(todo, context), judge.name)
         return
-    tally = session.tally.setdefault(judge.name, Counter())
     twins: dict[str, list[Exchange]] = {}
     for exchange in todo:
-        twins.setdefault(_key(stage, exchange, context), []).append(exchange)
-    asked: dict[str, str] = {}
-    held = 0
+        twins.setdefault(_hash_exchange(stage, exchange, context), []).append(exchange)
+    yield from _recall(session, judge, twins, context)
+    waiting = sum(len(twins.pop(key)) for key in [*twins] if key in session.handed_on)
+    yield from _ask(session, judge, twins, context)
+    if waiting:
+        raise JudgePendingError(f"{waiting:,} exchanges wait for equal ones of another batch")
+
+
+def _recall(
+    session: JudgeSession, judge: Judge, twins: dict[str, list[Exchange]], context: JudgeContext
+) -> Iterator[Verdict]:
+    """The verdicts that are kept. Their exchanges leave ``twins``, which has equal ones by their key."""
+    tally = session.tally.setdefault(judge.name, Counter())
     for key, equal in list(twins.items()):
         kept = None if session.anew else session.verdict_cache.get(key)
         if kept is None or records.verdict_problem(judge.verdict(equal[0], context, **kept)):
-            if key in session.handed_on:
-                held += len(twins.pop(key))
-            else:
-                asked[equal[0].id] = key
             continue
         for exchange in twins.pop(key):
             tally["cached"] += 1
             yield judge.verdict(exchange, context, **kept, cached=True)
+
+
+def _ask(
+    session: JudgeSession, judge: Judge, twins: dict[str, list[Exchange]], context: JudgeContext
+) -> Iterator[Verdict]:
+    """The judge's verdicts on one of each group of equal exchanges, copied at no cost to the others. Raises
+    JudgePendingError where these are handed on to a batch, which the session remembers."""
+    tally = session.tally.setdefault(judge.name, Counter())
+    asked = {equal[0].id: key for key, equal in twins.items()}
     submitted = set(asked.values())
     try:
-        for verdict in _whole(judge.judge([equal[0] for equal in twins.values()], context), judge.name):
+        for verdict in _bound(judge.judge([equal[0] for equal in twins.values()], context), judge.name):
             key = asked.pop(verdict.exchange_id, "")
             tally["asked"] += 1
             tally["input_tokens"] += verdict.input_tokens
@@ -213,11 +227,9 @@ def _verdicts(
     except JudgePendingError:
         session.handed_on |= submitted
         raise
-    if held:
-        raise JudgePendingError(f"{held:,} exchanges wait for equal ones of another batch")
 
 
-def _key(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
+def _hash_exchange(stage: Stage, exchange: Exchange, context: JudgeContext) -> str:
     return content_hash(
         {
             "judge": stage.inputs["judge"],
@@ -248,7 +260,7 @@ def judge_cell(session: JudgeSession, cell: Cell, judges: Sequence[str], label: 
     for task in verdict_files.answered(session.shop.out, cell):
         for name in judges:
             try:
-                if not judged(session, cell, task, name):
+                if not is_judged(session, cell, task, name):
                     judge(session, cell, task, name, label)
             except disk.DiskFullError:
                 raise
@@ -281,7 +293,7 @@ def judge_all(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str
                 (cell, task)
                 for cell in scored
                 for task in verdict_files.answered(session.shop.out, cell)
-                if not judged(session, cell, task, name)
+                if not is_judged(session, cell, task, name)
             ]
             for cell, task in todo:
                 _unmark(session, judge_stage(session, cell, task, name))

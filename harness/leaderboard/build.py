@@ -68,40 +68,42 @@ def build(
 
     Raises ValueError where two cells have the same model, method, train task, seed and judge.
     """
-    cells = _in_order(cells)
-    baselines = {
-        _comparison(cell): cell for cell in cells if cell.method == control(cell.train_task, baseline)
-    }
+    cells = _sort(cells)
+    controls = [cell for cell in cells if cell.method == control(cell.train_task, baseline)]
+    baselines = {_find_place(cell): cell for cell in controls}
     further = tuple(dict.fromkeys(outcome.task for cell in cells for outcome in cell.further))
-    rows, compared = _rows(cells, baselines, (*metrics.names(), *further))
+    rows, compared = _make_rows(cells, baselines, (*metrics.names(), *further))
     correct(compared, detectable=detectable)
-    for row in rows:
-        if not row["status"].startswith(FAILED):
-            figures = (paper or {}).get((row["train_task"], row["method"], row["judge"]), {})
-            row |= {f"{metric}_paper": figures.get(metric) for metric in metrics.names()}
+    _add_reported(rows, paper or {})
     return as_frame(rows, (*columns(), *further_columns(further)))
 
 
-def _rows(
+def _add_reported(rows: Iterable[Row], paper: Paper) -> None:
+    """Give each row that did not fail what a paper reports for it."""
+    for row in rows:
+        if not row["status"].startswith(FAILED):
+            figures = paper.get((row["train_task"], row["method"], row["judge"]), {})
+            row |= {f"{metric}_paper": figures.get(metric) for metric in metrics.names()}
+
+
+def _make_rows(
     cells: Sequence[CellResult], baselines: Mapping[Place, CellResult], names: Sequence[str]
 ) -> tuple[list[Row], list[Compared]]:
     """A row a cell, with one of the means over several seeds; and their differences, not yet corrected."""
     several = {
-        group[0].model
-        for group in _grouped(cells, "model")
-        if len({cell.seed for cell in group} - {None}) > 1
+        group[0].model for group in _group(cells, "model") if len({cell.seed for cell in group} - {None}) > 1
     }
     rows: list[Row] = []
     compared: list[Compared] = []
-    for group in _grouped(cells, "model", "train_task", "method", "judge"):
+    for group in _group(cells, "model", "train_task", "method", "judge"):
         seeds = []
         for cell in group:
-            row, found = _row(cell, baselines, names)
+            row, found = _make_row(cell, baselines, names)
             seeds.append(row)
             compared += found
         rows += seeds
         if group[0].model in several and group[0].train_task != UNTRAINED:
-            row, found = _mean_row(group, seeds, baselines, names)
+            row, found = _make_mean_row(group, seeds, baselines, names)
             rows.append(row)
             compared += found
     return rows, compared
@@ -114,7 +116,7 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
     stands once for however many judges a run has.
     """
     rows: dict[tuple[str, ...], Row] = {}
-    for cell in _in_order(cells):
+    for cell in _sort(cells):
         if cell.failed:
             continue
         judges = {name: cell.judge if metrics.is_judged(name) else "" for name in metrics.names()}
@@ -124,17 +126,17 @@ def long_scores(cells: Iterable[CellResult]) -> pd.DataFrame:
         for outcome, judge in [*own, *cross]:
             if outcome is None:
                 continue
-            meant = partial(_meant, outcome=outcome, cells=[cell])
+            meant = partial(_withhold, outcome=outcome, cells=[cell])
             for category in [None, *dict.fromkeys(name for name in outcome.categories.values() if name)]:
-                names = (cell.model, cell.method, cell.train_task, _seed(cell))
+                names = (cell.model, cell.method, cell.train_task, _name_seed(cell))
                 key = (*names, outcome.task, outcome.metric, judge, category or "")
                 if key not in rows:
                     named = dict(zip(SCORE_COLUMNS, key, strict=False))
-                    rows[key] = named | _estimate(meant(outcome.estimate(category)))
+                    rows[key] = named | _tabulate(meant(outcome.estimate(category)))
     return as_frame(list(rows.values()), SCORE_COLUMNS)
 
 
-def _in_order(cells: Iterable[CellResult]) -> list[CellResult]:
+def _sort(cells: Iterable[CellResult]) -> list[CellResult]:
     """By model, train task, method, judge, seed: names as they come, known methods first, seeds by number."""
     cells = list(cells)
     keys = [(cell.model, cell.method, cell.train_task, cell.seed, cell.judge) for cell in cells]
@@ -163,38 +165,38 @@ def _in_order(cells: Iterable[CellResult]) -> list[CellResult]:
 Place = tuple[str, str, int | None, str]
 
 
-def _comparison(cell: CellResult) -> Place:
+def _find_place(cell: CellResult) -> Place:
     """Where a cell and its baseline stand."""
     return cell.model, cell.train_task, cell.seed, cell.judge
 
 
-def _seed(cell: CellResult) -> str:
+def _name_seed(cell: CellResult) -> str:
     return "" if cell.seed is None else str(cell.seed)
 
 
-def _row(
+def _make_row(
     cell: CellResult, baselines: Mapping[Place, CellResult], names: Sequence[str]
 ) -> tuple[Row, list[Compared]]:
     """A row in percentages, not yet rounded, and its differences, not yet corrected."""
-    row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": _seed(cell)}
+    row: Row = {name: getattr(cell, name) for name in (*KEY, "status")} | {"seed": _name_seed(cell)}
     compared: list[Compared] = []
     if not cell.failed:
-        row |= {name: cell.training.get(name) for name in COSTS} | _health(cell)
+        row |= {name: cell.training.get(name) for name in COSTS} | _measure_health(cell)
     for metric in names:
         outcome = cell.outcome(metric)
         if outcome is None:
             continue
-        estimate = _meant(outcome.estimate(), outcome, [cell])
-        for suffix, figure in _estimate(estimate).items():
+        estimate = _withhold(outcome.estimate(), outcome, [cell])
+        for suffix, figure in _tabulate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
-        row |= _beside(metric, outcome)
+        row |= _describe(metric, outcome)
         if metric not in metrics.by_rule():
             row[f"{metric}_refusals"] = percent(outcome.refusals()) if cell.meaningful else None
-        compared += _compared(row, metric, [cell], baselines)
+        compared += _compare_cells(row, metric, [cell], baselines)
     return row, compared
 
 
-def _beside(name: str, outcome: TaskOutcome) -> Row:
+def _describe(name: str, outcome: TaskOutcome) -> Row:
     """What a headline metric's columns say of how it was measured."""
     metric, found = metrics.of(name), Row()
     if metric and metric.task is None:
@@ -204,12 +206,12 @@ def _beside(name: str, outcome: TaskOutcome) -> Row:
     return found
 
 
-def _compared(
+def _compare_cells(
     row: Row, metric: str, cells: Sequence[CellResult], baselines: Mapping[Place, CellResult]
 ) -> list[Compared]:
     """The difference of a row's cells (one a seed) from their baselines, if they have one each."""
     outcomes = [cell.outcome(metric) for cell in cells]
-    references = [_reference(cell, baselines.get(_comparison(cell)), metric) for cell in cells]
+    references = [_find_reference(cell, baselines.get(_find_place(cell)), metric) for cell in cells]
     own = [outcome for outcome in outcomes if outcome is not None]
     theirs = [reference for reference in references if reference is not None]
     if min(len(own), len(theirs)) < len(cells):
@@ -222,14 +224,14 @@ def _compared(
     return [compare(row, metric, family(cells[0].method, cells[0].train_task), comparison)]
 
 
-def _health(cell: CellResult) -> Row:
+def _measure_health(cell: CellResult) -> Row:
     if cell.health is None:
         return {}
     return _health_columns(cell.health.estimate(), [cell])
 
 
 def _health_columns(estimate: Estimate, cells: Sequence[CellResult]) -> Row:
-    found = _estimate(estimate)
+    found = _tabulate(estimate)
     return {
         "health": found["value"],
         "health_low": found["low"],
@@ -240,7 +242,7 @@ def _health_columns(estimate: Estimate, cells: Sequence[CellResult]) -> Row:
     }
 
 
-def _meant(estimate: Estimate, outcome: TaskOutcome, cells: Iterable[CellResult]) -> Estimate:
+def _withhold(estimate: Estimate, outcome: TaskOutcome, cells: Iterable[CellResult]) -> Estimate:
     """The estimate; of a safe rate without its figures where one of the checkpoints hardly answers."""
     return (
         estimate
@@ -254,7 +256,7 @@ def no_figures(estimate: Estimate) -> Estimate:
     return replace(estimate, value=None, low=None, high=None)
 
 
-def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> TaskOutcome | None:
+def _find_reference(cell: CellResult, baseline: CellResult | None, metric: str) -> TaskOutcome | None:
     """The baseline's outcome of the same task and metric, for what is not the baseline itself."""
     outcome = cell.outcome(metric)
     reference = baseline.outcome(metric) if baseline and baseline is not cell else None
@@ -266,7 +268,7 @@ def _reference(cell: CellResult, baseline: CellResult | None, metric: str) -> Ta
     return reference if same else None
 
 
-def _estimate(estimate: Estimate) -> Row:
+def _tabulate(estimate: Estimate) -> Row:
     return {
         "value": percent(estimate.value),
         "low": percent(estimate.low),
@@ -276,7 +278,7 @@ def _estimate(estimate: Estimate) -> Row:
     }
 
 
-def _mean_row(
+def _make_mean_row(
     cells: Sequence[CellResult],
     seeds: Sequence[Row],
     baselines: Mapping[Place, CellResult],
@@ -286,50 +288,50 @@ def _mean_row(
     mean over fewer seeds is not comparable."""
     if len(cells) == 1:
         row = seeds[0] | {"seed": MEAN}
-        return row, [one for metric in names for one in _compared(row, metric, cells, baselines)]
-    row = {name: seeds[0][name] for name in KEY} | {"seed": MEAN, "status": _mean_status(seeds)}
+        return row, [one for metric in names for one in _compare_cells(row, metric, cells, baselines)]
+    row = {name: seeds[0][name] for name in KEY} | {"seed": MEAN, "status": _combine_status(seeds)}
     if row["status"].startswith(FAILED):
         return row, []
     compared: list[Compared] = []
     for metric in names:
         if first := cells[0].outcome(metric):
-            row |= _beside(metric, first)
+            row |= _describe(metric, first)
         outcomes = [outcome for cell in cells if (outcome := cell.outcome(metric)) is not None]
         if len(outcomes) < len(cells):
             continue
         values = [outcome.values for outcome in outcomes]
         binary = all(outcome.binary for outcome in outcomes)
         estimate = rate_over_seeds(values) if binary else mean_over_seeds(values)
-        estimate = _meant(estimate, outcomes[0], cells)
-        for suffix, figure in _estimate(estimate).items():
+        estimate = _withhold(estimate, outcomes[0], cells)
+        for suffix, figure in _tabulate(estimate).items():
             row[metric if suffix == "value" else f"{metric}_{suffix}"] = figure
-        row[f"{metric}_refusals"] = _over(seeds, f"{metric}_refusals", _plain_mean)
-        compared += _compared(row, metric, cells, baselines)
+        row[f"{metric}_refusals"] = _combine(seeds, f"{metric}_refusals", _average)
+        compared += _compare_cells(row, metric, cells, baselines)
     healths = [cell.health for cell in cells if cell.health is not None]
     if len(healths) == len(cells):
         row |= _health_columns(rate_over_seeds([outcome.values for outcome in healths]), cells)
-    row |= {name: _over(seeds, name, _plain_mean) for name in COSTS}
+    row |= {name: _combine(seeds, name, _average) for name in COSTS}
     return row, compared  # which holds this row: no copy of it
 
 
-def _mean_status(seeds: Sequence[Row]) -> str:
+def _combine_status(seeds: Sequence[Row]) -> str:
     failed = sum(row["status"].startswith(FAILED) for row in seeds)
     if failed:
         return f"{FAILED}: {failed} of {len(seeds)} seeds"
     return next((row["status"] for row in seeds if row["status"] != DONE), DONE)
 
 
-def _over(group: Sequence[Row], name: str, combine: Callable[[list[Any]], float]) -> float | None:
+def _combine(group: Sequence[Row], name: str, combine: Callable[[list[Any]], float]) -> float | None:
     """None unless every seed has the figure."""
     figures = [row.get(name) for row in group]
     return None if None in figures else combine(figures)
 
 
-def _plain_mean(figures: list[float]) -> float:
+def _average(figures: list[float]) -> float:
     return sum(figures) / len(figures)
 
 
-def _grouped(cells: Sequence[CellResult], *names: str) -> list[list[CellResult]]:
+def _group(cells: Sequence[CellResult], *names: str) -> list[list[CellResult]]:
     groups: dict[tuple[Any, ...], list[CellResult]] = {}
     for cell in cells:
         groups.setdefault(tuple(getattr(cell, name) for name in names), []).append(cell)

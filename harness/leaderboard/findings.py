@@ -39,7 +39,7 @@ REMARKS = {"alone": f", {ALONE}", "untested": ", which was not tested", "same": 
 
 
 @dataclass
-class Verdict:
+class Conclusion:
     """``lead``: what fine-tuning did; ``findings``: which methods are better; ``caveats``: what to mind."""
 
     heading: str
@@ -48,11 +48,11 @@ class Verdict:
     caveats: list[str] = field(default_factory=list)
 
 
-def verdict(rows: Sequence[Row]) -> Verdict:
+def conclude(rows: Sequence[Row]) -> Conclusion:
     """Of the rows of one model, train task and judge (leaderboard.json's)."""
     own = means(rows)
     where = trained_on(rows[0])
-    said = Verdict(f"{where[0].upper()}{where[1:]}, judged by {rows[0]['judge']}")
+    said = Conclusion(f"{where[0].upper()}{where[1:]}, judged by {rows[0]['judge']}")
     done = {row["method"]: row for row in own if row["status"] == DONE}
     elsewhere = rows[0]["train_task"] == UNTRAINED
     control, named = (SEED, f"the {BASE_MODEL}") if elsewhere else (BASELINE, BASELINE)

@@ -55,7 +55,7 @@ def check(
     """
     if not conditions:
         raise UsageError("a gate without a condition would always be open: add one, as in --min-rsr 95")
-    with run_folder.opened(run) as config:
+    with run_folder.open_run(run) as config:
         cells = resolve(config).cells()
         methods = _methods(cells, methods, conditions, against)
         train_tasks = _chosen("train task", train_tasks, config.train_tasks)
@@ -158,7 +158,7 @@ class _Frames:
 def _frames(
     config: RunConfig, run: Path, cells: list[Cell], names: Collection[str], against: Against | None
 ) -> _Frames:
-    results = collect.collect(config, run, cells, run_folder.failed(run))
+    results = collect.collect(config, run, cells, run_folder.read_failures(run))
     results = [_with(names, _with_refusals(result)) for result in results]
     baseline = against or OWN
     judged = _rows(results, baseline)

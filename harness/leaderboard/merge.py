@@ -35,7 +35,7 @@ Facts = dict[str, set[str]]  # what a figure depends on -> its values in a run
 
 
 @dataclass(frozen=True)
-class Run:
+class MergedRun:
     """A run to merge, its leaderboard up to date."""
 
     name: str
@@ -108,13 +108,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def _read(folder: Path, name: str) -> Run:
-    with run_folder.opened(folder) as config:
+def _read(folder: Path, name: str) -> MergedRun:
+    with run_folder.open_run(folder) as config:
         publish.publish(config, folder)
         record = records.run(folder)
         asked, made = _facts(config, folder, record)
         frame, scores = tables.read(folder), tables.read_scores(folder)
-        return Run(name, folder, config, record, frame, scores, asked, made)
+        return MergedRun(name, folder, config, record, frame, scores, asked, made)
 
 
 def _named(scores: pd.DataFrame, run: str) -> pd.DataFrame:
@@ -210,7 +210,7 @@ def _short(values: Iterable[str]) -> str:
 # --- one table -------------------------------------------------------------------------------------
 
 
-def _rows(runs: Sequence[Run], *, mixed: bool) -> tuple[list[Row], list[str]]:
+def _rows(runs: Sequence[MergedRun], *, mixed: bool) -> tuple[list[Row], list[str]]:
     """All rows in the table's order, and what a reader must know of them."""
     models = _models(runs)
     rows: list[Row] = []
@@ -242,7 +242,7 @@ def _place(row: Row) -> tuple[str, ...]:
     return row["model"], row["train_task"], row["judge"], row["method"].partition(" (")[0]
 
 
-def _models(runs: Sequence[Run]) -> dict[str, str]:
+def _models(runs: Sequence[MergedRun]) -> dict[str, str]:
     """Each run's base model: equal weights have one name, others of that name have the run's beside it."""
     names: dict[str, str] = {}
     for run in runs:
@@ -254,7 +254,7 @@ def _models(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def _same(runs: Sequence[Run], row: Row, other: Row) -> bool:
+def _same(runs: Sequence[MergedRun], row: Row, other: Row) -> bool:
     """Whether two rows are one checkpoint's, with one set of figures."""
     if any(row[name] != other[name] for name in tables.KEY) or row["run"] == other["run"]:
         return False
@@ -266,7 +266,7 @@ def _same(runs: Sequence[Run], row: Row, other: Row) -> bool:
     return _checkpoint(folders[row["run"]], row) == _checkpoint(folders[other["run"]], other)
 
 
-def _checkpoint(run: Run, row: Row) -> list[Any]:
+def _checkpoint(run: MergedRun, row: Row) -> list[Any]:
     """What identifies a row's weights: those of its answers, over all seeds."""
     cells = [cell for cell in resolve(run.config).cells() if cell.method == row["method"]]
     cells = [cell for cell in cells if cell.train_task in (None, row["train_task"])]
@@ -281,7 +281,7 @@ def _compared(row: Row) -> int:
     return sum(value is not None for name, value in row.items() if name.endswith("_delta"))
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
+def _notes(runs: Sequence[MergedRun]) -> list[str]:
     """The runs' own notes, each once, and in what they were made differently."""
     notes: dict[str, list[str]] = {}
     for run in runs:

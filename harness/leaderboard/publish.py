@@ -32,7 +32,7 @@ def publish(config: RunConfig, out: Path) -> bool:
     from harness.leaderboard import epochs
 
     cells = resolve(config).cells()
-    failures = run_folder.failed(out)
+    failures = run_folder.read_failures(out)
     inputs = {
         "version": VERSION,
         "metrics": [*metrics.names()],  # one more is a column more

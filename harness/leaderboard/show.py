@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from harness.console.columns import Block, Cell, Column, fits, shortened, tables
+from harness.console.columns import Block, Column, TextCell, fits, shortened, tables
 from harness.leaderboard.bottom_line import bottom_lines
 from harness.leaderboard.findings import may_be_rubbish
 from harness.leaderboard.health import NOT_MEANINGFUL
@@ -228,7 +228,9 @@ def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
         least = len(NOT_MEANINGFUL) - (1 + columns[0].width if columns else 0)
     columns.append(Column(name, values, least))
     refused = (
-        [Cell(one_decimal(row[f"{metric}_refusals"])) for row in rows] if has_refusals(rows, metric) else []
+        [TextCell(one_decimal(row[f"{metric}_refusals"])) for row in rows]
+        if has_refusals(rows, metric)
+        else []
     )
     if refusals and any(cell.text for cell in refused):
         columns.append(Column("refusals", refused))
@@ -236,21 +238,21 @@ def _block(rows: Sequence[Row], metric: str, *, refusals: bool = True) -> Block:
 
 
 def _seconds(rows: Sequence[Row]) -> list[Block]:
-    seconds = [Cell(one_decimal(row["train_seconds"])) for row in rows]
+    seconds = [TextCell(one_decimal(row["train_seconds"])) for row in rows]
     return [[Column("train s", seconds)]] if any(cell.text for cell in seconds) else []
 
 
-def _value(row: Row, metric: str) -> Cell:
+def _value(row: Row, metric: str) -> TextCell:
     if is_meaningless(row, metric):
-        return Cell(NOT_MEANINGFUL, style="yellow", spans=True)
-    return Cell(one_decimal(row[metric]) or "-", unjudged(row, metric))
+        return TextCell(NOT_MEANINGFUL, style="yellow", spans=True)
+    return TextCell(one_decimal(row[metric]) or "-", unjudged(row, metric))
 
 
-def _delta(row: Row, metric: str) -> Cell:
+def _delta(row: Row, metric: str) -> TextCell:
     delta, sign = row[f"{metric}_delta"], mark(row, metric)
     if delta is None:
-        return Cell()
-    return Cell(_signed(delta), sign, ("green" if delta > 0 else "red") if sign == STAR else "")
+        return TextCell()
+    return TextCell(_signed(delta), sign, ("green" if delta > 0 else "red") if sign == STAR else "")
 
 
 def _paper(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> list[Block]:
@@ -260,9 +262,9 @@ def _paper(beside: Sequence[tuple[str, dict[str, tuple[float, float]]]]) -> list
         pairs = [found.get(metric) for _, found in beside]
         if any(pairs):
             ours = Column(
-                f"{metrics.label(metric)} vs paper", [Cell(_signed(p[0]) if p else "") for p in pairs]
+                f"{metrics.label(metric)} vs paper", [TextCell(_signed(p[0]) if p else "") for p in pairs]
             )
-            blocks.append([ours, Column("paper", [Cell(one_decimal(p[1]) if p else "") for p in pairs])])
+            blocks.append([ours, Column("paper", [TextCell(one_decimal(p[1]) if p else "") for p in pairs])])
     return blocks
 
 
@@ -272,9 +274,9 @@ def _intervals(rows: Sequence[Row], names: Iterable[str]) -> list[Block]:
     for metric in names:
         name = metrics.label(metric)
         columns = [
-            Column(f"Δ {name}", [Cell(_span(row, f"{metric}_delta", _signed, " to ")) for row in rows]),
-            Column("detectable", [Cell(one_decimal(least(row, metric))) for row in rows]),
-            Column(name, [Cell(_span(row, metric, one_decimal, "–")) for row in rows]),
+            Column(f"Δ {name}", [TextCell(_span(row, f"{metric}_delta", _signed, " to ")) for row in rows]),
+            Column("detectable", [TextCell(one_decimal(least(row, metric))) for row in rows]),
+            Column(name, [TextCell(_span(row, metric, one_decimal, "–")) for row in rows]),
         ]
         if block := [column for column in columns if any(cell.text for cell in column.cells)]:
             blocks.append(block)

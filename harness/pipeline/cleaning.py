@@ -121,7 +121,7 @@ def is_interrupted(run: Path, config: RunConfig, rows: Sequence[str], tasks: Seq
     return unmarked and not there.intersection([*rows, *tasks])
 
 
-def part(run: Path, before: RunConfig, after: RunConfig) -> list[Path]:
+def list_removed(run: Path, before: RunConfig, after: RunConfig) -> list[Path]:
     """What lies in a run folder for rows and answers that only ``before`` has."""
     left = {cell.folder: cell for cell in resolve(after).cells()}
     found: list[Path] = []

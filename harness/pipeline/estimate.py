@@ -44,45 +44,53 @@ def show(
     """Print what will be done and what is done already; ``judged``: whether the command judges."""
     shop = session.shop
     config = shop.config
-    heading = plan.heading(config, cells, shop.device, _engines(shop, cells), judged)
+    heading = plan.heading(config, cells, shop.device, _list_engines(shop, cells), judged)
     for line in (heading, *(plan.by_rule(config) if judged else ())):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    table = Table(
-        title=escape(f"Plan: {config.name} → {shop.out}"), title_justify="left", header_style="bold"
-    )
+    console.print(_tabulate(shop, cells, todo))
+    console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
+    for line in [*cost.find_unjudgeable(config, cells), *cost.forecast(session, todo)] if judged else ():
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    for line in other_models.lines(shop):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    needed = describe_memory(shop, todo)
+    if needed:
+        console.print(escape(needed), highlight=False, soft_wrap=True)
+
+
+def _tabulate(shop: RunContext, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell]) -> Table:
+    """A row for all cells of one train task and the same tasks to answer."""
+    title = escape(f"Plan: {shop.config.name} → {shop.out}")
+    table = Table(title=title, title_justify="left", header_style="bold")
     for column in ("cells", "train", "answer", "to do"):
         table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
     groups: dict[tuple[str, tuple[str, ...]], list[plan.Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
     for (name, tasks), members in groups.items():
-        if members[0].kind == "trained":
-            methods = ", ".join(dict.fromkeys(cell.method for cell in members))
-            epochs = sorted({config.row(cell.method).training.epochs for cell in members})
-            times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-            work = f"{_rows(shop, name)} x {times} epoch{'s' * (epochs[-1] > 1)}"
-            label = f"{name}: {methods}" + (f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else "")
-        else:
-            work, label = "-", name
-        table.add_row(
-            escape(label), work, escape(", ".join(tasks)), f"{sum(c in todo for c in members)}/{len(members)}"
-        )
-    console.print(table)
-    console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
-    for line in [*cost.find_unjudgeable(config, cells), *cost.forecast(session, todo)] if judged else ():
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    for line in other_models.lines(shop):
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    needed = expected_memory(shop, todo)
-    if needed:
-        console.print(escape(needed), highlight=False, soft_wrap=True)
+        trained = members[0].kind == "trained"
+        label, work = _describe_trainings(shop, name, members) if trained else (name, "-")
+        left = sum(cell in todo for cell in members)
+        table.add_row(escape(label), work, escape(", ".join(tasks)), f"{left}/{len(members)}")
+    return table
 
 
-def _engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
+def _describe_trainings(shop: RunContext, train_task: str, cells: Sequence[plan.Cell]) -> tuple[str, str]:
+    """The methods and seeds of one train task's cells, and the rows and epochs of each training."""
+    config = shop.config
+    methods = ", ".join(dict.fromkeys(cell.method for cell in cells))
+    epochs = sorted({config.row(cell.method).training.epochs for cell in cells})
+    times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    work = f"{_count_rows(shop, train_task)} x {times} epoch{'s' * (epochs[-1] > 1)}"
+    seeds = f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
+    return f"{train_task}: {methods}{seeds}", work
+
+
+def _list_engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
     return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
 
 
-def _rows(shop: RunContext, train_task: str) -> str:
+def _count_rows(shop: RunContext, train_task: str) -> str:
     try:
         return f"{len(shop.examples(shop.train_task(train_task))):,}"
     except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
@@ -106,7 +114,7 @@ class Needed(NamedTuple):
     jobs: int
 
 
-def training_memory(
+def estimate_training_memory(
     shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture
 ) -> Needed | None:
     """What the cells' trainings take; None where nothing is trained."""
@@ -144,7 +152,7 @@ class _Trainings:
         settings = row.model_copy(update={"device": self.shop.device})
         task = self.shop.train_task(cell)
         max_length = int(min(settings.max_length or task.max_length, self.context))
-        rows = self._lengths(cell, task, settings, max_length)
+        rows = self._measure_lengths(cell, task, settings, max_length)
         steps = memory.micro_batches(settings, max_length, rows)
         tokens = max(micro.tokens for step in steps for micro in step)
         needed = memory.training_bytes(self.known, settings, max_length, rows)
@@ -156,16 +164,16 @@ class _Trainings:
         gradient = 4.0 * memory.trained_parameters(self.known, settings) if asks else 0.0
         return gradient + (other_models.size(self.shop, cell.method) if settings.device == "cpu" else 0)
 
-    def _lengths(
+    def _measure_lengths(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
-    ) -> list[memory.Row]:
+    ) -> list[memory.RowSize]:
         """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
         model is going to rewrite is taken to go half as far as it may."""
         if not checkpoints.is_here(self.shop.config.model):
             return []
         rewritten = self.shop.method(cell.method).prepares_with == "rewrites"
         try:
-            rows = self._encoded(cell, task, settings, max_length)
+            rows = self._encode(cell, task, settings, max_length)
         except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
             return []
         found = []
@@ -173,10 +181,10 @@ class _Trainings:
             tokens, loss = len(row.input_ids), sum(row.trained)
             room = min(task.rewrite.max_tokens, max_length - (tokens - loss)) if rewritten else 0
             more = max(0, (room - loss) // 2)
-            found.append(memory.Row(tokens + more, loss + more))
+            found.append(memory.RowSize(tokens + more, loss + more))
         return found
 
-    def _encoded(
+    def _encode(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
     ) -> list[Encoded]:
         key = cell.train_task, max_length, settings.too_long
@@ -204,11 +212,11 @@ def free_memory(shop: RunContext) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def expected_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
+def describe_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line with the memory of a training, and whether it is free here; None where nothing is trained, or
     nothing is known."""
     known = architecture(shop)
-    found = training_memory(shop, cells, known) if known else None
+    found = estimate_training_memory(shop, cells, known) if known else None
     if known is None or found is None:
         return None
     settings = found.training
@@ -224,10 +232,10 @@ def expected_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
         return line
     free = free_memory(shop)
-    return f"{line}; {gigabytes(free)} are free here: {_verdict(found, free)}"
+    return f"{line}; {gigabytes(free)} are free here: {_compare_free(found, free)}"
 
 
-def _verdict(found: Needed, free: float) -> str:
+def _compare_free(found: Needed, free: float) -> str:
     if found.together <= free:
         return "it fits" if found.jobs == 1 else "they fit"
     if found.size > free:

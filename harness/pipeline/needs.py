@@ -87,7 +87,7 @@ def try_out(shop: RunContext, cells: Sequence[Cell]) -> None:
             return [answers[index % len(answers)] for index in range(len(conversations))]
 
         try:
-            method.prepare([*given], preparation.context(shop, task, method, cell, generate))
+            method.prepare([*given], preparation.make_context(shop, task, method, cell, generate))
         except HarnessError:
             raise
         except (Exception, SystemExit) as error:

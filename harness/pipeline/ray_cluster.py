@@ -80,12 +80,13 @@ def settle(config: RunConfig) -> RunConfig:
     cluster's. Raises HarnessError where no node can hold a cell."""
     ray = connect(config)
     if config.training.device == AUTO:
-        device = "cuda" if any(node.get("GPU") for node in _nodes(ray)) else "cpu"
+        device = "cuda" if any(node.get("GPU") for node in _list_nodes(ray)) else "cpu"
         config = changed(config, {"training.device": device}, "the cluster")
     _check_room(ray, config)
     if not select.is_named(config.engine):
         on_gpus = config.training.device == "cuda"  # a CPU's choice is the same on every machine
-        engine = ray.get(_task(ray, config, _engine).remote(config)) if on_gpus else _engine(config)
+        there = _make_task(ray, config, _choose_engine)
+        engine = ray.get(there.remote(config)) if on_gpus else _choose_engine(config)
         config = config.model_copy(update={"engine": engine})
         _check_room(ray, config)  # the engine may want more than was counted
     return config
@@ -96,7 +97,7 @@ def _check_room(ray: Any, config: RunConfig) -> None:
     if not capacity(config):
         wanted = " and ".join(f"{count:g} {kind}" for kind, count in needs(config).items() if count)
         found = [
-            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in _nodes(ray)
+            ", ".join(f"{node.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")) for node in _list_nodes(ray)
         ]
         raise HarnessError(
             f"no node of the Ray cluster has the {wanted} that a cell needs (nodes: {'; '.join(found)}); "
@@ -121,23 +122,23 @@ def capacity(config: RunConfig) -> int:
     return int(
         sum(
             min((node.get(kind, 0) // count for kind, count in wanted.items()), default=1)
-            for node in _nodes(connect(config))
+            for node in _list_nodes(connect(config))
         )
     )
 
 
-def _nodes(ray: Any) -> list[dict[str, float]]:
+def _list_nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
+def _make_task(ray: Any, config: RunConfig, function: Callable[..., Any]) -> Any:
     wanted = needs(config)
     return ray.remote(function).options(
         num_cpus=wanted["CPU"], num_gpus=wanted["GPU"], max_retries=config.ray.retries
     )
 
 
-def _engine(config: RunConfig) -> str:
+def _choose_engine(config: RunConfig) -> str:
     """On a node: the engine that a run there would choose."""
     return choose_engine(RunContext(config, Path()))
 
@@ -178,59 +179,100 @@ def run_cells(
     storage = Storage(config.ray.storage) if config.ray.storage else None
     seen = "" if storage else f".cluster-{uuid.uuid4().hex}"
     inputs = storage.take_in(config) if storage else {}
-    versions = _versions(RunContext(config, out))
+    versions = _list_versions(RunContext(config, out))
     order = Order(
         config, out.absolute(), until, debug, Path.cwd(), versions, seen, inputs, plugin_files.shipped()
     )
-    mailbox = open_mailbox(ray)
-    task, shared = _task(ray, config, _work), ray.put(order)
-    waiting, running, begun = deque(enumerate(todo)), dict[Any, Cell](), dict[int, str]()
+    tasks = Tasks(ray, order, out, storage, todo, labels)
     try:
         if seen:
             write_text_atomic(out / seen, "")
-        while waiting or running:
-            while waiting and (config.jobs is None or len(running) < config.jobs):
-                number, cell = waiting.popleft()
-                if storage:
-                    storage.put_cell(cell, out)
-                running[task.remote(shared, cell, labels[cell.folder], mailbox, number)] = cell
-            done, _ = ray.wait(list(running), num_returns=len(running), timeout=LOOK_S)
-            for number, event in ray.get(mailbox.take.remote()):
-                _show(display, labels[todo[number].folder], number, event, begun)
+        while tasks.waiting or tasks.running:
+            tasks.submit()
+            done = tasks.wait()
+            tasks.show_events(display)
             for one in done:
-                cell = running.pop(one)
-                try:
-                    outcome: Outcome = ray.get(one)
-                    if storage:
-                        storage.get_cell(cell, out)
-                except HarnessError as error:
-                    outcome = _refused(cell, error)
-                except ray.exceptions.RayTaskError as error:
-                    why = shortened(error.cause, 200)
-                    outcome = Outcome(cell, f"failed on its node: {type(error.cause).__name__}: {why}")
-                except ray.exceptions.RayError as error:
-                    outcome = Outcome(cell, _lost(error, config))
-                yield outcome
+                yield tasks.fetch(one)
     finally:
-        for one in running:
-            ray.cancel(one, force=True)
-        ray.kill(mailbox)
+        tasks.stop()
         if seen:
             (out / seen).unlink(missing_ok=True)
 
 
-def _refused(cell: Cell, error: HarnessError) -> Outcome:
+class Tasks:
+    """A run's cells as Ray's tasks: those that wait to be submitted, and those that run."""
+
+    def __init__(
+        self,
+        ray: Any,
+        order: Order,
+        out: Path,
+        storage: Storage | None,
+        todo: Sequence[Cell],
+        labels: Mapping[Path, str],
+    ):
+        self.waiting, self.running = deque(enumerate(todo)), dict[Any, Cell]()
+        self._ray, self._config, self._out, self._storage = ray, order.config, out, storage
+        self._labels = [labels[cell.folder] for cell in todo]
+        self._mailbox = open_mailbox(ray)
+        self._task, self._order = _make_task(ray, order.config, _run_cell), ray.put(order)
+        self._begun: dict[int, str] = {}  # where a cell runs, by its number
+
+    def submit(self) -> None:
+        """As many of those that wait as may run at once."""
+        while self.waiting and (self._config.jobs is None or len(self.running) < self._config.jobs):
+            number, cell = self.waiting.popleft()
+            if self._storage:
+                self._storage.put_cell(cell, self._out)
+            task = self._task.remote(self._order, cell, self._labels[number], self._mailbox, number)
+            self.running[task] = cell
+
+    def wait(self) -> list[Any]:
+        """Those that are done, within a moment."""
+        done: list[Any]
+        done, _ = self._ray.wait(list(self.running), num_returns=len(self.running), timeout=LOOK_S)
+        return done
+
+    def show_events(self, display: Display) -> None:
+        """Show what the cells have said since."""
+        for number, event in self._ray.get(self._mailbox.take.remote()):
+            _show_event(display, self._labels[number], number, event, self._begun)
+
+    def fetch(self, task: Any) -> Outcome:
+        """The outcome of a task that is done, and with a storage the cell's files."""
+        cell, errors = self.running.pop(task), self._ray.exceptions
+        try:
+            outcome: Outcome = self._ray.get(task)
+            if self._storage:
+                self._storage.get_cell(cell, self._out)
+        except HarnessError as error:
+            return _refuse(cell, error)
+        except errors.RayTaskError as error:
+            why = shortened(error.cause, 200)
+            return Outcome(cell, f"failed on its node: {type(error.cause).__name__}: {why}")
+        except errors.RayError as error:
+            return Outcome(cell, _describe_loss(error, self._config))
+        return outcome
+
+    def stop(self) -> None:
+        """Cancel what still runs."""
+        for task in self.running:
+            self._ray.cancel(task, force=True)
+        self._ray.kill(self._mailbox)
+
+
+def _refuse(cell: Cell, error: HarnessError) -> Outcome:
     return Outcome(cell, str(error), isinstance(error, disk.DiskFullError))
 
 
-def _lost(error: Exception, config: RunConfig) -> str:
+def _describe_loss(error: Exception, config: RunConfig) -> str:
     why = shortened(error, 200)
     return (
         f"its worker on the cluster was lost, {config.ray.retries + 1} times ({type(error).__name__}: {why})"
     )
 
 
-def _show(display: Display, label: str, number: int, event: Event, begun: dict[int, str]) -> None:
+def _show_event(display: Display, label: str, number: int, event: Event, begun: dict[int, str]) -> None:
     """Show an event; that a cell begins once more is one."""
     kind, *rest = event
     if kind != BEGUN:
@@ -244,7 +286,7 @@ def _show(display: Display, label: str, number: int, event: Event, begun: dict[i
     begun[number] = rest[0]
 
 
-def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Outcome:
+def _run_cell(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Outcome:
     """On a node: one cell, as a worker of the local executor runs it."""
 
     def send(event: Event) -> None:
@@ -252,20 +294,20 @@ def _work(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -> Ou
 
     send((BEGUN, f"{platform.node()}, process {os.getpid()}"))
     try:
-        with _place(order, cell) as (config, out):
+        with _open_place(order, cell) as (config, out):
             settle_allocator(config.training)
             shop = RunContext(config, out, Reporter(send))
-            _same(_versions(shop), order.libraries)
+            _check_versions(_list_versions(shop), order.libraries)
             try:
                 return attempt(shop, cell, label, order.until, order.debug)
             finally:
                 shop.release()
     except HarnessError as error:
-        return _refused(cell, error)
+        return _refuse(cell, error)
 
 
 @contextlib.contextmanager
-def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
+def _open_place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
     """The run folder as this node has it, and the configuration with its paths."""
     url = order.config.ray.storage
     if url is None:
@@ -289,11 +331,11 @@ def _place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
         storage.put_cell(cell, out)
 
 
-def _versions(shop: RunContext) -> dict[str, str]:
+def _list_versions(shop: RunContext) -> dict[str, str]:
     return {**shop.libraries, **select.versions(shop.engine_name)}
 
 
-def _same(there: Mapping[str, str], here: Mapping[str, str]) -> None:
+def _check_versions(there: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Results depend on the versions of these libraries. Raises HarnessError where a node has others."""
     other = [
         f"{name} {there.get(name)}, not {version}"

@@ -59,7 +59,7 @@ def split_cell(shop: RunContext, cell: Cell) -> list[Cell]:
 def unjudged(session: JudgeSession, cell: Cell) -> bool:
     """Whether a judge's verdicts on a cell's answers are missing. The answers are there."""
     return not all(
-        judging.judged(session, one, task, name)
+        judging.is_judged(session, one, task, name)
         for one in (cell, *plan.epochs(session.shop.config, cell))
         for task in one.safety_tasks
         for name in session.shop.config.judges

@@ -24,7 +24,7 @@ from harness.config import RunConfig
 from harness.contracts import HarnessError
 from harness.leaderboard import publish, tables
 from harness.leaderboard.bottom_line import bottom_lines
-from harness.leaderboard.findings import Verdict, verdict
+from harness.leaderboard.findings import Conclusion, conclude
 from harness.leaderboard.tables import grouped
 from harness.plugins import registry
 from harness.report import exchanges, pictures
@@ -72,7 +72,7 @@ def render(run: Path, *, show_harmful: bool = False) -> str:
         several_judges=len({row["judge"] for row in rows}) > 1,
         disagreements=disagreements(rows, lines, agreed),
         rule=RULE,
-        verdicts=_verdicts(rows),
+        verdicts=_draw_conclusions(rows),
         notes=[public(note) for note in table["notes"]],
         leaderboard=leaderboard_tables(rows, timed=not (costs and costs["side_by_side"])),
         elsewhere=any(row["train_task"] == tables.UNTRAINED for row in rows),
@@ -106,8 +106,8 @@ def _template() -> jinja2.Template:
 # --- parts -----------------------------------------------------------------------------------------
 
 
-def _verdicts(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-    return [verdict(group) for group in grouped(rows, "model", "train_task", "judge")]
+def _draw_conclusions(rows: Sequence[dict[str, Any]]) -> list[Conclusion]:
+    return [conclude(group) for group in grouped(rows, "model", "train_task", "judge")]
 
 
 def _about(config: RunConfig, record: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

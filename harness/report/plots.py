@@ -52,8 +52,8 @@ def evidence(run: Path) -> list[Picture]:
     """All but those that a run opens with."""
     config = run_folder.stored_config(run)
     rows = leaderboard_rows(run)
-    styles = _styles(rows)
-    several = len(_names(rows, "judge")) > 1
+    styles = _choose_styles(rows)
+    several = len(_list_names(rows, "judge")) > 1
     timed = not flops.side_by_side(run)
     pictures: list[Picture] = []
     for group in grouped(rows, "train_task", "judge"):
@@ -62,8 +62,8 @@ def evidence(run: Path) -> list[Picture]:
         suffix = f"-{place}-{plan.judge_slug(judge)}" if several else f"-{place}"
         about = trained_on(group[0]) + (f", judged by {judge}" if several else "")
         pictures += [
-            *_safety_utility(group, styles, about, suffix),
-            *_cost_safety(group, styles, about, suffix, timed=timed),
+            *_draw_safety_utility(group, styles, about, suffix),
+            *_draw_cost_safety(group, styles, about, suffix, timed=timed),
         ]
     for task in config.train_tasks:
         pictures += curves.training(run, task, styles)
@@ -74,13 +74,13 @@ def overview(rows: Sequence[Row]) -> dict[str, Picture]:
     """By train task what a run opens with: safety (JSR; RSR where nothing is prefilled) against utility by
     its first judge. The base model and vanilla are marked, and every point carries its name. Axes reach
     equally far in all train tasks."""
-    styles = _styles(rows)
+    styles = _choose_styles(rows)
     rows = [row for row in rows if row["judge"] == rows[0]["judge"]]
     metric = _headline(rows)
     if not metric:
         return {}  # nothing judged, or no rows at all
     drawn = [row for row in means(rows) if _has(row, UTILITY, metric)]
-    reach = {name: _limits(drawn, name) for name in (UTILITY, metric)}
+    reach = {name: _find_limits(drawn, name) for name in (UTILITY, metric)}
     found = {}
     for group in grouped(rows, "train_task"):
         draw_it = _overview if any(_has(row, UTILITY, metric) for row in means(group)) else _safety_alone
@@ -114,9 +114,9 @@ def _headline(rows: Sequence[Row]) -> str:
 
 def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
     about, place = trained_on(rows[0]), rows[0]["train_task"] or "elsewhere"
-    figure, panel = charts.canvas("", _utility(rows), metrics.axis(metric), size=(4.5, 3.9))
-    _percent(panel, x=reach[UTILITY], y=reach[metric])
-    drawn = _scatter(figure, panel, rows, UTILITY, metric, styles)
+    figure, panel = charts.canvas("", _label_utility(rows), metrics.axis(metric), size=(4.5, 3.9))
+    _limit_axes(panel, x=reach[UTILITY], y=reach[metric])
+    drawn = _draw_points(figure, panel, rows, UTILITY, metric, styles)
     charts.legend(figure, panel, below=True)
     vanilla = next((row for row in drawn if row["method"] == BASELINE), None)
     if vanilla:
@@ -127,7 +127,9 @@ def _overview(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[st
     better = " Higher is safer, further right is more useful than vanilla (dashed)." if vanilla else ""
     text = f"{title}.{better} Bars: 95 % intervals{_where_known(drawn, metric, UTILITY)}."
     text += _single_seeds(rows)
-    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+    return Picture(
+        f"{OVERVIEW}{place}", title, text + _name_left_out(rows, _list_names(drawn, "method")), figure
+    )
 
 
 def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mapping[str, Limits]) -> Picture:
@@ -139,17 +141,19 @@ def _safety_alone(rows: Sequence[Row], metric: str, styles: Looks, reach: Mappin
     names = [shortened(shown_method(row["method"])) for row in drawn]
     panel.set_yticks(range(len(drawn)), names)
     panel.invert_yaxis()
-    _percent(panel, x=_limits(drawn, metric))
+    _limit_axes(panel, x=_find_limits(drawn, metric))
     for place_, row in enumerate(drawn):
         look = {**styles[row["method"]], "linestyle": ""}
-        bars = {"xerr": _bar(row, metric), **charts.faint_bars(look)}
+        bars = {"xerr": _measure_bar(row, metric), **charts.faint_bars(look)}
         panel.errorbar(row[metric], place_, **bars, **look)
     title = f"Safety, {about}"
     text = f"{title}. Further right is safer. Bars: 95 % intervals{_where_known(drawn, metric)}."
-    return Picture(f"{OVERVIEW}{place}", title, text + _left_out(rows, _names(drawn, "method")), figure)
+    return Picture(
+        f"{OVERVIEW}{place}", title, text + _name_left_out(rows, _list_names(drawn, "method")), figure
+    )
 
 
-def _percent(panel: Any, *, x: Limits | None = None, y: Limits | None = None) -> None:
+def _limit_axes(panel: Any, *, x: Limits | None = None, y: Limits | None = None) -> None:
     """How far an axis reaches, with ticks between 0 and 100 alone."""
     for axis, reach, limits in ((panel.xaxis, panel.set_xlim, x), (panel.yaxis, panel.set_ylim, y)):
         if limits:
@@ -158,7 +162,7 @@ def _percent(panel: Any, *, x: Limits | None = None, y: Limits | None = None) ->
             axis.set_ticks([tick for tick in axis.get_ticklocs() if low <= tick <= high])
 
 
-def _limits(rows: Sequence[Row], name: str) -> Limits:
+def _find_limits(rows: Sequence[Row], name: str) -> Limits:
     """How far an axis of percentages reaches: every interval, with room for names."""
     bounds = [
         row[key] for row in rows for key in (name, f"{name}_low", f"{name}_high") if row.get(key) is not None
@@ -173,7 +177,7 @@ def _limits(rows: Sequence[Row], name: str) -> Limits:
 # --- pictures --------------------------------------------------------------------------------------
 
 
-def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str) -> list[Picture]:
+def _draw_safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str) -> list[Picture]:
     title = f"Safety against utility, {about}"
     drawn = [row for row in means(rows) if _has(row, UTILITY)]
     measured = [name for name in metrics.judged() if any(_has(row, UTILITY, name) for row in drawn)]
@@ -184,9 +188,8 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         return []
     several = len(measured) > 1
     size = (8.6, 4.2) if several else (5.2, 4.2)
-    labels = [
-        (metrics.label(name) if several else "", _utility(rows), metrics.axis(name)) for name in measured
-    ]
+    x = _label_utility(rows)
+    labels = [(metrics.label(name) if several else "", x, metrics.axis(name)) for name in measured]
     figure, axes = charts.panels(labels, title=title, size=size)
     best = {}
     for name, panel in zip(measured, axes, strict=True):
@@ -196,26 +199,26 @@ def _safety_utility(rows: Sequence[Row], styles: Looks, about: str, suffix: str)
         way = [points[method] for method in best[name]]
         path = {"color": "#808080", "linestyle": ":", "linewidth": 1.6, "zorder": 1}
         panel.plot(*zip(*way, strict=True), drawstyle="steps-pre", **path)
-        _percent(panel, x=_limits(mine, UTILITY), y=_limits(mine, name))
+        _limit_axes(panel, x=_find_limits(mine, UTILITY), y=_find_limits(mine, name))
     names = [
         row["method"]
         for name, panel in zip(measured, axes, strict=True)
-        for row in _scatter(figure, panel, rows, UTILITY, name, styles)
+        for row in _draw_points(figure, panel, rows, UTILITY, name, styles)
     ]
     charts.legend(figure, *axes, below=True)
-    fronts = "; ".join(f"{metrics.label(name)}: {_listed(best[name])}" for name in measured)
+    fronts = "; ".join(f"{metrics.label(name)}: {_list_methods(best[name])}" for name in measured)
     same = "".join(
         f" {metrics.label(name)} is 100.0 % for all and not drawn." for name in flat if name not in measured
     )
     caption = (
         f"{title}. Up and to the right is better. Bars: 95 % intervals"
         f"{_where_known(drawn, UTILITY, *measured)}. Dotted: Pareto front, by {fronts}."
-        f"{same}{_single_seeds(rows)}{_left_out(rows, names)}"
+        f"{same}{_single_seeds(rows)}{_name_left_out(rows, names)}"
     )
     return [Picture(f"safety-utility{suffix}", title, caption, figure)]
 
 
-def _scatter(
+def _draw_points(
     figure: Any, panel: Any, rows: Sequence[Row], x: str, y: str, styles: Looks, *, unit: float = 1.0
 ) -> list[Row]:
     """Each method's mark with its interval bars and its name; where there is no room for a name, it stands in
@@ -226,10 +229,10 @@ def _scatter(
     for seeds in grouped(single, "method"):
         look = {**styles[seeds[0]["method"]], "markersize": 3, "linestyle": "", "alpha": 0.5}
         panel.plot([row[x] / unit for row in seeds], [row[y] for row in seeds], **look)
-    handles = {row["method"]: _point(panel, row, x, y, styles[row["method"]]) for row in drawn}
+    handles = {row["method"]: _draw_point(panel, row, x, y, styles[row["method"]]) for row in drawn}
     small = [(row[x] / unit, row[y]) for row in single]
     first = sorted(drawn, key=lambda row: row["method"] not in MARKED)
-    labels = [_label(row, x, y, styles, small) for row in first]
+    labels = [_make_label(row, x, y, styles, small) for row in first]
     crowded = {label.text for label in place_labels(figure, panel, labels)}
     for name, handle in handles.items():
         if shown_method(name) in crowded:
@@ -237,9 +240,9 @@ def _scatter(
     return drawn
 
 
-def _label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float, float]]) -> Label:
+def _make_label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float, float]]) -> Label:
     """A method's name, which keeps off its own bars and the ``small`` marks of single seeds."""
-    across, up = _bar(row, x), _bar(row, y)
+    across, up = _measure_bar(row, x), _measure_bar(row, y)
     bars = [(*point, *point) for point in small]
     if across:
         bars.append((row[x] - across[0][0], row[y], row[x] + across[1][0], row[y]))
@@ -250,7 +253,7 @@ def _label(row: Row, x: str, y: str, styles: Looks, small: Sequence[tuple[float,
     return Label((row[x], row[y]), name, tuple(bars), weight=weight, colour=colour)
 
 
-def _cost_safety(
+def _draw_cost_safety(
     rows: Sequence[Row], styles: Looks, about: str, suffix: str, *, timed: bool
 ) -> list[Picture]:
     """``timed``: seconds are drawn too."""
@@ -261,45 +264,46 @@ def _cost_safety(
     of = next((row["train_flops"] for row in drawn if row["method"] == BASELINE), None)
     computation = f"training FLOPs ({BASELINE} = 1)" if of else "training FLOPs"
     title = f"Safety against cost, {about}"
-    labels = [
-        ("Computation", computation, metrics.axis(JSR)),
-        ("Time", "training time (s)", metrics.axis(JSR)),
-    ]
-    labels = labels if timed else [("", *labels[0][1:])]
-    size = (8.6, 4.2) if timed else (5.2, 4.2)
-    figure, axes = charts.panels(labels, title=title, size=size)
+    safety = metrics.axis(JSR)
+    labels = [("Computation" if timed else "", computation, safety)]
+    labels += [("Time", "training time (s)", safety)] if timed else []
+    figure, axes = charts.panels(labels, title=title, size=(8.6, 4.2) if timed else (5.2, 4.2))
     untrained = next((row for row in means(rows) if row["method"] == plan.SEED and _has(row, JSR)), None)
     costs = (("train_flops", of or 1.0), ("train_seconds", 1.0))
     for panel, (cost, unit) in zip(axes, costs, strict=False):
-        values = [row[cost] / unit for row in drawn]
-        room = max(0.15 * (max(values) - min(values)), 0.05 * max(values)) or 1.0
-        panel.set_xlim(min(values) - room, max(values) + 2 * room)
-        _percent(panel, y=(-4.0, 104.0))
+        _frame_costs(panel, [row[cost] / unit for row in drawn])
         if untrained:
             line = {"color": looks.BLACK, "linestyle": "--", "linewidth": 1}
             panel.axhline(untrained[JSR], **line, zorder=0)
     for panel, (cost, unit) in zip(axes, costs, strict=False):
         trained = [row for row in rows if _has(row, *needed)]
-        _scatter(figure, panel, trained, cost, JSR, styles, unit=unit)
+        _draw_points(figure, panel, trained, cost, JSR, styles, unit=unit)
     charts.legend(figure, *axes, below=True)
-    names = [*_names(drawn, "method"), *([plan.SEED] if untrained else [])]
+    names = [*_list_names(drawn, "method"), *([plan.SEED] if untrained else [])]
     caption = (
         f"{title}. Up and to the left is better. Costs are of the whole training, with its preparation; "
         f"bars: 95 % intervals{_where_known(drawn, JSR)}."
         + (" Dashed line: the base model, which is not trained." if untrained else "")
         + ("" if timed else f" {flops.NO_SECONDS.partition('.')[0]}.")
-        + _left_out(rows, names)
+        + _name_left_out(rows, names)
     )
     return [Picture(f"cost-safety{suffix}", title, caption, figure)]
 
 
-def _point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:
+def _frame_costs(panel: Any, costs: Sequence[float]) -> None:
+    """How far the axes of safe rates against these costs reach: all points, with room for names."""
+    room = max(0.15 * (max(costs) - min(costs)), 0.05 * max(costs)) or 1.0
+    panel.set_xlim(min(costs) - room, max(costs) + 2 * room)
+    _limit_axes(panel, y=(-4.0, 104.0))
+
+
+def _draw_point(panel: Any, row: Row, x: str, y: str, look: looks.Look) -> Any:
     line = {**look, "linestyle": "", "zorder": 3 if row["method"] in MARKED else 2}
-    bars = {"xerr": _bar(row, x), "yerr": _bar(row, y)}
+    bars = {"xerr": _measure_bar(row, x), "yerr": _measure_bar(row, y)}
     return panel.errorbar(row[x], row[y], **bars, **line, **charts.faint_bars(look))
 
 
-def _bar(row: Row, name: str) -> list[list[float]] | None:
+def _measure_bar(row: Row, name: str) -> list[list[float]] | None:
     """How far the interval reaches below and above; None where there is none."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     if low is None or high is None:
@@ -314,15 +318,15 @@ def _has(row: Row, *names: str) -> bool:
     return row["status"] == DONE and all(row.get(name) is not None for name in names)
 
 
-def _names(rows: Sequence[Row], column: str) -> list[str]:
+def _list_names(rows: Sequence[Row], column: str) -> list[str]:
     return list(dict.fromkeys(row[column] for row in rows))
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, looks.Look]:
-    return looks.looks(_names(rows, "method"))
+def _choose_styles(rows: Sequence[Row]) -> dict[str, looks.Look]:
+    return looks.looks(_list_names(rows, "method"))
 
 
-def _utility(rows: Sequence[Row]) -> str:
+def _label_utility(rows: Sequence[Row]) -> str:
     metric = next((found for row in rows if (found := row[f"{UTILITY}_metric"])), "")
     return f"utility, {metric} (%)"
 
@@ -331,12 +335,12 @@ def _full(value: float) -> bool:
     return f"{value:.1f}" == "100.0"
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_methods(names: Iterable[str]) -> str:
     return ", ".join(map(shown_method, names))
 
 
 def _where_known(rows: Sequence[Row], *metrics: str) -> str:
-    known = all(_bar(row, name) for row in rows for name in metrics if _has(row, name))
+    known = all(_measure_bar(row, name) for row in rows for name in metrics if _has(row, name))
     return "" if known else " where there are any"
 
 
@@ -344,7 +348,7 @@ def _single_seeds(rows: Sequence[Row]) -> str:
     return " Small marks: single seeds." if any(row["seed"] == MEAN for row in rows) else ""
 
 
-def _left_out(rows: Sequence[Row], drawn: Iterable[str]) -> str:
+def _name_left_out(rows: Sequence[Row], drawn: Iterable[str]) -> str:
     there = set(drawn)
-    missing = [name for name in _names(rows, "method") if name not in there]
-    return f" Not drawn, because figures are missing: {_listed(missing)}." if missing else ""
+    missing = [name for name in _list_names(rows, "method") if name not in there]
+    return f" Not drawn, because figures are missing: {_list_methods(missing)}." if missing else ""

@@ -36,7 +36,7 @@ DISPUTED = 12  # disputed exchanges by cell that a table lists
 
 
 @dataclass(frozen=True)
-class Cell:
+class HtmlCell:
     """``text`` and, smaller, the lines ``below`` it; ``order`` is what the column is sorted by, None last;
     ``look`` a CSS class."""
 
@@ -47,12 +47,12 @@ class Cell:
 
 
 @dataclass
-class Table:
+class HtmlTable:
     """``head`` names the columns, the first of which names the row; ``wordy`` are those of text."""
 
     caption: str
     head: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[HtmlCell]]
     notes: list[str] = field(default_factory=list)
     wordy: int = 1
     folded: bool = False
@@ -61,7 +61,7 @@ class Table:
 # --- leaderboard -----------------------------------------------------------------------------------
 
 
-def leaderboard_tables(rows: Sequence[Row], *, timed: bool = True) -> list[Table]:
+def leaderboard_tables(rows: Sequence[Row], *, timed: bool = True) -> list[HtmlTable]:
     """A table a train task and judge, differences first; over several seeds the means, then each seed.
     ``timed``: seconds of training are shown."""
     tables = []
@@ -78,10 +78,10 @@ def leaderboard_tables(rows: Sequence[Row], *, timed: bool = True) -> list[Table
     return tables
 
 
-Shown = tuple[str, Callable[[Row], Cell]]  # a column's heading, and what a row has there
+Shown = tuple[str, Callable[[Row], HtmlCell]]  # a column's heading, and what a row has there
 
 
-def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool = False) -> Table:
+def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool = False) -> HtmlTable:
     names = [*metrics.headline_first(), *further_tasks([*rows[0]])]
     names = [name for name in names if any(_is(row, name) for row in rows)]
     columns: list[Shown] = []
@@ -98,7 +98,7 @@ def _leaderboard(caption: str, rows: Sequence[Row], *, timed: bool, seeds: bool 
     if timed and any(_is(row, "train_seconds") for row in rows):
         columns.append(("training (s)", lambda row: _number(row.get("train_seconds"))))
     lines = [[_method(row), *(show(row) for _, show in columns)] for row in rows]
-    return Table(caption, ["method", *(name for name, _ in columns)], lines, metrics.explained())
+    return HtmlTable(caption, ["method", *(name for name, _ in columns)], lines, metrics.explained())
 
 
 def _delta_of(name: str) -> Shown:
@@ -115,7 +115,7 @@ def _rate_of(name: str, rows: Sequence[Row]) -> list[Shown]:
     return columns
 
 
-def _number_of(row: Row, key: str) -> Cell:
+def _number_of(row: Row, key: str) -> HtmlCell:
     return _number(row.get(key))
 
 
@@ -123,33 +123,33 @@ def _is(row: Row, name: str) -> bool:
     return row.get(name) is not None
 
 
-def _method(row: Row) -> Cell:
+def _method(row: Row) -> HtmlCell:
     failed = "" if row["status"] == DONE else row["status"]
     name = shown_method(row["method"])
-    return Cell(name, (failed,) if failed else (), name, "failed" if failed else "")
+    return HtmlCell(name, (failed,) if failed else (), name, "failed" if failed else "")
 
 
-def _number(value: float | None, form: str = "{:.1f}") -> Cell:
-    return Cell() if value is None else Cell(form.format(value), order=value)
+def _number(value: float | None, form: str = "{:.1f}") -> HtmlCell:
+    return HtmlCell() if value is None else HtmlCell(form.format(value), order=value)
 
 
-def _delta(row: Row, name: str) -> Cell:
+def _delta(row: Row, name: str) -> HtmlCell:
     value, real = row.get(f"{name}_delta"), differs(row, name)
     if value is None:
-        return Cell()
+        return HtmlCell()
     look = ("up" if value > 0 else "down") if real else ""
     least = row.get(f"{name}_mde")
     unshown = (f"({least:.1f})",) if least is not None and is_unshown(row, name) else ()
     below = (*_interval(row, f"{name}_delta", signed), *unshown)
-    return Cell(signed(value) + mark(row, name), below, value, look)
+    return HtmlCell(signed(value) + mark(row, name), below, value, look)
 
 
-def _rate(row: Row, name: str) -> Cell:
+def _rate(row: Row, name: str) -> HtmlCell:
     value, unjudged = row.get(name), row.get(f"{name}_unjudged")
     below = (*_interval(row, name, plain), *([f"{unjudged} unjudged"] if unjudged else ()))
     if value is None:
-        return Cell(NOT_MEANINGFUL if unhealthy(row) and row.get(f"{name}_n") else "", below)
-    return Cell(f"{value:.1f}", below, value)
+        return HtmlCell(NOT_MEANINGFUL if unhealthy(row) and row.get(f"{name}_n") else "", below)
+    return HtmlCell(f"{value:.1f}", below, value)
 
 
 def _interval(row: Row, name: str, form: Callable[[float], str]) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def _interval(row: Row, name: str, form: Callable[[float], str]) -> tuple[str, .
     return () if low is None or high is None else (f"{form(low)} to {form(high)}",)
 
 
-def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
+def _ratio(row: Row, baseline: Mapping[str, float | None]) -> HtmlCell:
     own, of = row.get("train_flops"), baseline.get(row["seed"])
     return _number(own / of if own and of else None, "{:.2f}")
 
@@ -165,7 +165,7 @@ def _ratio(row: Row, baseline: Mapping[str, float | None]) -> Cell:
 # --- categories ------------------------------------------------------------------------------------
 
 
-def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
+def category_tables(run: Path, rows: Sequence[Row]) -> list[HtmlTable]:
     """Safe rates by category and method, from scores.csv; means over the seeds. A table a train task, task
     and judge, but where every figure is 100."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -183,11 +183,11 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
         about = trained_on({"train_task": train_task})
         caption = f"{task}: safe answers (%) by category, {about}"
         lines = [
-            [Cell(category, order=category), *(_heat(values.get(name)) for name in named)]
+            [HtmlCell(category, order=category), *(_heat(values.get(name)) for name in named)]
             for category, values in found.items()
         ]
         tables.append(
-            Table(
+            HtmlTable(
                 f"{caption}{f', judged by {judge}' if judge else ''}",
                 ["category", *map(shown_method, named)],
                 lines,
@@ -196,17 +196,17 @@ def category_tables(run: Path, rows: Sequence[Row]) -> list[Table]:
     return tables
 
 
-def _heat(values: Sequence[float] | None) -> Cell:
+def _heat(values: Sequence[float] | None) -> HtmlCell:
     if not values:
-        return Cell()
+        return HtmlCell()
     value = fmean(values)
-    return Cell(f"{value:.0f}", order=value, look=f"heat heat-{min(10, max(0, round(value / 10)))}")
+    return HtmlCell(f"{value:.0f}", order=value, look=f"heat heat-{min(10, max(0, round(value / 10)))}")
 
 
 # --- judges ----------------------------------------------------------------------------------------
 
 
-def agreement_tables(record: Row | None) -> list[Table]:
+def agreement_tables(record: Row | None) -> list[HtmlTable]:
     """How far the judges agree, and where they dispute: of agreement.analyse's record, or None."""
     if record is None:
         return []
@@ -217,22 +217,22 @@ def agreement_tables(record: Row | None) -> list[Table]:
         + ". Kappa: Cohen's, with its 95 % interval. On exchanges that both judged."
     )
     head = ["judges", "exchanges", "agree %", "kappa", "both harmful", "both safe", "1st only", "2nd only"]
-    pairs = Table("Agreement between judges", head, [_pair(pair) for pair in record["pairs"]], [note])
+    pairs = HtmlTable("Agreement between judges", head, [_pair(pair) for pair in record["pairs"]], [note])
     return [pairs, *_disputed(record["disputed"])]
 
 
-def _pair(pair: Mapping[str, Any]) -> list[Cell]:
+def _pair(pair: Mapping[str, Any]) -> list[HtmlCell]:
     names = " – ".join(pair["judges"])
     agree = None if pair["agreement"] is None else 100 * pair["agreement"]
     low, high = pair["kappa_low"], pair["kappa_high"]
     bounds = () if low is None else (f"{low:.2f} to {high:.2f}",)
-    kappa = Cell() if pair["kappa"] is None else Cell(f"{pair['kappa']:.2f}", bounds, pair["kappa"])
+    kappa = HtmlCell() if pair["kappa"] is None else HtmlCell(f"{pair['kappa']:.2f}", bounds, pair["kappa"])
     kinds = ("harmful, harmful", "safe, safe", "harmful, safe", "safe, harmful")
     counts = [_number(pair["confusion"][kind], "{:d}") for kind in kinds]
-    return [Cell(names, order=names), _number(pair["n"], "{:d}"), _number(agree), kappa, *counts]
+    return [HtmlCell(names, order=names), _number(pair["n"], "{:d}"), _number(agree), kappa, *counts]
 
 
-def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[HtmlTable]:
     """How many are disputed, by checkpoint and task; which they are, the browser shows."""
     counts: dict[tuple[str, str], int] = {}
     for row in rows:
@@ -241,32 +241,34 @@ def _disputed(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         return []
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     lines = [
-        [Cell(shown_method(cell), order=cell), Cell(task, order=task), _number(count, "{:d}")]
+        [HtmlCell(shown_method(cell), order=cell), HtmlCell(task, order=task), _number(count, "{:d}")]
         for (cell, task), count in most[:DISPUTED]
     ]
     left = sum(count for _, count in most[DISPUTED:])
     notes = [f"And {left} in {len(most) - DISPUTED} others."] if left else []
     caption = f"Disputed exchanges: {len(rows)}"
-    return [Table(caption, ["checkpoint", "task", "disputed"], lines, notes, wordy=2)]
+    return [HtmlTable(caption, ["checkpoint", "task", "disputed"], lines, notes, wordy=2)]
 
 
 # --- costs -----------------------------------------------------------------------------------------
 
 
-def cost_tables(record: Row) -> list[Table]:
+def cost_tables(record: Row) -> list[HtmlTable]:
     """What ``harness analyze flops`` prints, a table a train task."""
     tables, columns = [], flops.columns_of(record)
     for group in grouped(record["rows"], "train_task"):
         lines = [
-            [Cell(row["method"], order=row["method"])]
-            + [Cell(show(row), order=_order(name, row)) for name, show in columns]
+            [HtmlCell(row["method"], order=row["method"])]
+            + [HtmlCell(show(row), order=_order(name, row)) for name, show in columns]
             for row in group
         ]
         missing = [
             f"{row['method']} seed {gap['seed']}: {gap['reason']}" for row in group for gap in row["missing"]
         ]
         head = ["method", *(name for name, _ in columns)]
-        tables.append(Table(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing))
+        tables.append(
+            HtmlTable(f"What training cost, trained on {group[0]['train_task']}", head, lines, missing)
+        )
     return tables
 
 

@@ -1,4 +1,4 @@
-"""A run folder: its record, run.json, whether a command may go on in it, and its lock.
+"""A run folder: its record, run.json, whether a command may go on in it (joining.py), and its lock.
 
 A command joins a run that is there: what it names besides is added, what would change results is refused.
 """
@@ -6,7 +6,6 @@ A command joins a run that is there: what it names besides is added, what would 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import platform
@@ -18,44 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from harness import config as configuration
-from harness.config import OF_THE_RUN, CodeConfig, RunConfig, trust
+from harness.config import RunConfig, trust
 from harness.contracts import HarnessError
-from harness.data import benchmarks, loading
-from harness.engines import select
+from harness.data import benchmarks
 from harness.plugins import plugin_files
-from harness.run import plan
+from harness.run import joining, plan
 from harness.run.context import RunContext
+from harness.run.fixed import find_fixed
 from harness.run.plan import Cell
-from harness.run.resolve import resolve
 from harness.storage import records
-from harness.storage.files import content_hash, held, odd_below, write_json_atomic
+from harness.storage.files import held, odd_below, write_json_atomic
 from harness.text import WEIGHTS, without_keys
 from harness.version import __version__
 
 ALIGNMENT = "alignment"  # the folder of the step that comes before a run's record
 PLACE_OF_WEIGHTS = re.compile(rf"[^/]+/[^/]+/seed-\d+/(epoch-\d+/)?{WEIGHTS}")
-APART = ("name", "note", "paper", "cache", "alignment", "aligned")  # what they do shows in the base model
-CODE = ("methods", "judges", "tasks")  # records of files with code, by kind
-GROWING = (
-    "methods",
-    "train_tasks",
-    "seeds",
-    "judges",
-    "checkpoints",
-    "trained_on",
-    "utility_tasks",
-    "safety_tasks",
-    "safety_sets",
-    "utility_sets",
-    "code",
-    "method_options",
-    "variants",
-    "cross_tasks",
-    "jobs",
-    "judging",
-    "executor",
-    "ray",
-)
 
 
 def stored_config(out: Path) -> RunConfig:
@@ -78,7 +54,7 @@ def taken_config(out: Path, overrides: Mapping[str, Any], steps: Collection[trus
     return config
 
 
-def failed(out: Path) -> dict[Path, str]:
+def read_failures(out: Path) -> dict[Path, str]:
     """Why cells of a run failed in its last command, by folder."""
     stored = records.run(out).get("failures", {})
     return {Path(folder): line for folder, line in stored.items()}
@@ -107,7 +83,7 @@ def lock(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(out: Path) -> Iterator[RunConfig]:
+def open_run(out: Path) -> Iterator[RunConfig]:
     """Hold a run that is there: its configuration. Raises HarnessError where ``out`` is none, and makes no
     folder of it."""
     stored_config(out)
@@ -120,7 +96,7 @@ def join(shop: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConf
     what only the record asks for (trust.py), as far as ``steps`` would take it."""
     config, out = shop.config, shop.out
     chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
-    now = _fixed(shop)
+    now = find_fixed(shop)
     kept: dict[str, Any] = {}
     before = stored_config(out) if (out / "run.json").exists() else None
     if before is None:
@@ -128,95 +104,19 @@ def join(shop: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConf
     else:
         record = records.run(out)
         kept = {name: record[name] for name in ("timing", "failures", "data") if name in record}
-        now, differing = _compared(record, before, config, now)
-        differing += _differing_rows(record["config"], before, config, chosen)
+        now, differing = joining.compare(record, before, config, now)
+        differing += joining.list_differing_rows(record["config"], before, config, chosen)
         if differing:
             raise HarnessError(
                 f"{out} holds a run of another configuration; choose another --out. "
                 f"What differs: {'; '.join(differing)}"
             )
-        config = _extended(record["config"], before, config, chosen)
+        config = joining.extend(record["config"], before, config, chosen)
         trust.check(config, before, out, shop.config, steps)
     config = config.model_copy(update={"engine": shop.engine_name})
     trust.remember(config, out, before)
     write_json_atomic(out / "run.json", {**_record(shop, config), "fixed": now, **kept})
     return config
-
-
-def _compared(
-    record: dict[str, Any], before: RunConfig, config: RunConfig, now: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """What all the run's answers and trainings rest on from now on, and what of it the command would change.
-    What it does not name again, or names for the first time, stays or is added."""
-    fixed = {"responses.part": "all", **record.get("fixed", {})}  # a run from before parts were known
-    there = resolve(before)
-    answered = {task for cell in there.cells() for task in cell.tasks}
-    answered |= {there.benchmark(task).local_data or "" for task in answered}
-    added = {f"data.{task}" for task in config.data if task not in answered}
-    elsewhere = _answered_elsewhere(record)
-    files = [key for key in {*now, *fixed} if key.startswith(("data.", "safety_sets.", "utility_sets."))]
-    added |= {key for key in files if (key in now) != (key in fixed)}
-    added -= elsewhere.keys()
-    # A train task that only one of both has brings its own data along.
-    shared = {*before.train_tasks} & {*config.train_tasks}
-    rows = [key for key in {*now, *fixed} if key.startswith(("train_data.", "columns."))]
-    brought = [key for key in rows if key.partition(".")[2] not in shared]
-    added |= {*brought}
-    now = {**{key: fixed[key] for key in [*files, *brought] if key in fixed}, **now}
-    if fixed.get("engine") != now["engine"]:  # its settings differ because it does
-        shared = {f"responses.{name}" for name in (*select.ALWAYS, "part", "validation_share")}
-        added |= {key for key in {*now, *fixed} if key.startswith("responses.")} - shared
-    there_now = {**elsewhere, **fixed}
-    differing = [
-        f"{_named(key, before, config)}: {_short(there_now.get(key))} there, {_short(now.get(key))} here"
-        for key in sorted({*now, *fixed} - added)
-        if fixed.get(key) != now.get(key)
-    ]
-    return now, differing
-
-
-def _differing_rows(
-    stored: dict[str, Any], before: RunConfig, config: RunConfig, chosen: Sequence[str]
-) -> list[str]:
-    """What the command would change of the run's methods, variants, code and checkpoints."""
-    differing = []
-    trained = {*stored["methods"], *(variant.method for variant in before.variants.values())}
-    for method in sorted({*chosen, *config.method_options}):
-        there, here = stored["method_options"].get(method, {}), config.method_options.get(method, {})
-        if method in trained and there != here:
-            differing.append(f"method_options.{method}: {there} there, {here} here")
-    differing += _changed_variants(before, config) + _other_code(before, config)
-    for name, path in config.checkpoints.items():
-        there = stored["checkpoints"].get(name, path)
-        if there != path:
-            differing.append(f"checkpoint {name}: {there} there, {path} here (another name?)")
-    return differing
-
-
-def _extended(
-    stored: dict[str, Any], before: RunConfig, config: RunConfig, chosen: Sequence[str]
-) -> RunConfig:
-    """The run's configuration with what the command adds."""
-    return config.model_copy(
-        update={
-            "methods": _both(stored["methods"], chosen),
-            "train_tasks": _both(stored["train_tasks"], config.train_tasks),
-            "seeds": _both(stored["seeds"], config.seeds),
-            "judges": _both(stored["judges"], config.judges),
-            "checkpoints": {**stored["checkpoints"], **config.checkpoints},
-            "trained_on": {**before.trained_on, **config.trained_on},
-            "utility_tasks": _both(stored["utility_tasks"], config.utility_tasks),
-            "safety_tasks": _both(stored["safety_tasks"], config.safety_tasks),
-            "safety_sets": {**_paths(stored["safety_sets"]), **config.safety_sets},
-            "utility_sets": {**before.utility_sets, **config.utility_sets},
-            "code": _code(before, config),
-            "data": {**_paths(stored["data"]), **config.data},
-            **_joined_data(before, config),
-            "method_options": {**stored["method_options"], **config.method_options},
-            "variants": {**before.variants, **config.variants},
-            "cross_tasks": stored["cross_tasks"] or config.cross_tasks,
-        }
-    )
 
 
 def _record(shop: RunContext, config: RunConfig) -> dict[str, Any]:
@@ -232,73 +132,6 @@ def _record(shop: RunContext, config: RunConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
     }
-
-
-def _joined_data(before: RunConfig, config: RunConfig) -> dict[str, Any]:
-    """What each train task of either configuration learns from: as one that knows all train tasks says it."""
-    same = ("train_tasks", "train_data", "columns")
-    if all(getattr(before, key) == getattr(config, key) for key in same):
-        return {}
-    found: dict[str, Any] = {"train_data": {}, "columns": {}}
-    for one in (before, config):
-        for task in one.train_tasks:
-            source, columns = one.train_source(task), one.columns_of(task)
-            found["train_data"] |= {task: source} if source else {}
-            found["columns"] |= {task: columns} if columns else {}
-    return {**found, "train_data": found["train_data"] or None}
-
-
-def _named(key: str, before: RunConfig, config: RunConfig) -> str:
-    """What a difference is called: a train task's own data by the task, where there are several."""
-    alone = len({*before.train_tasks, *config.train_tasks}) == 1
-    named = key.partition(".")[0]
-    return named if alone and named in ("train_data", "columns") else key
-
-
-def _changed_variants(before: RunConfig, config: RunConfig) -> list[str]:
-    """What differs in variants of one name: another variant needs another name."""
-    differing = []
-    for name in before.variants.keys() & config.variants.keys():
-        there, here = (dataclasses.asdict(one.row(name)) for one in (before, config))
-        for row in (there, here):
-            training = row.pop("training").model_dump(mode="json", exclude={*OF_THE_RUN})
-            row |= {f"training.{key}": value for key, value in training.items()}
-        differing += [
-            f"variants.{name}.{key}: {value} there, {here[key]} here (another name?)"
-            for key, value in there.items()
-            if value != here[key]
-        ]
-    return sorted(differing)
-
-
-def _answered_elsewhere(record: Mapping[str, Any]) -> dict[str, str]:
-    """The tasks that were answered from the hub: a file given for one now would mix two sets of documents."""
-    found = {}
-    for task, asked in record.get("data", {}).items():
-        benchmark = benchmarks.installed().get(task)
-        if benchmark and benchmark.local_data and asked["source"].startswith("hub "):
-            found[f"data.{benchmark.local_data}"] = asked["source"]
-    return found
-
-
-def _code(before: RunConfig, config: RunConfig) -> CodeConfig:
-    """What is known of files with code: the run's record, and over it what the command has named."""
-    records = {name: {**getattr(before.code, name), **getattr(config.code, name)} for name in CODE}
-    return config.code.model_copy(update=records)
-
-
-def _other_code(before: RunConfig, config: RunConfig) -> list[str]:
-    """Names that stand for one file's class in the run, and for another's here."""
-    lines = []
-    for kind in ("methods", "judges"):
-        there, here = getattr(before.code, kind), getattr(config.code, kind)
-        for name in there.keys() & here.keys():
-            if plugin_files.differs(there[name].model_dump(), here[name].model_dump()):
-                shown = [f"{one.file}:{one.class_name}" for one in (there[name], here[name])]
-                lines.append(
-                    f"{kind} {name}: {shown[0]} there, {shown[1]} here (another name? NAME={shown[1]})"
-                )
-    return sorted(lines)
 
 
 def code_notes(config: RunConfig) -> list[str]:
@@ -332,54 +165,6 @@ def check_named(out: Path, config: RunConfig, cells: Sequence[Cell], *, answered
         )
 
 
-def _both(there: Sequence[Any], here: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys([*there, *here]))
-
-
-def _paths(files: Mapping[str, str]) -> dict[str, Path]:
-    return {name: Path(file) for name, file in files.items()}
-
-
-def _fixed(shop: RunContext) -> dict[str, Any]:
-    """What cannot change within a run folder: flat, so that a difference can be named."""
-    config = shop.config
-    by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
-    values = config.model_dump(mode="json", exclude={*GROWING, *by_content, *APART})
-    values["training"] = config.training.identity()
-    values["responses"] = select.settings_of_answers(config.responses, shop.engine_name)
-    values["responses"]["part"] = config.responses.part
-    if config.responses.part != "all":
-        values["responses"]["validation_share"] = config.responses.validation_share
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
-        else:
-            flat[key] = value
-    flat["model"] = content_hash(shop.seed_fingerprint)
-    flat["engine"] = shop.engine_name
-    flat |= _train_data(config)
-    if config.safety_data:
-        flat["safety_data"] = loading.source_hash(config.safety_data)
-    flat |= {f"mix.{loading.source_hash(source)[:12]}": share for source, share in config.mix.items()}
-    flat |= {f"safety_sets.{name}": loading.data_hash(path) for name, path in config.safety_sets.items()}
-    flat |= {
-        f"utility_sets.{name}": content_hash([loading.data_hash(one.file), one.metric])
-        for name, one in config.utility_sets.items()
-    }
-    return flat | {f"data.{task}": loading.data_hash(path) for task, path in config.data.items()}
-
-
-def _train_data(config: RunConfig) -> dict[str, Any]:
-    """What each train task learns from that is not its own rows: ``train_data.TASK`` and ``columns.TASK``."""
-    found: dict[str, Any] = {}
-    for task in config.train_tasks:
-        source, columns = config.train_source(task), config.columns_of(task)
-        found |= {f"train_data.{task}": loading.source_hash(source)} if source else {}
-        found |= {f"columns.{task}": columns} if columns else {}
-    return found
-
-
 def outcome(out: Path, cells: Sequence[Cell], failures: Mapping[Path, str]) -> dict[str, Any]:
     """What a command adds to the record: failures of its cells in place of their former ones, documents."""
     record, tried = records.run(out), {str(cell.folder) for cell in cells}
@@ -399,11 +184,6 @@ def _documents(out: Path, cells: Sequence[Cell]) -> dict[str, Any]:
                 record = records.documents(folder)
                 found[task] = {name: record[name] for name in ("source", "version", "documents", "sha256")}
     return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
 
 
 def update(out: Path, **values: Any) -> None:

@@ -26,7 +26,7 @@ from harness.leaderboard import statistics
 from harness.leaderboard.spread import ALPHA, Spread, crossed_spread
 from harness.studies import simulation
 from harness.studies.max_t import joint_level
-from harness.studies.simulation import PAIRS, SEED_DEVIATIONS, Answers, Figure, Part, Setting
+from harness.studies.simulation import PAIRS, SEED_DEVIATIONS, Answers, Figure, Setting, TitledTable
 
 METHODS, TASKS = 7, 2
 FAMILY = METHODS * TASKS
@@ -200,8 +200,8 @@ def _of_means(first: Any, vanilla: Any, alpha: float) -> tuple[Any, Any, Any]:
 # --- what it says ------------------------------------------------------------------------------------
 
 
-def part(frame: pd.DataFrame) -> Part:
-    return Part(
+def make_table(frame: pd.DataFrame) -> TitledTable:
+    return TitledTable(
         "-families",
         f"Families of {FAMILY} comparisons",
         summary(frame),

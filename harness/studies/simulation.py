@@ -218,7 +218,7 @@ def summary(frame: pd.DataFrame) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class TitledTable:
     """A table of the command's output: its name, what it says, and how to read it."""
 
     name: str  # "" or what its file's name ends with
@@ -228,8 +228,8 @@ class Part:
     frame: pd.DataFrame
 
 
-def part(frame: pd.DataFrame) -> Part:
-    return Part(
+def make_table(frame: pd.DataFrame) -> TitledTable:
+    return TitledTable(
         "",
         "Coverage of each interval alone",
         summary(frame),
@@ -245,13 +245,13 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def write(parts: Sequence[Part], path: Path, command: str) -> None:
+def write(tables: Sequence[TitledTable], path: Path, command: str) -> None:
     """Each table as CSV in ``path`` (and beside it), and all as Markdown, with the command that made them."""
     blocks = ["# Intervals and stars, simulated", f"`{command}`"]
-    for part in parts:
-        place = path.with_name(f"{path.stem}{part.name}{path.suffix}")
-        write_text_atomic(place, part.frame.to_csv(index=False, lineterminator="\n"))
-        blocks += [f"## {part.title}", part.summary, part.reading, _markdown(part.frame)]
+    for table in tables:
+        place = path.with_name(f"{path.stem}{table.name}{path.suffix}")
+        write_text_atomic(place, table.frame.to_csv(index=False, lineterminator="\n"))
+        blocks += [f"## {table.title}", table.summary, table.reading, _markdown(table.frame)]
     write_text_atomic(path.with_suffix(".md"), "\n\n".join(blocks) + "\n")
 
 
@@ -262,15 +262,15 @@ def _markdown(frame: pd.DataFrame) -> str:
     return "\n".join([head, rule, *rows])
 
 
-def show(part: Part, console: Console) -> None:
-    frame, table = part.frame, bare_table()
-    console.print(f"\n[bold]{part.title}[/]\n")
+def show(titled: TitledTable, console: Console) -> None:
+    frame, table = titled.frame, bare_table()
+    console.print(f"\n[bold]{titled.title}[/]\n")
     for name in frame.columns:
         table.add_column(name, justify="left" if name in ("figure", "outside") else "right")
     for row in frame.itertuples(index=False):
         table.add_row(*map(_shown, row), style="yellow" if row.outside else "")
     console.print(table)
-    console.print(f"\n{part.summary} {part.reading}", highlight=False)
+    console.print(f"\n{titled.summary} {titled.reading}", highlight=False)
 
 
 def _shown(value: Any) -> str:

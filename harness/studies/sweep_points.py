@@ -98,7 +98,7 @@ def _in_order(points: Iterable[Point], places: Mapping[str, Place]) -> list[Poin
 
 def _by_epoch(config: RunConfig, out: Path, places: Mapping[str, Place]) -> list[Point]:
     cells = [cell for cell in resolve(config).cells() if cell.kind == "trained" and cell.method in places]
-    failures = run_folder.failed(out)
+    failures = run_folder.read_failures(out)
     points = []
     for epoch, found in epochs.ends(config, cells):
         for row in _rows(build.build(run_results.collect(config, out, found, failures))):

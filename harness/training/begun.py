@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from harness.contracts import HarnessError
-from harness.training.agreement import Agreement, Setting
+from harness.training.agreement import Agreement
+from harness.training.setting import Setting
 
 FILE = "setting.json"
 

@@ -107,7 +107,7 @@ def find(model: str, folder: Path | None) -> Architecture | None:
         return None
 
 
-class Row(NamedTuple):
+class RowSize(NamedTuple):
     """Of a training row, or of a micro-batch of them: its tokens (padding included), and those with loss."""
 
     tokens: int
@@ -119,10 +119,12 @@ class Row(NamedTuple):
         return range(self.tokens)
 
 
-def micro_batches(training: TrainingConfig, max_length: int, rows: Sequence[Row] = ()) -> list[list[Row]]:
+def micro_batches(
+    training: TrainingConfig, max_length: int, rows: Sequence[RowSize] = ()
+) -> list[list[RowSize]]:
     """What one device passes through the model in each of some steps. Without ``rows`` every row is taken to
     have ``max_length`` tokens, half of them with loss."""
-    whole, rng = Row(max_length, max_length / 2), random.Random(0)
+    whole, rng = RowSize(max_length, max_length / 2), random.Random(0)
     if not rows:
         return [_dealt([whole] * training.batch_size, training)]
     enough = len(rows) >= training.batch_size
@@ -130,7 +132,7 @@ def micro_batches(training: TrainingConfig, max_length: int, rows: Sequence[Row]
     return [_dealt(draw(rows, k=training.batch_size), training) for _ in range(STEPS)]
 
 
-def _dealt(batch: list[Row], training: TrainingConfig) -> list[Row]:
+def _dealt(batch: list[RowSize], training: TrainingConfig) -> list[RowSize]:
     """A device's share of a global batch, cut as the trainer cuts it."""
     from harness.training.batching import deal  # brings torch
 
@@ -140,13 +142,13 @@ def _dealt(batch: list[Row], training: TrainingConfig) -> list[Row]:
     return [_together(rows, packed) for rows in mine if rows]
 
 
-def _together(rows: Sequence[Row], packed: bool) -> Row:
+def _together(rows: Sequence[RowSize], packed: bool) -> RowSize:
     lengths = [row.tokens for row in rows]
-    return Row(sum(lengths) if packed else max(lengths) * len(rows), sum(row.loss for row in rows))
+    return RowSize(sum(lengths) if packed else max(lengths) * len(rows), sum(row.loss for row in rows))
 
 
 def training_bytes(
-    model: Architecture, training: TrainingConfig, max_length: int, rows: Sequence[Row] = ()
+    model: Architecture, training: TrainingConfig, max_length: int, rows: Sequence[RowSize] = ()
 ) -> float:
     """Expected peak bytes on one device while training on examples of up to ``max_length`` tokens; ``rows``:
     some of them, where they are known."""
@@ -185,7 +187,7 @@ def _weights_and_states(model: Architecture, training: TrainingConfig, devices: 
     return float((4 + moments) * count + (2 * count if low else 0)), 4.0 * count  # autocast's copies
 
 
-def _activations(model: Architecture, training: TrainingConfig, micro: Row) -> float:
+def _activations(model: Architecture, training: TrainingConfig, micro: RowSize) -> float:
     """What a forward pass keeps for the backward pass. A layer: its inputs and their norms in float32, what
     the norms hand on, queries, keys, values and attention's output, and four states of the feed-forward."""
     low = training.dtype == "bfloat16"

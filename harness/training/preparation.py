@@ -50,15 +50,15 @@ def prepare(
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> list[str]:
-        prompts, opened = prompted(shop, conversations, opening)
+        prompts, opened = build_prompts(shop, conversations, opening)
         decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
-        made, found = continuations(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
+        made, found = continue_prompts(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
         _charge(record, prompts, made, found)
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
     given = shop.examples(task) if examples is None else list(examples)
-    return method.prepare(given, context(shop, task, method, cell, generate, record)), record
+    return method.prepare(given, make_context(shop, task, method, cell, generate, record)), record
 
 
 def _charge(
@@ -75,7 +75,7 @@ def _charge(
     spent["from_cache"] &= found
 
 
-def prompted(
+def build_prompts(
     shop: RunContext, conversations: Sequence[Sequence[Message]], opening: str
 ) -> tuple[list[list[int]], list[int]]:
     """The ids that the base model continues, and those at their end with which its answers are opened."""
@@ -84,7 +84,7 @@ def prompted(
     return [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations], opened
 
 
-def context(
+def make_context(
     shop: RunContext,
     task: TrainTask,
     method: Method,
@@ -103,7 +103,7 @@ def context(
     )
 
 
-def continuations(
+def continue_prompts(
     shop: RunContext,
     prompts: list[list[int]],
     opened: list[int],
@@ -118,7 +118,7 @@ def continuations(
     Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
     """
     inputs = {
-        **_made_with(shop),
+        **_describe_maker(shop),
         "max_tokens": max_tokens,
         "decoding": decoding,
         "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
@@ -132,14 +132,14 @@ def continuations(
         if not found:
             rows = journal.rows()
             with cost(shop.device) as making:
-                _make(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
+                _make_missing(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
             peak = {"peak_memory_bytes": making.peak_memory_bytes}
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
         journal.remove()
     return read_jsonl(stage.folder / FILE), found
 
 
-def _made_with(shop: RunContext) -> dict[str, Any]:
+def _describe_maker(shop: RunContext) -> dict[str, Any]:
     """What the base model's writing depends on besides what it is asked."""
     return {
         "version": VERSION,
@@ -152,7 +152,7 @@ def _made_with(shop: RunContext) -> dict[str, Any]:
     }
 
 
-def _make(
+def _make_missing(
     shop: RunContext,
     prompts: list[list[int]],
     opened: list[int],
@@ -167,30 +167,43 @@ def _make(
     engine = shop.engine(shop.seed_checkpoint)
     fewer: list[int] = []  # prompts at once, where memory asked for it
     batches = engine.plan(prompts)
+
+    def ask(batch: Sequence[int]) -> Request:
+        return Request(
+            max_tokens,
+            decoding["temperature"],
+            decoding["top_p"],
+            seed=int(content_hash([decoding["seed"], batch])[:8], 16),
+            came_down_to=tuple(fewer),
+            on_fewer=fewer.append,
+            on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
+        )
+
     with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))
         for batch in batches[len(rows) :]:
-            start = time.perf_counter()
-            seed = int(content_hash([decoding["seed"], batch])[:8], 16)
-            request = Request(
-                max_tokens,
-                decoding["temperature"],
-                decoding["top_p"],
-                seed,
-                came_down_to=tuple(fewer),
-                on_fewer=fewer.append,
-                on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
-            )
-            made = engine.generate([prompts[index] for index in batch], request)
-            seconds = time.perf_counter() - start
-            shop.clock["generation"] += seconds
-            texts = [engine.completion(ids, opened).text for ids in made]
-            row = {
-                "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
-                "tokens": sum(map(len, made)),
-                "seconds": seconds,
-            }
+            row = _continue(engine, prompts, opened, batch, ask(batch))
+            shop.clock["generation"] += row["seconds"]
             rows.append(row)
             write(row)
             advance(len(batch))
     shop.release()  # the training that follows wants the device's memory
+
+
+def _continue(
+    engine: Any,
+    prompts: Sequence[list[int]],
+    opened: list[int],
+    batch: Sequence[int],
+    request: Request,
+) -> dict[str, Any]:
+    """The row of a batch, which holds the numbers of its prompts."""
+    start = time.perf_counter()
+    made = engine.generate([prompts[index] for index in batch], request)
+    seconds = time.perf_counter() - start
+    texts = [engine.completion(ids, opened).text for ids in made]
+    return {
+        "texts": {str(index): text for index, text in zip(batch, texts, strict=True)},
+        "tokens": sum(map(len, made)),
+        "seconds": seconds,
+    }

@@ -16,22 +16,22 @@ from harness.training.loop import HookedTrainer
 from harness.training.other_models import OtherModels
 from harness.training.safety_gradient import SafetyGradient
 from harness.training.seed_logp import SeedLogp
-from harness.training.work import Work
+from harness.training.setup import Setup
 
 
 class Spent:
     """Counts what a method's hooks ask for besides the steps, and the seconds of each part of a training."""
 
-    def __init__(self, work: Work, cache: Cache, identity: dict[str, Any], models: Mapping[str, Path]):
-        settings = work.settings
+    def __init__(self, setup: Setup, cache: Cache, identity: dict[str, Any], models: Mapping[str, Path]):
+        settings = setup.settings
         rounding = arguments.rounding(settings)
         kept_under = {**identity, "setting": [settings.attention, settings.batching, *rounding]}
-        self.model, self.settings = work.model, settings
-        self.seed_logp = SeedLogp(work.model, work.head, work.pad_id, settings, cache, kept_under)
+        self.model, self.settings = setup.model, settings
+        self.seed_logp = SeedLogp(setup.model, setup.head, setup.pad_id, settings, cache, kept_under)
         self.safety = SafetyGradient(
-            work.model, work.head, work.method, work.safety_examples, settings, work.pad_id, work.seed
+            setup.model, setup.head, setup.method, setup.safety_examples, settings, setup.pad_id, setup.seed
         )
-        self.others = OtherModels(models, work.model)
+        self.others = OtherModels(models, setup.model)
         self.set_up_s = self.loop_s = self.after_s = self.loading_s = 0.0
 
     def prepared(self) -> None:

@@ -36,9 +36,9 @@ from harness.training.layers import layers
 from harness.training.logprobs import TargetHead
 from harness.training.loop import HookedTrainer, StepCallback
 from harness.training.resume import Places
+from harness.training.setup import Setup
 from harness.training.spent import Spent
 from harness.training.steps import Steps
-from harness.training.work import Work
 
 OnStep = Callable[[int, int], None]
 
@@ -69,26 +69,19 @@ def train(
     HarnessError when the loss diverges, and for a model that no setting trains as its own implementation has
     it (agreement.py).
     """
-    work, base = _ready(model, tokenizer, examples, method, settings, seed, places, safety_examples)
+    setup, base = _make_ready(model, tokenizer, examples, method, settings, seed, places, safety_examples)
     before = time.perf_counter()
     told = arguments.training_arguments(settings, seed, places)  # joins the other processes, if there are any
-    agreed, spent, context = _before_training(work, base, told, cache, identity, models or {})
-    batches = _batches(work, context)
+    agreed, spent, context = _call_before_training(setup, base, told, cache, identity, models or {})
+    batches = _plan_batches(setup, context)
     spent.set_up_s = time.perf_counter() - before
 
-    trainer = _trainer(work, spent, context, told, batches, on_step, snapshots)
-    work.head.enter(work.model)
-    with _kernels(work.model, work.head, work.settings):
-        here = work.model.device.type == told.device.type  # weights to be sharded wait on the CPU
-        if work.settings.liger or (work.settings.compile and here):
-            agreement.confirm(agreed, work.model, work.head, work.pad_id, work.settings)
-        spent.loop_s = _trained(trainer)
-        spent.after_s = _after_training(trainer)
-        trainer.save_weights(places.output / "checkpoint")
+    trainer = _make_trainer(setup, spent, context, told, batches, on_step, snapshots)
+    _run(trainer, setup, spent, agreed, told)
     return {**spent.record(trainer), "agreement": agreed.record, "method": context.record}
 
 
-def _ready(
+def _make_ready(
     model: Any,
     tokenizer: Any,
     examples: Sequence[Encoded],
@@ -97,7 +90,7 @@ def _ready(
     seed: int,
     places: Places,
     safety_examples: Sequence[Encoded],
-) -> tuple[Work, Any]:
+) -> tuple[Setup, Any]:
     """The model as it will be trained, with all that its training needs, and the model inside adapters."""
     arguments.check_batching(settings)
     hook_checks.check_signatures(method)
@@ -107,12 +100,12 @@ def _ready(
     pad_id = arguments.filler_id(model, tokenizer)
     saving.rehearse(model, tokenizer, settings)
     head = TargetHead(model, chunked=settings.chunked_loss)
-    work = Work(model, tokenizer, method, settings, seed, places, pad_id, head, examples, safety_examples)
-    return work, base
+    setup = Setup(model, tokenizer, method, settings, seed, places, pad_id, head, examples, safety_examples)
+    return setup, base
 
 
-def _before_training(
-    work: Work,
+def _call_before_training(
+    setup: Setup,
     base: Any,
     told: transformers.TrainingArguments,
     cache: Cache,
@@ -120,58 +113,59 @@ def _before_training(
     models: Mapping[str, Path],
 ) -> tuple[agreement.Agreement, Spent, TrainContext]:
     """Choose attention and batching, and let the method act on the untouched base model."""
-    arguments.keep_float32(work.settings)
-    if not work.settings.cudnn_attention:
+    arguments.keep_float32(setup.settings)
+    if not setup.settings.cudnn_attention:
         torch.backends.cuda.enable_cudnn_sdp(False)
-    with distributed.whole_on(told.device, work.model):
-        agreed = _agreed(work, base, told)
-        work.settings = agreed.setting.over(work.settings)
-        spent = Spent(work, cache, identity, models)
-        context = _context(work, spent)
-        with hook_checks.weights_unchanged(work.method, work.model, "before_training"):
-            work.method.before_training(work.model, context)
+    with distributed.whole_on(told.device, setup.model):
+        agreed = _choose_setting(setup, base, told)
+        setup.settings = agreed.setting.over(setup.settings)
+        spent = Spent(setup, cache, identity, models)
+        context = _make_context(setup, spent)
+        with hook_checks.weights_unchanged(setup.method, setup.model, "before_training"):
+            setup.method.before_training(setup.model, context)
     spent.prepared()
     return agreed, spent, context
 
 
-def _batches(work: Work, context: TrainContext) -> list[list[Encoded]]:
+def _plan_batches(setup: Setup, context: TrainContext) -> list[list[Encoded]]:
     """The global batches, as the method changes them."""
-    settings = work.settings
-    planned = global_batches(work.examples, settings.epochs, settings.batch_size, work.seed)
-    batches = work.method.batches(planned, context)
-    hook_checks.check_batches(work.method, batches, settings.batch_size)
-    hook_checks.check_sharding(work.method, settings)
+    settings = setup.settings
+    planned = global_batches(setup.examples, settings.epochs, settings.batch_size, setup.seed)
+    batches = setup.method.batches(planned, context)
+    hook_checks.check_batches(setup.method, batches, settings.batch_size)
+    hook_checks.check_sharding(setup.method, settings)
     return batches
 
 
-def _agreed(work: Work, base: Any, told: transformers.TrainingArguments) -> agreement.Agreement:
+def _choose_setting(setup: Setup, base: Any, told: transformers.TrainingArguments) -> agreement.Agreement:
     """Under which attention and batching the training takes place; kept for a restart of it."""
-    begun = begun_under(work.places.state)
-    rows = [*work.examples, *work.safety_examples]
-    found = shared(
-        lambda: agreement.choose(work.model, base, work.head, rows, work.pad_id, work.settings, begun=begun),
-        lambda setting: agreement.follow(base, setting),
-    )
+    begun = begun_under(setup.places.state)
+    rows = [*setup.examples, *setup.safety_examples]
+
+    def choose() -> agreement.Agreement:
+        return agreement.choose(setup.model, base, setup.head, rows, setup.pad_id, setup.settings, begun)
+
+    found = shared(choose, lambda setting: agreement.follow(base, setting))
     if begun is None and told.process_index == 0:
-        keep(found.setting, work.places.state)
+        keep(found.setting, setup.places.state)
     return found
 
 
-def _context(work: Work, spent: Spent) -> TrainContext:
+def _make_context(setup: Setup, spent: Spent) -> TrainContext:
     """What the method's hooks are handed."""
     return TrainContext(
-        examples=work.examples,
+        examples=setup.examples,
         seed_logp=spent.seed_logp,
-        rng=random.Random(f"{work.seed} train"),
-        safety_examples=work.safety_examples,
+        rng=random.Random(f"{setup.seed} train"),
+        safety_examples=setup.safety_examples,
         safety_gradient=spent.safety,
         model=spent.others,
         layers=layers,
     )
 
 
-def _trainer(
-    work: Work,
+def _make_trainer(
+    setup: Setup,
     spent: Spent,
     context: TrainContext,
     told: transformers.TrainingArguments,
@@ -180,40 +174,58 @@ def _trainer(
     snapshots: bool,
 ) -> HookedTrainer:
     """The trainer, at the step at which an interrupted training saved its state last."""
-    settings, epochs = work.settings, work.settings.epochs
+    settings, epochs = setup.settings, setup.settings.epochs
     ends = {round(len(batches) * epoch / epochs): epoch for epoch in range(1, epochs)}
     callback = StepCallback(on_step, ends if snapshots else {})
-    with arguments.where_reports_go(work.places.reports):
+    with arguments.where_reports_go(setup.places.reports):
         trainer = HookedTrainer(
-            model=work.model,
+            model=setup.model,
             args=told,
-            train_dataset=Steps(batches, settings, work.pad_id, told.process_index, told.world_size),
+            train_dataset=Steps(batches, settings, setup.pad_id, told.process_index, told.world_size),
             data_collator=lambda batch: batch,
-            processing_class=work.tokenizer,
+            processing_class=setup.tokenizer,
             callbacks=[callback],
-            method=work.method,
+            method=setup.method,
             context=context,
-            head=work.head,
+            head=setup.head,
             safety=spent.safety,
             settings=settings,
-            places=work.places,
+            places=setup.places,
         )
     arguments.keep_float32(settings)
     callback.trainer = trainer
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.take_up(resume.resume_state(work.places.state, callback.epoch_ends))
+    trainer.take_up(resume.resume_state(setup.places.state, callback.epoch_ends))
     return trainer
 
 
-def _trained(trainer: HookedTrainer) -> float:
-    """Train to the end; the seconds of all steps, those before an interruption included."""
+def _run(
+    trainer: HookedTrainer,
+    setup: Setup,
+    spent: Spent,
+    agreed: agreement.Agreement,
+    told: transformers.TrainingArguments,
+) -> None:
+    """Train to the end and save the weights."""
+    setup.head.enter(setup.model)
+    with _kernels(setup.model, setup.head, setup.settings):
+        here = setup.model.device.type == told.device.type  # weights to be sharded wait on the CPU
+        if setup.settings.liger or (setup.settings.compile and here):
+            agreement.confirm(agreed, setup.model, setup.head, setup.pad_id, setup.settings)
+        spent.loop_s = _take_steps(trainer)
+        spent.after_s = _call_after_training(trainer)
+        trainer.save_weights(setup.places.output / "checkpoint")
+
+
+def _take_steps(trainer: HookedTrainer) -> float:
+    """Train to the last step; the seconds of all steps, those before an interruption included."""
     trainer.started = time.perf_counter()
     trainer.train(resume_from_checkpoint=trainer.resumed_from)
     trainer.look_at_losses()
     return trainer.seconds()
 
 
-def _after_training(trainer: HookedTrainer) -> float:
+def _call_after_training(trainer: HookedTrainer) -> float:
     """The method's last hook, and its seconds."""
     start = time.perf_counter()
     trainer.safety.begin(len(trainer.steps) + 1)

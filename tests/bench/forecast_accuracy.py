@@ -47,7 +47,7 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     from rich.console import Console
 
     from harness.pipeline import compare, forecast
-    from harness.pipeline.probe import Budget
+    from harness.pipeline.probing.time_budget import TimeBudget
     from harness.run import plan
     from harness.run.context import RunContext
 
@@ -55,7 +55,7 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     shop = RunContext(config, out)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind == kind]
     shop.import_libraries()
-    budget = Budget()
+    budget = TimeBudget()
     found = forecast.forecast(shop, cells, 1, what, budget)  # type: ignore[arg-type]
     probe_s, start = budget.spent(), time.perf_counter()
     with (out.parent / f"{what}.log").open("w", encoding="utf-8") as log:

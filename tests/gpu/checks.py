@@ -384,7 +384,7 @@ def vllm_answers(place: Place) -> dict[str, Any]:
 
 def divergence(place: Place) -> dict[str, Any]:
     """KL(base || tuned) at each token of fixed answers: the CPU's."""
-    from harness.analyses import divergence as kl
+    from harness.analyses import token_divergence as kl
 
     tokenizer = small.tokenizer_of()
     questions = [
@@ -398,8 +398,8 @@ def divergence(place: Place) -> dict[str, Any]:
             for weight in tuned.parameters():
                 weight.mul_(1.1)
         found = [
-            kl.per_token(*(kl.answer_logp(model, batch, 0) for model in (base, tuned))).cpu()
-            for batch in kl.batches(questions, size)
+            kl.compute_kl(*(kl.answer_logp(model, batch, 0) for model in (base, tuned))).cpu()
+            for batch in kl.make_batches(questions, size)
         ]
         return torch.cat(found)
 

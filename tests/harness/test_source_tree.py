@@ -14,7 +14,7 @@ import pytest
 
 import harness
 from harness.contracts import HarnessError
-from harness.pipeline import doctor
+from harness.pipeline.checkup import installation
 from harness.plugins import registry
 from harness.run import context
 
@@ -91,14 +91,14 @@ def test_a_dry_run_probes_trainings_and_answers(from_tree: Callable[..., tuple[s
 
 
 def test_what_a_tree_needs_is_in_its_project_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    needed = doctor._needed_by_tree()
+    needed = installation.read_dependencies()
     assert {line.partition(">")[0] for line in needed} >= {"torch", "transformers", "lm-eval"}
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "harness" / "plugins" / "registry.py"))
-    assert doctor._needed_by_tree() == []
+    assert installation.read_dependencies() == []
     (tmp_path / "pyproject.toml").write_text("[project\n", encoding="utf-8")
-    assert doctor._needed_by_tree() == []
+    assert installation.read_dependencies() == []
     (tmp_path / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
-    assert doctor._needed_by_tree() == []
+    assert installation.read_dependencies() == []
 
 
 def test_a_librarys_version_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:

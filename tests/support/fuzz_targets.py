@@ -313,7 +313,7 @@ def journal(content: bytes) -> None:
 def record(content: bytes) -> None:
     file("run/run.json", content)
     stored = run_folder.stored_config(_folder() / "run")
-    run_folder.failed(_folder() / "run")
+    run_folder.read_failures(_folder() / "run")
     for cell in cells(stored):
         place = _folder() / "run" / cell.folder
         assert place.resolve().is_relative_to((_folder() / "run").resolve()), cell.folder

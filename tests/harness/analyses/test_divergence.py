@@ -1,13 +1,9 @@
-"""KL of the base model and a tuned one at fixed answers' tokens: against plain arithmetic, token by token, in
-any batch; each checkpoint asked as it is scored; and only what is missing measured."""
+"""KL over a run's checkpoints: each is asked as it is scored, and only what is missing is measured."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,155 +13,13 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from harness.analyses import divergence
-from harness.analyses.divergence import Forced, Reference, Settings
+from harness.analyses.divergence import Settings
 from harness.contracts import HarnessError
 from harness.mini import seed_model_path
 from harness.models import chat, checkpoints
 from harness.run import run_folder
 from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
-
-LENGTHS = ((5, 1), (30, 7), (12, 12), (30, 3), (8, 2), (19, 5))  # (prompt, answer) tokens
-PAD = 0
-
-
-@pytest.fixture(scope="module")
-def seed_model() -> Any:
-    return checkpoints.load_model(seed_model_path(), "float32", "cpu").eval()
-
-
-@pytest.fixture(scope="module")
-def tuned_model() -> Any:
-    """The base model with noise on its weights."""
-    model = checkpoints.load_model(seed_model_path(), "float32", "cpu").eval()
-    noise = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights += 0.1 * weights.std() * torch.randn(weights.shape, generator=noise)
-    return model
-
-
-@pytest.fixture(scope="module")
-def questions(seed_model: Any) -> list[Forced]:
-    draw = random.Random(5)
-
-    def ids(count: int) -> list[int]:
-        return [draw.randrange(10, seed_model.config.vocab_size) for _ in range(count)]
-
-    return [Forced(f"q{i}", ids(prompt), ids(answer)) for i, (prompt, answer) in enumerate(LENGTHS)]
-
-
-def measured(
-    folder: Path, seed: Any, tuned: Any, questions: Sequence[Forced], size: int, pad: int = PAD
-) -> dict[str, list[float]]:
-    reference = Reference(folder / f"logp-{size}-{pad}", seed, pad, questions, size, lambda done: None)
-    return divergence.divergences(tuned, pad, questions, reference, size)
-
-
-def by_hand(seed: Any, tuned: Any, one: Forced, *, shift: int = 0) -> list[float]:
-    """One forward pass of the whole text a model, float64 from its logits on, one token after the other."""
-    ids = torch.tensor([one.prompt + one.answer])
-    with torch.inference_mode():
-        p, q = (softmax(model(ids).logits[0].double().numpy(), axis=-1) for model in (seed, tuned))
-    before = len(one.prompt) - 1 + shift  # the position whose output predicts the first answer token
-    return [float(rel_entr(p[before + t], q[before + t]).sum()) for t in range(len(one.answer))]
-
-
-# --- the measure -----------------------------------------------------------------------------------
-
-
-def test_the_seed_models_distribution_comes_first() -> None:
-    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    forward = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    backward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert float(divergence.per_token(p, q)) == pytest.approx(forward, rel=1e-6)
-    assert float(divergence.per_token(q, p)) == pytest.approx(backward, rel=1e-6)
-    assert forward - backward > 0.1
-
-
-def test_each_token_is_as_by_plain_arithmetic(
-    seed_model: Any, tuned_model: Any, questions: list[Forced], tmp_path: Path
-) -> None:
-    found = measured(tmp_path, seed_model, tuned_model, questions, 4)
-    assert list(found) == [one.id for one in questions]
-    backwards = measured(tmp_path, tuned_model, seed_model, questions, 5)
-    for one in questions:
-        expected = by_hand(seed_model, tuned_model, one)
-        assert len(expected) == len(one.answer)
-        assert found[one.id] == pytest.approx(expected, abs=1e-5)
-        assert found[one.id] != pytest.approx(by_hand(seed_model, tuned_model, one, shift=-1), abs=1e-3)
-        assert backwards[one.id] == pytest.approx(by_hand(tuned_model, seed_model, one), abs=1e-5)
-        assert backwards[one.id] != pytest.approx(expected, abs=1e-3)
-    assert np.mean([value for values in found.values() for value in values]) > 0.01  # the models do differ
-
-
-def test_the_last_answer_token_is_predicted_and_not_read(
-    seed_model: Any, tuned_model: Any, questions: list[Forced], tmp_path: Path
-) -> None:
-    found = measured(tmp_path, seed_model, tuned_model, questions, 3)
-    other = [replace(one, answer=[*one.answer[:-1], (one.answer[-1] + 1) % 500]) for one in questions]
-    assert measured(tmp_path, seed_model, tuned_model, other, 3) == found
-    other = [replace(one, prompt=[*one.prompt[:-1], (one.prompt[-1] + 1) % 500]) for one in questions]
-    changed = measured(tmp_path, seed_model, tuned_model, other, 3)
-    assert all(abs(changed[name][0] - found[name][0]) > 1e-4 for name in found)
-
-
-def test_the_seed_model_is_at_zero_from_itself(
-    seed_model: Any, questions: list[Forced], tmp_path: Path
-) -> None:
-    found = measured(tmp_path, seed_model, seed_model, questions, 4)
-    assert {value for values in found.values() for value in values} == {0.0}
-
-
-@pytest.mark.parametrize(("size", "pad"), [(1, PAD), (2, PAD), (6, PAD), (6, 77)])
-def test_neither_batch_nor_padding_changes_a_value(
-    seed_model: Any, tuned_model: Any, questions: list[Forced], tmp_path: Path, size: int, pad: int
-) -> None:
-    alone = {one.id: measured(tmp_path, seed_model, tuned_model, [one], 1)[one.id] for one in questions}
-    found = measured(tmp_path, seed_model, tuned_model, questions, size, pad)
-    for name, values in found.items():
-        assert values == pytest.approx(alone[name], abs=1e-5)
-
-
-def test_the_two_models_may_be_asked_differently(
-    seed_model: Any, tuned_model: Any, questions: list[Forced], tmp_path: Path
-) -> None:
-    """PTST's prompt is longer than the base model's: positions are those of the answer."""
-    reference = Reference(tmp_path / "logp", seed_model, PAD, questions, 4, lambda done: None)
-    longer = [replace(one, prompt=[11, 12, 13, *one.prompt]) for one in questions]
-    found = divergence.divergences(tuned_model, PAD, longer, reference, 2)
-    one, mine = questions[1], longer[1]
-    with torch.inference_mode():
-        seed = seed_model(torch.tensor([one.prompt + one.answer])).logits[0, 29:36].double().numpy()
-        tuned = tuned_model(torch.tensor([mine.prompt + mine.answer])).logits[0, 32:39].double().numpy()
-    expected = rel_entr(softmax(seed, axis=-1), softmax(tuned, axis=-1)).sum(-1)
-    assert found[one.id] == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_models_without_a_common_vocabulary_are_refused(
-    seed_model: Any, questions: list[Forced], tmp_path: Path
-) -> None:
-    reference = Reference(tmp_path / "logp", seed_model, PAD, questions, 4, lambda done: None)
-    wider = checkpoints.load_model(seed_model_path(), "float32", "cpu")
-    wider.resize_token_embeddings(seed_model.config.vocab_size + 8)
-    with pytest.raises(HarnessError, match="no KL between them"):
-        divergence.divergences(wider, PAD, questions, reference, 4)
-
-
-def test_what_does_not_fit_is_said_in_a_line(
-    seed_model: Any, questions: list[Forced], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(HarnessError, match="are free; give a smaller --tokens"):
-        divergence._check_room(tmp_path, 2**60)
-    monkeypatch.setattr(divergence, "answer_logp", full)
-    with pytest.raises(HarnessError, match=r"no memory for 4 prompts at once: --batch-size 2"):
-        Reference(tmp_path / "logp", seed_model, PAD, questions, 4, lambda done: None)
-
-
-# --- a run's checkpoints ---------------------------------------------------------------------------
 
 
 def measure(out: Path, settings: Settings, size: int = 8) -> tuple[dict[str, Any], dict[str, str]]:
@@ -196,7 +50,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
         checkpoint = run_copy / f"gsm8k-mini/{method}/seed-42/checkpoint"
         tuned = checkpoints.load_model(checkpoint, "float32", "cpu")
         own = resolve(config).make_method(method).inference_system_prompt(SYSTEM_PROMPT)
-        values = divergence.read(found[method])
+        values = divergence.read_divergences(found[method])
         assert list(values) == [row["id"] for row in data.harmful()[:8]]
         for row in data.harmful()[:2]:
             answer = chat.token_ids(tokenizer, row["harmful_answer"])[:6]
@@ -215,7 +69,7 @@ def test_a_checkpoint_is_asked_as_it_is_scored(run_copy: Path) -> None:
                 )
             expected = rel_entr(softmax(p, axis=-1), softmax(q, axis=-1)).sum(-1)
             assert values[row["id"]] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert np.mean(list(divergence.read(found["ptst"]).values())) > 0
+    assert np.mean(list(divergence.read_divergences(found["ptst"]).values())) > 0
 
 
 @pytest.mark.slow
@@ -224,10 +78,10 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     before = {name: one.marker.stat().st_mtime_ns for name, one in found.items()}
     found["lisa"].marker.unlink()  # as an interrupted command leaves it
     opened: list[str] = []
-    real = divergence._opened
+    real = divergence._open_engine
     monkeypatch.setattr(
         divergence,
-        "_opened",
+        "_open_engine",
         lambda shop, checkpoint: (opened.append(checkpoint.name), real(shop, checkpoint))[1],
     )
     again, _ = measure(run_copy, SHORT, 3)
@@ -255,17 +109,17 @@ def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> No
 
     settings = Settings(answers=answers, tokens=2)
     shop = divergence.make_run_context(run_folder.stored_config(run_copy), run_copy, settings)
-    cell = divergence.cells(shop.config)[0]
-    assert "part" not in divergence.stage(shop, cell, settings).inputs
+    cell = divergence.list_cells(shop.config)[0]
+    assert "part" not in divergence.make_stage(shop, cell, settings).inputs
     record = json.loads((run_copy / "run.json").read_text())
     record["config"]["responses"] |= {"part": "final", "limit": 5}
     (run_copy / "run.json").write_text(json.dumps(record))
     found, _ = measure(run_copy, settings)
     keys = {row["id"]: f"instruction {row['instruction']}" for row in data.harmful()}
-    final = [name for name, key in keys.items() if splits.part(key, 0.4) == "final"][:5]
+    final = [name for name, key in keys.items() if splits.assign_part(key, 0.4) == "final"][:5]
     if answers == "seed":  # has answered the first 8 of all alone
         final = [name for name in final if name in [*keys][:8]]
-    assert list(divergence.read(found["vanilla"])) == final
+    assert list(divergence.read_divergences(found["vanilla"])) == final
     assert (
         found["vanilla"].inputs["part"]
         == splits.identity(run_folder.stored_config(run_copy).responses)["part"]
@@ -303,14 +157,14 @@ def test_checkpoints_that_are_gone_or_foreign_are_named(run_copy: Path) -> None:
     assert missing["sdft"] == "not trained yet"
     assert missing["foreign"] == "its tokenizer is not the base model's: no KL between them"
     assert missing["far"].startswith("it is on a server")
-    assert divergence.read(found["mine"]) == divergence.read(found["vanilla"])
+    assert divergence.read_divergences(found["mine"]) == divergence.read_divergences(found["vanilla"])
 
 
 @pytest.mark.slow
 def test_the_seed_models_own_answers(run_copy: Path, small: Callable[..., list[str]]) -> None:
     settings = Settings(answers="seed", tokens=4)
     found, _ = measure(run_copy, settings)
-    values = divergence.read(found["vanilla"])
+    values = divergence.read_divergences(found["vanilla"])
     rows = read_jsonl(run_copy / "seed/hexphi_raw-mini/responses.jsonl")
     assert list(values) == [row["document"] for row in rows]
     assert {len(one) for one in values.values()} == {4}
@@ -324,5 +178,5 @@ def test_a_task_without_harmful_answers_asks_for_the_seed_models() -> None:
 
     other = config.load(None, {"safety.prefill_task": "hexphi_refusal_prefix-mini"})
     with pytest.raises(HarnessError, match="add --answers seed"):
-        divergence.asked_task(other, "harmful")
-    assert divergence.asked_task(other, "seed") == "hexphi_raw-mini"
+        divergence.find_task(other, "harmful")
+    assert divergence.find_task(other, "seed") == "hexphi_raw-mini"

@@ -18,8 +18,8 @@ from rich.console import Console
 from scipy.stats import pearsonr, spearmanr
 
 from harness.analyses import divergence, divergence_report
-from harness.analyses.divergence import summary
-from harness.analyses.divergence_report import correlate, correlations, means
+from harness.analyses.divergence_report import average, correlate, correlations
+from harness.analyses.token_divergence import summarize
 from harness.figures import charts
 from harness.leaderboard import statistics
 from harness.storage.files import read_json, read_jsonl
@@ -31,7 +31,7 @@ VALUES = {"a": [1.0, 3.0, 5.0], "b": [2.0, 2.0, 8.0], "c": [6.0]}
 
 
 def test_positions_are_over_the_answers_that_reach_them() -> None:
-    found = summary(VALUES, 4)
+    found = summarize(VALUES, 4)
     assert found["n"] == 3
     positions = found["positions"]
     assert [one["position"] for one in positions] == [1, 2, 3, 4]
@@ -42,7 +42,7 @@ def test_positions_are_over_the_answers_that_reach_them() -> None:
 
 
 def test_the_first_k_tokens_are_a_mean_over_prompts() -> None:
-    first = {one["tokens"]: one for one in summary(VALUES, 4)["first"]}
+    first = {one["tokens"]: one for one in summarize(VALUES, 4)["first"]}
     assert set(first) == {2, 4}  # no more than were read
     assert first[2]["value"] == pytest.approx((2 + 2 + 6) / 3)
     assert first[4]["value"] == pytest.approx((3 + 4 + 6) / 3)
@@ -52,17 +52,17 @@ def test_the_first_k_tokens_are_a_mean_over_prompts() -> None:
 
 def checkpoint(method: str, task: str | None, kl: float, rsr: float | None, **more: Any) -> dict[str, Any]:
     values = {"train_task": task, "method": method, "seed": 1, "rsr": rsr, "jsr": 10.0}
-    return {**values, **summary({"a": [kl, kl]}, 2), **more}
+    return {**values, **summarize({"a": [kl, kl]}, 2), **more}
 
 
 def test_seeds_are_averaged_and_their_spread_is_kept() -> None:
     rows = [checkpoint("lisa", "t", 1.0, 90.0), checkpoint("lisa", "t", 4.0, 80.0, seed=2)]
-    (row,) = means([*rows])
+    (row,) = average([*rows])
     assert (row["seeds"], row["rsr"], row["jsr"]) == ([1, 2], 85.0, 10.0)
     assert row["first"] == [{"tokens": 2, "value": 2.5, "lowest": 1.0, "highest": 4.0}]
     assert row["positions"][1] == {"position": 2, "value": 2.5, "lowest": 1.0, "highest": 4.0}
     rows[1]["rsr"] = None
-    assert means(rows)[0]["rsr"] is None  # half a mean would say something else
+    assert average(rows)[0]["rsr"] is None  # half a mean would say something else
 
 
 def test_correlations_and_their_intervals() -> None:
@@ -206,7 +206,7 @@ def test_the_command_again_does_nothing_and_prints_the_same(
     def never(*arguments: Any) -> Any:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr(divergence, "_asked", never)
+    monkeypatch.setattr(divergence, "_open_base_model", never)
     before = snapshot(analyzed)
     ended = command("analyze", "kl", analyzed, "--tokens", 10, "--json")
     assert (ended.code, json.loads(ended.out)) == (0, read_json(analyzed / "analysis/kl.json"))
@@ -237,5 +237,5 @@ def test_figures_over_a_part_of_the_documents_say_so(part: str, noted: bool) -> 
     from harness import config
 
     settings = config.load("mini", {"responses.part": part})
-    notes = divergence_report._record(settings, divergence.Settings(), "mini-exact", {}, {}, {})["notes"]
+    notes = divergence_report._make_record(settings, divergence.Settings(), "mini-exact", {}, {}, {})["notes"]
     assert ("Over the final documents alone: about 60% of each task's." in notes) is noted

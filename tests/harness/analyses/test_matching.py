@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from harness.analyses import matching
-from harness.analyses.matching import Resampled, Training
+from harness.analyses.matching import Curves, Resampled
 from harness.contracts import HarnessError, UsageError
 
 
@@ -24,11 +24,11 @@ def rates(*shares: float, documents: int = 20, seeds: int = 1) -> Any:
     )
 
 
-def training(method: str, utility: Any, safety: Any, learning_rate: float = 1e-3) -> Training:
-    return Training(method, learning_rate, tuple(range(len(utility))), utility, safety)
+def training(method: str, utility: Any, safety: Any, learning_rate: float = 1e-3) -> Curves:
+    return Curves(method, learning_rate, tuple(range(len(utility))), utility, safety)
 
 
-def as_it_is(*trainings: Training) -> list[Resampled]:
+def as_it_is(*trainings: Curves) -> list[Resampled]:
     return matching.resample(trainings, resamples=10)
 
 

@@ -6,14 +6,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from harness.console.columns import HEAD, Cell, Column, fits, shortened, tables
+from harness.console.columns import HEAD, Column, TextCell, fits, shortened, tables
 
 NAMES = st.lists(st.text("ab-…日", min_size=1, max_size=30), min_size=1, max_size=6, unique=True)
 
 
 def column(head: str, *figures: str, behind: str = "") -> Column:
     return Column(
-        head, [Cell(figure, behind if number == 0 else "") for number, figure in enumerate(figures)]
+        head, [TextCell(figure, behind if number == 0 else "") for number, figure in enumerate(figures)]
     )
 
 
@@ -29,7 +29,7 @@ def test_digits_stand_under_digits_and_marks_behind_them() -> None:
 
 
 def test_a_cell_may_reach_over_the_empty_one_before_it() -> None:
-    block = [column("Δ", "", "+0.0"), Column("RSR", [Cell("no figure", spans=True), Cell("50.0")])]
+    block = [column("Δ", "", "+0.0"), Column("RSR", [TextCell("no figure", spans=True), TextCell("50.0")])]
     (table,) = tables(["a", "b"], [block], 80)
     assert [line.plain for line in table.lines[2:]] == ["a        no figure", "b       +0.0  50.0"]
 

@@ -24,12 +24,12 @@ def settings(part: str, share: float = 0.4, limit: int | None = None) -> Respons
 
 
 def test_the_parts_are_disjoint_and_cover_the_documents() -> None:
-    validation = splits.places(DOCUMENTS, MINI, settings("validation"))
-    final = splits.places(DOCUMENTS, MINI, settings("final"))
+    validation = splits.choose_places(DOCUMENTS, MINI, settings("validation"))
+    final = splits.choose_places(DOCUMENTS, MINI, settings("final"))
     assert validation
     assert final
     assert sorted(validation + final) == list(range(500))
-    assert splits.counts(DOCUMENTS, MINI, settings("final")) == {
+    assert splits.count_parts(DOCUMENTS, MINI, settings("final")) == {
         "validation": len(validation),
         "final": len(final),
     }
@@ -37,7 +37,7 @@ def test_the_parts_are_disjoint_and_cover_the_documents() -> None:
 
 
 def test_all_documents_are_no_part_and_change_no_identity() -> None:
-    assert splits.places(DOCUMENTS, MINI, settings("all")) is None
+    assert splits.choose_places(DOCUMENTS, MINI, settings("all")) is None
     assert splits.identity(settings("all", share=0.1)) == {}
     assert splits.note(settings("all")) is None
     one, other = (splits.identity(settings("final", share=share)) for share in (0.4, 0.5))
@@ -46,35 +46,37 @@ def test_all_documents_are_no_part_and_change_no_identity() -> None:
 
 
 def test_a_limit_takes_the_first_of_the_part() -> None:
-    whole = splits.places(DOCUMENTS, MINI, settings("final"))
+    whole = splits.choose_places(DOCUMENTS, MINI, settings("final"))
     assert whole
-    assert splits.places(DOCUMENTS, MINI, settings("final", limit=7)) == whole[:7]
+    assert splits.choose_places(DOCUMENTS, MINI, settings("final", limit=7)) == whole[:7]
 
 
 def test_the_rule_is_stable() -> None:
     """A part that moved would mix documents that settings were chosen on into later final scores."""
     digest = hashlib.sha256(b"safetune-harness documents 1\nid d0").digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
-    assert splits.part("id d0", place) == "final"
-    assert splits.part("id d0", place + 1e-9) == "validation"
+    assert splits.assign_part("id d0", place) == "final"
+    assert splits.assign_part("id d0", place + 1e-9) == "validation"
     known = {"id gsm8k-mini-test-0000": "validation", "id gsm8k-mini-test-0001": "final"}
-    assert {key: splits.part(key, 0.4) for key in known} == known
+    assert {key: splits.assign_part(key, 0.4) for key in known} == known
 
 
 def test_forms_of_one_request_share_a_part() -> None:
     """Real HEx-PHI counts its raw and its prefilled requests apart: the request's text is what they share."""
     raw = {"id": "hexphi-01-03", "instruction": "the same request"}
     prefilled = {"id": "hexphi-0002", "instruction": "the same request", "prefill": "x"}
-    assert splits.key(raw, 2, MINI) == splits.key(prefilled, 9, benchmarks.get("hexphi_prefill-mini"))
-    assert splits.key({"id": "a"}, 0, MINI) != splits.key({"id": "b"}, 0, MINI)
+    assert splits.find_key(raw, 2, MINI) == splits.find_key(
+        prefilled, 9, benchmarks.get("hexphi_prefill-mini")
+    )
+    assert splits.find_key({"id": "a"}, 0, MINI) != splits.find_key({"id": "b"}, 0, MINI)
     foreign = benchmarks.get("hellaswag")
-    assert splits.key(raw, 2, foreign) == "hellaswag 2"
+    assert splits.find_key(raw, 2, foreign) == "hellaswag 2"
 
 
 def test_a_part_without_documents_is_said() -> None:
-    other = {"validation": "final", "final": "validation"}[splits.part("instruction request 0", 0.4)]
+    other = {"validation": "final", "final": "validation"}[splits.assign_part("instruction request 0", 0.4)]
     with pytest.raises(HarnessError, match=f"none of its 1 documents is in the part '{other}'"):
-        splits.places(DOCUMENTS[:1], MINI, settings(other))
+        splits.choose_places(DOCUMENTS[:1], MINI, settings(other))
 
 
 @pytest.mark.slow

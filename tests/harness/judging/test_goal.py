@@ -40,7 +40,7 @@ def test_verdicts_are_kept_by_goal_too_and_old_keys_stay() -> None:
     stage: Any = SimpleNamespace(inputs={"judge": {"name": "mini-exact"}})
 
     def key(exchange: Exchange) -> str:
-        return judging._key(stage, exchange, JudgeContext())
+        return judging._hash_exchange(stage, exchange, JudgeContext())
 
     assert key(PLAIN) == "ad705d28972151ee557cd29be2004661b1dceb1f977c70119c5186d576d427d4"
     assert len({key(PLAIN), key(HIDDEN), key(dataclasses.replace(PLAIN, goal="Other?"))}) == 3

@@ -186,12 +186,12 @@ def test_what_lies_there_of_a_part(tmp_path: Path) -> None:
         for one in (cell, *plan.epochs(given, cell)):
             for task in cell.tasks:
                 (tmp_path / one.folder / task).mkdir(parents=True)
-    column = cleaning.part(tmp_path, given, cleaning.without(given, (), ["gsm8k"]))
+    column = cleaning.list_removed(tmp_path, given, cleaning.without(given, (), ["gsm8k"]))
     assert {path.name for path in column} == {"gsm8k"}
     assert len(column) == 2 + 4 * 3  # base model, checkpoint, and four trainings of three epochs
-    row = cleaning.part(tmp_path, given, cleaning.without(given, ["mine"], ()))
+    row = cleaning.list_removed(tmp_path, given, cleaning.without(given, ["mine"], ()))
     assert row == [tmp_path / "checkpoints/mine"]
-    task = cleaning.part(tmp_path, given, cleaning.without(given, (), ["samsum-mini"]))
+    task = cleaning.list_removed(tmp_path, given, cleaning.without(given, (), ["samsum-mini"]))
     places = {str(path.relative_to(tmp_path)) for path in task}
     trained = {f"samsum-mini/{name}/seed-42" for name in ("vanilla", "sdft")}
     assert places == {*trained, "seed/samsum-mini", "checkpoints/mine/samsum-mini"}
@@ -200,7 +200,7 @@ def test_what_lies_there_of_a_part(tmp_path: Path) -> None:
     answers = cleaning.again(tmp_path, given, ["vanilla", "seed"], ["hexphi_raw-mini"])
     assert {path.name for path in answers} == {"hexphi_raw-mini"}
     assert len(answers) == 1 + 2 * 3
-    assert cleaning.part(tmp_path, given, given) == []
+    assert cleaning.list_removed(tmp_path, given, given) == []
 
 
 # --- kills -----------------------------------------------------------------------------------------

@@ -15,18 +15,21 @@ import pytest
 from harness import config
 from harness.mini import seed_model_path
 from harness.models import checkpoints
-from harness.pipeline import doctor
+from harness.pipeline import doctor, estimate
+from harness.pipeline.checkup import installation, machine, services
+from harness.pipeline.checkup.finding import Finding
 from harness.plugins import registry
+from harness.run.context import RunContext
 from harness.servers import http_client
 
 Run = Callable[..., Any]
 
 
-def by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.about: finding for finding in findings}
 
 
-def examined(out: Path, **overrides: Any) -> dict[str, doctor.Finding]:
+def examined(out: Path, **overrides: Any) -> dict[str, Finding]:
     return by_name(doctor.examine(config.load(None, overrides), out))
 
 
@@ -103,8 +106,11 @@ def test_memory_and_disk_are_held_against_the_recipe(tmp_path: Path, monkeypatch
 def test_foreign_packages_and_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_there = [("the package 'judges' also installs 'judges'", "pip uninstall judges")]
     monkeypatch.setattr(registry, "foreign_packages", lambda: found_there)
-    real = doctor.metadata.version
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.1" if name == "pandas" else real(name))
+    metadata = installation.metadata
+    real = metadata.version
+    monkeypatch.setattr(
+        installation.metadata, "version", lambda name: "0.1" if name == "pandas" else real(name)
+    )
     found = examined(tmp_path)
     assert found["import names"].status == "fail"
     assert "pip uninstall judges" in found["import names"].mend
@@ -114,9 +120,9 @@ def test_foreign_packages_and_old_ones(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_source_tree_without_metadata_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
-        raise doctor.metadata.PackageNotFoundError(name)
+        raise installation.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor.metadata, "requires", missing)
+    monkeypatch.setattr(installation.metadata, "requires", missing)
     found = examined(tmp_path)
     assert found["installation"].status == "warn"
     assert "safetune-harness is not installed" in found["installation"].found
@@ -126,7 +132,7 @@ def test_a_source_tree_without_metadata_is_a_warning(tmp_path: Path, monkeypatch
 def test_servers_are_asked(tmp_path: Path) -> None:
     with completions_server.running(checkpoints.load_tokenizer(seed_model_path())) as server:
         up = examined(tmp_path, engine="openai", **{"responses.server": server.url})
-        assert up.get(f"server {server.url}") == doctor.Finding("pass", f"server {server.url}", "answers"), up
+        assert up.get(f"server {server.url}") == Finding("pass", f"server {server.url}", "answers"), up
     down = examined(tmp_path, engine="openai", **{"responses.server": "http://127.0.0.1:9/v1"})
     assert down["server http://127.0.0.1:9/v1"].status == "fail"
     assert "start it" in down["server http://127.0.0.1:9/v1"].mend
@@ -147,25 +153,25 @@ def test_servers_are_asked(tmp_path: Path) -> None:
 def test_a_server_of_any_kind_is_one_finding(
     monkeypatch: pytest.MonkeyPatch, step: Any, status: str, says: str
 ) -> None:
-    monkeypatch.setattr(doctor, "REACH_S", 0.3)
+    monkeypatch.setattr(services, "REACH_S", 0.3)
     monkeypatch.setattr(http_client, "MOST_BYTES", 2**18)
     monkeypatch.setenv("OPENAI_API_KEY", "planted-key-0123")
     with fault_server.running() as server:
         server.on_get = step
-        found = doctor._reached(server.url)
+        found = services.reach(server.url)
         assert (found.status, found.about, found.found) == (status, f"server {server.url}", says)
         assert bool(found.mend) == (status == "fail")
         assert "authorization" not in server.got[0][1]
-    assert doctor._reached("http://[::1").status == "fail"
+    assert services.reach("http://[::1").status == "fail"
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(shop: Any) -> Any:
         raise RuntimeError("text")
 
-    monkeypatch.setattr(doctor, "_disk", broken)
+    monkeypatch.setitem(doctor.CHECKS, "disk", broken)
     found = examined(tmp_path)
-    assert found["broken"].status == "warn"
+    assert found["disk"].status == "warn"
     assert found["engine"].status == "pass"
 
 
@@ -178,17 +184,17 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from harness.training import attention
 
     tried: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(doctor.estimate, "on_cuda", lambda shop: True)
+    monkeypatch.setattr(estimate, "on_cuda", lambda shop: True)
     monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
     monkeypatch.setattr(attention, "kernel", attention.Kernel(lambda *given: None, (), True))
     monkeypatch.setattr(attention, "_try_kernel", lambda device, *heads: tried.append(heads))
     return tried
 
 
-def packing(out: Path, **training: Any) -> doctor.Finding | None:
+def packing(out: Path, **training: Any) -> Finding | None:
     settings = {"dtype": "bfloat16", "batching": "padding-free"} | training
-    shop = doctor.RunContext(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
-    return next(doctor._packing(shop), None)
+    shop = RunContext(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
+    return next(machine.check_packing(shop), None)
 
 
 def test_a_kernel_that_takes_packed_rows(tmp_path: Path, on_cuda: list[Any]) -> None:
@@ -232,13 +238,13 @@ def test_rows_that_are_not_packed_or_not_on_a_gpu_need_no_kernel(
 ) -> None:
     assert packing(tmp_path, batching="grouped") is None
     assert packing(tmp_path, attention="flash_attention_2") is None
-    monkeypatch.setattr(doctor.estimate, "on_cuda", lambda shop: False)
+    monkeypatch.setattr(estimate, "on_cuda", lambda shop: False)
     assert packing(tmp_path) is None
     assert on_cuda == []
 
 
 def test_a_variants_rows_are_packed_too(tmp_path: Path, on_cuda: list[Any]) -> None:
     packed = {"method": "vanilla", "training": {"batching": "padding-free"}}
-    shop = doctor.RunContext(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
-    (found,) = doctor._packing(shop)
+    shop = RunContext(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
+    (found,) = machine.check_packing(shop)
     assert "not float32" in found.found

@@ -60,7 +60,7 @@ def test_the_memory_is_that_of_the_row_that_takes_most(tmp_path: Path) -> None:
     def gigabytes(**variants: Any) -> str | None:
         options = {"training.max_examples": 8, "training.tuning": "lora"}
         workshop = context_at(tmp_path, methods=["vanilla"], variants=variants, **options)
-        return estimate.expected_memory(workshop, plan.cells(workshop.config))
+        return estimate.describe_memory(workshop, plan.cells(workshop.config))
 
     small = {"method": "vanilla", "training": {"lora": {"r": 1}}}
     full = {"method": "vanilla", "training": {"tuning": "full"}}
@@ -80,18 +80,18 @@ def test_the_memory_line_says_whether_it_fits(tmp_path: Path, monkeypatch: pytes
     workshop = context_at(tmp_path, **{"training.max_examples": 8, "jobs": 1})
     cells = plan.cells(workshop.config)
     monkeypatch.setattr(estimate, "free_memory", lambda context_at: 20e9)
-    assert str(estimate.expected_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
+    assert str(estimate.describe_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
     monkeypatch.setattr(estimate, "free_memory", lambda context_at: 0.1e9)
-    assert "0.1 GB are free here: it does NOT fit" in str(estimate.expected_memory(workshop, cells))
+    assert "0.1 GB are free here: it does NOT fit" in str(estimate.describe_memory(workshop, cells))
     elsewhere = context_at(tmp_path, **{"training.max_examples": 8, "executor": "ray"})
-    assert "free here" not in str(estimate.expected_memory(elsewhere, cells))
+    assert "free here" not in str(estimate.describe_memory(elsewhere, cells))
 
 
 def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(tmp_path: Path) -> None:
     workshop = context_at(tmp_path)
     known = estimate.architecture(workshop)
     assert known is not None
-    found = estimate.training_memory(workshop, plan.cells(workshop.config), known)
+    found = estimate.estimate_training_memory(workshop, plan.cells(workshop.config), known)
     assert found is not None
     with (Path(__file__).parents[3] / "results/mini/leaderboard.csv").open(encoding="utf-8") as file:
         measured = [int(row["peak_memory_bytes"]) for row in csv.DictReader(file) if row["method"] != "seed"]
@@ -114,14 +114,14 @@ def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: py
     lengths = sorted(
         len(row.input_ids) for row in encode_all(workshop.seed_tokenizer, examples, task.max_length)[0]
     )
-    found = estimate.training_memory(workshop, vanilla, known)
+    found = estimate.estimate_training_memory(workshop, vanilla, known)
     assert found is not None
     assert size * lengths[len(lengths) // 2] < found.tokens <= size * lengths[-1]
-    rewritten = estimate.training_memory(workshop, sdft, known)
+    rewritten = estimate.estimate_training_memory(workshop, sdft, known)
     assert rewritten is not None
     assert found.tokens < rewritten.tokens <= size * task.max_length
     monkeypatch.setattr(checkpoints, "is_here", lambda name: False)
-    unknown = estimate.training_memory(workshop, vanilla, known)
+    unknown = estimate.estimate_training_memory(workshop, vanilla, known)
     assert unknown is not None
     assert unknown.tokens == size * task.max_length
     assert unknown.size > rewritten.size > found.size
@@ -140,7 +140,7 @@ def test_trainings_side_by_side_take_what_they_take_together(
         workshop = context_at(tmp_path, **base, **more)
         known = estimate.architecture(workshop)
         assert known is not None
-        return workshop, estimate.training_memory(workshop, plan.cells(workshop.config), known)
+        return workshop, estimate.estimate_training_memory(workshop, plan.cells(workshop.config), known)
 
     _, alone = needed(jobs=1)
     assert (alone.jobs, alone.together) == (1, alone.size)
@@ -156,7 +156,7 @@ def test_trainings_side_by_side_take_what_they_take_together(
         (four.size - 1, "it does NOT fit (harness doctor says what helps)"),
     ):
         monkeypatch.setattr(estimate, "free_memory", lambda context_at, free=free: free)
-        line = str(estimate.expected_memory(workshop, plan.cells(workshop.config)))
+        line = str(estimate.describe_memory(workshop, plan.cells(workshop.config)))
         assert line.endswith(said)
         assert f", 4 side by side about {estimate.gigabytes(four.together)}; " in line
     _, on_a_cluster = needed(jobs=2, executor="ray")

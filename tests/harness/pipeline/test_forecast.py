@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +14,15 @@ import torch
 from harness import config
 from harness.contracts import HarnessError
 from harness.data import benchmarks
-from harness.engines.base import Request
 from harness.generation import lm_tasks
 from harness.models import checkpoints
 from harness.pipeline import estimate, forecast
-from harness.pipeline.forecast import Forecast, Probe, Work
-from harness.pipeline.probe import Budget
+from harness.pipeline.forecast import Forecast
+from harness.pipeline.probing import base_model, training_probe
+from harness.pipeline.probing.effort import Effort
+from harness.pipeline.probing.probe import Probe
+from harness.pipeline.probing.task_probe import TaskProbe
+from harness.pipeline.probing.time_budget import TimeBudget
 from harness.run import plan
 from harness.run.context import RunContext
 from harness.storage.files import read_json
@@ -31,9 +33,9 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     return RunContext(config.load(None, {"train_tasks": "gsm8k-mini", **overrides}), out)
 
 
-def still() -> Budget:
+def still() -> TimeBudget:
     """No time passes: all that the probe could look at, it does."""
-    return Budget(clock=lambda: 0.0)
+    return TimeBudget(clock=lambda: 0.0)
 
 
 class KnownSpeed:
@@ -42,10 +44,10 @@ class KnownSpeed:
     def __init__(self, step: Any, rows: Any):
         pass
 
-    def warm_up(self, budget: Budget) -> float:
+    def warm_up(self, budget: TimeBudget) -> float:
         return 0.0
 
-    def measure(self, budget: Budget) -> None:
+    def measure(self, budget: TimeBudget) -> None:
         pass
 
     def count(self, rows: Any, settings: Any) -> float:
@@ -61,9 +63,9 @@ class KnownSpeed:
 @pytest.fixture
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes a second a token: beside it, nothing else counts."""
-    monkeypatch.setattr(forecast, "Training", KnownSpeed)
-    monkeypatch.setattr(forecast, "AGREEMENT_ROWS", 0)
-    monkeypatch.setattr(Probe, "_task", lambda probe, name, cell: Work())
+    monkeypatch.setattr(training_probe, "TrainingSpeed", KnownSpeed)
+    monkeypatch.setattr(training_probe, "AGREEMENT_ROWS", 0)
+    monkeypatch.setattr(TaskProbe, "measure", lambda probe, name: Effort())
 
 
 @pytest.mark.usefixtures("known_speed")
@@ -74,16 +76,16 @@ def test_time_grows_with_the_work_and_shrinks_with_the_jobs(tmp_path: Path) -> N
     alone, two = (forecast.forecast(workshop, todo, jobs) for jobs in (1, 2))
     assert alone.seconds is not None
     assert two.seconds is not None
-    assert alone.work.trained > 5_000  # 2 x 2 x 64 examples of some 70 tokens
-    assert alone.seconds == pytest.approx(alone.work.trained, rel=0.05)
+    assert alone.total.trained > 5_000  # 2 x 2 x 64 examples of some 70 tokens
+    assert alone.seconds == pytest.approx(alone.total.trained, rel=0.05)
     assert two.seconds == pytest.approx(alone.seconds / 2, rel=0.05)
     three = forecast.forecast(workshop, todo, 3)  # two trainings do not go faster for a third worker
     assert three.seconds == pytest.approx(two.seconds, rel=0.05)
-    assert forecast.forecast(workshop, todo[:1], 1).work.trained == 0
+    assert forecast.forecast(workshop, todo[:1], 1).total.trained == 0
     longer = {"longer": {"method": "vanilla", "training": {"epochs": 4}}}
     more = context_at(tmp_path, variants=longer, **length)
     added = forecast.forecast(more, plan.cells(more.config)[-1:], 1)
-    assert added.work.trained == pytest.approx(alone.work.trained)
+    assert added.total.trained == pytest.approx(alone.total.trained)
 
 
 @pytest.mark.usefixtures("known_speed")
@@ -95,10 +97,10 @@ def test_what_a_method_prepares_with_is_charged(tmp_path: Path) -> None:
         if cell.method in ("vanilla", "constrained-sft", "lookahead-virtual")
     }
     vanilla = found["vanilla"]
-    assert found["constrained-sft"].work.trained == vanilla.work.trained
-    extra = found["constrained-sft"].work.seconds - vanilla.work.seconds
-    assert extra == pytest.approx(vanilla.work.trained / 3, rel=0.05)
-    assert found["lookahead-virtual"].work.trained > 1.1 * vanilla.work.trained
+    assert found["constrained-sft"].total.trained == vanilla.total.trained
+    extra = found["constrained-sft"].total.seconds - vanilla.total.seconds
+    assert extra == pytest.approx(vanilla.total.trained / 3, rel=0.05)
+    assert found["lookahead-virtual"].total.trained > 1.1 * vanilla.total.trained
 
 
 @pytest.mark.usefixtures("known_speed")
@@ -121,7 +123,7 @@ def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
     finally:
         plugin_files.forget()
     tokens = sum(len(row.input_ids) for row in safety) / len(safety)
-    assert safe.work.seconds - vanilla.work.seconds == pytest.approx(64 * tokens, rel=0.1)
+    assert safe.total.seconds - vanilla.total.seconds == pytest.approx(64 * tokens, rel=0.1)
 
 
 def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: Path) -> None:
@@ -137,87 +139,26 @@ def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: P
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     written = sum(row["tokens"] for row in rows)
-    assert found.work.trained == pytest.approx(trained, rel=0.05)
-    assert found.work.written == pytest.approx(written, rel=0.25)
+    assert found.total.trained == pytest.approx(trained, rel=0.05)
+    assert found.total.written == pytest.approx(written, rel=0.25)
     kept = [p for p in small_run.rglob("*") if p.suffix in (".safetensors", ".jsonl")]
-    assert found.work.disk == pytest.approx(sum(p.stat().st_size for p in kept), rel=0.25)
+    assert found.total.disk == pytest.approx(sum(p.stat().st_size for p in kept), rel=0.25)
     assert found.absent == ()
     # what is done is not forecast
     done = forecast.forecast(RunContext(stored, small_run), cells, 1)
-    assert (done.work.trained, done.work.written, done.work.disk) == (0, 0, 0)
+    assert (done.total.trained, done.total.written, done.total.disk) == (0, 0, 0)
 
 
 def test_the_probe_leaves_the_seed_model_as_it_was(tmp_path: Path) -> None:
     workshop = context_at(tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4})
     workshop.import_libraries()
     probe = Probe(workshop, "leaderboard", still())
-    (work,) = probe.works(plan.cells(workshop.config)[-1:], 1, 10**6)
-    assert work.read > work.written > 0
+    (effort,) = probe.measure(plan.cells(workshop.config)[-1:], 1, 10**6)
+    assert effort.read > effort.written > 0
     before = checkpoints.load_model(workshop.seed_folder, "float32", "cpu")
-    for model in (probe.model, probe.training.step.model):
+    for model in (probe.model, probe.training.speed.step.model):
         same = zip(before.parameters(), model.parameters(), strict=True)
         assert all((a == b).all() for a, b in same)
-
-
-class Speed:
-    """Of answers: a millisecond a prompt's token, and for a decoded token as many as rows are."""
-
-    def batch(self, rows: int, prompt: float, tokens: float) -> float:
-        return 0.001 * rows * prompt + self.more(rows, prompt, tokens)
-
-    def more(self, rows: int, held: float, tokens: float) -> float:
-        return 0.001 * rows * tokens
-
-
-@pytest.fixture
-def answering(tmp_path: Path) -> Probe:
-    """A probe of 16 prompts at once at the known speed, whose engine ends answers with token 0."""
-    workshop = context_at(tmp_path, methods=["vanilla"], **{"responses.batch_size": 16})
-    probe = Probe(workshop, "leaderboard", still())
-    probe.answering, probe.model = Speed(), torch.nn.Linear(1, 1)
-    probe.engine = SimpleNamespace(
-        stop_ids={0}, generate=lambda prompts, request: [[7] * request.max_new_tokens for _ in prompts]
-    )
-    return probe
-
-
-def test_an_answer_that_the_probe_cut_off_is_taken_to_go_on(answering: Probe) -> None:
-    work, found = answering._answers([[1, 2, 3]] * 2, 1000, 1.0)
-    rest = (1000 - forecast.LONGEST) / 2
-    assert work.written == 2 * (forecast.LONGEST + rest)
-    assert work.read == 6
-    assert found == {0: [7] * forecast.LONGEST, 1: [7] * forecast.LONGEST}
-    assert work.seconds == pytest.approx(0.001 * 2 * rest)  # the beginnings took no time
-    assert answering._answers([[1, 2, 3]], 10, 1.0)[0].written == 10
-
-
-def test_some_rows_and_tokens_of_a_batch_stand_for_all_of_it(answering: Probe) -> None:
-    now = [0.0]
-    answering.budget = Budget(clock=lambda: now[0])
-
-    def generate(prompts: list[list[int]], request: Request) -> list[list[int]]:
-        """Each answer ends after its fourth token; half as fast as was measured."""
-        now[0] += 2 * 0.001 * len(prompts) * (max(map(len, prompts)) + 4)
-        return [[7, 7, 7, 0] for _ in prompts]
-
-    answering.engine.generate = generate
-    # 16 prompts of 100 tokens and 64 tokens each: 2.6 s, more than a task may take of the 4 s that there are
-    work, found = answering._answers([[5] * 100] * 40, 300, 1.0)
-    assert len(found) == 4
-    apart = 0.001 * 4 * 104  # what the beginnings took more than was expected
-    assert work.seconds == pytest.approx(40 / 16 * (0.001 * 16 * 104 + apart), rel=0.08)
-    assert work.written == pytest.approx(40 * 4, rel=0.08)
-    assert work.read == 40 * 100
-
-
-def test_answers_that_there_is_no_time_for_are_taken_to_be_of_half_their_limit(answering: Probe) -> None:
-    now = [0.0]
-    answering.budget = Budget(clock=lambda: now[0])
-    now[0] = 10.0
-    work, found = answering._answers([[5] * 10] * 16, 300, 1.0)
-    assert found == {}
-    assert work.written == 16 * 150
-    assert work.seconds == pytest.approx(0.001 * 16 * (10 + 150))
 
 
 @pytest.mark.parametrize("until", ["train", "leaderboard"])
@@ -225,13 +166,13 @@ def test_a_training_asks_for_no_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Any, known_speed: None
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(Probe, "_task", lambda probe, name, cell: asked.append(name) or Work())
-    monkeypatch.setattr(Probe, "_time_answers", lambda probe: asked.append("speed"))
+    monkeypatch.setattr(TaskProbe, "measure", lambda probe, name: asked.append(name) or Effort())
+    monkeypatch.setattr(Probe, "_measure_answers", lambda probe: asked.append("speed"))
     workshop = context_at(
         tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8}
     )
     found = forecast.forecast(workshop, plan.cells(workshop.config)[1:], 1, until)
-    assert found.work.trained > 0
+    assert found.total.trained > 0
     assert bool(asked) == (until == "leaderboard")
 
 
@@ -254,7 +195,7 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
     monkeypatch.setattr(checkpoints, "load_model", slow)
     sizes = {"training.max_examples": 1000, "training.epochs": 3, "training.batch_size": 64}
     workshop = context_at(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
-    budget = Budget(clock=lambda: now[0])
+    budget = TimeBudget(clock=lambda: now[0])
     cells = plan.cells(workshop.config)[1:]
     found = forecast.forecast(workshop, cells, 1, "train", budget)
     passes = -(-3000 // 64) * 16
@@ -271,7 +212,7 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
 
 
 def test_weights_on_a_slow_disk_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "load_seconds", lambda folder, clock: 60.0)
+    monkeypatch.setattr(base_model, "estimate_load_s", lambda folder, clock: 60.0)
     monkeypatch.setattr(checkpoints, "load_model", lambda *given, **more: pytest.fail("loaded"))
     workshop = context_at(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
@@ -282,7 +223,7 @@ def test_the_time_to_read_weights_goes_by_some_of_their_bytes(tmp_path: Path) ->
     for name, size in (("a", 30 << 20), ("b", 10 << 20)):
         (tmp_path / f"{name}.safetensors").write_bytes(bytes(size))
     ticks = iter([5.0, 7.0])  # 2 s for two looks of 4 MiB into each file: 16 of 40 MiB
-    assert forecast.load_seconds(tmp_path, lambda: next(ticks)) == pytest.approx(2 * 40 / 16)
+    assert base_model.estimate_load_s(tmp_path, lambda: next(ticks)) == pytest.approx(2 * 40 / 16)
 
 
 def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
@@ -323,7 +264,7 @@ def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
+    monkeypatch.setattr(base_model, "MOST_PARAMETERS", 1000)
     workshop = context_at(tmp_path, methods=["vanilla"])
     cells = plan.cells(workshop.config)
     lines = forecast.forecast(workshop, cells, 1).lines(workshop, cells)
@@ -340,7 +281,7 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
     monkeypatch.setattr(
         checkpoints, "load_model", lambda *given, **more: calls.append(1) or load(*given, **more)
     )
-    monkeypatch.setattr(forecast, "PROBE_PARAMETERS", 1000)
+    monkeypatch.setattr(base_model, "MOST_PARAMETERS", 1000)
     if not known:
         monkeypatch.setattr(estimate, "architecture", lambda context_at: None)
     workshop = context_at(tmp_path, methods=["vanilla"])
@@ -352,22 +293,22 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
 def test_a_model_that_one_device_does_not_hold_is_not_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(probe: Probe, *given: Any) -> list[Work]:
+    def full(probe: Probe, *given: Any) -> list[Effort]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Probe, "works", full)
+    monkeypatch.setattr(Probe, "measure", full)
     workshop = context_at(tmp_path, methods=["vanilla"])
     found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
     assert found.time() == "Estimated time: not probed (one device alone does not hold it)"
 
 
 def test_the_lines_read_well() -> None:
-    found = Forecast(2, 300, Work(trained=3_770_000, read=513_400, written=246_000), absent=("b", "a"))
+    found = Forecast(2, 300, Effort(trained=3_770_000, read=513_400, written=246_000), absent=("b", "a"))
     assert found.time() == (
         "Estimated time: about 5.0 min without a, b (not downloaded) (by a short probe, 2 jobs side by side)"
     )
     assert found.tokens() == "Estimated tokens: 3.77 M trained, 513 k read and 246 k written in answers"
-    vllm = Forecast(1, 60, Work(trained=1000), without_answers="vllm")
+    vllm = Forecast(1, 60, Effort(trained=1000), without_answers="vllm")
     assert "for training; how fast vllm answers is not probed" in vllm.time()
     assert vllm.tokens() == "Estimated tokens: 1 k trained"
 

@@ -12,6 +12,7 @@ import pytest
 from harness import config
 from harness.contracts import Example, HarnessError, Method, PrepareContext
 from harness.pipeline import doctor, needs
+from harness.pipeline.checkup.finding import Finding
 
 Command = Callable[..., Any]
 
@@ -97,7 +98,7 @@ def test_a_missing_tracker_is_in_the_plan_in_doctor_and_stops_a_run(
     assert "tracker wandb" in looked.err
 
 
-def examined(tmp_path: Path, **overrides: Any) -> dict[str, doctor.Finding]:
+def examined(tmp_path: Path, **overrides: Any) -> dict[str, Finding]:
     found = doctor.examine(config.load("mini", overrides), tmp_path / "run")
     return {finding.about: finding for finding in found}
 

@@ -120,7 +120,7 @@ def test_memory_has_room_for_it_and_for_a_safety_gradient(other: Path, tmp_path:
         workshop = RunContext(given, tmp_path)
         known = estimate.architecture(workshop)
         assert known is not None
-        found = estimate.training_memory(workshop, plan.cells(given), known)
+        found = estimate.estimate_training_memory(workshop, plan.cells(given), known)
         assert found is not None
         return found.size
 

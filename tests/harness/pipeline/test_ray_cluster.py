@@ -60,7 +60,7 @@ def test_a_cell_takes_the_gpus_that_the_recipe_uses(overrides: dict[str, Any], g
 def test_capacity_counts_what_fits_on_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 2.0, "GPU": 4.0}, {"CPU": 64.0}]
     monkeypatch.setattr(ray_cluster, "connect", lambda config: None)
-    monkeypatch.setattr(ray_cluster, "_nodes", lambda ray: nodes)
+    monkeypatch.setattr(ray_cluster, "_list_nodes", lambda ray: nodes)
     assert ray_cluster.capacity(recipe()) == 8 + 2 + 64
     assert ray_cluster.capacity(recipe(**{"training.device": "cuda"})) == 3 + 2
     assert ray_cluster.capacity(recipe(**{"training.device": "cuda", "training.num_processes": 2})) == 1 + 2
@@ -70,7 +70,7 @@ def test_capacity_counts_what_fits_on_each_node(monkeypatch: pytest.MonkeyPatch)
 def test_the_engine_that_a_node_chooses_must_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = MagicMock(get=lambda asked: "vllm")
     monkeypatch.setattr(ray_cluster, "connect", lambda config: ray)
-    monkeypatch.setattr(ray_cluster, "_nodes", lambda ray: [{"CPU": 8.0, "GPU": 2.0}] * 2)
+    monkeypatch.setattr(ray_cluster, "_list_nodes", lambda ray: [{"CPU": 8.0, "GPU": 2.0}] * 2)
     wide = {"engine": "auto", "training.device": "auto", "responses.tensor_parallel": 2}
     assert ray_cluster.settle(recipe(**wide)).engine == "vllm"
     with pytest.raises(HarnessError, match=r"no node of the Ray cluster has the 1 CPU and 4 GPU"):
@@ -98,15 +98,15 @@ def test_a_node_that_does_not_see_the_run_folder_says_so(tmp_path: Path) -> None
     cell = cells(recipe())[0]
     with (
         pytest.raises(HarnessError, match=r"does not see .*--set ray.storage"),
-        ray_cluster._place(order(tmp_path, ".cluster-x"), cell),
+        ray_cluster._open_place(order(tmp_path, ".cluster-x"), cell),
     ):
         pass
 
 
 def test_a_node_with_other_versions_says_which() -> None:
-    ray_cluster._same({"torch": "2.0", "more": "1"}, {"torch": "2.0"})
+    ray_cluster._check_versions({"torch": "2.0", "more": "1"}, {"torch": "2.0"})
     with pytest.raises(HarnessError, match=r"has torch 2\.1, not 2\.0; vllm None, not 0\.11: install"):
-        ray_cluster._same({"torch": "2.1"}, {"torch": "2.0", "vllm": "0.11"})
+        ray_cluster._check_versions({"torch": "2.1"}, {"torch": "2.0", "vllm": "0.11"})
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
@@ -465,7 +465,7 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(ray_cluster, "connect", lambda config: ray)
     monkeypatch.setattr(ray_cluster, "Mailbox", MagicMock)
-    monkeypatch.setattr(ray_cluster, "_versions", lambda shop: {})
+    monkeypatch.setattr(ray_cluster, "_list_versions", lambda shop: {})
     monkeypatch.setattr(ray_cluster, "attempt", lambda shop, cell, *given: stages.Outcome(cell))
 
 
@@ -492,7 +492,10 @@ def test_parts_of_a_cell_leave_each_others_answers_alone(tmp_path: Path) -> None
     for part in (one, two):
         answers(store, part).write_text("stale")
     given = order(tmp_path, "", **{"ray.storage": f"file://{store}"})
-    with ray_cluster._place(given, one) as (_, first), ray_cluster._place(given, two) as (_, second):
+    with (
+        ray_cluster._open_place(given, one) as (_, first),
+        ray_cluster._open_place(given, two) as (_, second),
+    ):
         for part, out in ((one, first), (two, second)):
             assert answers(out, part).read_text() == "stale"
             answers(out, part).write_text("fresh")

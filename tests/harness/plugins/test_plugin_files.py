@@ -617,7 +617,7 @@ def test_a_method_that_leaves_fails_its_cell(tmp_path: Path, small_settings: dic
     file = write(tmp_path / "ema.py", METHOD.replace("self.last = step", "raise SystemExit(0)"))
     with pytest.raises(CellsFailedError):
         harness.compare(out=tmp_path / "run", **{**small_settings, **QUICK, "methods": f"{file}:Ema"})
-    (line,) = run_folder.failed(tmp_path / "run").values()
+    (line,) = run_folder.read_failures(tmp_path / "run").values()
     assert line.startswith(f"plugin {file}, line 12: SystemExit: 0")
 
 
@@ -674,7 +674,7 @@ def test_workers_and_launched_processes_get_the_text(
     settings = {**small_settings, **QUICK, "methods": f"{file}:Ema", **many}
     with pytest.raises(CellsFailedError):
         harness.compare(out=tmp_path / "run", **settings)
-    (line,) = run_folder.failed(tmp_path / "run").values()
+    (line,) = run_folder.read_failures(tmp_path / "run").values()
     assert line.startswith(f"plugin {file}, line 12: ValueError: 1")
     write(file, METHOD)
     board = harness.compare(out=tmp_path / "run", **settings)

@@ -108,8 +108,8 @@ def test_the_table_says_what_is_outside_and_how_the_rules_compare() -> None:
     assert "by seeds: 1 seed 9.0 (9); 3 seeds 5.0 (5)." in three
     assert "in 1 of 2 families" in said
     assert "1 seed: any +10.0 (+10.0 to +10.0)" in said
-    part = family_simulation.part(first)
-    assert (part.name, part.frame is first) == ("-families", True)
+    table = family_simulation.make_table(first)
+    assert (table.name, table.frame is first) == ("-families", True)
 
 
 def test_false_stars_and_lost_intervals_are_told_apart() -> None:

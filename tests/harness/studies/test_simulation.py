@@ -98,9 +98,9 @@ def test_the_same_seed_gives_the_same_table_and_files(tmp_path: Path) -> None:
     assert first.equals(second)
     assert not first.equals(simulate(chosen, runs=200, n=330, seed=4))
     assert first["outside"].tolist() == ["below", ""]
-    part = simulation.part(first)
-    other = replace(part, name="-more", title="More")
-    simulation.write([part, other], tmp_path / "coverage.csv", "harness simulate")
+    table = simulation.make_table(first)
+    other = replace(table, name="-more", title="More")
+    simulation.write([table, other], tmp_path / "coverage.csv", "harness simulate")
     assert (tmp_path / "coverage-more.csv").read_text() == (tmp_path / "coverage.csv").read_text()
     rows = list(csv.DictReader((tmp_path / "coverage.csv").open()))
     assert (rows[0]["rate"], rows[0]["seed_sd"], rows[0]["outside"], rows[1]["baseline"]) == (
@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_table_and_files(tmp_path: Path) -> None:
     assert "`harness simulate`" in text
     assert "1 of 2 settings hold 93 to 97 %." in text
     console = Console(record=True, width=100)
-    simulation.show(part, console)
+    simulation.show(table, console)
     assert "below" in console.export_text()
 
 

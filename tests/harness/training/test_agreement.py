@@ -16,10 +16,10 @@ from transformers import AttentionInterface
 from backends.vanilla import Vanilla
 from harness.config import TrainingConfig
 from harness.contracts import Encoded, HarnessError
-from harness.training import adapters, agreement, attention, begun
-from harness.training.agreement import Setting
+from harness.training import adapters, agreement, attention, begun, own_logp
 from harness.training.attention import CAUSAL
 from harness.training.logprobs import TargetHead
+from harness.training.setting import Setting, list_candidates
 
 PACKED = Setting(CAUSAL, "padding-free", 64)
 PADDED = Setting(CAUSAL, "grouped", 64)
@@ -53,7 +53,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``off_by(packed=0.3, padded=0.0)``: how far the trainer's values then are from the model's own."""
 
     def set_to(**by_setting: float) -> None:
-        exact = agreement._trained_logp
+        exact = own_logp.compute_trained
 
         def shifted(model: Any, head: Any, some: Any, pad_id: int, setting: Setting) -> list[torch.Tensor]:
             alone = setting.micro_batch_size == 1
@@ -61,7 +61,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             shift = by_setting.get(name if setting.attention == CAUSAL or alone else "own", 0.0)
             return [values + shift for values in exact(model, head, some, pad_id, setting)]
 
-        monkeypatch.setattr(agreement, "_trained_logp", shifted)
+        monkeypatch.setattr(own_logp, "compute_trained", shifted)
 
     return set_to
 
@@ -70,18 +70,18 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_settings_come_from_the_fastest_to_the_slowest_each_once() -> None:
-    assert agreement.candidates(PACKED, "sdpa") == [
+    assert list_candidates(PACKED, "sdpa") == [
         PACKED,
         PADDED,
         Setting("sdpa", "grouped", 64),
         Setting("sdpa", "grouped", 1),
     ]
-    assert agreement.candidates(Setting(CAUSAL, "in-order", 8), "eager") == [
+    assert list_candidates(Setting(CAUSAL, "in-order", 8), "eager") == [
         Setting(CAUSAL, "in-order", 8),
         Setting("eager", "in-order", 8),
         Setting("eager", "in-order", 1),
     ]
-    assert agreement.candidates(Setting("sdpa", "grouped", 1), "sdpa") == [Setting("sdpa", "grouped", 1)]
+    assert list_candidates(Setting("sdpa", "grouped", 1), "sdpa") == [Setting("sdpa", "grouped", 1)]
 
 
 @pytest.mark.parametrize(
@@ -97,24 +97,24 @@ def test_settings_come_from_the_fastest_to_the_slowest_each_once() -> None:
 def test_rows_are_spread_from_the_longest_to_the_shortest(
     lengths: tuple[int, ...], expected: list[int]
 ) -> None:
-    found = agreement.sample(rows(*lengths))
+    found = own_logp.sample(rows(*lengths))
     assert [len(row.input_ids) for row in found] == expected
     assert len({id(row) for row in found}) == 4
 
 
 def test_rows_without_loss_do_not_count_where_others_have_some() -> None:
     silent = [replace(row, id="silent", trained=[False] * len(row.trained)) for row in rows()]
-    assert {row.id for row in agreement.sample([*silent, *rows(8, 6)])} == {"0", "1"}
-    assert all(row.trained == [True] * len(row.input_ids) for row in agreement.sample(silent))
+    assert {row.id for row in own_logp.sample([*silent, *rows(8, 6)])} == {"0", "1"}
+    assert all(row.trained == [True] * len(row.input_ids) for row in own_logp.sample(silent))
     with pytest.raises(HarnessError, match="no training row has two tokens"):
-        agreement.sample([Encoded("x", [5], [True])])
+        own_logp.sample([Encoded("x", [5], [True])])
 
 
 def test_the_difference_is_a_mean_over_tokens_of_distances() -> None:
     found = [torch.tensor([-1.0, -2.0]), torch.tensor([-5.0])]
     expected = [torch.tensor([-1.5, -1.5]), torch.tensor([-3.0])]
-    assert agreement.mean_difference(found, expected) == pytest.approx((0.5 + 0.5 + 2.0) / 3)
-    assert math.isnan(agreement.mean_difference([torch.tensor([math.nan])], [torch.tensor([0.0])]))
+    assert own_logp.mean_difference(found, expected) == pytest.approx((0.5 + 0.5 + 2.0) / 3)
+    assert math.isnan(own_logp.mean_difference([torch.tensor([math.nan])], [torch.tensor([0.0])]))
 
 
 def test_a_models_own_values_are_those_of_its_forward_pass() -> None:
@@ -122,7 +122,7 @@ def test_a_models_own_values_are_those_of_its_forward_pass() -> None:
     ids = rows()[0].input_ids
     with torch.no_grad():
         logp = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
-        found = agreement.own_logp(model, ids, [1, 4, 29])
+        found = own_logp.compute_alone(model, ids, [1, 4, 29])
     assert found.tolist() == pytest.approx(
         [logp[place - 1, ids[place]].item() for place in (1, 4, 29)], abs=1e-5
     )
@@ -241,7 +241,7 @@ def test_rows_within_the_window_need_no_window() -> None:
 
 
 def test_no_memory_for_all_rows_leaves_out_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact, tried = agreement._trained_logp, []
+    exact, tried = own_logp.compute_trained, []
 
     def scarce(model: Any, head: Any, some: Any, *given: Any) -> Any:
         tried.append([len(row.input_ids) for row in some])
@@ -249,7 +249,7 @@ def test_no_memory_for_all_rows_leaves_out_the_longest(monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError
         return exact(model, head, some, *given)
 
-    monkeypatch.setattr(agreement, "_trained_logp", scarce)
+    monkeypatch.setattr(own_logp, "compute_trained", scarce)
     most = 30
     assert chosen(tiny_models.build("llama"), rows(30, 20, 14, 9)).setting == PACKED
     assert tried == [[30, 20, 14, 9], [20, 14, 9], [14, 9]]

@@ -81,10 +81,10 @@ SMOLLM2_135M = {
 }  # fmt: skip
 
 
-def rows(tokens: int, loss: int, number: int = 32) -> list[memory.Row]:
+def rows(tokens: int, loss: int, number: int = 32) -> list[memory.RowSize]:
     """So many rows that have these tokens together."""
     return [
-        memory.Row(tokens // number + (n < tokens % number), loss // number + (n < loss % number))
+        memory.RowSize(tokens // number + (n < tokens % number), loss // number + (n < loss % number))
         for n in range(number)
     ]
 
@@ -143,13 +143,13 @@ def test_float32_keeps_twice_the_half_precision_states() -> None:
     a_layer = norms + residual + attention + 4 * 4 * inner + 8
     model = memory.architecture(SMOLLM2_135M)
     settings = TrainingConfig(batch_size=1, micro_batch_size=1)
-    few, many = (memory.training_bytes(model, settings, 1, [memory.Row(n, 0)]) for n in (10_000, 20_000))
+    few, many = (memory.training_bytes(model, settings, 1, [memory.RowSize(n, 0)]) for n in (10_000, 20_000))
     assert many - few == pytest.approx(10_000 * (30 * a_layer + 16 * h))
 
 
 def cut(lengths: list[int], **settings: Any) -> list[list[int]]:
     given = TrainingConfig.model_validate({"batch_size": len(lengths), **settings})
-    steps = memory.micro_batches(given, 100, [memory.Row(n, 1) for n in lengths])
+    steps = memory.micro_batches(given, 100, [memory.RowSize(n, 1) for n in lengths])
     return [[micro.tokens for micro in step] for step in steps]
 
 
@@ -201,16 +201,16 @@ def test_it_is_the_trainers_cut() -> None:
 
 def test_unknown_rows_are_as_long_as_they_may_be() -> None:
     settings = TrainingConfig(batch_size=8, micro_batch_size=4)
-    assert memory.micro_batches(settings, 100) == [[memory.Row(400, 200.0)] * 2]
+    assert memory.micro_batches(settings, 100) == [[memory.RowSize(400, 200.0)] * 2]
 
 
 def test_the_largest_of_some_steps_counts() -> None:
     """Few rows are drawn more than once, many at random: the longest comes in some step."""
     given = TrainingConfig(batch_size=4, micro_batch_size=4)
-    few = memory.micro_batches(given, 100, [memory.Row(7, 2), memory.Row(9, 3)])
+    few = memory.micro_batches(given, 100, [memory.RowSize(7, 2), memory.RowSize(9, 3)])
     assert len(few) == memory.STEPS
     assert {micro.tokens for step in few for micro in step} <= {36, 28}
-    many = memory.micro_batches(given, 100, [memory.Row(n, 1) for n in range(5, 25)])
+    many = memory.micro_batches(given, 100, [memory.RowSize(n, 1) for n in range(5, 25)])
     assert len({step[0].tokens for step in many}) > 3
 
 

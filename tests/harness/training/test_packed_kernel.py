@@ -15,9 +15,10 @@ import torch
 from harness import config
 from harness.config import TrainingConfig
 from harness.contracts import Encoded
-from harness.training import adapters, agreement, attention, batching
+from harness.training import adapters, agreement, attention, batching, own_logp
 from harness.training.attention import CAUSAL, Kernel, causal_attention
 from harness.training.logprobs import TargetHead, autocast
+from harness.training.setting import Setting
 
 BF16 = {"dtype": "bfloat16", "batching": "padding-free", "device": "cpu"}
 # The packaged recipes' models, by architecture: tiny, with what each asks of attention kept.
@@ -83,7 +84,7 @@ def test_the_dtype_contract_holds_under_every_recipe(recipe: str, on_device: Cal
     head = TargetHead(model)
     agreed = agreement.choose(model, base, head, rows(), 0, settings)
     assert agreed.record["rejected"] == []
-    assert agreed.setting == agreement.Setting(CAUSAL, "padding-free", settings.micro_batch_size)
+    assert agreed.setting == Setting(CAUSAL, "padding-free", settings.micro_batch_size)
     before = on_device()
     model.train()
     with autocast(model, settings):
@@ -94,7 +95,7 @@ def test_the_dtype_contract_holds_under_every_recipe(recipe: str, on_device: Cal
     with torch.no_grad(), autocast(model, settings):
         for row, found in zip(rows(), logp, strict=True):
             places = [place for place in range(1, len(row.input_ids)) if row.trained[place]]
-            alone = agreement.own_logp(model, row.input_ids, places)
+            alone = own_logp.compute_alone(model, row.input_ids, places)
             assert (found[: len(places)].detach() - alone).abs().mean() < 0.02
 
 
@@ -172,7 +173,7 @@ def chosen(**changes: Any) -> agreement.Agreement:
 def rejected(found: agreement.Agreement) -> str:
     (first,) = found.record["rejected"]
     assert (first["attention"], first["batching"]) == (CAUSAL, "padding-free")
-    assert found.setting == agreement.Setting(CAUSAL, "grouped", 64)
+    assert found.setting == Setting(CAUSAL, "grouped", 64)
     return str(first["reason"])
 
 

@@ -1,4 +1,4 @@
-"""One training's parts, as its modules hand them on."""
+"""What a training needs, as its modules hand it on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.training.resume import Places
 
 
 @dataclass
-class Work:
+class Setup:
     """What is trained, how, and on what."""
 
     model: Any

@@ -1,0 +1,1 @@
+"""What ``harness doctor`` looks at: each check yields findings."""
