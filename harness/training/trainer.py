@@ -84,6 +84,7 @@ def train(
             agreement.confirm(agreed, work.model, work.head, work.pad_id, work.settings)
         spent.loop_s = _trained(trainer)
         spent.after_s = _after_training(trainer)
+        hook_checks.check_record(method, context.record)
         trainer.save_weights(places.output / "checkpoint")
     return {**spent.record(trainer), "agreement": agreed.record, "method": context.record}
 
@@ -130,6 +131,7 @@ def _before_training(
         context = _context(work, spent)
         with hook_checks.weights_unchanged(work.method, work.model, "before_training"):
             work.method.before_training(work.model, context)
+        hook_checks.check_record(work.method, context.record)
     spent.prepared()
     return agreed, spent, context
 

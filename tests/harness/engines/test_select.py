@@ -20,7 +20,7 @@ from table_engine import COMPLIES, RIGHT, TableEngine
 from harness import config
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message, UsageError
-from harness.engines import select
+from harness.engines import base, select
 from harness.engines.base import Engine, Package, Request
 from harness.engines.openai import OpenAIEngine
 from harness.engines.vllm import VLLMEngine
@@ -41,6 +41,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     """The engine of table_engine.py, registered as ``table`` in this process."""
     entry = metadata.EntryPoint("table", "table_engine:TableEngine", "harness.engines")
     monkeypatch.setattr(registry, "_entry_points", lambda group: (entry,) if group == entry.group else ())
+    here = base.distribution_is_here
+    monkeypatch.setattr(base, "distribution_is_here", lambda name: name == "table-engine" or here(name))
     return TableEngine
 
 
