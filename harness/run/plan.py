@@ -170,7 +170,8 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
     for task, kind in kinds(config.safety_tasks):
         if kind == "utility":
             raise UsageError(
-                f"task '{task}' is a utility task: --utility-task {task}, or metadata.kind: safety in its YAML"
+                f"task '{task}' is a utility task: --utility-task {task}, or metadata.kind: safety in its "
+                "YAML"
             )
     files = {benchmark.local_data for benchmark in benchmarks.installed().values()}
     for name in config.set_files:

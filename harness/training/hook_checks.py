@@ -74,8 +74,8 @@ def check_record(method: Method, record: Mapping[str, Any]) -> None:
             json.dumps({name: value})
         except (TypeError, ValueError) as error:
             raise HarnessError(
-                f"method '{method.name}': context.record['{printable(str(name))[:40]}'] must be a JSON value (a number, "
-                f"text, list or dict), not {type(value).__name__}"
+                f"method '{method.name}': context.record['{printable(str(name))[:40]}'] must be a "
+                f"JSON value (a number, text, list or dict), not {type(value).__name__}"
             ) from error
 
 
