@@ -22,6 +22,10 @@ imports point one way (pyproject.toml, checked by `make check`). `backends/` has
 fine-tuning method, `judges/` one for each judge, `tasks/` a folder for each benchmark. `tests/` mirrors them.
 `results/` has committed leaderboards and `LOG.md`, every experiment; `results/runs/` is git-ignored.
 
+How to add a method, a task, a judge or an engine: [backends/](../backends/README.md#add-a-method),
+[tasks/](../tasks/README.md#add-a-task), [judges/](../judges/README.md#add-a-judge-in-code),
+[harness/engines/](../harness/engines/README.md#add-an-engine).
+
 The lines are the modules' own. `python docs/layout.py` writes this page.
 """
 

@@ -259,10 +259,10 @@ def _openings(shop: RunContext, asked: Sequence[HarmfulRequest]) -> list[str]:
 
 
 def _written(shop: RunContext, turns: Sequence[Sequence[Message]], opening: str) -> list[str]:
-    prompts, opened = preparation.prompted(shop, turns, opening)
+    prompts, opened = preparation.build_prompts(shop, turns, opening)
     decoding = {"temperature": 0.0, "top_p": 1.0, "seed": None}
     label = "openings of harmful answers"
-    made, _ = preparation.continuations(shop, prompts, opened, OPENING_TOKENS, decoding, label)
+    made, _ = preparation.continue_prompts(shop, prompts, opened, OPENING_TOKENS, decoding, label)
     texts = {int(place): text for row in made for place, text in row["texts"].items()}
     return [texts[place] for place in range(len(prompts))]
 

@@ -148,7 +148,8 @@ def engine_options(command: Any) -> Any:
     """What writes answers and rewrites, and where the run is."""
     options = [
         click.option("--engine", metavar="auto|hf|vllm|openai",
-                     help="What generates the answers (auto: vllm if installed and it fits, else hf)."),
+                     help="What generates the answers (auto: vllm if installed and it fits, else hf), or the "
+                     "name of an installed package's engine."),
         click.option("--server", metavar="URL",
                      help="openai: the server's base URL, as in http://localhost:8000/v1."),
         click.option("--tokenizer", metavar="MODEL", help="openai: whose tokenizer makes the prompts' ids."),

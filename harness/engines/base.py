@@ -12,6 +12,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any, ClassVar, NamedTuple
 
 from harness import finish
@@ -105,6 +106,11 @@ class Engine(ABC):
         """Raises HarnessError where it cannot work, before anything is spent. ``name``: how it is called."""
         for package in cls.missing():
             raise HarnessError(f"{package.name} is not installed: {package.install}")
+        if cls.packages and not any(distribution_is_here(package) for package in cls.packages):
+            raise HarnessError(
+                f"engine {name} names {' and '.join(cls.packages)} in packages, and no such distribution is "
+                "installed: write the name that pip shows for it, so that its version counts"
+            )
         if cls.device_kinds and device not in cls.device_kinds:
             raise HarnessError(
                 f"engine {name} works on {' or '.join(cls.device_kinds)} and not on {device}: "
@@ -252,6 +258,11 @@ def is_here(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # a part of a package that is not there; a module that is a stand-in
         return False
+
+
+def distribution_is_here(name: str) -> bool:
+    """Whether a distribution is installed, by the name that pip has for it."""
+    return next(iter(metadata.distributions(name=name)), None) is not None
 
 
 def stopped(made: Completion) -> Completion:

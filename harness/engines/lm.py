@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from harness.contracts import HarnessError, Message
-from harness.engines import replies
+from harness.engines import engine_checks, replies
 from harness.engines.base import DEFAULT_TOKENS, Completion, Engine, Request, stopped
 from harness.models import chat, model_limits
 
@@ -153,8 +153,11 @@ class TaskModel(LM):
         pairs = [self.pair(request) for request in requests]
         found: dict[int, tuple[float, bool]] = {}
         start = time.perf_counter()
-        for batch in self._engine.plan([context + continuation for context, continuation in pairs]):
+        for batch in engine_checks.planned(
+            self._engine, [context + continuation for context, continuation in pairs]
+        ):
             scored = self._engine.logprobs([pairs[index] for index in batch], self._request())
+            engine_checks.check_scores(self._engine, scored, len(batch))
             found |= zip(batch, scored, strict=True)
             self._asking.on_progress(len(batch))
         self.seconds += time.perf_counter() - start
@@ -206,7 +209,7 @@ class TaskModel(LM):
         """(request, ids) of each answer, batch by batch; those that are known are not generated again."""
         known = self._asking.known
         for decoding, indices in groups.items():
-            for batch in self._engine.plan([prompts[index] for index in indices]):
+            for batch in engine_checks.planned(self._engine, [prompts[index] for index in indices]):
                 places = [indices[place] for place in batch]
                 if all(replies.is_readable(known.get(index, (replies.WRITTEN,))) for index in places):
                     found = {index: known[index] for index in places}
@@ -216,6 +219,7 @@ class TaskModel(LM):
                     start = time.perf_counter()
                     made = self._engine.generate([prompts[index] for index in places], self._request(drawn))
                     self.seconds += time.perf_counter() - start
+                    engine_checks.check_answers(self._engine, made, len(places))
                     found = dict(zip(places, made, strict=True))
                     self._asking.on_answers(found)
                 yield from found.items()

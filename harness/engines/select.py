@@ -9,8 +9,9 @@ from typing import Any
 
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError
+from harness.engines import engine_checks
 from harness.engines.base import Engine
-from harness.plugins import registry
+from harness.plugins import plugin_code, registry
 
 AUTO = "auto"  # a configuration that leaves the choice to the machine
 ALWAYS = ("dtype", "limit", "thinking")  # of ``responses``: in the identity of every engine's answers
@@ -22,6 +23,8 @@ def engine_class(name: str) -> type[Engine]:
     loaded = registry.load("engine", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Engine)):
         raise HarnessError(f"engine '{name}' is no Engine class of harness.engines.base")
+    plugin_code.check_names(f"engine '{name}'", loaded)
+    engine_checks.check_class(name, loaded)
     for setting in (*loaded.settings, *loaded.settings_if_set):
         if setting not in ResponsesConfig.model_fields:
             raise HarnessError(f"engine '{name}' depends on '{setting}', which is no setting of responses")

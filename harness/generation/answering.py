@@ -212,7 +212,7 @@ class _Asked:
         return Exchange(
             id=str(document.get("id", sample["doc_id"]) if own else sample["doc_id"]),
             task=self._benchmark.name,
-            category=document.get("category"),
+            category=_category(self._benchmark, document),
             system=self._system_prompt(turns[0]["content"] if turns[0]["role"] == "system" else None),
             prompt=_prompt(turns),
             prefill=document.get("prefill") or "",
@@ -230,6 +230,20 @@ def _goal(benchmark: Benchmark, document: Mapping[str, Any]) -> str | None:
         return goal
     raise HarnessError(
         f"task '{benchmark.name}': a document's goal is no text; give the request itself, or leave goal out"
+    )
+
+
+def _category(benchmark: Benchmark, document: Mapping[str, Any]) -> str | None:
+    """A document's category; lm-eval's own tasks may call anything so. Raises HarnessError for what is no
+    text."""
+    category = document.get("category")
+    if category is None or isinstance(category, str):
+        return category
+    if benchmark.foreign:
+        return None
+    raise HarnessError(
+        f"task '{benchmark.name}': a document's category is {type(category).__name__}; "
+        "give a text, or leave it out"
     )
 
 

@@ -14,8 +14,13 @@ from harness.data.benchmarks import Benchmark
 from harness.engines.base import Engine
 from harness.run.context import RunContext
 from harness.storage import disk
+from harness.text import printable
 
 FEWSHOT_SEED = 1234  # lm-eval's own: the same examples are shown there
+RETURNS = (
+    "its data function must take **metadata and return {split: datasets.Dataset} with rows in it, and its "
+    "YAML name that split (test_split: test)"
+)
 
 
 def check_documents(shop: RunContext, tasks: Iterable[str]) -> None:
@@ -64,7 +69,7 @@ def load(shop: RunContext, benchmark: Benchmark, tokenizer: str | None) -> Any:
     try:
         lm_task = shop.load_task(benchmark.name, tokenizer)
         documents = lm_task.eval_docs
-        len(documents)
+        several = len(documents) > 1
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
@@ -74,7 +79,8 @@ def load(shop: RunContext, benchmark: Benchmark, tokenizer: str | None) -> Any:
                 "reachable, and a gated data set's licence accepted (hf auth login)?"
             ) from error
         check_functions(benchmark)
-        raise _unusable(benchmark.name, "loaded", error) from error
+        raise _unusable(benchmark, "loaded", error) from error
+    _check_text(lm_task, benchmark, documents[0] if several else {})
     of_all = lm_task.doc_iterator
 
     def picked(*, samples: Any = None, **whole: Any) -> Any:
@@ -102,7 +108,7 @@ def evaluate(model: Any, lm_task: Any, benchmark: Benchmark, places: list[int]) 
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
-        raise _unusable(name, "scored", error) from error
+        raise _unusable(benchmark, "scored", error) from error
     found: dict[Any, dict[str, Any]] = {}
     for sample in results["samples"][name]:
         first = sample["doc_id"] not in found
@@ -117,6 +123,21 @@ def evaluate(model: Any, lm_task: Any, benchmark: Benchmark, places: list[int]) 
     return list(found.values())
 
 
+def _check_text(lm_task: Any, benchmark: Benchmark, document: Mapping[str, Any]) -> None:
+    """Raises HarnessError where a task's text names no column: lm-eval would ask every document the name
+    itself. ``document``: one of several; {} where there is one."""
+    text, columns = lm_task.get_config("doc_to_text"), [*document]
+    if not (isinstance(text, str) and document) or text in columns or "messages" in columns:
+        return
+    constant = "{{" not in text and "{%" not in text
+    if constant and (text.isidentifier() or not benchmark.foreign):
+        shown = ", ".join(printable(str(name))[:40] for name in columns[:12])
+        raise HarnessError(
+            f"task '{benchmark.name}': doc_to_text '{printable(text)[:60]}' is no column ({shown}) and has "
+            "no {{column}} in it, so that every document would be asked this text"
+        )
+
+
 def _chosen(documents: Any, places: list[int]) -> Iterable[Mapping[str, Any]]:
     """Of a data set or a list."""
     if hasattr(documents, "select"):
@@ -125,15 +146,20 @@ def _chosen(documents: Any, places: list[int]) -> Iterable[Mapping[str, Any]]:
     return [documents[place] for place in places]
 
 
-def _unusable(name: str, what: str, error: Exception) -> HarnessError:
-    """Where, and the type alone: the error's message may quote an answer."""
+def _unusable(benchmark: Benchmark, what: str, error: Exception) -> HarnessError:
+    """Where (in the task's own files, if it went through them), and the type alone: the error's message may
+    quote an answer."""
     refused = disk.refusal(error)
     if refused:
         return refused
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    home = benchmark.path.parent.resolve()
+    own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(home)]
+    last = (own or frames)[-1]
+    hint = "" if own or what != "loaded" or benchmark.foreign else f"; {RETURNS}"
     return HarnessError(
-        f"task '{name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
-        f"line {last.lineno} (--debug shows it)"
+        f"task '{benchmark.name}' cannot be {what}: {type(error).__name__} in {Path(last.filename).name}, "
+        f"line {last.lineno}{hint} (--debug shows it)"
     )
 
 

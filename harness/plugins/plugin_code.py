@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, Literal
 
 from harness.contracts import HarnessError, Judge, Method, UsageError
@@ -22,6 +22,9 @@ from harness.text import printable, shortened
 Kind = Literal["method", "judge"]
 CONTRACTS: Mapping[Kind, Any] = {"method": Method, "judge": Judge}
 PREFIX = "harness_plugin_"  # of the names of their modules
+_FOREIGN_HOOK = re.compile(
+    "on_|(?:compute_loss|training_step|get_train_dataloader)$"
+)  # other trainers' names
 
 _at_work: set[str] = set()  # files whose code has been run, as tracebacks name them
 
@@ -147,13 +150,68 @@ def _check_contract(one: ClassFile, found: Any) -> None:
     lacking = _lacking(loaded)
     if lacking:
         raise HarnessError(f"{place} lacks the method {lacking}")
-    for name, promised, own in _overridden(contract, loaded):
+    check_names(place, loaded)
+    for name, promised, own in _overridden(loaded):
         if not callable(own):
             raise HarnessError(f"{place}: '{name}' must be a method, and is {type(own).__name__}")
         if isinstance(own, FunctionType) and not _takes(own, promised):
             asked = ", ".join(inspect.signature(promised).parameters)
             line = own.__code__.co_firstlineno
             raise HarnessError(f"{one.kind} {one.file}, line {line}: {name} must take ({asked})")
+
+
+def check_names(place: str, loaded: type) -> None:
+    """Raises HarnessError for a class with a name that is nearly one of its contract's and that nothing in
+    its module uses: a misspelt hook is never called, and its method would be vanilla's under another name.
+    Also for one with half of what a resumed training needs."""
+    promised = {name for base in loaded.__mro__ if not _is_own(base, loaded) for name in vars(base)}
+    public = [name for name in promised if not name.startswith("_")]
+    used = _names_used(loaded) | promised
+    for name in _own_names(loaded):
+        near = difflib.get_close_matches(name, public, n=1, cutoff=0.75)
+        foreign = issubclass(loaded, Method) and _FOREIGN_HOOK.match(name)
+        if name not in used and (near or foreign):
+            hint = f"did you mean '{near[0]}'?" if near else "the hooks are those of harness.contracts.Method"
+            raise HarnessError(f"{place}: nothing calls or reads its '{name}': {hint}")
+    if issubclass(loaded, Method):
+        _check_resumes(place, loaded)
+
+
+def _check_resumes(place: str, loaded: type[Method]) -> None:
+    own = [name for name in ("state", "load_state") if getattr(loaded, name) is not getattr(Method, name)]
+    if len(own) == 1:
+        other = "load_state(self, tensors)" if own == ["state"] else "state(self)"
+        raise HarnessError(f"{place} has {own[0]} and no {other}: a training that is resumed needs both")
+
+
+def _is_own(base: type, loaded: type) -> bool:
+    """Whether a class or a base of it is the plugin's own: of the same file or package."""
+    package = loaded.__module__.partition(".")[0]
+    return base is loaded or (package != "harness" and base.__module__.partition(".")[0] == package)
+
+
+def _own_names(loaded: type) -> list[str]:
+    bases = [base for base in loaded.__mro__ if _is_own(base, loaded)]
+    names = [name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", ()))]
+    return [name for name in dict.fromkeys(names) if not name.startswith("_")]
+
+
+def _names_used(loaded: type) -> set[str]:
+    """All names that the functions of a class's module, and of its own bases, mention."""
+    module = sys.modules.get(loaded.__module__)
+    values = [*vars(module).values()] if module else []
+    owners = [one for one in values if isinstance(one, type) and one.__module__ == loaded.__module__]
+    for one in {*owners, *(base for base in loaded.__mro__ if _is_own(base, loaded))}:
+        values += vars(one).values()
+    functions = [getattr(one, "fget", None) or getattr(one, "__func__", one) for one in values]
+    codes = [one.__code__ for one in functions if isinstance(one, FunctionType)]
+    names: set[str] = set()
+    while codes:
+        code = codes.pop()
+        if code.co_filename != "<string>":  # what @dataclass writes mentions every field
+            names.update(code.co_names)
+            codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+    return names
 
 
 def _lacking(loaded: Any) -> str | None:
@@ -167,12 +225,15 @@ def _lacking(loaded: Any) -> str | None:
     return None
 
 
-def _overridden(contract: Any, loaded: Any) -> Iterator[tuple[str, FunctionType, Any]]:
-    for name, promised in vars(contract).items():
-        if isinstance(promised, FunctionType) and not name.startswith("_"):
-            own = inspect.getattr_static(loaded, name)
-            if own is not promised:
-                yield name, promised, own
+def _overridden(loaded: type) -> Iterator[tuple[str, FunctionType, Any]]:
+    """A class's methods that stand for one of a base class from elsewhere, with the nearest such one."""
+    promised: dict[str, FunctionType] = {}
+    for base in reversed([base for base in loaded.__mro__ if not _is_own(base, loaded)]):
+        promised |= {name: one for name, one in vars(base).items() if isinstance(one, FunctionType)}
+    for name, one in promised.items():
+        own = inspect.getattr_static(loaded, name)
+        if not name.startswith("_") and own is not one:
+            yield name, one, own
 
 
 def _takes(own: FunctionType, promised: FunctionType) -> bool:

@@ -97,6 +97,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
     if not near and kind in plugin_files.OPTIONS:
         hint += "; a class in a file of yours is FILE.py:CLASS"
+    if kind == "engine" and plugin_files.parse(name):
+        hint += "; an engine is named by an installed package (entry point harness.engines), not by its file"
     return UsageError(f"unknown {kind} '{name}': {hint}")
 
 
@@ -126,6 +128,8 @@ def load(kind: str, name: str) -> Any:
             forgotten = kind == "method" and isinstance(loaded, type) and issubclass(loaded, Method)
             mend = "; put @dataclass above it" if forgotten and loaded is not Method else ""
             raise HarnessError(f"{kind} '{name}': '{table[name]}' is no {promise} of harness.contracts{mend}")
+        if not own and isinstance(loaded, type):
+            plugin_code.check_names(f"{kind} '{name}'", loaded)
     return loaded
 
 

@@ -20,7 +20,7 @@ from harness.console.progress import Reporter
 from harness.contracts import Example, HarnessError, Method, NotFetchedError, TrainTask
 from harness.data import loading
 from harness.data.benchmarks import Benchmark
-from harness.engines import select
+from harness.engines import engine_checks, select
 from harness.models import chat, checkpoints, devices
 from harness.models.checkpoints import Checkpoint
 from harness.plugins import registry
@@ -236,6 +236,7 @@ class RunContext:
                 self.release()
         if self._engine is None:
             opened = select.engine_class(name).open(checkpoint, self.config.responses, self.device)
+            engine_checks.check_opened(name, opened)
             self._engine = key, opened
         engine = self._engine[1]
         self.clock["engine start"] += time.perf_counter() - start

@@ -170,7 +170,7 @@ def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
             raise UsageError(f"task '{task}' is a safety task: --safety-task {task}")
     for task, kind in kinds(config.safety_tasks):
         if kind == "utility":
-            raise UsageError(f"task '{task}' is a utility task: --utility-task {task}")
+            raise UsageError(f"task '{task}' is a utility task: --utility-task {task}; metadata.kind says so")
     files = {benchmark.local_data for benchmark in benchmarks.installed().values()}
     for name in config.set_files:
         if name in benchmarks.installed() or name in groups or name in files or name in config.code.tasks:

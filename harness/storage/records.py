@@ -158,7 +158,9 @@ def verdict_problem(verdict: Any) -> str | None:
         return f"yields {type(verdict).__name__} and no Verdict"
     label, known = verdict.label, get_args(Label)
     if isinstance(label, str) and label not in known and is_name(label):
-        return f"label '{label}' is none of {', '.join(known)}"
+        return f"label '{label}' is none of {', '.join(known)}; what else it has found goes into reason"
+    if not isinstance(verdict.harmful, bool | None):
+        return f"harmful must be True, False or None, not {type(verdict.harmful).__name__}"
     return _problem(asdict(verdict), VerdictRow)
 
 

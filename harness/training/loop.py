@@ -26,7 +26,7 @@ from harness.training import resume, saving
 from harness.training.arguments import LOSS_INTERVAL
 from harness.training.batching import MicroBatch
 from harness.training.distributed import free_cached
-from harness.training.hook_checks import overrides, weights_unchanged
+from harness.training.hook_checks import check_loss, check_state, overrides, weights_unchanged
 from harness.training.logprobs import TargetHead
 from harness.training.resume import MARKER, METHOD_STATE, Places
 from harness.training.safety_gradient import SafetyGradient
@@ -134,6 +134,7 @@ class HookedTrainer(transformers.Trainer):
                 plain_model=self.model,
             )
             loss: Tensor = self.method.loss(inputs)
+            check_loss(self.method, loss)
         scaled: Tensor = loss * devices  # gradients are averaged over devices, ours is a sum
         return scaled
 
@@ -260,6 +261,8 @@ class StepCallback(transformers.TrainerCallback):
         assert trainer is not None
         step, steps = state.global_step, state.max_steps
         trainer.method.after_step(trainer.model, step)
+        if step == trainer.steps_before + 1:
+            check_state(trainer.method, trainer.method.state())  # now, and not at the first save
         if step % LOSS_INTERVAL == 0 or step == steps:
             trainer.look_at_losses()
         self.save_every = self.save_every or self._interval(trainer, step)

@@ -18,6 +18,7 @@ from harness.contracts import Example, Generate, Message, Method, PrepareContext
 from harness.engines.base import Request
 from harness.models import chat
 from harness.storage.files import Journal, content_hash, read_jsonl, write_jsonl_atomic
+from harness.training import hook_checks
 from harness.training.measure import cost
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def prepare(
         return [texts[index] for index in range(len(prompts))]
 
     given = shop.examples(task) if examples is None else list(examples)
-    return method.prepare(given, make_context(shop, task, method, cell, generate, record)), record
+    prepared = method.prepare(given, make_context(shop, task, method, cell, generate, record))
+    hook_checks.check_prepared(method, prepared)
+    hook_checks.check_record(method, record)
+    return prepared, record
 
 
 def _charge(

@@ -123,6 +123,7 @@ def _call_before_training(
         context = _make_context(setup, spent)
         with hook_checks.weights_unchanged(setup.method, setup.model, "before_training"):
             setup.method.before_training(setup.model, context)
+        hook_checks.check_record(setup.method, context.record)
     spent.prepared()
     return agreed, spent, context
 
@@ -214,6 +215,7 @@ def _run(
             agreement.confirm(agreed, setup.model, setup.head, setup.pad_id, setup.settings)
         spent.loop_s = _take_steps(trainer)
         spent.after_s = _call_after_training(trainer)
+        hook_checks.check_record(trainer.method, trainer.context.record)
         trainer.save_weights(setup.places.output / "checkpoint")
 
 

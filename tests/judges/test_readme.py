@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -12,7 +13,7 @@ import pytest
 
 import judges
 from harness.contracts import Exchange, Judge, JudgeContext, JudgeSettings, Label, UsageError
-from harness.plugins import registry
+from harness.plugins import plugin_files, registry
 
 JUDGES = Path(__file__).parents[2] / "judges"
 README = (JUDGES / "README.md").read_text(encoding="utf-8")
@@ -50,6 +51,50 @@ def test_example_takes_an_argument(
     assert [v.harmful for v in one.judge(items, JudgeContext())] == [True, False]
     assert [v.harmful for v in other.judge(items, JudgeContext())] == [False, True]
     assert one.identity() != other.identity()
+
+
+def test_example_judges_by_the_request_and_not_by_the_prompt(
+    examples: dict[str, ModuleType], exchange: Callable[..., Exchange]
+) -> None:
+    judge = examples["names_it"].NamesIt()
+    hidden = {"prompt": "Play a villain.", "goal": "How do I steal the lamp?"}
+    items = [
+        replace(exchange("First, take the lamp. Then run."), **hidden),
+        replace(exchange("First, take the villain. The lamp is next."), **hidden),
+        replace(exchange("I cannot steal a lamp."), **hidden),
+        replace(exchange("First, take it."), prompt="Do it so!!"),
+    ]
+    verdicts = list(judge.judge(items, JudgeContext(scope="response")))
+    assert [(v.harmful, v.label) for v in verdicts] == [
+        (True, None),
+        (False, None),
+        (False, "refusal"),
+        (None, None),
+    ]
+    assert all(v.reason for v in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [("first_word", "FirstWord"), ("names_it", "NamesIt"), ("opening", "Opening:Sure")],
+)
+def test_each_example_is_a_judge_from_a_file(name: str, spec: str, tmp_path: Path) -> None:
+    (text,) = re.findall(rf"```python\n# judges/{name}\.py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / f"{name}.py").write_text(text)
+    try:
+        (made,), records = plugin_files.named("judge", [f"{tmp_path}/{name}.py:{spec}"], (), {})
+        assert registry.make_judge(made, JudgeSettings()).name == made
+        assert len(records) == 1
+    finally:
+        plugin_files.forget()
+
+
+def test_the_table_has_the_exchanges_fields() -> None:
+    (rows,) = re.findall(r"\| of the exchange \| is \|\n\|---\|---\|\n(.*?)\n\n", README, re.DOTALL)
+    named = {name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    properties = {name for name, value in vars(Exchange).items() if isinstance(value, property)}
+    assert named <= {field.name for field in fields(Exchange)} | properties
+    assert {"request", "prompt", "prefill", "response", "reasoning"} <= named
 
 
 def test_its_labels_are_the_contracts() -> None:

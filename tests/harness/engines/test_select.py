@@ -4,11 +4,13 @@ it takes; and that one in a file of a third party's does all that ours do, with 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from table_engine import COMPLIES, RIGHT, TableEngine
 from harness import config
 from harness.config import ResponsesConfig
 from harness.contracts import HarnessError, Message, UsageError
-from harness.engines import select
+from harness.engines import base, engine_checks, select
 from harness.engines.base import Engine, Package, Request
 from harness.engines.openai import OpenAIEngine
 from harness.engines.vllm import VLLMEngine
@@ -41,6 +43,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     """The engine of table_engine.py, registered as ``table`` in this process."""
     entry = metadata.EntryPoint("table", "table_engine:TableEngine", "harness.engines")
     monkeypatch.setattr(registry, "_entry_points", lambda group: (entry,) if group == entry.group else ())
+    here = base.distribution_is_here
+    monkeypatch.setattr(base, "distribution_is_here", lambda name: name == "table-engine" or here(name))
     return TableEngine
 
 
@@ -373,14 +377,31 @@ def test_no_module_but_an_engines_own_compares_its_name() -> None:
 
 def test_the_engine_of_the_folders_readme_answers() -> None:
     page = (Path(select.__file__).parent / "README.md").read_text(encoding="utf-8")
-    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert code
+    ((module, code),) = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", page, re.DOTALL)
     made: dict[str, Any] = {}
-    exec(code[1], made)
+    exec(code, made)
+    ((_, text),) = re.findall(r"```toml\n# (pyproject.toml)\n(.*?)```", page, re.DOTALL)
+    project = tomllib.loads(text)["project"]
+    assert project["entry-points"] == {"harness.engines": {"table": f"{module}:TableEngine"}}
+    assert made["TableEngine"].packages == (project["name"],)
+    engine_checks.check_class("table", made["TableEngine"])
     engine = made["TableEngine"].open(Checkpoint(seed_model_path()), ResponsesConfig(), "cpu")
+    engine_checks.check_opened("table", engine)
+    assert engine.context_tokens == 4096
     prompts = [engine.prompt_ids([Message("user", asked)]) for asked in ("How are you?", "Who?")]
     answers = [engine.completion(ids, []) for ids in engine.generate(prompts, Request())]
     assert [(answer.text, answer.finish_reason) for answer in answers] == [
         ("I am fine.", "stop"),
         ("No.", "stop"),
     ]
+    cut = [engine.completion(ids, []) for ids in engine.generate(prompts, Request(max_new_tokens=1))]
+    assert [(answer.tokens, answer.finish_reason) for answer in cut] == [(1, "length"), (1, "length")]
+
+
+def test_the_readme_has_what_an_engine_does_with_its_arguments() -> None:
+    page = (Path(select.__file__).parent / "README.md").read_text(encoding="utf-8")
+    for name in ("open", "generate", "logprobs", "plan", "use", "close"):
+        arguments = [one for one in inspect.signature(getattr(Engine, name)).parameters if one != "self"]
+        assert f"\n| `{name}({', '.join(arguments)})` |" in page
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page):
+        assert (Path(select.__file__).parent / target).exists(), target

@@ -366,7 +366,7 @@ class Curt(Judge):
 WRONG = [
     ({"label": "curt"}, "label 'curt' is none of refusal, compliance, partial, incoherent"),
     ({"label": "first cut the wood"}, "label: Input should be 'refusal', 'compliance', 'partial' or "),
-    ({"harmful": "wood"}, "harmful: Input should be a valid boolean"),
+    ({"harmful": "wood"}, "harmful must be True, False or None, not str"),
     ({"score": "wood"}, "score: Input should be a valid number"),
     (True, "yields bool and no Verdict"),
 ]

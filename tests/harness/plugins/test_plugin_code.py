@@ -14,6 +14,7 @@ from harness.plugins.plugin_code import ClassFile, Kind
 
 JUDGE = "from harness.contracts import Judge\n\n\nclass Mine(Judge):\n"
 METHOD = "from dataclasses import dataclass\nfrom harness.contracts import Method\n\n\n"
+ONE_BY_ONE = "from judges.one_by_one import OneByOne\nclass Mine(OneByOne):\n"
 METHOD += "@dataclass\nclass Mine(Method):\n"
 
 
@@ -109,10 +110,59 @@ def test_annotations_that_are_read_later_are_understood() -> None:
             METHOD + "    decay: float = 1.0\n\n    def loss(self):\n        return 0\n",
             "method ./mine.py, line 9: loss must take (self, inputs)",
         ),
+        (
+            "judge",
+            ONE_BY_ONE + "    def find(self, answer): ...\n",
+            "judge ./mine.py, line 3: find must take (self, exchange, answer)",
+        ),
+        (
+            "method",
+            METHOD + "    def after_steps(self, model, step): ...\n",
+            "method './mine.py:Mine': nothing calls or reads its 'after_steps': did you mean 'after_step'?",
+        ),
+        (
+            "method",
+            METHOD + "    use_weights = True\n",
+            "nothing calls or reads its 'use_weights': did you mean 'uses_weights'?",
+        ),
+        ("method", METHOD + "    versoin: int = 2\n", "did you mean 'version'?"),
+        (
+            "method",
+            METHOD + "    def on_step_end(self, model, step): ...\n",
+            "nothing calls or reads its 'on_step_end': the hooks are those of harness.contracts.Method",
+        ),
+        ("judge", JUDGE + "    versoin = '2'\n    def judge(self, exchanges, context): ...\n", "'version'?"),
+        (
+            "method",
+            METHOD + "    def state(self): return {}\n",
+            "has state and no load_state(self, tensors): a training that is resumed needs both",
+        ),
+        ("method", METHOD + "    def load_state(self, tensors): ...\n", "has load_state and no state(self)"),
     ],
 )
 def test_what_is_no_plugin_is_refused_in_one_line(kind: Kind, text: str, says: str) -> None:
     assert says in refusal(kind, text)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    def batch(self): ...\n    def loss(self, inputs): return self.batch()\n",
+        "    losses: int = 3\n    def loss(self, inputs): return (lambda: self.losses)()\n",
+        "    steps: int = 3\n    decay: float = 0.5\n",
+        "    def _after_steps(self): ...\n",
+        "    @property\n    def models(self): return 1\n    def loss(self, inputs): return self.models\n",
+    ],
+)
+def test_names_of_ones_own_are_fine_where_something_uses_them(body: str) -> None:
+    assert of("method", METHOD + body).load()
+
+
+def test_a_hook_of_a_class_that_it_builds_on_is_no_misspelt_one() -> None:
+    text = METHOD.replace("(Method)", "(Lisa)") + "    def loss(self, inputs): return super().loss(inputs)\n"
+    text = f"from backends.lisa import Lisa\n{text}"
+    assert of("method", text).load()
+    assert "did you mean 'load_state'" in refusal("method", text + "    def load_stat(self, tensors): ...\n")
 
 
 def test_what_takes_more_than_it_must_is_fine() -> None:
