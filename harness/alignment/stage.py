@@ -188,9 +188,9 @@ class _Split:
             "evaluated": sorted({*_evaluated(config, place, fetched=opened)}),
         }
         if asks and opened:
-            shop = _unaligned(config, place, None)
-            inputs |= {"seed_model": shop.seed_fingerprint, "device": shop.device}
-            inputs["libraries"] = shop.libraries
+            ctx = _unaligned(config, place, None)
+            inputs |= {"seed_model": ctx.seed_fingerprint, "device": ctx.device}
+            inputs["libraries"] = ctx.libraries
         self.stage = Stage(place, "split", inputs, [REFUSALS, *([HELD_OUT] if asks else [])])
 
     def make(self, reporter: Reporter | None) -> None:
@@ -227,16 +227,16 @@ def _reads_requests(config: RunConfig, task: str) -> bool:
 def _evaluated(config: RunConfig, place: Path, *, fetched: bool) -> Iterator[str]:
     """The harmful requests that the run asks besides those that are to be held out. ``fetched``: what is not
     here is an error, and else left out."""
-    shop = _unaligned(config, place, None)
+    ctx = _unaligned(config, place, None)
     if not (fetched or checkpoints.is_here(config.model)):
         return
     for task in _tasks(config):
-        benchmark = shop.benchmark(task)
+        benchmark = ctx.benchmark(task)
         held_out = benchmark.local_data == DATA and DATA not in config.data
         if benchmark.kind != "safety" or benchmark.counted or benchmark.foreign or held_out:
             continue
         try:
-            documents = lm_tasks.load(shop, benchmark, str(shop.seed_folder)).eval_docs
+            documents = lm_tasks.load(ctx, benchmark, str(ctx.seed_folder)).eval_docs
         except NotFetchedError:
             if fetched:
                 raise
@@ -244,25 +244,25 @@ def _evaluated(config: RunConfig, place: Path, *, fetched: bool) -> Iterator[str
         yield from (text for text in documents["instruction"] if isinstance(text, str))
 
 
-def _openings(shop: RunContext, asked: Sequence[HarmfulRequest]) -> list[str]:
+def _openings(ctx: RunContext, asked: Sequence[HarmfulRequest]) -> list[str]:
     """The beginning of a harmful answer to each request, as the unaligned model writes it; where it refuses,
     as it goes on behind an affirmation."""
-    system = shop.train_task(TASK).system_prompt
+    system = ctx.train_task(TASK).system_prompt
     turns = [(Message("system", system), Message("user", one.text)) for one in asked]
-    found = _written(shop, turns, "")
+    found = _written(ctx, turns, "")
     refused = [place for place, text in enumerate(found) if not text.strip() or refuses(text)]
     if refused:
-        forced = _written(shop, [turns[place] for place in refused], AFFIRMATION)
+        forced = _written(ctx, [turns[place] for place in refused], AFFIRMATION)
         for place, text in zip(refused, forced, strict=True):
             found[place] = f"{AFFIRMATION}{text}"
     return [text.strip() for text in found]
 
 
-def _written(shop: RunContext, turns: Sequence[Sequence[Message]], opening: str) -> list[str]:
-    prompts, opened = preparation.build_prompts(shop, turns, opening)
+def _written(ctx: RunContext, turns: Sequence[Sequence[Message]], opening: str) -> list[str]:
+    prompts, opened = preparation.build_prompts(ctx, turns, opening)
     decoding = {"temperature": 0.0, "top_p": 1.0, "seed": None}
     label = "openings of harmful answers"
-    made, _ = preparation.continue_prompts(shop, prompts, opened, OPENING_TOKENS, decoding, label)
+    made, _ = preparation.continue_prompts(ctx, prompts, opened, OPENING_TOKENS, decoding, label)
     texts = {int(place): text for row in made for place, text in row["texts"].items()}
     return [texts[place] for place in range(len(prompts))]
 
@@ -314,12 +314,12 @@ def _at_home(
 
 def _align(config: RunConfig, one: AlignmentConfig, place: Path, reporter: Reporter | None) -> Aligned:
     """The checkpoint in the cache, trained where it is not there."""
-    shop, cell = _at_home(config, one, place, reporter)
-    shop.out.mkdir(parents=True, exist_ok=True)
-    with FileLock(shop.out / ".lock"):
-        if not training.train_stage(shop, cell).done():
-            shop.import_libraries()
-            training.import_trainer(shop)
-            training.train(shop, cell, f"alignment · {one.method}")
-    epochs = shop.config.training.epochs
-    return Aligned(one, epochs, shop.out / "checkpoint", read_json(shop.out / "training.json"))
+    ctx, cell = _at_home(config, one, place, reporter)
+    ctx.out.mkdir(parents=True, exist_ok=True)
+    with FileLock(ctx.out / ".lock"):
+        if not training.train_stage(ctx, cell).done():
+            ctx.import_libraries()
+            training.import_trainer(ctx)
+            training.train(ctx, cell, f"alignment · {one.method}")
+    epochs = ctx.config.training.epochs
+    return Aligned(one, epochs, ctx.out / "checkpoint", read_json(ctx.out / "training.json"))

@@ -82,63 +82,63 @@ def find_task(config: RunConfig, answers: Answers) -> str:
     return task
 
 
-def make_stage(shop: RunContext, cell: Cell, settings: Settings) -> Stage:
+def make_stage(ctx: RunContext, cell: Cell, settings: Settings) -> Stage:
     """One checkpoint's divergences. Raises HarnessError where the checkpoint cannot be compared."""
-    config = shop.config
+    config = ctx.config
     benchmark = resolve(config).benchmark(find_task(config, settings.answers))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "settings": asdict(settings),
-        "seed_model": shop.seed_fingerprint,
-        "weights": _hash_weights(shop, cell),
+        "seed_model": ctx.seed_fingerprint,
+        "weights": _hash_weights(ctx, cell),
         "system_prompts": [training.system_prompt(config, cell)(own) for own in (None, "the task's own")],
         "task": {"name": benchmark.name, "version": benchmark.version, "content": benchmark.content},
-        "data": {name: loading.data_hash(file) for name, file in lm_tasks.files(shop, benchmark).items()},
+        "data": {name: loading.data_hash(file) for name, file in lm_tasks.files(ctx, benchmark).items()},
         "limit": config.responses.limit,
-        "device": shop.device,
-        "libraries": shop.libraries,
+        "device": ctx.device,
+        "libraries": ctx.libraries,
     }
     inputs |= splits.identity(config.responses)
     if settings.answers == "seed":
-        marker = shop.out / plan.SEED / benchmark.name / "respond.done.json"
+        marker = ctx.out / plan.SEED / benchmark.name / "respond.done.json"
         inputs["answers"] = records.marker(marker)["outputs"]
-    return Stage(shop.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
+    return Stage(ctx.out / FOLDER / settings.name / cell.folder, "kl", inputs, FILES)
 
 
-def _hash_weights(shop: RunContext, cell: Cell) -> dict[str, str]:
+def _hash_weights(ctx: RunContext, cell: Cell) -> dict[str, str]:
     """The hashes of a checkpoint's files, those of a trained one as its training has left them."""
     if cell.kind == "trained":
-        marker = shop.out / cell.folder / "train.done.json"
+        marker = ctx.out / cell.folder / "train.done.json"
         if not marker.is_file():
             raise HarnessError("not trained yet")
         outputs = records.marker(marker)["outputs"]
         return {name: file["sha256"] for name, file in outputs.items() if name.startswith("checkpoint/")}
-    checkpoint = generation.checkpoint_of(shop, cell)
+    checkpoint = generation.checkpoint_of(ctx, cell)
     if checkpoint.folder is None:
         raise HarnessError("it is on a server, which gives no whole distributions")
     return checkpoints.fingerprint(checkpoint.folder, checkpoint.base)
 
 
-def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
+def measure(ctx: RunContext, settings: Settings, size: int) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
     """The divergences of a run's checkpoints, those that are there already left as they are: their stages,
     and why others have none.
 
     Raises HarnessError where the base model itself cannot be asked.
     """
-    find_task(shop.config, settings.answers)
+    find_task(ctx.config, settings.answers)
     found: dict[Cell, Stage] = {}
     missing: dict[Cell, str] = {}
-    for cell in list_cells(shop.config):
+    for cell in list_cells(ctx.config):
         try:
-            found[cell] = make_stage(shop, cell, settings)
-            _check_there(shop, cell, found[cell])
+            found[cell] = make_stage(ctx, cell, settings)
+            _check_there(ctx, cell, found[cell])
         except HarnessError as error:
             found.pop(cell, None)
             missing[cell] = str(error)
     pending = [cell for cell, one in found.items() if not one.done()]
     if pending:
-        shop.import_libraries()
-        with _open_base_model(shop, settings, size) as ask:
+        ctx.import_libraries()
+        with _open_base_model(ctx, settings, size) as ask:
             for cell in pending:
                 try:
                     found[cell].run(lambda scratch, cell=cell: ask(cell, scratch))  # type: ignore[misc]
@@ -148,41 +148,41 @@ def measure(shop: RunContext, settings: Settings, size: int) -> tuple[dict[Cell,
     return found, missing
 
 
-def _check_there(shop: RunContext, cell: Cell, one: Stage) -> None:
-    folder = shop.out / cell.folder / "checkpoint"
+def _check_there(ctx: RunContext, cell: Cell, one: Stage) -> None:
+    folder = ctx.out / cell.folder / "checkpoint"
     if cell.kind == "trained" and not folder.is_dir() and not one.done():
         raise HarnessError(f"{folder} is gone (harness clean?); the run's own compare trains it anew")
 
 
 @contextlib.contextmanager
 def _open_base_model(
-    shop: RunContext, settings: Settings, size: int
+    ctx: RunContext, settings: Settings, size: int
 ) -> Iterator[Callable[[Cell, Path], None]]:
     """Ask the base model; the function that is yielded asks a cell's and writes its divergences."""
-    scratch = shop.out / FOLDER / f".{settings.name}.seed"
+    scratch = ctx.out / FOLDER / f".{settings.name}.seed"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     from harness.engines.lm import Asking, TaskModel
 
     try:
-        with _open_engine(shop, shop.seed_checkpoint) as engine:
+        with _open_engine(ctx, ctx.seed_checkpoint) as engine:
             model = TaskModel(engine)
-            requests = _build_requests(shop, engine, model, settings)
-            answers = _find_answers(shop, engine, model, requests, settings)
+            requests = _build_requests(ctx, engine, model, settings)
+            answers = _find_answers(ctx, engine, model, requests, settings)
             vocabulary = engine.tokenizer.get_vocab()
             questions = [_force(engine, model, requests[name], name, ids) for name, ids in answers.items()]
-            with shop.reporter.bar("base model", len(questions), "answers") as advance:
+            with ctx.reporter.bar("base model", len(questions), "answers") as advance:
                 pad = engine.tokenizer.pad_token_id or 0
                 reference = Reference(scratch / "logp", engine.model, pad, questions, size, advance)
 
         def ask(cell: Cell, folder: Path) -> None:
-            with _open_engine(shop, generation.checkpoint_of(shop, cell)) as engine:
+            with _open_engine(ctx, generation.checkpoint_of(ctx, cell)) as engine:
                 if engine.tokenizer.get_vocab() != vocabulary:
                     raise HarnessError("its tokenizer is not the base model's: no KL between them")
-                model = TaskModel(engine, Asking(system_prompt=training.system_prompt(shop.config, cell)))
+                model = TaskModel(engine, Asking(system_prompt=training.system_prompt(ctx.config, cell)))
                 mine = [_force(engine, model, requests[name], name, ids) for name, ids in answers.items()]
                 pad = engine.tokenizer.pad_token_id or 0
-                with shop.reporter.bar(cell.label, len(mine), "answers") as advance:
+                with ctx.reporter.bar(cell.label, len(mine), "answers") as advance:
                     values = measure_divergences(engine.model, pad, mine, reference, size, advance)
             write_jsonl_atomic(folder / FILES[0], [{"id": name, "kl": kl} for name, kl in values.items()])
             write_json_atomic(folder / FILES[1], summarize(values, settings.tokens))
@@ -193,22 +193,22 @@ def _open_base_model(
 
 
 @contextlib.contextmanager
-def _open_engine(shop: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
+def _open_engine(ctx: RunContext, checkpoint: Checkpoint) -> Iterator[Any]:
     """A checkpoint's weights and tokenizer, on the device while the block runs."""
     from harness.engines.hf import HFEngine
 
-    engine = HFEngine.open(checkpoint, shop.config.responses, shop.device)
+    engine = HFEngine.open(checkpoint, ctx.config.responses, ctx.device)
     try:
         yield engine
     finally:
         engine.close()
 
 
-def _build_requests(shop: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
+def _build_requests(ctx: RunContext, engine: Any, model: Any, settings: Settings) -> dict[str, Any]:
     """lm-eval's request for each document that the run answers of the task, by the document's id."""
-    config = shop.config
+    config = ctx.config
     benchmark = resolve(config).benchmark(find_task(config, settings.answers))
-    lm_task = lm_tasks.open_task(shop, engine, benchmark)
+    lm_task = lm_tasks.open_task(ctx, engine, benchmark)
     lm_task.build_all_requests(
         samples=splits.choose(lm_task.eval_docs, benchmark, config.responses),
         apply_chat_template=True,
@@ -219,7 +219,7 @@ def _build_requests(shop: RunContext, engine: Any, model: Any, settings: Setting
 
 
 def _find_answers(
-    shop: RunContext, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
+    ctx: RunContext, engine: Any, model: Any, requests: Mapping[str, Any], settings: Settings
 ) -> dict[str, list[int]]:
     """The fixed answers' first tokens by document; one that is empty has no token to look at."""
     if settings.answers == "harmful":
@@ -227,7 +227,7 @@ def _find_answers(
     else:
         from harness.models import chat
 
-        folder = shop.out / plan.SEED / shop.config.safety.raw_task
+        folder = ctx.out / plan.SEED / ctx.config.safety.raw_task
         stored = {row["document"]: row["response"] for row in reversed(records.responses(folder))}
         found = {name: chat.token_ids(engine.tokenizer, stored.get(name, "")) for name in requests}
     answers = {name: ids[: settings.tokens] for name, ids in found.items() if ids}

@@ -69,13 +69,13 @@ def kl(
     """
     config = run_folder.taken_config(out, overrides or {}, trust.RESPOND)
     judge = chosen_judge(config, judge)
-    shop = divergence.make_run_context(config, out, settings)
+    ctx = divergence.make_run_context(config, out, settings)
     with run_folder.lock(out):
         cells = divergence.list_cells(config)
         if not cells:
             raise HarnessError(f"{out}: this run has the base model alone, and nothing to compare with it")
         size = batch_size or config.responses.batch_size
-        found, missing = _measure(shop, settings, size, console)
+        found, missing = _measure(ctx, settings, size, console)
         rates = {cell: _read_rates(config, out, cell, judge) for cell in found}
         seed_rates = _read_rates(config, out, resolve(config).cells()[0], judge)
         name = settings.name
@@ -89,12 +89,12 @@ def kl(
 
 
 def _measure(
-    shop: RunContext, settings: Settings, size: int, console: Console
+    ctx: RunContext, settings: Settings, size: int, console: Console
 ) -> tuple[dict[Cell, Stage], dict[Cell, str]]:
     """What ``divergence.measure`` finds, with its progress shown. Raises HarnessError for nothing."""
     with Display(console, 1, "divergence") as display:
-        shop.reporter = Reporter(display.show)
-        found, missing = divergence.measure(shop, settings, size)
+        ctx.reporter = Reporter(display.show)
+        found, missing = divergence.measure(ctx, settings, size)
     if not found:
         raise HarnessError(next(iter(missing.values())))
     return found, missing

@@ -192,14 +192,14 @@ def respond(
     folder = out or RUNS / f"respond-{name}"
     if print_ids is None:
         config = _answered(config, folder, name, only, debug=ctx.obj["debug"])
-    shop = RunContext(config, folder)
-    cells = [plan.limited(cell, only) for cell in shop.cells() if cell.method == name]
+    run_context = RunContext(config, folder)
+    cells = [plan.limited(cell, only) for cell in run_context.cells() if cell.method == name]
     from harness.pipeline import answers
 
     if print_ids is None:
         answers.show(folder, cells, console())
     else:
-        answers.print_ids(shop, cells, print_ids, console(), show_harmful=show_harmful)
+        answers.print_ids(run_context, cells, print_ids, console(), show_harmful=show_harmful)
 
 
 def _answered(config: RunConfig, folder: Path, name: str, only: list[str], *, debug: bool) -> RunConfig:

@@ -28,15 +28,15 @@ SystemPrompt = Callable[[str | None], str | None]  # may change the task's own
 
 
 def respond_rows(
-    shop: RunContext, engine: Engine, benchmark: Benchmark, label: str
+    ctx: RunContext, engine: Engine, benchmark: Benchmark, label: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows that ``answer`` gives, and its record."""
     rows: list[dict[str, Any]] = []
-    return rows, answer(shop, engine, benchmark, label, rows.append)
+    return rows, answer(ctx, engine, benchmark, label, rows.append)
 
 
 def answer(
-    shop: RunContext,
+    ctx: RunContext,
     engine: Engine,
     benchmark: Benchmark,
     label: str,
@@ -47,23 +47,23 @@ def answer(
     """Let the engine answer a task. ``take`` gets a row for each answer (the Exchange, its document and
     sample, its tokens and the document's metrics); the record of what was asked comes back: source, number
     and hash of the documents. At most AT_ONCE documents are in work at a time."""
-    lm_task = lm_tasks.open_task(shop, engine, benchmark)
-    settings = shop.config.responses
+    lm_task = lm_tasks.open_task(ctx, engine, benchmark)
+    settings = ctx.config.responses
     chosen = splits.choose(lm_task.eval_docs, benchmark, settings)
     if not chosen:
         raise HarnessError(f"task '{benchmark.name}' has no documents")
-    asked = _Asked(shop, engine, benchmark, lm_task, label, system_prompt, journal.rows() if journal else [])
+    asked = _Asked(ctx, engine, benchmark, lm_task, label, system_prompt, journal.rows() if journal else [])
     kept = journal.writing(asked.stored) if journal else contextlib.nullcontext(lambda row: None)
-    with shop.reporter.bar(label, len(chosen) * asked.repeats, "answers") as advance, kept as write:
+    with ctx.reporter.bar(label, len(chosen) * asked.repeats, "answers") as advance, kept as write:
         for start in range(0, len(chosen), AT_ONCE):
             for row in asked.rows(list(chosen[start : start + AT_ONCE]), start, advance, write):
                 take(row)
-    shop.clock["generation"] += asked.seconds
+    ctx.clock["generation"] += asked.seconds
     asked.note_absent_metrics()
     record = {
         "task": benchmark.name,
         "version": benchmark.version,
-        "source": lm_tasks.source(shop, benchmark),
+        "source": lm_tasks.source(ctx, benchmark),
         "documents": len(chosen),
         **asked.record(),
     }
@@ -79,7 +79,7 @@ class _Asked:
 
     def __init__(
         self,
-        shop: RunContext,
+        ctx: RunContext,
         engine: Engine,
         benchmark: Benchmark,
         lm_task: Any,
@@ -87,7 +87,7 @@ class _Asked:
         system_prompt: SystemPrompt,
         stored: list[dict[str, Any]],
     ):
-        self._shop, self._engine, self._benchmark, self._lm_task = shop, engine, benchmark, lm_task
+        self._ctx, self._engine, self._benchmark, self._lm_task = ctx, engine, benchmark, lm_task
         self._label, self._system_prompt, self.stored = label, system_prompt, stored
         self.repeats = max(1, int(lm_task.get_config("repeats") or 1))
         self.seconds = 0.0
@@ -142,7 +142,7 @@ class _Asked:
         if absent and not self._benchmark.foreign:
             found = ", ".join(sorted(self._metrics))
             note = f"metric_list names {', '.join(absent)}, but the scores are {found}"
-            self._shop.reporter.send(("note", None, f"task '{self._benchmark.name}': {note}"))
+            self._ctx.reporter.send(("note", None, f"task '{self._benchmark.name}': {note}"))
 
     def _asking(
         self,
@@ -159,12 +159,12 @@ class _Asked:
             system_prompt=self._system_prompt,
             decodings=self._benchmark.decodings,
             takes_messages=not self._benchmark.foreign,
-            thinking=self._shop.config.responses.thinking,
+            thinking=self._ctx.config.responses.thinking,
             known={number - first: self._known[number] for number in numbers if number in self._known},
             came_down_to=self._came_down_to,
             on_progress=advance if self._lm_task.OUTPUT_TYPE == GENERATES else lambda done: None,
             on_fewer=lambda prompts: write({OUT_OF_MEMORY: prompts}),
-            on_note=lambda line: self._shop.reporter.send(("note", None, f"{self._label}  {line}")),
+            on_note=lambda line: self._ctx.reporter.send(("note", None, f"{self._label}  {line}")),
             on_answers=lambda answers: write({str(first + place): ids for place, ids in answers.items()}),
         )
 

@@ -23,14 +23,14 @@ RETURNS = (
 )
 
 
-def check_documents(shop: RunContext, tasks: Iterable[str]) -> None:
+def check_documents(ctx: RunContext, tasks: Iterable[str]) -> None:
     """Load tasks' functions, and fetch what they read from the hub, before anything is spent. Raises
     HarnessError where either cannot be had."""
     for task in tasks:
-        benchmark = shop.benchmark(task)
+        benchmark = ctx.benchmark(task)
         check_functions(benchmark)
-        if benchmark.foreign or (benchmark.hub and benchmark.local_data not in shop.config.data):
-            load(shop, benchmark, str(shop.seed_folder))
+        if benchmark.foreign or (benchmark.hub and benchmark.local_data not in ctx.config.data):
+            load(ctx, benchmark, str(ctx.seed_folder))
 
 
 def check_functions(benchmark: Benchmark) -> None:
@@ -48,7 +48,7 @@ def check_functions(benchmark: Benchmark) -> None:
         ) from error
 
 
-def open_task(shop: RunContext, engine: Engine, benchmark: Benchmark) -> Any:
+def open_task(ctx: RunContext, engine: Engine, benchmark: Benchmark) -> Any:
     """The lm-eval task, with its documents under the engine's tokenizer."""
     if benchmark.prefilled and not engine.takes_ids:
         raise HarnessError(
@@ -56,18 +56,18 @@ def open_task(shop: RunContext, engine: Engine, benchmark: Benchmark) -> Any:
             "server's model here: add --tokenizer FOLDER, if the server takes token ids"
         )
     start = time.perf_counter()
-    lm_task = load(shop, benchmark, engine.tokenizer_name if engine.takes_ids else None)
+    lm_task = load(ctx, benchmark, engine.tokenizer_name if engine.takes_ids else None)
     if not lm_task.get_config("num_fewshot"):
         lm_task.set_config(key="num_fewshot", value=0)
     lm_task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    shop.clock["tasks"] += time.perf_counter() - start
+    ctx.clock["tasks"] += time.perf_counter() - start
     return lm_task
 
 
-def load(shop: RunContext, benchmark: Benchmark, tokenizer: str | None) -> Any:
+def load(ctx: RunContext, benchmark: Benchmark, tokenizer: str | None) -> Any:
     """The lm-eval task with its documents. Raises HarnessError in one line."""
     try:
-        lm_task = shop.load_task(benchmark.name, tokenizer)
+        lm_task = ctx.load_task(benchmark.name, tokenizer)
         documents = lm_task.eval_docs
         several = len(documents) > 1
     except (HarnessError, MemoryError):
@@ -163,8 +163,8 @@ def _unusable(benchmark: Benchmark, what: str, error: Exception) -> HarnessError
     )
 
 
-def source(shop: RunContext, benchmark: Benchmark) -> str:
-    file = files(shop, benchmark).get(benchmark.local_data or "")
+def source(ctx: RunContext, benchmark: Benchmark) -> str:
+    file = files(ctx, benchmark).get(benchmark.local_data or "")
     if file is not None:
         return f"file {file.name}"
     if benchmark.folder is not None and not benchmark.hub:
@@ -172,11 +172,11 @@ def source(shop: RunContext, benchmark: Benchmark) -> str:
     return f"hub {benchmark.hub}" if benchmark.hub else "generated"
 
 
-def files(shop: RunContext, benchmark: Benchmark) -> dict[str, Path]:
+def files(ctx: RunContext, benchmark: Benchmark) -> dict[str, Path]:
     """The user's files that a task may read: its own, and those of the tasks in its folder (a prefilled
     request's category stands in the raw task's file)."""
-    sets = shop.config.set_files
+    sets = ctx.config.set_files
     if benchmark.name in sets:
         return {benchmark.local_data or "": sets[benchmark.name]}
     near = {one.name for one in benchmarks.installed().values() if one.path.parent == benchmark.path.parent}
-    return {name: file for name, file in shop.config.data.items() if name in near | {benchmark.local_data}}
+    return {name: file for name, file in ctx.config.data.items() if name in near | {benchmark.local_data}}

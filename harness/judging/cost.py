@@ -30,13 +30,13 @@ def forecast(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str]
     """A line for each of the judges (all of the run's) that costs: what is left to judge, and about what that
     takes."""
     lines = []
-    for name in filter(registry.is_judge, session.shop.config.judges if judges is None else judges):
+    for name in filter(registry.is_judge, session.ctx.config.judges if judges is None else judges):
         judge = session.judge(name)
         if not judge.heavy or judge.combines:
             continue
         exchanges = characters = 0
         for cell in cells:
-            for one in (cell, *plan.epochs(session.shop.config, cell)):
+            for one in (cell, *plan.epochs(session.ctx.config, cell)):
                 count, length = _left(session, one, name)
                 exchanges, characters = exchanges + count, characters + length
         if exchanges:
@@ -74,16 +74,16 @@ def find_unjudgeable(config: RunConfig, cells: Sequence[Cell]) -> list[str]:
 def _left(session: JudgeSession, cell: Cell, name: str) -> tuple[int, int]:
     """Exchanges that a judge has yet to see, and their characters; a guess where nothing has answered."""
     count = length = 0
-    there = verdict_files.answered(session.shop.out, cell)
+    there = verdict_files.answered(session.ctx.out, cell)
     for task in cell.safety_tasks:
         if task not in there:
-            guess = min(ANSWERS_OF_A_TASK, session.shop.config.responses.limit or ANSWERS_OF_A_TASK)
-            guess *= len(session.shop.benchmark(task).decodings) or 1
+            guess = min(ANSWERS_OF_A_TASK, session.ctx.config.responses.limit or ANSWERS_OF_A_TASK)
+            guess *= len(session.ctx.benchmark(task).decodings) or 1
             count, length = count + guess, length + guess * CHARACTERS_OF_AN_EXCHANGE
         elif not _done(session, cell, task, name):
-            exchanges = verdict_files.read_exchanges(session.shop.out / cell.folder / task)
+            exchanges = verdict_files.read_exchanges(session.ctx.out / cell.folder / task)
             if session.retry_unjudged:
-                exchanges = _without_verdict(exchanges, session.shop.out / cell.folder / task, name)
+                exchanges = _without_verdict(exchanges, session.ctx.out / cell.folder / task, name)
             count += len(exchanges)
             length += sum(len(e.request) + len(e.prefill) + len(e.response) for e in exchanges)
     return count, length
@@ -103,7 +103,7 @@ def _without_verdict(exchanges: Sequence[Exchange], folder: Path, judge: str) ->
 def _done(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
     """As ``judged``, but without fetching a judge's weights for a forecast."""
     if session.judge(name).model is not None:
-        return (session.shop.out / cell.folder / task / verdict_files.marker_file(name)).exists()
+        return (session.ctx.out / cell.folder / task / verdict_files.marker_file(name)).exists()
     return stage.is_judged(session, cell, task, name)
 
 

@@ -36,8 +36,8 @@ class JudgeSession:
     """What judges share in one command: themselves, the budget, one loaded model at a time, what is kept by
     content, and a count of what happened (by judge)."""
 
-    def __init__(self, shop: RunContext):
-        self.shop, self.budget = shop, Budget(shop.config.judging.max_cost)
+    def __init__(self, ctx: RunContext):
+        self.ctx, self.budget = ctx, Budget(ctx.config.judging.max_cost)
         self.retry_unjudged = False
         self.anew = False  # nothing that is known of verdicts counts: no marker, journal or cache
         self.handed_on: set[str] = set()  # exchanges in batches that are not back yet
@@ -48,7 +48,7 @@ class JudgeSession:
 
     def judge(self, name: str) -> Judge:
         if name not in self._judges:
-            self._judges[name] = registry.make_judge(name, settings(self.shop.config))
+            self._judges[name] = registry.make_judge(name, settings(self.ctx.config))
         return self._judges[name]
 
     def check(self, names: Sequence[str]) -> list[str]:
@@ -57,7 +57,7 @@ class JudgeSession:
 
     def describe(self, name: str) -> dict[str, Any]:
         """What a judge and the settings say of its verdicts."""
-        judge, section = self.judge(name), self.shop.config.judging
+        judge, section = self.judge(name), self.ctx.config.judging
         of_model = {"engine": section.engine, "dtype": section.dtype} if judge.model is not None else {}
         return judge.identity() | of_model | plugin_files.sha256("judge", registry.judge_parts(name)[0])
 
@@ -74,9 +74,9 @@ class JudgeSession:
         """A judge's weights; those of the judge before have left the device."""
         if self._loaded is None or self._loaded[0] != name:
             self.release()
-            section = self.shop.config.judging
+            section = self.ctx.config.judging
             model = models.load(
-                checkpoints.locate(name), section.engine, section.dtype, self.shop.device, section.batch_size
+                checkpoints.locate(name), section.engine, section.dtype, self.ctx.device, section.batch_size
             )
             self._loaded = name, model
         return self._loaded[1]
@@ -88,10 +88,10 @@ class JudgeSession:
 
     @cached_property
     def verdict_cache(self) -> VerdictCache:
-        return VerdictCache(self.shop.cache.folder)
+        return VerdictCache(self.ctx.cache.folder)
 
 
 def find_changed(before: JudgeSession, now: JudgeSession, judges: Sequence[str]) -> list[str]:
     """Those of the judges whose verdicts the settings of ``now`` would change."""
-    scopes = [session.shop.config.safety.judged_scope for session in (before, now)]
+    scopes = [session.ctx.config.safety.judged_scope for session in (before, now)]
     return [name for name in judges if scopes[0] != scopes[1] or before.describe(name) != now.describe(name)]

@@ -28,13 +28,13 @@ VERSION = 3  # raise when a change here alters verdicts
 
 def judge_stage(session: JudgeSession, cell: Cell, task: str, name: str) -> Stage:
     """One judge's verdicts on one task's stored responses."""
-    shop = session.shop
-    folder = shop.out / cell.folder / task
+    ctx = session.ctx
+    folder = ctx.out / cell.folder / task
     inputs = {
         "version": VERSION,
         "responses": records.marker(folder / "respond.done.json")["outputs"],
         "judge": session.identity(name),
-        "scope": shop.config.safety.judged_scope,
+        "scope": ctx.config.safety.judged_scope,
     }
     if session.judge(name).combines:
         inputs["others"] = {
@@ -45,7 +45,7 @@ def judge_stage(session: JudgeSession, cell: Cell, task: str, name: str) -> Stag
 
 
 def _list_others(session: JudgeSession, name: str) -> list[str]:
-    return [other for other in session.shop.config.judges if not registry.combines(other)]
+    return [other for other in session.ctx.config.judges if not registry.combines(other)]
 
 
 def is_judged(session: JudgeSession, cell: Cell, task: str, name: str) -> bool:
@@ -68,7 +68,7 @@ def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -
     stage, judge = judge_stage(session, cell, task, name), session.judge(name)
     exchanges = verdict_files.read_exchanges(stage.folder)
     journal = Journal(stage)
-    scope = session.shop.config.safety.judged_scope
+    scope = session.ctx.config.safety.judged_scope
     found = _settle_missing(judge, exchanges, scope)
     if session.anew:
         journal.remove()
@@ -90,7 +90,7 @@ def judge(session: JudgeSession, cell: Cell, task: str, name: str, label: str) -
         folder=stage.folder / f".{stage.name}.remote",
     )
     todo = [exchange for exchange in exchanges if exchange.id not in found]
-    bar = session.shop.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
+    bar = session.ctx.reporter.bar(f"{label}  judge {task} ({name})", len(exchanges), "verdicts")
     with bar as advance, _open_journal(journal, judge, found) as write:
         advance(len(found))
         for verdict in _check_contract(_judge_new(session, stage, judge, todo, context), todo, name, task):
@@ -257,7 +257,7 @@ def put_in_order(judges: Sequence[str]) -> list[str]:
 
 def judge_cell(session: JudgeSession, cell: Cell, judges: Sequence[str], label: str) -> None:
     """A judge that cannot go on is left to ``judge_all``, which names it: the cell and the others stand."""
-    for task in verdict_files.answered(session.shop.out, cell):
+    for task in verdict_files.answered(session.ctx.out, cell):
         for name in judges:
             try:
                 if not is_judged(session, cell, task, name):
@@ -282,7 +282,7 @@ def judge_all(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str
     A judge that cannot go on is left out, with its line; the others go on.
     """
     result = Judged()
-    scored = [one for cell in cells for one in (cell, *plan.epochs(session.shop.config, cell))]
+    scored = [one for cell in cells for one in (cell, *plan.epochs(session.ctx.config, cell))]
     for name in put_in_order(judges):
         if session.judge(name).combines and (result.failed or result.waiting):
             missing = [*result.failed, *result.waiting]
@@ -292,7 +292,7 @@ def judge_all(session: JudgeSession, cells: Sequence[Cell], judges: Sequence[str
             todo = [
                 (cell, task)
                 for cell in scored
-                for task in verdict_files.answered(session.shop.out, cell)
+                for task in verdict_files.answered(session.ctx.out, cell)
                 if not is_judged(session, cell, task, name)
             ]
             for cell, task in todo:

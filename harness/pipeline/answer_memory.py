@@ -31,43 +31,43 @@ def answering_bytes(model: memory.Architecture, settings: ResponsesConfig, token
     return standing + max(layer, states, scores)
 
 
-def line(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
+def line(ctx: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line where checkpoints answer side by side on this machine's GPU, and their sizes are known."""
-    parts = [part for cell in cells for part in stages.split_cell(shop, cell)]
-    jobs = plan.job_count(shop.config, len(parts))
-    if jobs == 1 or shop.config.executor != "local" or not estimate.on_cuda(shop):
+    parts = [part for cell in cells for part in stages.split_cell(ctx, cell)]
+    jobs = plan.job_count(ctx.config, len(parts))
+    if jobs == 1 or ctx.config.executor != "local" or not estimate.on_cuda(ctx):
         return None
-    sizes = _sizes(shop, parts)[:jobs]
+    sizes = _sizes(ctx, parts)[:jobs]
     if len(sizes) < 2:
         return None
-    together, free = sum(sizes), estimate.free_memory(shop)
+    together, free = sum(sizes), estimate.free_memory(ctx)
     most = max(1, int(free / sizes[0]))
     verdict = "they fit" if together <= free else f"they do NOT fit (--jobs {most} would)"
     return (
         f"Memory: {len(sizes)} checkpoints that answer side by side take at most about "
-        f"{estimate.gigabytes(together)} (batches of {shop.config.responses.batch_size}, prompts "
+        f"{estimate.gigabytes(together)} (batches of {ctx.config.responses.batch_size}, prompts "
         f"and answers of up to {TOKENS:,} tokens; by formula); "
         f"{estimate.gigabytes(free)} are free here: {verdict}"
     )
 
 
-def _sizes(shop: RunContext, parts: Sequence[plan.Cell]) -> list[float]:
+def _sizes(ctx: RunContext, parts: Sequence[plan.Cell]) -> list[float]:
     """Of each part that is answered as by transformers, the largest first; what is not known is left out."""
     found: list[float] = []
     for part in parts:
-        engine = select.engine_class(generation.engine_name(shop, part))
-        folder = _folder(shop, part) if engine.like_transformers else None
+        engine = select.engine_class(generation.engine_name(ctx, part))
+        folder = _folder(ctx, part) if engine.like_transformers else None
         known = memory.find("", folder) if folder else None
         if folder is None or known is None:
             continue
         tokens = min(TOKENS, checkpoints.context_of(folder))
-        found.append(answering_bytes(known, shop.config.responses, tokens))
+        found.append(answering_bytes(known, ctx.config.responses, tokens))
     return sorted(found, reverse=True)
 
 
-def _folder(shop: RunContext, part: plan.Cell) -> Path | None:
+def _folder(ctx: RunContext, part: plan.Cell) -> Path | None:
     """Whose shape a part's model has."""
     if part.kind != "checkpoint":
-        return shop.seed_folder
-    checkpoint = checkpoints.checkpoint(shop.config.checkpoints[part.method])
+        return ctx.seed_folder
+    checkpoint = checkpoints.checkpoint(ctx.config.checkpoints[part.method])
     return checkpoint.base or checkpoint.folder

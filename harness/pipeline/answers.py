@@ -106,13 +106,13 @@ class _Reader(Engine):
         raise HarnessError("no weights are loaded")
 
 
-def prompt(shop: RunContext, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
+def prompt(ctx: RunContext, cell: Cell, task: str, index: int) -> tuple[list[int], list[int], Any]:
     """(prompt ids, prefill ids at their end, tokenizer) of one document of a task, from 0: what every engine
     sends. Raises UsageError where there is no such document."""
-    benchmark = shop.benchmark(task)
-    engine = _Reader.open(generation.checkpoint_of(shop, cell), shop.config.responses, shop.device)
-    lm_task = lm_tasks.open_task(shop, engine, benchmark)
-    model = TaskModel(engine, Asking(thinking=shop.config.responses.thinking))
+    benchmark = ctx.benchmark(task)
+    engine = _Reader.open(generation.checkpoint_of(ctx, cell), ctx.config.responses, ctx.device)
+    lm_task = lm_tasks.open_task(ctx, engine, benchmark)
+    model = TaskModel(engine, Asking(thinking=ctx.config.responses.thinking))
     documents = len(lm_task.eval_docs)
     if index >= documents:
         raise UsageError(f"--print-ids {index}: task '{task}' has {documents} documents, counted from 0")
@@ -130,13 +130,13 @@ def prompt(shop: RunContext, cell: Cell, task: str, index: int) -> tuple[list[in
 
 
 def print_ids(
-    shop: RunContext, cells: Sequence[Cell], index: int, console: Console, *, show_harmful: bool
+    ctx: RunContext, cells: Sequence[Cell], index: int, console: Console, *, show_harmful: bool
 ) -> None:
     """The token ids of one document's prompt in each task, and their texts, those of safety tasks only with
     ``show_harmful``."""
     for cell in cells:
         for task in cell.tasks:
-            ids, opened, tokenizer = prompt(shop, cell, task, index)
+            ids, opened, tokenizer = prompt(ctx, cell, task, index)
             console.print(
                 f"[bold]{escape(task)}[/bold], document {index}: {len(ids)} tokens", highlight=False
             )
@@ -146,7 +146,7 @@ def print_ids(
             if bos is not None:
                 console.print(f"  BOS ({bos}): {ids.count(bos)}", highlight=False)
             console.print(json.dumps(ids), highlight=False, soft_wrap=True)
-            if show_harmful or shop.benchmark(task).readable:
+            if show_harmful or ctx.benchmark(task).readable:
                 pieces = [tokenizer.decode([token], skip_special_tokens=False) for token in ids]
                 console.print(escape("│".join(pieces)), highlight=False, soft_wrap=True, markup=True)
             else:

@@ -23,7 +23,7 @@ from harness.training import stage as training
 
 
 def check(
-    shop: RunContext,
+    ctx: RunContext,
     kinds: Collection[str],
     until: Step,
     absent: list[str] | None = None,
@@ -32,38 +32,38 @@ def check(
     """Names, options, packages, data, folders and what answers, before anything is spent. ``absent`` collects
     what a run would fetch, which raises without it; ``answering``: the cells with the tasks that are asked
     for, where these are not all."""
-    cells = shop.cells()
+    cells = ctx.cells()
     if any(cell.kind == "trained" for cell in cells):
-        disk.check_writable(shop.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
-    check_apart(shop, absent)
+        disk.check_writable(ctx.cache.folder, "name another cache: --set cache=DIR, or HARNESS_CACHE")
+    check_apart(ctx, absent)
     asked = cells if answering is None else answering
     for task in dict.fromkeys(task for cell in asked for task in cell.tasks):
-        if lm_tasks.files(shop, shop.benchmark(task)):
-            shop.load_task(task, str(shop.seed_folder))  # reads the file, and complains by line
+        if lm_tasks.files(ctx, ctx.benchmark(task)):
+            ctx.load_task(task, str(ctx.seed_folder))  # reads the file, and complains by line
     for cell in cells:
-        if cell.kind == "trained" and not absent and _is_here(shop.config, cell.method):
-            training.train_stage(shop, cell)
-        generation.checkpoint_of(shop, cell)
-    generation.check(shop, [cell for cell in cells if cell.kind in kinds])
+        if cell.kind == "trained" and not absent and _is_here(ctx.config, cell.method):
+            training.train_stage(ctx, cell)
+        generation.checkpoint_of(ctx, cell)
+    generation.check(ctx, [cell for cell in cells if cell.kind in kinds])
 
 
-def check_apart(shop: RunContext, absent: list[str] | None) -> None:
+def check_apart(ctx: RunContext, absent: list[str] | None) -> None:
     """What can be known without the model: packages, plugins, options, training rows and data files."""
-    config = shop.config
+    config = ctx.config
     if absent is None:
         needs.check(config)
     for path in (*config.data.values(), *config.set_files.values()):
         loading.data_hash(path)
     rows = [name for name in plan.methods(config) if _is_here(config, name)]
-    methods = [shop.method(name) for name in rows]
-    needs.check_methods(shop, rows)
+    methods = [ctx.method(name) for name in rows]
+    needs.check_methods(ctx, rows)
     for name, users in other_models.named(config).items():
         if absent is not None and not checkpoints.is_here(name):
             absent.append(f"Model {name}, which {', '.join(users)} reads, is not here yet: a run fetches it.")
     for task in config.train_tasks if methods else ():
-        train_task = shop.train_task(task)
+        train_task = ctx.train_task(task)
         try:
-            shop.examples(train_task)
+            ctx.examples(train_task)
         except NotFetchedError:
             if absent is None:
                 raise
@@ -72,7 +72,7 @@ def check_apart(shop: RunContext, absent: list[str] | None) -> None:
                 f"The training rows of {task} are not here yet: a run fetches them; {own} takes a local copy."
             )
         if any(method.needs_safety_data for method in methods):
-            shop.safety_examples(train_task)
+            ctx.safety_examples(train_task)
 
 
 def _is_here(config: RunConfig, row: str) -> bool:

@@ -107,17 +107,17 @@ def compare(
             _dry_run(RunContext(planned, out), until, console, kinds)
         return
     config = align.align(config, out, console, kinds, until)
-    shop = RunContext(config, out)
+    ctx = RunContext(config, out)
     if config.executor == "ray":
         from harness.pipeline import ray_cluster
 
-        shop = RunContext(ray_cluster.settle(config), out)
-    check.check(shop, kinds, until, answering=scope.cells(config))
+        ctx = RunContext(ray_cluster.settle(config), out)
+    check.check(ctx, kinds, until, answering=scope.cells(config))
     with run_folder.lock(out):
-        walk = _Walk.begin(shop, scope, console, budget)
+        walk = _Walk.begin(ctx, scope, console, budget)
         walk.work(debug)
         if scope.judges:
-            table.present(walk.shop.config, out, console, intervals=intervals)
+            table.present(walk.ctx.config, out, console, intervals=intervals)
         if walk.todo:
             walk.keep_cost()
     walk.conclude()
@@ -131,7 +131,7 @@ class _Walk:
     line by a cell's folder; ``clock``: seconds by kind of work; ``available_s``: wall time x jobs.
     """
 
-    shop: RunContext
+    ctx: RunContext
     scope: Scope
     console: Console
     session: JudgeSession
@@ -146,24 +146,24 @@ class _Walk:
     memory: TreeMemory = field(default_factory=TreeMemory)
 
     @classmethod
-    def begin(cls, shop: RunContext, scope: Scope, console: Console, budget: Budget | None) -> _Walk:
+    def begin(cls, ctx: RunContext, scope: Scope, console: Console, budget: Budget | None) -> _Walk:
         """Join the folder, sweep it, and find what is left to do."""
-        out = shop.out
-        config = run_folder.join(shop, _taken(scope.until))
-        shop = RunContext(config, out)
+        out = ctx.out
+        config = run_folder.join(ctx, _taken(scope.until))
+        ctx = RunContext(config, out)
         files.sweep(out)
         training.sweep(out)
-        session = JudgeSession(shop)
+        session = JudgeSession(ctx)
         session.budget = budget or session.budget
         cells = scope.cells(config)
         run_folder.check_named(out, config, cells, answered=scope.answers)
         started = time.perf_counter()
-        unanswered = [cell for cell in cells if stages.pending(shop, cell, scope.until)]
-        needs.try_out(shop, unanswered)
+        unanswered = [cell for cell in cells if stages.pending(ctx, cell, scope.until)]
+        needs.try_out(ctx, unanswered)
         if scope.answers:
-            lm_tasks.check_documents(shop, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
+            lm_tasks.check_documents(ctx, dict.fromkeys(t for cell in unanswered for t in cell.tasks))
         todo = _todo(session, cells, unanswered, scope.until)
-        return cls(shop, scope, console, session, cells, unanswered, todo, started)
+        return cls(ctx, scope, console, session, cells, unanswered, todo, started)
 
     def work(self, debug: bool) -> None:
         """All that is left: workers train and answer, then the judges judge; the run's record says how it
@@ -171,24 +171,24 @@ class _Walk:
         self._announce()
         with self.memory:
             self.available_s = time.perf_counter() - self.started
-            for step, cells in _phases(self.shop, self.unanswered, self.scope.until):
+            for step, cells in _phases(self.ctx, self.unanswered, self.scope.until):
                 left = [cell for cell in cells if cell.folder not in self.failures]
                 if left:
                     self._run_cells(step, left, debug)
             if self.scope.judges and self.todo:
                 self._judge()
         if self.todo:
-            run_folder.update(self.shop.out, **run_folder.outcome(self.shop.out, self.cells, self.failures))
+            run_folder.update(self.ctx.out, **run_folder.outcome(self.ctx.out, self.cells, self.failures))
 
     def _announce(self) -> None:
         if self.todo:
-            for line in self.session.check([*self.shop.config.judges]) if self.scope.judges else ():
+            for line in self.session.check([*self.ctx.config.judges]) if self.scope.judges else ():
                 self._say(escape(line))
             estimate.show(self.session, self.cells, self.todo, self.console, judged=self.scope.judges)
         else:
             number = len(self.cells)
             self._say(
-                f"Nothing to do: all {number} cell{'s' * (number != 1)} of {escape(str(self.shop.out))} "
+                f"Nothing to do: all {number} cell{'s' * (number != 1)} of {escape(str(self.ctx.out))} "
                 f"{'are' if number != 1 else 'is'} done."
             )
 
@@ -196,9 +196,9 @@ class _Walk:
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def _run_cells(self, step: Step, cells: list[Cell], debug: bool) -> None:
-        shop, begun = self.shop, time.perf_counter()
-        jobs = _jobs(shop, step, cells)
-        run = workers.run_cells(shop.config, shop.out, cells, step, self.console, debug, jobs)
+        ctx, begun = self.ctx, time.perf_counter()
+        jobs = _jobs(ctx, step, cells)
+        run = workers.run_cells(ctx.config, ctx.out, cells, step, self.console, debug, jobs)
         with contextlib.closing(run) as outcomes:
             for outcome in outcomes:
                 self._take(outcome)
@@ -217,7 +217,7 @@ class _Walk:
     def _judge(self) -> None:
         begun = time.perf_counter()
         left = [cell for cell in self.cells if cell.folder not in self.failures]
-        self.judged = judge_with_progress(self.session, left, self.shop.config.judges, self.console)
+        self.judged = judge_with_progress(self.session, left, self.ctx.config.judges, self.console)
         self.clock["judging"] += time.perf_counter() - begun
         self.available_s += self.clock["judging"]
 
@@ -230,7 +230,7 @@ class _Walk:
             name: round(seconds, 2)
             for name, seconds in {**work, "own": own, "available": self.available_s}.items()
         }
-        run_folder.update(self.shop.out, timing={**timing, "peak_memory_bytes": self.memory.peak_bytes})
+        run_folder.update(self.ctx.out, timing={**timing, "peak_memory_bytes": self.memory.peak_bytes})
 
     def conclude(self) -> None:
         """Raises CellsFailedError or JudgePendingError where something is left."""
@@ -257,31 +257,31 @@ def _with_stored_engine(config: RunConfig, out: Path) -> RunConfig:
     return config.model_copy(update={"engine": run_folder.stored_config(out).engine})
 
 
-def _phases(shop: RunContext, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
+def _phases(ctx: RunContext, cells: Sequence[Cell], until: Step) -> list[tuple[Step, list[Cell]]]:
     """What workers do one after the other. An engine that is started once serves all checkpoints, so that
     trainings, which want the device for themselves, come first, and the cells of one base stand together.
     On a cluster each cell has an engine of its own."""
     if (
-        not select.engine_class(shop.engine_name).serves_all
+        not select.engine_class(ctx.engine_name).serves_all
         or until == "train"
-        or shop.config.executor == "ray"
+        or ctx.config.executor == "ray"
     ):
-        return [(until, [piece for cell in cells for piece in stages.split_cell(shop, cell)])]
-    trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(shop, cell, "train")]
+        return [(until, [piece for cell in cells for piece in stages.split_cell(ctx, cell)])]
+    trained = [cell for cell in cells if cell.kind == "trained" and stages.pending(ctx, cell, "train")]
     # Adapters first: an engine that was started for them serves their base too.
     return [("train", trained), (until, sorted(cells, key=lambda cell: cell.kind != "trained"))]
 
 
-def _jobs(shop: RunContext, step: Step, pieces: Sequence[Cell]) -> int:
+def _jobs(ctx: RunContext, step: Step, pieces: Sequence[Cell]) -> int:
     """How many workers. An engine that serves all cells is one, for answers and rewrites alike."""
-    if shop.config.executor == "ray":
+    if ctx.config.executor == "ray":
         from harness.pipeline import ray_cluster
 
-        return max(1, min(len(pieces), shop.config.jobs or ray_cluster.capacity(shop.config)))
+        return max(1, min(len(pieces), ctx.config.jobs or ray_cluster.capacity(ctx.config)))
     rows = dict.fromkeys(piece.method for piece in pieces if piece.kind == "trained")
-    generates = step != "train" or any(shop.method(row).prepares_with == "rewrites" for row in rows)
-    alone = generates and select.engine_class(shop.engine_name).serves_all
-    return 1 if alone else plan.job_count(shop.config, len(pieces))
+    generates = step != "train" or any(ctx.method(row).prepares_with == "rewrites" for row in rows)
+    alone = generates and select.engine_class(ctx.engine_name).serves_all
+    return 1 if alone else plan.job_count(ctx.config, len(pieces))
 
 
 def _todo(
@@ -297,16 +297,16 @@ def fetch_nothing() -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
-def _dry_run(shop: RunContext, until: Step, console: Console, kinds: Collection[str]) -> None:
+def _dry_run(ctx: RunContext, until: Step, console: Console, kinds: Collection[str]) -> None:
     """Print the plan. Nothing is fetched: what is not here is said to be missing."""
-    config = shop.config
-    cells, session = resolve(config).cells(), JudgeSession(shop)
+    config = ctx.config
+    cells, session = resolve(config).cells(), JudgeSession(ctx)
     absent: list[str] = []  # what a run would fetch
     if checkpoints.is_here(config.model):
-        check.check(shop, kinds, until, absent)
+        check.check(ctx, kinds, until, absent)
     else:
         hub.check_name(config.model)
-        check.check_apart(shop, absent)
+        check.check_apart(ctx, absent)
         absent.append(f"Model {config.model} is not here yet: a run fetches it, and then forecasts its time.")
     missing = [f"Missing here: {line}" for line in needs.lines(config)]
     if absent:
@@ -314,18 +314,18 @@ def _dry_run(shop: RunContext, until: Step, console: Console, kinds: Collection[
         for line in dict.fromkeys([*missing, *absent]):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
         return
-    unanswered = [cell for cell in cells if stages.pending(shop, cell, until)]
-    needs.try_out(shop, unanswered)
+    unanswered = [cell for cell in cells if stages.pending(ctx, cell, until)]
+    needs.try_out(ctx, unanswered)
     for task in dict.fromkeys(task for cell in unanswered for task in cell.tasks if until != "train"):
-        lm_tasks.check_functions(shop.benchmark(task))
+        lm_tasks.check_functions(ctx.benchmark(task))
     todo = _todo(session, cells, unanswered, until)
     estimate.show(session, cells, todo, console, judged=until == "leaderboard")
-    side_by_side = answer_memory.line(shop, unanswered) if until != "train" else None
+    side_by_side = answer_memory.line(ctx, unanswered) if until != "train" else None
     for line in [*([side_by_side] if side_by_side else []), *missing]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if unanswered:
-        pieces = [piece for cell in unanswered for piece in stages.split_cell(shop, cell)]
+        pieces = [piece for cell in unanswered for piece in stages.split_cell(ctx, cell)]
         jobs = plan.job_count(config, len(pieces))
-        expected = forecast.forecast(shop, pieces, jobs, until)
-        for line in expected.lines(shop, unanswered):
+        expected = forecast.forecast(ctx, pieces, jobs, until)
+        for line in expected.lines(ctx, unanswered):
             console.print(escape(line), highlight=False, soft_wrap=True)

@@ -39,11 +39,11 @@ CHECKS: dict[str, Callable[[RunContext], Iterator[Finding]]] = {
 
 def examine(config: RunConfig, out: Path) -> list[Finding]:
     """Everything that a run of ``config`` into ``out`` needs. A check that itself breaks is a finding."""
-    shop = RunContext(config, out)
+    ctx = RunContext(config, out)
     found: list[Finding] = []
     for about, check in CHECKS.items():
         try:
-            found += check(shop)
+            found += check(ctx)
         except HarnessError as error:
             found.append(Finding("fail", about, str(error)))
         except Exception as error:

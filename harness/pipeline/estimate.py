@@ -42,25 +42,25 @@ def show(
     judged: bool = True,
 ) -> None:
     """Print what will be done and what is done already; ``judged``: whether the command judges."""
-    shop = session.shop
-    config = shop.config
-    heading = plan.heading(config, cells, shop.device, _list_engines(shop, cells), judged)
+    ctx = session.ctx
+    config = ctx.config
+    heading = plan.heading(config, cells, ctx.device, _list_engines(ctx, cells), judged)
     for line in (heading, *(plan.by_rule(config) if judged else ())):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    console.print(_tabulate(shop, cells, todo))
+    console.print(_tabulate(ctx, cells, todo))
     console.print(f"{len(todo)} of {len(cells)} cells to do", highlight=False)
     for line in [*cost.find_unjudgeable(config, cells), *cost.forecast(session, todo)] if judged else ():
         console.print(escape(line), highlight=False, soft_wrap=True)
-    for line in other_models.lines(shop):
+    for line in other_models.lines(ctx):
         console.print(escape(line), highlight=False, soft_wrap=True)
-    needed = describe_memory(shop, todo)
+    needed = describe_memory(ctx, todo)
     if needed:
         console.print(escape(needed), highlight=False, soft_wrap=True)
 
 
-def _tabulate(shop: RunContext, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell]) -> Table:
+def _tabulate(ctx: RunContext, cells: Sequence[plan.Cell], todo: Sequence[plan.Cell]) -> Table:
     """A row for all cells of one train task and the same tasks to answer."""
-    title = escape(f"Plan: {shop.config.name} → {shop.out}")
+    title = escape(f"Plan: {ctx.config.name} → {ctx.out}")
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in ("cells", "train", "answer", "to do"):
         table.add_column(column, justify="right" if column == "to do" else "left", overflow="fold")
@@ -69,38 +69,38 @@ def _tabulate(shop: RunContext, cells: Sequence[plan.Cell], todo: Sequence[plan.
         groups.setdefault((cell.train_task or cell.label, cell.tasks), []).append(cell)
     for (name, tasks), members in groups.items():
         trained = members[0].kind == "trained"
-        label, work = _describe_trainings(shop, name, members) if trained else (name, "-")
+        label, work = _describe_trainings(ctx, name, members) if trained else (name, "-")
         left = sum(cell in todo for cell in members)
         table.add_row(escape(label), work, escape(", ".join(tasks)), f"{left}/{len(members)}")
     return table
 
 
-def _describe_trainings(shop: RunContext, train_task: str, cells: Sequence[plan.Cell]) -> tuple[str, str]:
+def _describe_trainings(ctx: RunContext, train_task: str, cells: Sequence[plan.Cell]) -> tuple[str, str]:
     """The methods and seeds of one train task's cells, and the rows and epochs of each training."""
-    config = shop.config
+    config = ctx.config
     methods = ", ".join(dict.fromkeys(cell.method for cell in cells))
     epochs = sorted({config.row(cell.method).training.epochs for cell in cells})
     times = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    work = f"{_count_rows(shop, train_task)} x {times} epoch{'s' * (epochs[-1] > 1)}"
+    work = f"{_count_rows(ctx, train_task)} x {times} epoch{'s' * (epochs[-1] > 1)}"
     seeds = f" x {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
     return f"{train_task}: {methods}{seeds}", work
 
 
-def _list_engines(shop: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
-    return [*dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)]
+def _list_engines(ctx: RunContext, cells: Sequence[plan.Cell]) -> list[str]:
+    return [*dict.fromkeys(generation.engine_name(ctx, cell) for cell in cells)]
 
 
-def _count_rows(shop: RunContext, train_task: str) -> str:
+def _count_rows(ctx: RunContext, train_task: str) -> str:
     try:
-        return f"{len(shop.examples(shop.train_task(train_task))):,}"
+        return f"{len(ctx.examples(ctx.train_task(train_task))):,}"
     except HarnessError:  # of the hub, and not fetched yet; a file's complaint comes from the check before
         return "rows of the hub"
 
 
-def architecture(shop: RunContext) -> memory.Architecture | None:
+def architecture(ctx: RunContext) -> memory.Architecture | None:
     """The base model's; None where it is not here and not a known one."""
-    here = checkpoints.is_here(shop.config.model)
-    return memory.find(shop.config.model, shop.seed_folder if here else None)
+    here = checkpoints.is_here(ctx.config.model)
+    return memory.find(ctx.config.model, ctx.seed_folder if here else None)
 
 
 class Needed(NamedTuple):
@@ -115,12 +115,12 @@ class Needed(NamedTuple):
 
 
 def estimate_training_memory(
-    shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture
+    ctx: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture
 ) -> Needed | None:
     """What the cells' trainings take; None where nothing is trained."""
     trained = [cell for cell in cells if cell.kind == "trained"]
     found: dict[tuple[str | None, str], tuple[float, TrainingConfig, int]] = {}
-    trainings = _Trainings(shop, known)
+    trainings = _Trainings(ctx, known)
     for cell in trained:
         if (cell.train_task, cell.method) not in found:
             found[cell.train_task, cell.method] = trainings.take(cell)
@@ -128,7 +128,7 @@ def estimate_training_memory(
         return None
     largest = max(found.values(), key=lambda one: one[0])
     sizes = sorted((found[cell.train_task, cell.method][0] for cell in trained), reverse=True)
-    jobs = plan.job_count(shop.config, len(trained)) if shop.config.executor == "local" else 1
+    jobs = plan.job_count(ctx.config, len(trained)) if ctx.config.executor == "local" else 1
     return Needed(*largest, together=sum(sizes[:jobs]), jobs=jobs)
 
 
@@ -136,21 +136,21 @@ def estimate_training_memory(
 class _Trainings:
     """What each training of a run takes; what the next method needs again is kept."""
 
-    shop: RunContext
+    ctx: RunContext
     known: memory.Architecture
     encoded: dict[tuple[str | None, int, str], list[Encoded]] = field(default_factory=dict)
 
     @functools.cached_property
     def context(self) -> float:
         """Tokens that the model has room for; any number, where it is not here."""
-        is_here = checkpoints.is_here(self.shop.config.model)
-        return checkpoints.context_of(self.shop.seed_folder) if is_here else math.inf
+        is_here = checkpoints.is_here(self.ctx.config.model)
+        return checkpoints.context_of(self.ctx.seed_folder) if is_here else math.inf
 
     def take(self, cell: plan.Cell) -> tuple[float, TrainingConfig, int]:
         """Bytes, settings, and the tokens of the largest micro-batch."""
-        row = self.shop.config.row(cell.method).training
-        settings = row.model_copy(update={"device": self.shop.device})
-        task = self.shop.train_task(cell)
+        row = self.ctx.config.row(cell.method).training
+        settings = row.model_copy(update={"device": self.ctx.device})
+        task = self.ctx.train_task(cell)
         max_length = int(min(settings.max_length or task.max_length, self.context))
         rows = self._measure_lengths(cell, task, settings, max_length)
         steps = memory.micro_batches(settings, max_length, rows)
@@ -160,18 +160,18 @@ class _Trainings:
 
     def _hooks(self, cell: plan.Cell, settings: TrainingConfig) -> float:
         """Bytes on the device that a method's hooks take: a safety gradient, and other models on a CPU."""
-        asks = hook_checks.asks_safety_gradient(self.shop.method(cell.method))
+        asks = hook_checks.asks_safety_gradient(self.ctx.method(cell.method))
         gradient = 4.0 * memory.trained_parameters(self.known, settings) if asks else 0.0
-        return gradient + (other_models.size(self.shop, cell.method) if settings.device == "cpu" else 0)
+        return gradient + (other_models.size(self.ctx, cell.method) if settings.device == "cpu" else 0)
 
     def _measure_lengths(
         self, cell: plan.Cell, task: TrainTask, settings: TrainingConfig, max_length: int
     ) -> list[memory.RowSize]:
         """Lengths of some training rows; none where rows or tokenizer are not here. An answer that the base
         model is going to rewrite is taken to go half as far as it may."""
-        if not checkpoints.is_here(self.shop.config.model):
+        if not checkpoints.is_here(self.ctx.config.model):
             return []
-        rewritten = self.shop.method(cell.method).prepares_with == "rewrites"
+        rewritten = self.ctx.method(cell.method).prepares_with == "rewrites"
         try:
             rows = self._encode(cell, task, settings, max_length)
         except HarnessError:  # the hub's, and not fetched yet; a file's complaint comes from the check before
@@ -189,9 +189,9 @@ class _Trainings:
     ) -> list[Encoded]:
         key = cell.train_task, max_length, settings.too_long
         if key not in self.encoded:
-            examples = self.shop.examples(task)
+            examples = self.ctx.examples(task)
             some = spread(examples, SAMPLE)
-            tokenizer = self.shop.seed_tokenizer
+            tokenizer = self.ctx.seed_tokenizer
             self.encoded[key] = encode_all(tokenizer, some, max_length, settings.too_long)[0]
         return self.encoded[key]
 
@@ -201,22 +201,22 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
     return list(items[:: max(1, -(-len(items) // number))])
 
 
-def free_memory(shop: RunContext) -> float:
+def free_memory(ctx: RunContext) -> float:
     """Bytes that are free now on the device that trains."""
     import psutil
 
-    if on_cuda(shop):
+    if on_cuda(ctx):
         import torch
 
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available)
 
 
-def describe_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
+def describe_memory(ctx: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     """One line with the memory of a training, and whether it is free here; None where nothing is trained, or
     nothing is known."""
-    known = architecture(shop)
-    found = estimate_training_memory(shop, cells, known) if known else None
+    known = architecture(ctx)
+    found = estimate_training_memory(ctx, cells, known) if known else None
     if known is None or found is None:
         return None
     settings = found.training
@@ -229,9 +229,9 @@ def describe_memory(shop: RunContext, cells: Sequence[plan.Cell]) -> str | None:
     )
     if found.jobs > 1:
         line += f", {found.jobs} side by side about {gigabytes(found.together)}"
-    if shop.config.executor != "local" or (shop.device == "cuda" and not on_cuda(shop)):
+    if ctx.config.executor != "local" or (ctx.device == "cuda" and not on_cuda(ctx)):
         return line
-    free = free_memory(shop)
+    free = free_memory(ctx)
     return f"{line}; {gigabytes(free)} are free here: {_compare_free(found, free)}"
 
 
@@ -243,9 +243,9 @@ def _compare_free(found: Needed, free: float) -> str:
     return f"they do NOT fit (--jobs {int(free / found.size)} would)"
 
 
-def on_cuda(shop: RunContext) -> bool:
+def on_cuda(ctx: RunContext) -> bool:
     """Whether trainings are on a CUDA device, and one is here."""
-    if shop.device != "cuda":
+    if ctx.device != "cuda":
         return False
     import torch  # seconds, for what a plan on a CPU does not need
 
@@ -259,11 +259,11 @@ def checkpoint_bytes(training: TrainingConfig, known: memory.Architecture) -> fl
     return float((2 if training.dtype == "bfloat16" else 4) * known.parameters)
 
 
-def checkpoints_bytes(shop: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture) -> float:
+def checkpoints_bytes(ctx: RunContext, cells: Sequence[plan.Cell], known: memory.Architecture) -> float:
     """What all trained checkpoints take on disk."""
     trained = [cell for cell in cells if cell.kind == "trained"]
-    pieces = [piece for cell in trained for piece in (cell, *plan.epochs(shop.config, cell))]
-    return sum(checkpoint_bytes(shop.config.row(piece.method).training, known) for piece in pieces)
+    pieces = [piece for cell in trained for piece in (cell, *plan.epochs(ctx.config, cell))]
+    return sum(checkpoint_bytes(ctx.config.row(piece.method).training, known) for piece in pieces)
 
 
 def state_bytes(known: memory.Architecture) -> float:

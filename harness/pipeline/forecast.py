@@ -40,17 +40,17 @@ class Forecast:
     why: str = ""  # it was not probed
     each: tuple[float, ...] = ()  # seconds of each cell, as they were given
 
-    def lines(self, shop: RunContext, todo: Sequence[plan.Cell]) -> list[str]:
+    def lines(self, ctx: RunContext, todo: Sequence[plan.Cell]) -> list[str]:
         """Time, tokens and disk, a line each."""
-        known = estimate.architecture(shop)
+        known = estimate.architecture(ctx)
         size, rest = self.total.disk, ""
         if self.seconds is None and known:
-            size, rest = estimate.checkpoints_bytes(shop, todo, known), " for checkpoints"
+            size, rest = estimate.checkpoints_bytes(ctx, todo, known), " for checkpoints"
         trained = sum(cell.kind == "trained" for cell in todo)
         if known and trained:
             more = estimate.state_bytes(known) * min(self.jobs, trained)
             rest += f", up to {estimate.gigabytes(more)} more while trainings run"
-        place, free = estimate.disk_at(shop.out)
+        place, free = estimate.disk_at(ctx.out)
         disk = f"Disk: about {estimate.gigabytes(size)}{rest}; {estimate.gigabytes(free)} are free at {place}"
         return [self.time(), *([self.tokens()] if self.seconds is not None else []), disk]
 
@@ -82,7 +82,7 @@ def _abbreviate(number: float) -> str:
 
 
 def forecast(
-    shop: RunContext,
+    ctx: RunContext,
     todo: Sequence[plan.Cell],
     jobs: int,
     until: Step = "leaderboard",
@@ -93,17 +93,17 @@ def forecast(
     import torch
 
     start = time.perf_counter()
-    trains = any(needs_training(shop, cell) for cell in todo)
-    shop.import_libraries()
+    trains = any(needs_training(ctx, cell) for cell in todo)
+    ctx.import_libraries()
     if trains:
-        training.import_trainer(shop)
+        training.import_trainer(ctx)
     imports_s = time.perf_counter() - start
     budget = budget or TimeBudget()
-    known = estimate.architecture(shop)
+    known = estimate.architecture(ctx)
     try:
         if known:
-            base_model.check_size(shop, known.parameters)
-        probe = Probe(shop, until, budget)
+            base_model.check_size(ctx, known.parameters)
+        probe = Probe(ctx, until, budget)
         efforts = probe.measure(todo, jobs, known.parameters if known else 0)
     except NotProbedError as error:
         return Forecast(jobs, why=str(error))

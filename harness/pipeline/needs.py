@@ -59,16 +59,16 @@ def check(config: RunConfig) -> None:
         raise HarnessError("; ".join(found))
 
 
-def check_methods(shop: RunContext, rows: Sequence[str]) -> None:
+def check_methods(ctx: RunContext, rows: Sequence[str]) -> None:
     """Raises HarnessError for a method whose hooks could not be called, or not where it is to be trained."""
     for row in rows:
-        method, settings = shop.method(row), shop.config.row(row).training
+        method, settings = ctx.method(row), ctx.config.row(row).training
         several = settings.num_processes > 1 or settings.launcher is not None
         hook_checks.check_signatures(method)
         hook_checks.check_sharding(method, settings, several=several)
 
 
-def try_out(shop: RunContext, cells: Sequence[Cell]) -> None:
+def try_out(ctx: RunContext, cells: Sequence[Cell]) -> None:
     """Let each method that is not ours prepare a few rows, before anything is trained: an error of its own
     would otherwise come after the others' trainings. Raises HarnessError with the method and the line."""
     tried: set[tuple[str, str]] = set()
@@ -76,18 +76,18 @@ def try_out(shop: RunContext, cells: Sequence[Cell]) -> None:
         if cell.kind != "trained" or cell.train_task is None or (cell.method, cell.train_task) in tried:
             continue
         tried.add((cell.method, cell.train_task))
-        method = resolve(shop.config).make_method(cell.method)
+        method = resolve(ctx.config).make_method(cell.method)
         if type(method).prepare is Method.prepare or type(method).__module__.startswith(OURS):
             continue
-        task = shop.train_task(cell)
-        given = shop.examples(task)[:TRIED]
+        task = ctx.train_task(cell)
+        given = ctx.examples(task)[:TRIED]
         answers = [example.answer for example in given]
 
         def generate(conversations: Sequence[Any], answers: list[str] = answers, **options: Any) -> list[str]:
             return [answers[index % len(answers)] for index in range(len(conversations))]
 
         try:
-            method.prepare([*given], preparation.make_context(shop, task, method, cell, generate))
+            method.prepare([*given], preparation.make_context(ctx, task, method, cell, generate))
         except HarnessError:
             raise
         except (Exception, SystemExit) as error:

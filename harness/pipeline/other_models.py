@@ -29,21 +29,21 @@ def named(config: RunConfig) -> dict[str, list[str]]:
     return found
 
 
-def size(shop: RunContext, row: str) -> int:
+def size(ctx: RunContext, row: str) -> int:
     """Bytes that a row's method may hold in the CPU's memory at once: of those models that are here."""
-    refs = model_refs(shop.method(row))
-    return sum(shop.other_model(ref).size for ref in refs if checkpoints.is_here(ref))
+    refs = model_refs(ctx.method(row))
+    return sum(ctx.other_model(ref).size for ref in refs if checkpoints.is_here(ref))
 
 
-def lines(shop: RunContext) -> list[str]:
+def lines(ctx: RunContext) -> list[str]:
     """For the plan: what is read besides the base model, and what of it a run would fetch."""
     found = []
-    bases = {variant.model for variant in shop.config.variants.values()}
-    for name, rows in named(shop.config).items():
+    bases = {variant.model for variant in ctx.config.variants.values()}
+    for name, rows in named(ctx.config).items():
         if name in bases:
             what = "their base model"
         elif checkpoints.is_here(name):
-            what = f"{shop.other_model(name).size / 1e9:.2g} GB in the CPU's memory while it is read"
+            what = f"{ctx.other_model(name).size / 1e9:.2g} GB in the CPU's memory while it is read"
         else:
             what = "not here yet: a run fetches it"
         found.append(f"Other model: {name} for {', '.join(rows)} ({what})")

@@ -24,7 +24,7 @@ def judge_with_progress(
 ) -> judging.Judged:
     """Let the judges work through all answers, and say what that took."""
     with Display(console, None, "judging") as display:
-        session.shop.reporter = Reporter(display.show)
+        session.ctx.reporter = Reporter(display.show)
         judged = judging.judge_all(session, cells, judges)
     for line in cost.summary(session):
         console.print(escape(line), highlight=False, soft_wrap=True)

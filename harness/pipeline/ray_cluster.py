@@ -296,12 +296,12 @@ def _run_cell(order: Order, cell: Cell, label: str, mailbox: Any, number: int) -
     try:
         with _open_place(order, cell) as (config, out):
             settle_allocator(config.training)
-            shop = RunContext(config, out, Reporter(send))
-            _check_versions(_list_versions(shop), order.libraries)
+            ctx = RunContext(config, out, Reporter(send))
+            _check_versions(_list_versions(ctx), order.libraries)
             try:
-                return attempt(shop, cell, label, order.until, order.debug)
+                return attempt(ctx, cell, label, order.until, order.debug)
             finally:
-                shop.release()
+                ctx.release()
     except HarnessError as error:
         return _refuse(cell, error)
 
@@ -331,8 +331,8 @@ def _open_place(order: Order, cell: Cell) -> Iterator[tuple[RunConfig, Path]]:
         storage.put_cell(cell, out)
 
 
-def _list_versions(shop: RunContext) -> dict[str, str]:
-    return {**shop.libraries, **select.versions(shop.engine_name)}
+def _list_versions(ctx: RunContext) -> dict[str, str]:
+    return {**ctx.libraries, **select.versions(ctx.engine_name)}
 
 
 def _check_versions(there: Mapping[str, str], here: Mapping[str, str]) -> None:

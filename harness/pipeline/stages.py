@@ -35,64 +35,64 @@ class Outcome:
     clock: dict[str, float] = field(default_factory=dict)
 
 
-def pending(shop: RunContext, cell: Cell, until: Step = "respond") -> bool:
+def pending(ctx: RunContext, cell: Cell, until: Step = "respond") -> bool:
     """Whether a cell has a training or answers that are not done, up to ``until``."""
-    if cell.kind == "trained" and not training.train_stage(shop, cell).done():
+    if cell.kind == "trained" and not training.train_stage(ctx, cell).done():
         return True
     if until == "train":
         return False
-    return any(unanswered(shop, one) for one in (cell, *plan.epochs(shop.config, cell)))
+    return any(unanswered(ctx, one) for one in (cell, *plan.epochs(ctx.config, cell)))
 
 
-def unanswered(shop: RunContext, cell: Cell) -> tuple[str, ...]:
+def unanswered(ctx: RunContext, cell: Cell) -> tuple[str, ...]:
     """The tasks that a cell's checkpoint has not answered."""
-    return tuple(task for task in cell.tasks if not generation.respond_stage(shop, cell, task).done())
+    return tuple(task for task in cell.tasks if not generation.respond_stage(ctx, cell, task).done())
 
 
-def split_cell(shop: RunContext, cell: Cell) -> list[Cell]:
+def split_cell(ctx: RunContext, cell: Cell) -> list[Cell]:
     """A cell as pieces of work that can be done apart: its tasks, where there is nothing to train."""
     if cell.kind == "trained":
         return [cell]
-    return [replace(cell, tasks=(task,)) for task in unanswered(shop, cell)] or [cell]
+    return [replace(cell, tasks=(task,)) for task in unanswered(ctx, cell)] or [cell]
 
 
 def unjudged(session: JudgeSession, cell: Cell) -> bool:
     """Whether a judge's verdicts on a cell's answers are missing. The answers are there."""
     return not all(
         judging.is_judged(session, one, task, name)
-        for one in (cell, *plan.epochs(session.shop.config, cell))
+        for one in (cell, *plan.epochs(session.ctx.config, cell))
         for task in one.safety_tasks
-        for name in session.shop.config.judges
+        for name in session.ctx.config.judges
     )
 
 
-def run_cell(shop: RunContext, cell: Cell, label: str, until: Step = "leaderboard") -> None:
+def run_cell(ctx: RunContext, cell: Cell, label: str, until: Step = "leaderboard") -> None:
     """Train, respond, and judge with those that need no model or server, each where it is not done."""
-    if cell.kind == "trained" and not training.train_stage(shop, cell).done():
-        shop.release()  # the device's memory is the training's
-        training.train(shop, cell, label)
+    if cell.kind == "trained" and not training.train_stage(ctx, cell).done():
+        ctx.release()  # the device's memory is the training's
+        training.train(ctx, cell, label)
     if until == "train":
         return
-    for one in (cell, *plan.epochs(shop.config, cell)):
+    for one in (cell, *plan.epochs(ctx.config, cell)):
         name = f"{label} · epoch {one.epoch}" if one.epoch else label
-        tasks = unanswered(shop, one)
+        tasks = unanswered(ctx, one)
         if tasks:
-            generation.respond(shop, one, tasks, name)
+            generation.respond(ctx, one, tasks, name)
         if until != "respond":
-            judging.judge_cell(JudgeSession(shop), one, judging.pick_light(shop.config.judges), name)
+            judging.judge_cell(JudgeSession(ctx), one, judging.pick_light(ctx.config.judges), name)
 
 
-def attempt(shop: RunContext, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
+def attempt(ctx: RunContext, cell: Cell, label: str, until: Step, debug: bool) -> Outcome:
     """Run one cell; its failure becomes one line, with the traceback in an error.log."""
     piece = cell.kind != "trained" and len(cell.tasks) == 1  # other parts may be under way
     place = cell.folder / (cell.tasks[0] if piece else "") / "error.log"
-    log = shop.out / place
+    log = ctx.out / place
     failure, full = None, False
     try:
-        shop.import_libraries()
+        ctx.import_libraries()
         if cell.kind == "trained":
-            training.import_trainer(shop)
-        run_cell(shop, cell, label, until)
+            training.import_trainer(ctx)
+        run_cell(ctx, cell, label, until)
         log.unlink(missing_ok=True)
     except (Exception, SystemExit) as error:  # the second: of a plugin, and not how this command ends
         if debug:
@@ -104,6 +104,6 @@ def attempt(shop: RunContext, cell: Cell, label: str, until: Step, debug: bool) 
             said = plugin_code.told(error) or f"{type(error).__name__}: {shortened(error, 200)}"
             failure = f"{said} (traceback: {place} in the run's folder)"
         with contextlib.suppress(Exception):  # it may be the engine's process that died
-            shop.release()  # the next cell gets another
-    clock, shop.clock = shop.clock, dict.fromkeys(shop.clock, 0.0)
+            ctx.release()  # the next cell gets another
+    clock, ctx.clock = ctx.clock, dict.fromkeys(ctx.clock, 0.0)
     return Outcome(cell, failure, full, clock)

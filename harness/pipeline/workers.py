@@ -49,8 +49,8 @@ def run_cells(
 
             outcomes = ray_cluster.run_cells(config, out, todo, labels, until, debug, display)
         elif jobs == 1:
-            shop = RunContext(config, out, Reporter(display.show))
-            outcomes = _in_this_process(shop, todo, labels, until, debug, announce)
+            ctx = RunContext(config, out, Reporter(display.show))
+            outcomes = _in_this_process(ctx, todo, labels, until, debug, announce)
         else:
             outcomes = _in_workers(config, out, todo, labels, until, debug, announce, jobs, display)
         with contextlib.closing(outcomes):
@@ -62,21 +62,21 @@ def run_cells(
 
 
 def _in_this_process(
-    shop: RunContext,
+    ctx: RunContext,
     todo: Sequence[Cell],
     labels: Mapping[Path, str],
     until: Step,
     debug: bool,
     announce: Sequence[Cell],
 ) -> Generator[Outcome, None, None]:
-    settle_allocator(shop.config.training)
+    settle_allocator(ctx.config.training)
     if announce:
-        _announce(shop, announce, 1, until)
+        _announce(ctx, announce, 1, until)
     try:
         for cell in todo:
-            yield attempt(shop, cell, labels[cell.folder], until, debug)
+            yield attempt(ctx, cell, labels[cell.folder], until, debug)
     finally:
-        shop.release()
+        ctx.release()
 
 
 def _in_workers(
@@ -202,16 +202,16 @@ def _quiet_start() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _announce(shop: RunContext, todo: Sequence[Cell], jobs: int, until: Step) -> None:
+def _announce(ctx: RunContext, todo: Sequence[Cell], jobs: int, until: Step) -> None:
     """Say how long it will take; a forecast that fails must not stop the work."""
     with contextlib.suppress(Exception):
-        found = forecast.forecast(shop, todo, jobs, until)
-        shop.reporter.send(("note", None, found.time()))
+        found = forecast.forecast(ctx, todo, jobs, until)
+        ctx.reporter.send(("note", None, found.time()))
         if found.seconds is not None and not (found.absent or found.without_answers):
             expected: dict[str, float] = defaultdict(float)
             for cell, seconds in zip(todo, found.each, strict=True):
                 expected[str(cell.folder)] += seconds
-            shop.reporter.send(("forecast", None, found.seconds, dict(expected), jobs))
+            ctx.reporter.send(("forecast", None, found.seconds, dict(expected), jobs))
 
 
 def _serve(
@@ -232,17 +232,17 @@ def _serve(
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
     settle_allocator(config.training)
-    shop = RunContext(config, out, Reporter(parent.send))
-    shop.jobs = jobs
+    ctx = RunContext(config, out, Reporter(parent.send))
+    ctx.jobs = jobs
     if announce:
-        _announce(shop, announce, jobs, until)
+        _announce(ctx, announce, jobs, until)
     while True:
         try:
             cell, label = parent.recv()
         except EOFError:
-            shop.release()
+            ctx.release()
             return
-        parent.send(attempt(shop, cell, label, until, debug))
+        parent.send(attempt(ctx, cell, label, until, debug))
 
 
 def _end_with(sentinel: int) -> None:

@@ -312,12 +312,12 @@ def without(*packages: str) -> Iterator[None]:
             sys.modules.pop(package, None)
 
 
-def choose_engine(shop: RunContext) -> str:
+def choose_engine(ctx: RunContext) -> str:
     """The engine that suits the run's base model on its device."""
 
     def weights() -> int | None:
-        if not checkpoints.is_here(shop.config.model):
+        if not checkpoints.is_here(ctx.config.model):
             return None
-        return sum(file.stat().st_size for file in shop.seed_folder.glob("*.safetensors"))
+        return sum(file.stat().st_size for file in ctx.seed_folder.glob("*.safetensors"))
 
-    return select.chosen(shop.config.responses, shop.device, weights)
+    return select.chosen(ctx.config.responses, ctx.device, weights)

@@ -34,13 +34,13 @@ GROWING = (
 APART = ("name", "note", "paper", "cache", "alignment", "aligned")  # what they do shows in the base model
 
 
-def find_fixed(shop: RunContext) -> dict[str, Any]:
+def find_fixed(ctx: RunContext) -> dict[str, Any]:
     """What cannot change within a run folder: flat, so that a difference can be named."""
-    config = shop.config
+    config = ctx.config
     by_content = {"model", "train_data", "columns", "mix", "safety_data", "data"}
     values = config.model_dump(mode="json", exclude={*GROWING, *by_content, *APART})
     values["training"] = config.training.identity()
-    values["responses"] = select.settings_of_answers(config.responses, shop.engine_name)
+    values["responses"] = select.settings_of_answers(config.responses, ctx.engine_name)
     values["responses"]["part"] = config.responses.part
     if config.responses.part != "all":
         values["responses"]["validation_share"] = config.responses.validation_share
@@ -50,8 +50,8 @@ def find_fixed(shop: RunContext) -> dict[str, Any]:
             flat |= {f"{key}.{inner}": inner_value for inner, inner_value in value.items()}
         else:
             flat[key] = value
-    flat["model"] = content_hash(shop.seed_fingerprint)
-    flat["engine"] = shop.engine_name
+    flat["model"] = content_hash(ctx.seed_fingerprint)
+    flat["engine"] = ctx.engine_name
     flat |= _find_train_data(config)
     if config.safety_data:
         flat["safety_data"] = loading.source_hash(config.safety_data)

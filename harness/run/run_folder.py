@@ -91,12 +91,12 @@ def open_run(out: Path) -> Iterator[RunConfig]:
         yield stored_config(out)
 
 
-def join(shop: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConfig:
+def join(ctx: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConfig:
     """Start a run's record, or extend the one that is there. Another model, data or budget is refused, and
     what only the record asks for (trust.py), as far as ``steps`` would take it."""
-    config, out = shop.config, shop.out
+    config, out = ctx.config, ctx.out
     chosen = (plan.SEED, *(name for name in plan.methods(config) if name not in config.variants))
-    now = find_fixed(shop)
+    now = find_fixed(ctx)
     kept: dict[str, Any] = {}
     before = stored_config(out) if (out / "run.json").exists() else None
     if before is None:
@@ -112,14 +112,14 @@ def join(shop: RunContext, steps: Collection[trust.Step] = trust.ALL) -> RunConf
                 f"What differs: {'; '.join(differing)}"
             )
         config = joining.extend(record["config"], before, config, chosen)
-        trust.check(config, before, out, shop.config, steps)
-    config = config.model_copy(update={"engine": shop.engine_name})
+        trust.check(config, before, out, ctx.config, steps)
+    config = config.model_copy(update={"engine": ctx.engine_name})
     trust.remember(config, out, before)
-    write_json_atomic(out / "run.json", {**_record(shop, config), "fixed": now, **kept})
+    write_json_atomic(out / "run.json", {**_record(ctx, config), "fixed": now, **kept})
     return config
 
 
-def _record(shop: RunContext, config: RunConfig) -> dict[str, Any]:
+def _record(ctx: RunContext, config: RunConfig) -> dict[str, Any]:
     """What run.json says of the command, the machine and the packages."""
     return {
         "config": config.model_dump(mode="json"),
@@ -128,7 +128,7 @@ def _record(shop: RunContext, config: RunConfig) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "harness": __version__,
         "commit": _commit(),
-        "libraries": shop.libraries,
+        "libraries": ctx.libraries,
         "python": platform.python_version(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
     }

@@ -144,15 +144,15 @@ def _gain(
 
 
 def _workshop(settings: RunConfig) -> RunContext:
-    shop = RunContext(settings, Path())
-    shop.import_libraries()
-    return shop
+    ctx = RunContext(settings, Path())
+    ctx.import_libraries()
+    return ctx
 
 
 def _answered(settings: RunConfig) -> float:
     """The share of the benign test requests that are answered in full."""
-    shop = _workshop(settings)
-    engine = shop.engine(shop.seed_checkpoint)
+    ctx = _workshop(settings)
+    engine = ctx.engine(ctx.seed_checkpoint)
     requests = [row["instruction"] for row in data.howto("test")]
     prompts = [
         chat.prompt_ids(engine.tokenizer, (Message("system", SAFETY_SYSTEM), Message("user", request)))
@@ -168,9 +168,9 @@ def _jsr_by_depth(settings: RunConfig) -> dict[int, float]:
     found = {}
     for depth in DEPTHS:
         safety = settings.safety.model_copy(update={"prefill_tokens": depth})
-        shop = _workshop(settings.model_copy(update={"safety": safety}))
-        engine = shop.engine(shop.seed_checkpoint)
-        rows = answering.respond_rows(shop, engine, shop.benchmark(safety.prefill_task), "")[0]
+        ctx = _workshop(settings.model_copy(update={"safety": safety}))
+        engine = ctx.engine(ctx.seed_checkpoint)
+        rows = answering.respond_rows(ctx, engine, ctx.benchmark(safety.prefill_task), "")[0]
         found[depth] = sum(row["metrics"]["safe"] for row in rows) / len(rows)
     return found
 
@@ -179,14 +179,14 @@ def _reworded(
     settings: RunConfig, task: str, out: Path, quiet: Console
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Vanilla on the task's own rows with a neutral sentence in every prompt."""
-    shop = RunContext(settings, Path())
+    ctx = RunContext(settings, Path())
     rows = [
         {
             "messages": [
                 dataclasses.asdict(m) for m in e.with_instruction(f"{e.instruction} {NEUTRAL}").messages
             ]
         }
-        for e in shop.examples(shop.train_task(task))
+        for e in ctx.examples(ctx.train_task(task))
     ]
     out.mkdir(parents=True)
     train_data = out / "rows.jsonl"

@@ -31,7 +31,7 @@ FILE = "continuations.jsonl"
 
 
 def prepare(
-    shop: RunContext,
+    ctx: RunContext,
     task: TrainTask,
     method: Method,
     cell: Cell,
@@ -51,15 +51,15 @@ def prepare(
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> list[str]:
-        prompts, opened = build_prompts(shop, conversations, opening)
+        prompts, opened = build_prompts(ctx, conversations, opening)
         decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
-        made, found = continue_prompts(shop, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
+        made, found = continue_prompts(ctx, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
         _charge(record, prompts, made, found)
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
-    given = shop.examples(task) if examples is None else list(examples)
-    prepared = method.prepare(given, make_context(shop, task, method, cell, generate, record))
+    given = ctx.examples(task) if examples is None else list(examples)
+    prepared = method.prepare(given, make_context(ctx, task, method, cell, generate, record))
     hook_checks.check_prepared(method, prepared)
     hook_checks.check_record(method, record)
     return prepared, record
@@ -80,16 +80,16 @@ def _charge(
 
 
 def build_prompts(
-    shop: RunContext, conversations: Sequence[Sequence[Message]], opening: str
+    ctx: RunContext, conversations: Sequence[Sequence[Message]], opening: str
 ) -> tuple[list[list[int]], list[int]]:
     """The ids that the base model continues, and those at their end with which its answers are opened."""
-    tokenizer = shop.seed_tokenizer
+    tokenizer = ctx.seed_tokenizer
     opened = chat.token_ids(tokenizer, opening) if opening else []
     return [chat.prompt_ids(tokenizer, turns) + opened for turns in conversations], opened
 
 
 def make_context(
-    shop: RunContext,
+    ctx: RunContext,
     task: TrainTask,
     method: Method,
     cell: Cell,
@@ -98,17 +98,17 @@ def make_context(
 ) -> PrepareContext:
     """What a method's ``prepare`` is handed; ``generate``: the base model's writing."""
     return PrepareContext(
-        tokenizer=shop.seed_tokenizer,
+        tokenizer=ctx.seed_tokenizer,
         train_task=task,
         generate=generate,
         rng=random.Random(f"{cell.seed} prepare"),
         record={} if record is None else record,
-        safety_examples=shop.safety_examples(task) if method.needs_safety_data else (),
+        safety_examples=ctx.safety_examples(task) if method.needs_safety_data else (),
     )
 
 
 def continue_prompts(
-    shop: RunContext,
+    ctx: RunContext,
     prompts: list[list[int]],
     opened: list[int],
     max_tokens: int,
@@ -122,42 +122,42 @@ def continue_prompts(
     Batches are fixed by the prompts, so that a resumed distillation equals one that was not stopped.
     """
     inputs = {
-        **_describe_maker(shop),
+        **_describe_maker(ctx),
         "max_tokens": max_tokens,
         "decoding": decoding,
         "prompts": content_hash(prompts),  # a marker holds its inputs, and these are millions of ids
         "opened": opened,
     }
-    stage = shop.cache.entry(KIND, inputs, [FILE])
+    stage = ctx.cache.entry(KIND, inputs, [FILE])
     stage.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(stage)
     with FileLock(stage.folder / ".lock"):
         found = stage.done()
         if not found:
             rows = journal.rows()
-            with cost(shop.device) as making:
-                _make_missing(shop, prompts, opened, rows, max_tokens, decoding, journal, label)
+            with cost(ctx.device) as making:
+                _make_missing(ctx, prompts, opened, rows, max_tokens, decoding, journal, label)
             peak = {"peak_memory_bytes": making.peak_memory_bytes}
             stage.run(lambda scratch: write_jsonl_atomic(scratch / FILE, (row | peak for row in rows)))
         journal.remove()
     return read_jsonl(stage.folder / FILE), found
 
 
-def _describe_maker(shop: RunContext) -> dict[str, Any]:
+def _describe_maker(ctx: RunContext) -> dict[str, Any]:
     """What the base model's writing depends on besides what it is asked."""
     return {
         "version": VERSION,
-        "seed_model": shop.seed_fingerprint,
-        "engine": shop.engine_name,
-        "dtype": shop.config.responses.dtype,
-        "batch_size": shop.config.responses.batch_size,
-        "device": shop.device,
-        "libraries": shop.libraries,
+        "seed_model": ctx.seed_fingerprint,
+        "engine": ctx.engine_name,
+        "dtype": ctx.config.responses.dtype,
+        "batch_size": ctx.config.responses.batch_size,
+        "device": ctx.device,
+        "libraries": ctx.libraries,
     }
 
 
 def _make_missing(
-    shop: RunContext,
+    ctx: RunContext,
     prompts: list[list[int]],
     opened: list[int],
     rows: list[dict[str, Any]],
@@ -167,8 +167,8 @@ def _make_missing(
     label: str,
 ) -> None:
     """Generate the batches that ``rows`` lack, and append each to ``rows`` and the journal as it is done."""
-    shop.import_libraries()
-    engine = shop.engine(shop.seed_checkpoint)
+    ctx.import_libraries()
+    engine = ctx.engine(ctx.seed_checkpoint)
     fewer: list[int] = []  # prompts at once, where memory asked for it
     batches = engine.plan(prompts)
 
@@ -180,18 +180,18 @@ def _make_missing(
             seed=int(content_hash([decoding["seed"], batch])[:8], 16),
             came_down_to=tuple(fewer),
             on_fewer=fewer.append,
-            on_note=lambda line: shop.reporter.send(("note", None, f"{label}  {line}")),
+            on_note=lambda line: ctx.reporter.send(("note", None, f"{label}  {line}")),
         )
 
-    with shop.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
+    with ctx.reporter.bar(label, len(prompts), "answers") as advance, journal.writing(rows) as write:
         advance(sum(len(batch) for batch in batches[: len(rows)]))
         for batch in batches[len(rows) :]:
             row = _continue(engine, prompts, opened, batch, ask(batch))
-            shop.clock["generation"] += row["seconds"]
+            ctx.clock["generation"] += row["seconds"]
             rows.append(row)
             write(row)
             advance(len(batch))
-    shop.release()  # the training that follows wants the device's memory
+    ctx.release()  # the training that follows wants the device's memory
 
 
 def _continue(

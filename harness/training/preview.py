@@ -33,26 +33,26 @@ def prepared(
 
 
 def _prepared(
-    shop: RunContext,
+    ctx: RunContext,
     config: RunConfig,
     method: str,
     task: TrainTask,
     chosen: Sequence[Example] | None = None,
 ) -> tuple[Any, Sequence[Example], list[Example]]:
     made = resolve(config).make_method(method)
-    given = shop.examples(task) if chosen is None else chosen
+    given = ctx.examples(task) if chosen is None else chosen
     if type(made).prepare is Method.prepare:  # nothing to do, nothing to load
-        return shop.seed_tokenizer, given, list(given)
+        return ctx.seed_tokenizer, given, list(given)
     cell = Cell("trained", method, task.name, config.seeds[0], Path(), ())
-    return shop.seed_tokenizer, given, preparation.prepare(shop, task, made, cell, method, given)[0]
+    return ctx.seed_tokenizer, given, preparation.prepare(ctx, task, made, cell, method, given)[0]
 
 
 def show(config: RunConfig, method: str, train_task: str, index: int, console: Console) -> None:
     """Print one training example token by token, and its counts. ``index`` counts the task's rows (all of
     them, whatever the recipe's budget), then those that are mixed in."""
     task = resolve(config).train_task(train_task)
-    shop = RunContext(_limited(config, None if config.mix else index + 1), Path())
-    rows = shop.examples(task)
+    ctx = RunContext(_limited(config, None if config.mix else index + 1), Path())
+    rows = ctx.examples(task)
     if index >= len(rows):
         raise HarnessError(f"--index {index}: there are {len(rows):,} rows, counted from 0")
     alone = [rows[index]]  # the method prepares no other
@@ -81,7 +81,7 @@ def show(config: RunConfig, method: str, train_task: str, index: int, console: C
         legend.append(f"{mark}{kind}{ENDS.get(mark, '')}", style=STYLES[kind])
         legend.append(f" {kinds.count(kind)} tokens   ")
     console.print(legend)
-    for line in shop.unused(task).lines():
+    for line in ctx.unused(task).lines():
         console.print(Text(line), soft_wrap=True)
 
 
@@ -119,12 +119,12 @@ def export(
         raise HarnessError(f"{out} is a folder; give a file to write")
     task = resolve(config).train_task(train_task)
     config = _limited(config, limit)
-    shop = RunContext(config, Path())
-    _, _, examples = _prepared(shop, config, method, task)
+    ctx = RunContext(config, Path())
+    _, _, examples = _prepared(ctx, config, method, task)
     write_jsonl_atomic(
         out,
         ({"messages": [dataclasses.asdict(message) for message in e.messages]} for e in examples),
     )
-    for line in shop.unused(task).lines():
+    for line in ctx.unused(task).lines():
         told(line)
     return len(examples)

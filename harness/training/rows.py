@@ -29,35 +29,35 @@ class TrainingRows:
     peak_memory_bytes: int
 
 
-def training_rows(shop: RunContext, cell: Cell, method: Method, label: str) -> TrainingRows:
+def training_rows(ctx: RunContext, cell: Cell, method: Method, label: str) -> TrainingRows:
     """Prepare and tokenize a cell's rows, and tell what of them is not used. Raises HarnessError where
     nothing is left."""
-    task, settings = shop.train_task(cell), shop.config.row(cell.method).training
+    task, settings = ctx.train_task(cell), ctx.config.row(cell.method).training
 
     def tell(line: str) -> None:
-        shop.reporter.send(("note", None, line))
+        ctx.reporter.send(("note", None, line))
 
-    with cost(shop.device) as preparation:
-        prepared, record = prepare(shop, task, method, cell, label)
+    with cost(ctx.device) as preparation:
+        prepared, record = prepare(ctx, task, method, cell, label)
     if record.get("note"):
         tell(f"{label}  {record['note']}")
     if not prepared:
-        given = len(shop.examples(task))
+        given = len(ctx.examples(task))
         raise HarnessError(f"method '{cell.method}': prepare returned no examples ({given:,} given)")
     # The model's context counts too: positions beyond it have no row, or were never learnt.
-    context = checkpoints.context_of(shop.seed_folder)
+    context = checkpoints.context_of(ctx.seed_folder)
     max_length = min(settings.max_length or task.max_length, context)
-    encoded, lengths = encode_all(shop.seed_tokenizer, prepared, max_length, settings.too_long)
+    encoded, lengths = encode_all(ctx.seed_tokenizer, prepared, max_length, settings.too_long)
     if any(lengths.values()):
         tell(_length_note(label, len(prepared), max_length, context, lengths))
-    unused, unused_safety = shop.unused(task), Unused()
-    safety = shop.safety_examples(task, unused_safety) if method.needs_safety_data else []
+    unused, unused_safety = ctx.unused(task), Unused()
+    safety = ctx.safety_examples(task, unused_safety) if method.needs_safety_data else []
     for line in (*unused.lines(), *(f"safety data: {line}" for line in unused_safety.lines())):
         tell(f"{label}  {line}")
     return TrainingRows(
         examples=encoded,
         safety_examples=(
-            encode_all(shop.seed_tokenizer, safety, max_length, settings.too_long)[0] if safety else []
+            encode_all(ctx.seed_tokenizer, safety, max_length, settings.too_long)[0] if safety else []
         ),
         prepared=len(prepared),
         lengths=lengths,

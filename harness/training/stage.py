@@ -36,16 +36,16 @@ def system_prompt(config: RunConfig, cell: Cell) -> Callable[[str | None], str |
     return resolve(config).method(cell.method).inference_system_prompt
 
 
-def train_stage(shop: RunContext, cell: Cell) -> Stage:
+def train_stage(ctx: RunContext, cell: Cell) -> Stage:
     """The training of a cell, with all that its result depends on."""
-    shop = shop.of(cell.method)
-    task = shop.train_task(cell)
-    row = shop.config.row(cell.method)
-    method = shop.method(cell.method)
+    ctx = ctx.of(cell.method)
+    task = ctx.train_task(cell)
+    row = ctx.config.row(cell.method)
+    method = ctx.method(cell.method)
     inputs = {
         "version": TRAIN_VERSION,
-        "seed_model": shop.seed_fingerprint,
-        "examples": shop.examples_hash(task),
+        "seed_model": ctx.seed_fingerprint,
+        "examples": ctx.examples_hash(task),
         "train_task": {"name": task.name, "version": task.version, "max_length": task.max_length},
         "rewrite": [
             task.rewrite.system_prompt,
@@ -53,31 +53,31 @@ def train_stage(shop: RunContext, cell: Cell) -> Stage:
             task.rewrite.opening,
             task.rewrite.max_tokens,
         ],
-        "method": {"name": row.method, "version": method.version, "options": _options(shop, method)}
+        "method": {"name": row.method, "version": method.version, "options": _options(ctx, method)}
         | plugin_files.sha256("method", row.method),
-        "training": row.training.identity() | {"device": shop.device},
-        "snapshots": shop.config.eval_every_epoch,
-        "generation": {"batch_size": shop.config.responses.batch_size, "dtype": shop.config.responses.dtype},
+        "training": row.training.identity() | {"device": ctx.device},
+        "snapshots": ctx.config.eval_every_epoch,
+        "generation": {"batch_size": ctx.config.responses.batch_size, "dtype": ctx.config.responses.dtype},
         "seed": cell.seed,
-        "libraries": shop.libraries,
+        "libraries": ctx.libraries,
     }
     if row.training.compile:
         inputs["compiled"] = "layers"  # it was the whole model once, in TF32
     if method.needs_safety_data:
-        inputs["safety_examples"] = shop.safety_examples_hash(task)
-    epochs = range(1, row.training.epochs) if shop.config.eval_every_epoch else ()
+        inputs["safety_examples"] = ctx.safety_examples_hash(task)
+    epochs = range(1, row.training.epochs) if ctx.config.eval_every_epoch else ()
     snapshots = [f"epoch-{epoch}" for epoch in epochs]
     folder = cell.folder.parent if cell.kind == "epoch" else cell.folder
     outputs = ["checkpoint", "training.json", "loss.svg", *snapshots]
-    return Stage(shop.out / folder, "train", inputs, outputs)
+    return Stage(ctx.out / folder, "train", inputs, outputs)
 
 
-def _options(shop: RunContext, method: Method) -> dict[str, Any]:
+def _options(ctx: RunContext, method: Method) -> dict[str, Any]:
     """A method's options, its defaults too; models that they name by their content."""
 
     def told(value: Any) -> Any:
         if isinstance(value, ModelRef):
-            return {"model": shop.other_model(value).sha256}
+            return {"model": ctx.other_model(value).sha256}
         if isinstance(value, Mapping):
             return {name: told(one) for name, one in value.items()}
         if isinstance(value, list | tuple):
@@ -88,75 +88,75 @@ def _options(shop: RunContext, method: Method) -> dict[str, Any]:
     return {field.name: told(getattr(method, field.name)) for field in fields if field.init}
 
 
-def import_trainer(shop: RunContext) -> None:
+def import_trainer(ctx: RunContext) -> None:
     """Import the trainer before it is needed, so that its seconds are known."""
     start = time.perf_counter()
     from harness.training import trainer  # noqa: F401
 
-    shop.clock["imports"] += time.perf_counter() - start
+    ctx.clock["imports"] += time.perf_counter() - start
 
 
-def train(shop: RunContext, cell: Cell, label: str) -> None:
+def train(ctx: RunContext, cell: Cell, label: str) -> None:
     """Base model and data to ``checkpoint/`` and ``training.json``.
 
     What a restart needs lies in ``.training/`` until the stage is done.
     """
-    shop = shop.of(cell.method)
-    stage = train_stage(shop, cell)
+    ctx = ctx.of(cell.method)
+    stage = train_stage(ctx, cell)
     folder = job_folder(stage)
 
     def work(scratch: Path) -> None:
-        method = resolve(shop.config).make_method(cell.method)
-        rows = training_rows(shop, cell, method, label)
-        job = _job(shop, cell, method, rows, folder)
+        method = resolve(ctx.config).make_method(cell.method)
+        rows = training_rows(ctx, cell, method, label)
+        job = _job(ctx, cell, method, rows, folder)
         shutil.rmtree(job.output, ignore_errors=True)
         crash.point("training.restarted", stage.marker)
-        result = _trained(shop, job, label)
-        _collect_weights(shop, job, scratch)
+        result = _trained(ctx, job, label)
+        _collect_weights(ctx, job, scratch)
         charts.loss_curve(result["losses"], f"{cell.label}: loss by step", scratch / "loss.svg")
-        write_json_atomic(scratch / "training.json", _record(shop, cell, job, rows, result))
+        write_json_atomic(scratch / "training.json", _record(ctx, cell, job, rows, result))
 
     stage.run(work)
     shutil.rmtree(folder, ignore_errors=True)
     crash.point("training.removed", stage.marker)
 
 
-def _job(shop: RunContext, cell: Cell, method: Method, rows: TrainingRows, folder: Path) -> TrainJob:
-    row = shop.config.row(cell.method)
+def _job(ctx: RunContext, cell: Cell, method: Method, rows: TrainingRows, folder: Path) -> TrainJob:
+    row = ctx.config.row(cell.method)
     return TrainJob(
         folder=folder,
-        seed_model=shop.seed_folder,
-        identity={"model": shop.seed_fingerprint, "libraries": shop.libraries, "device": shop.device},
+        seed_model=ctx.seed_folder,
+        identity={"model": ctx.seed_fingerprint, "libraries": ctx.libraries, "device": ctx.device},
         method=row.method,
         options=row.options,
-        settings=row.training.model_copy(update={"device": shop.device}),
+        settings=row.training.model_copy(update={"device": ctx.device}),
         seed=cell.seed or 0,
         examples=rows.examples,
         safety_examples=rows.safety_examples,
-        cache=shop.cache.folder,
-        snapshots=shop.config.eval_every_epoch,
-        threads=shop.config.threads,
-        models={name: shop.other_model(name).folder for name in model_refs(method)},
+        cache=ctx.cache.folder,
+        snapshots=ctx.config.eval_every_epoch,
+        threads=ctx.config.threads,
+        models={name: ctx.other_model(name).folder for name in model_refs(method)},
     )
 
 
-def _trained(shop: RunContext, job: TrainJob, label: str) -> dict[str, Any]:
+def _trained(ctx: RunContext, job: TrainJob, label: str) -> dict[str, Any]:
     """The trainer's record; what a user should know of it is told."""
     settings = job.settings
     several = settings.num_processes > 1 or settings.launcher
     steps = -(-len(job.examples) * settings.epochs // settings.batch_size)
     start = time.perf_counter()
-    with shop.reporter.bar(f"{label}  train", steps, "steps") as advance:
+    with ctx.reporter.bar(f"{label}  train", steps, "steps") as advance:
         result = (launch if several else run)(job, lambda step, of: advance(1))
-    shop.clock["training"] += time.perf_counter() - start
+    ctx.clock["training"] += time.perf_counter() - start
     notes = [_memory_note(label, **fewer) for fewer in result["out_of_memory"]]
     for line in (*notes, *agreement_notes(label, result["agreement"])):
-        shop.reporter.send(("note", None, line))
+        ctx.reporter.send(("note", None, line))
     return result
 
 
 def _record(
-    shop: RunContext, cell: Cell, job: TrainJob, rows: TrainingRows, result: dict[str, Any]
+    ctx: RunContext, cell: Cell, job: TrainJob, rows: TrainingRows, result: dict[str, Any]
 ) -> dict[str, Any]:
     """What training.json holds. Preparation is what the base model wrote and scored for the method, and
     loading other models before the first step."""
@@ -182,7 +182,7 @@ def _record(
         "preparation_seconds": round(preparation_s, 3),
         "preparation_flops": preparation_flops,
         "preparation": made,
-        "jobs": shop.jobs,  # seconds of one of several trainings at once are not its own
+        "jobs": ctx.jobs,  # seconds of one of several trainings at once are not its own
     }
 
 
@@ -238,7 +238,7 @@ def job_folder(stage: Stage) -> Path:
     return folder
 
 
-def _collect_weights(shop: RunContext, job: TrainJob, scratch: Path) -> None:
+def _collect_weights(ctx: RunContext, job: TrainJob, scratch: Path) -> None:
     """The checkpoint, merged if the recipe says so, and the epochs' into the stage's outputs."""
     found = {"checkpoint": job.output / "checkpoint"}
     found |= {f"{path.name}/checkpoint": path for path in sorted((job.folder / "state").glob("epoch-*"))}
@@ -246,7 +246,7 @@ def _collect_weights(shop: RunContext, job: TrainJob, scratch: Path) -> None:
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if job.settings.merge:
-            checkpoints.merge(shop.seed_folder, source, job.settings.dtype, target)
+            checkpoints.merge(ctx.seed_folder, source, job.settings.dtype, target)
         else:
             os.replace(source, target)
             crash.point("training.collected", source)

@@ -52,11 +52,11 @@ def compared(what: str, config: Any, out: Path) -> dict[str, Any]:
     from harness.run.context import RunContext
 
     kind, only = ("trained", ()) if what == "train" else ("seed", ("short",))
-    shop = RunContext(config, out)
+    ctx = RunContext(config, out)
     cells = [plan.limited(cell, only) for cell in plan.cells(config) if cell.kind == kind]
-    shop.import_libraries()
+    ctx.import_libraries()
     budget = TimeBudget()
-    found = forecast.forecast(shop, cells, 1, what, budget)  # type: ignore[arg-type]
+    found = forecast.forecast(ctx, cells, 1, what, budget)  # type: ignore[arg-type]
     probe_s, start = budget.spent(), time.perf_counter()
     with (out.parent / f"{what}.log").open("w", encoding="utf-8") as log:
         compare.compare(config, out, Console(file=log), until=what, kinds=(kind,), only=only)

@@ -76,15 +76,15 @@ def stubs(clock: Clock) -> None:
     from harness.storage.files import write_json_atomic, write_jsonl_atomic, write_text_atomic
     from harness.training import stage as training
 
-    def train(shop: Any, cell: Any, label: str) -> None:
+    def train(ctx: Any, cell: Any, label: str) -> None:
         def work(scratch: Path) -> None:
             write_json_atomic(scratch / "checkpoint" / "config.json", str(cell.folder))
             write_json_atomic(scratch / "training.json", made_run.training(cell, random.Random(1)))
             write_text_atomic(scratch / "loss.svg", "<svg/>")
 
-        training.train_stage(shop, cell).run(work)
+        training.train_stage(ctx, cell).run(work)
 
-    def respond(shop: Any, cell: Any, tasks: Any, label: str) -> None:
+    def respond(ctx: Any, cell: Any, tasks: Any, label: str) -> None:
         for task in tasks:
             safety, draws = task in cell.safety_tasks, random.Random(f"{cell.folder} {task}")
             rows = [made_run.answer(task, n, ("made",) * safety, None, 0.5, draws) for n in range(DOCUMENTS)]
@@ -94,7 +94,7 @@ def stubs(clock: Clock) -> None:
                 record = {"source": "stub", "version": "1", "documents": DOCUMENTS, "sha256": ""}
                 write_json_atomic(scratch / "task.json", record)
 
-            generation.respond_stage(shop, cell, task).run(work)
+            generation.respond_stage(ctx, cell, task).run(work)
 
     training.train, generation.respond = clock.within("stubs", train), clock.within("stubs", respond)
     judging.judge_cell = clock.within("judging", judging.judge_cell)

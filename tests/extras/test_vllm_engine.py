@@ -58,7 +58,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+def ctx(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     return RunContext(RunConfig(), tmp_path_factory.mktemp("run"))
 
 
@@ -112,8 +112,8 @@ def alike(one: list[Any], other: list[Any]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def rows(shop: RunContext, engine: Any, task: str) -> list[dict[str, Any]]:
-    return answering.respond_rows(shop, engine, benchmarks.get(task), task)[0]
+def rows(ctx: RunContext, engine: Any, task: str) -> list[dict[str, Any]]:
+    return answering.respond_rows(ctx, engine, benchmarks.get(task), task)[0]
 
 
 def rates(found: list[dict[str, Any]]) -> dict[str, float]:
@@ -132,13 +132,13 @@ def rates(found: list[dict[str, Any]]) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_whole_tasks_are_answered_as_transformers_answers_them(
-    shop: RunContext, ours: HFEngine, engine: VLLMEngine, url: str, task: str
+    ctx: RunContext, ours: HFEngine, engine: VLLMEngine, url: str, task: str
 ) -> None:
     served = OpenAIEngine.open(
         MINI, ResponsesConfig(server=url, in_flight=64), "cpu"
     )  # its tokenizer is the checkpoint's
     try:
-        by_hf, by_vllm, by_server = (rows(shop, one, task) for one in (ours, engine, served))
+        by_hf, by_vllm, by_server = (rows(ctx, one, task) for one in (ours, engine, served))
     finally:
         served.close()
     assert len(by_hf) == TASKS[task]
@@ -152,7 +152,7 @@ def test_whole_tasks_are_answered_as_transformers_answers_them(
 
 
 def test_every_engine_is_given_the_same_ids(
-    ours: HFEngine, engine: VLLMEngine, url: str, shop: RunContext, monkeypatch: pytest.MonkeyPatch
+    ours: HFEngine, engine: VLLMEngine, url: str, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Caught where they leave us: model.generate, vLLM's RequestOutput, the server's reply."""
     seen: list[list[int]] = []
@@ -179,7 +179,7 @@ def test_every_engine_is_given_the_same_ids(
     monkeypatch.setattr(served._service, "ask", echoed)
     try:
         for task in TASKS:
-            document = lm_tasks.open_task(shop, ours, benchmarks.get(task))
+            document = lm_tasks.open_task(ctx, ours, benchmarks.get(task))
             document.build_all_requests(
                 limit=1, apply_chat_template=True, chat_template=asking(ours).apply_chat_template
             )

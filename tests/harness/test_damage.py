@@ -44,16 +44,16 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 def stages(run: Path) -> dict[Path, Stage]:
     """Every stage of the two cells, by marker."""
     config = run_folder.stored_config(run)
-    shop = RunContext(config, run)
-    session = JudgeSession(shop)
+    ctx = RunContext(config, run)
+    session = JudgeSession(ctx)
     found = []
     for cell in plan.cells(config):
         if cell.folder not in CELLS:
             continue
         if cell.kind == "trained":
-            found.append(training.train_stage(shop, cell))
+            found.append(training.train_stage(ctx, cell))
         for task in cell.tasks:
-            found.append(generation.respond_stage(shop, cell, task))
+            found.append(generation.respond_stage(ctx, cell, task))
         for task in cell.safety_tasks:
             found.append(judging.judge_stage(session, cell, task, "mini-exact"))
     return {stage.marker.relative_to(run): stage for stage in found}

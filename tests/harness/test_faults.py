@@ -139,19 +139,19 @@ def test_an_engine_that_dies_is_not_given_to_the_next_cell(
         def close(self) -> None:
             self.dead = True
 
-    shop = RunContext(load(), tmp_path)
-    one = plan.cells(shop.config)[0]
+    ctx = RunContext(load(), tmp_path)
+    one = plan.cells(ctx.config)[0]
     monkeypatch.setattr("harness.plugins.registry.load", lambda kind, name: Dying)
-    monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
+    monkeypatch.setattr(ctx, "import_libraries", lambda **what: None)
     fails = [True, False]
 
-    def run_cell(shop: RunContext, *about: Any) -> None:
-        engine: Any = shop.engine(shop.seed_checkpoint)
+    def run_cell(ctx: RunContext, *about: Any) -> None:
+        engine: Any = ctx.engine(ctx.seed_checkpoint)
         assert not engine.dead
         if fails.pop(0):
             raise HarnessError("vLLM was killed (out of memory?)")
 
     monkeypatch.setattr(stages, "run_cell", run_cell)
-    assert stages.attempt(shop, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
-    assert stages.attempt(shop, one, "", "leaderboard", False).failure is None
+    assert stages.attempt(ctx, one, "", "leaderboard", False).failure == "vLLM was killed (out of memory?)"
+    assert stages.attempt(ctx, one, "", "leaderboard", False).failure is None
     assert [engine.dead for engine in Dying.opened] == [True, False]

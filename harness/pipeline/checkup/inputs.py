@@ -16,8 +16,8 @@ from harness.run import plan
 from harness.run.context import RunContext
 
 
-def check_models(shop: RunContext) -> Iterator[Finding]:
-    config = shop.config
+def check_models(ctx: RunContext) -> Iterator[Finding]:
+    config = ctx.config
     for name in dict.fromkeys([config.model, *config.checkpoints.values(), *other_models.named(config)]):
         if not (name.startswith(checkpoints.SERVER) or checkpoints.is_here(name)):
             yield ask_hub(name, "model")
@@ -42,14 +42,14 @@ def _check_whole(name: str) -> Finding:
     return Finding("pass", "model", f"{name} is here and whole: {checkpoint.folder}")
 
 
-def check_documents(shop: RunContext) -> Iterator[Finding]:
+def check_documents(ctx: RunContext) -> Iterator[Finding]:
     """Local files are read (by line); data sets of the hub are asked for."""
-    tasks = dict.fromkeys(task for cell in shop.cells() for task in cell.tasks)
+    tasks = dict.fromkeys(task for cell in ctx.cells() for task in cell.tasks)
     asked: dict[str, Finding] = {}
     for task in tasks:
-        benchmark = shop.benchmark(task)
-        if lm_tasks.files(shop, benchmark) and checkpoints.is_here(shop.config.model):
-            shop.load_task(task, str(shop.seed_folder))
+        benchmark = ctx.benchmark(task)
+        if lm_tasks.files(ctx, benchmark) and checkpoints.is_here(ctx.config.model):
+            ctx.load_task(task, str(ctx.seed_folder))
         elif benchmark.hub:
             path = benchmark.hub.partition("@")[0]
             asked.setdefault(path, ask_hub(path, "dataset", benchmark.local_data))
@@ -58,10 +58,10 @@ def check_documents(shop: RunContext) -> Iterator[Finding]:
         yield Finding("pass", "evaluation data", f"{len(tasks)} tasks have theirs, or can fetch it")
 
 
-def check_rows(shop: RunContext) -> Iterator[Finding]:
+def check_rows(ctx: RunContext) -> Iterator[Finding]:
     """What is trained on: files are read, by line and column; data sets of the hub are asked for."""
-    config = shop.config
-    methods = [shop.method(name) for name in plan.methods(config)]
+    config = ctx.config
+    methods = [ctx.method(name) for name in plan.methods(config)]
     if not methods:
         return
     sources = row_sources(config)
@@ -70,12 +70,12 @@ def check_rows(shop: RunContext) -> Iterator[Finding]:
         if named:
             yield ask_hub(named["name"], "dataset")
     for task in config.train_tasks:
-        train_task = shop.train_task(task)
+        train_task = ctx.train_task(task)
         source = config.train_source(task)
         if (source and not is_of_hub(source)) or config.columns_of(task):
-            yield Finding("pass", f"rows of {task}", f"{len(shop.examples(train_task)):,} from {source}")
+            yield Finding("pass", f"rows of {task}", f"{len(ctx.examples(train_task)):,} from {source}")
         if any(method.needs_safety_data for method in methods) and not is_of_hub(config.safety_data):
-            shop.safety_examples(train_task)
+            ctx.safety_examples(train_task)
 
 
 def row_sources(config: RunConfig) -> list[str | None]:

@@ -16,7 +16,7 @@ from harness.plugins import registry
 from harness.run.context import RunContext
 
 
-def check_packages(shop: RunContext) -> Iterator[Finding]:
+def check_packages(ctx: RunContext) -> Iterator[Finding]:
     yield Finding("pass", "python", f"{platform.python_version()} ({sys.executable})")
     try:
         needed = metadata.requires(registry.DISTRIBUTION) or []
@@ -41,7 +41,7 @@ def check_packages(shop: RunContext) -> Iterator[Finding]:
     if wrong:
         yield Finding("fail", "packages", "; ".join(wrong), mend)
     else:
-        shown = ", ".join(f"{name} {version}" for name, version in shop.libraries.items())
+        shown = ", ".join(f"{name} {version}" for name, version in ctx.libraries.items())
         yield Finding("pass", "packages", shown)
 
 
@@ -54,7 +54,7 @@ def read_dependencies() -> list[str]:
         return []
 
 
-def check_import_names(shop: RunContext) -> Iterator[Finding]:
+def check_import_names(ctx: RunContext) -> Iterator[Finding]:
     foreign = registry.foreign_packages()
     for what, mend in foreign:
         yield Finding("fail", "import names", what, mend)

@@ -17,15 +17,15 @@ from harness.servers import http_client
 REACH_S = 10.0  # how long a server may take to answer
 
 
-def check_engine(shop: RunContext) -> Iterator[Finding]:
-    cells = shop.cells()
-    generation.check(shop, cells)
-    names = dict.fromkeys(generation.engine_name(shop, cell) for cell in cells)
+def check_engine(ctx: RunContext) -> Iterator[Finding]:
+    cells = ctx.cells()
+    generation.check(ctx, cells)
+    names = dict.fromkeys(generation.engine_name(ctx, cell) for cell in cells)
     if not any(select.engine_class(name).remote for name in names):
         yield Finding("pass", "engine", ", ".join(names))
         return
-    servers = {shop.config.responses.server} if select.engine_class(shop.engine_name).remote else set()
-    for name in shop.config.checkpoints.values():
+    servers = {ctx.config.responses.server} if select.engine_class(ctx.engine_name).remote else set()
+    for name in ctx.config.checkpoints.values():
         server = checkpoints.checkpoint(name).server if name.startswith(checkpoints.SERVER) else None
         servers |= {server.base_url} if server else set()
     for url in sorted(filter(None, servers)):
@@ -49,11 +49,11 @@ def reach(url: str) -> Finding:
     return Finding("pass", f"server {url}", "answers" if status < 300 else f"answers {status}")
 
 
-def check_judges(shop: RunContext) -> Iterator[Finding]:
+def check_judges(ctx: RunContext) -> Iterator[Finding]:
     """Each judge's own check: its key (never shown), its server, its weights."""
-    for name in shop.config.judges:
+    for name in ctx.config.judges:
         try:
-            line = registry.make_judge(name, session.settings(shop.config)).check()
+            line = registry.make_judge(name, session.settings(ctx.config)).check()
         except HarnessError as error:
             yield Finding("fail", f"judge {name}", str(error), "or another --judge")
             continue

@@ -37,12 +37,12 @@ class Beginnings:
 class AnswerProbe:
     """Answers prompts with the base model, and foretells what all answers take."""
 
-    def __init__(self, shop: RunContext, budget: TimeBudget):
-        self.budget, self.size = budget, shop.config.responses.batch_size
+    def __init__(self, ctx: RunContext, budget: TimeBudget):
+        self.budget, self.size = budget, ctx.config.responses.batch_size
         self.speed: AnsweringSpeed | None = None
         self.model: Any = None
         self.engine: Any = None
-        self._shop = shop
+        self._ctx = ctx
 
     def measure_speed(self, model: Any, share: float) -> bool:
         """Time reading and decoding, in a ``share`` of the time that is left. False where the speed stays
@@ -53,7 +53,7 @@ class AnswerProbe:
         from harness.engines.hf import HFEngine
 
         self.model = model
-        self.engine = HFEngine(model, self._shop.seed_tokenizer, self.size)
+        self.engine = HFEngine(model, self._ctx.seed_tokenizer, self.size)
         try:
             with self.budget.part(share):
                 self.speed = AnsweringSpeed(self.budget, model, self.size, USUAL_PROMPT)

@@ -20,9 +20,9 @@ class NotProbedError(Exception):
     """Why there is no forecast of the time."""
 
 
-def check_size(shop: RunContext, parameters: int) -> None:
+def check_size(ctx: RunContext, parameters: int) -> None:
     """Raises NotProbedError for a model that is too large for a probe on this device."""
-    if parameters > MOST_PARAMETERS and shop.device == "cpu":
+    if parameters > MOST_PARAMETERS and ctx.device == "cpu":
         raise NotProbedError(f"{parameters / 1e9:.1f} B parameters on a CPU")
 
 
@@ -39,21 +39,21 @@ def estimate_load_s(folder: Path, clock: Callable[[], float] = time.perf_counter
     return total / max(1, read) * (clock() - start)
 
 
-def load(shop: RunContext, budget: TimeBudget) -> tuple[Any, float]:
+def load(ctx: RunContext, budget: TimeBudget) -> tuple[Any, float]:
     """The base model, and the seconds that it took to load. Raises NotProbedError and OutOfTimeError."""
-    folder = shop.seed_folder
+    folder = ctx.seed_folder
     budget.check()
     expected = estimate_load_s(folder, budget.clock)
     if expected > LOAD_SHARE * budget.left():
         raise NotProbedError(f"its weights take about {expected:.0f} s to load")
-    base, dtype = shop.seed_checkpoint.base, shop.config.responses.dtype
+    base, dtype = ctx.seed_checkpoint.base, ctx.config.responses.dtype
     models: list[Any] = []
 
     def load_model() -> None:
-        models.append(checkpoints.load_model(folder, dtype, shop.device, base=base))
+        models.append(checkpoints.load_model(folder, dtype, ctx.device, base=base))
 
     load_s = time_work(budget, load_model)
     budget.check()
     (model,) = models
-    check_size(shop, sum(parameter.numel() for parameter in model.parameters()))
+    check_size(ctx, sum(parameter.numel() for parameter in model.parameters()))
     return model, load_s

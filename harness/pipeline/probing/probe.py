@@ -30,27 +30,27 @@ AGAIN_S = 1.0  # what must be left for training to be timed once more
 class Probe:
     """Measures each kind of work once, with the base model, and scales it to a cell's size."""
 
-    def __init__(self, shop: RunContext, until: Step, budget: TimeBudget):
-        self.shop, self.until, self.budget = shop, until, budget
+    def __init__(self, ctx: RunContext, until: Step, budget: TimeBudget):
+        self.ctx, self.until, self.budget = ctx, until, budget
         self.without_answers: str | None = None  # what answers at a speed that the probe does not know
         self.model: Any = None
         self.load_s = 0.0
-        self.answers = AnswerProbe(shop, budget)
-        self.tasks = TaskProbe(shop, self.answers)
-        self.training = TrainingProbe(shop, self.answers)
+        self.answers = AnswerProbe(ctx, budget)
+        self.tasks = TaskProbe(ctx, self.answers)
+        self.training = TrainingProbe(ctx, self.answers)
 
     def measure(self, todo: Sequence[plan.Cell], jobs: int, parameters: int) -> list[Effort]:
         """What is left of each cell, in their order. Raises OutOfTimeError where nothing can be said, and
         NotProbedError."""
-        trained = [cell for cell in todo if needs_training(self.shop, cell)]
+        trained = [cell for cell in todo if needs_training(self.ctx, cell)]
         answers = any(self._tasks_to_answer(cell, cell) for cell in todo)
         if not (trained or answers):
             return [Effort()] * len(todo)
         self.budget.jobs = jobs
         flops = 6 * parameters * self.training.tokens(trained)
-        self.budget.justify(flops / _fastest(self.shop.device))
-        self.model, self.load_s = base_model.load(self.shop, self.budget)
-        rewrites = any(self.shop.method(cell.method).prepares_with == "rewrites" for cell in trained)
+        self.budget.justify(flops / _fastest(self.ctx.device))
+        self.model, self.load_s = base_model.load(self.ctx, self.budget)
+        rewrites = any(self.ctx.method(cell.method).prepares_with == "rewrites" for cell in trained)
         if trained:
             self.training.measure_speed(self.model, trained, alone=not (answers or rewrites))
         if answers or rewrites:
@@ -67,35 +67,35 @@ class Probe:
         engine that the probe knows."""
         if self.until == "train":
             return ()
-        engine = generation.engine_name(self.shop, cell)
+        engine = generation.engine_name(self.ctx, cell)
         if not select.engine_class(engine).like_transformers:
             self.without_answers = engine
             return ()
-        return piece.tasks if needs_training(self.shop, cell) else stages.unanswered(self.shop, piece)
+        return piece.tasks if needs_training(self.ctx, cell) else stages.unanswered(self.ctx, piece)
 
     def _measure_answers(self) -> None:
         """How fast answers come. Raises torch.OutOfMemoryError."""
         share = ANSWERING_SHARE if self.training.speed else ANSWERING_ALONE
         if not self.answers.measure_speed(self.model, share):
-            self.without_answers = self.shop.engine_name
+            self.without_answers = self.ctx.engine_name
 
     def _measure_cell(self, cell: plan.Cell) -> Effort:
         """All that is left of one cell, the weights in the middle of its training included."""
         total = Effort()
-        if needs_training(self.shop, cell):
+        if needs_training(self.ctx, cell):
             total += self.training.measure(cell) + Effort(seconds=self.load_s)
         if self.until == "train":
             return total
-        for one in (cell, *plan.epochs(self.shop.config, cell)):
+        for one in (cell, *plan.epochs(self.ctx.config, cell)):
             total += Effort(seconds=self.load_s)
             for name in self._tasks_to_answer(cell, one) if self.answers.speed else ():
                 total += self.tasks.measure(name)
         return total
 
 
-def needs_training(shop: RunContext, cell: plan.Cell) -> bool:
+def needs_training(ctx: RunContext, cell: plan.Cell) -> bool:
     """Whether a cell's training is not done yet."""
-    return cell.kind == "trained" and not training.train_stage(shop, cell).done()
+    return cell.kind == "trained" and not training.train_stage(ctx, cell).done()
 
 
 def _fastest(device: str) -> float:

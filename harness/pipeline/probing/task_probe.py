@@ -32,8 +32,8 @@ class Asked:
 class TaskProbe:
     """Measures each task once, and keeps which of them are ``absent``: their documents cannot be had now."""
 
-    def __init__(self, shop: RunContext, answers: AnswerProbe):
-        self.shop, self.answers, self.budget = shop, answers, answers.budget
+    def __init__(self, ctx: RunContext, answers: AnswerProbe):
+        self.ctx, self.answers, self.budget = ctx, answers, answers.budget
         self.absent: set[str] = set()
         self._measured: dict[str, Effort] = {}
 
@@ -47,11 +47,11 @@ class TaskProbe:
         return self._measured[name]
 
     def _measure(self, name: str) -> Effort:
-        benchmark, settings = self.shop.benchmark(name), self.shop.config.responses
-        small = RunContext(self.shop.config, self.shop.out)
+        benchmark, settings = self.ctx.benchmark(name), self.ctx.config.responses
+        small = RunContext(self.ctx.config, self.ctx.out)
         start = self.budget.clock()
         try:
-            task = lm_tasks.load(small, benchmark, str(self.shop.seed_folder))
+            task = lm_tasks.load(small, benchmark, str(self.ctx.seed_folder))
         except NotFetchedError:
             self.absent.add(name)
             return Effort()
@@ -68,10 +68,10 @@ class TaskProbe:
         effort = self._answer(asked, number / some)
         size = sum(len(json.dumps(row, ensure_ascii=False)) for row in rows) + LETTERS * effort.written
         if benchmark.kind == "safety":
-            size += VERDICT_BYTES * len(rows) * len(self.shop.config.judges)
+            size += VERDICT_BYTES * len(rows) * len(self.ctx.config.judges)
         return effort * (number / some) + Effort(seconds=around_s, disk=size * number / some)
 
-    def _catch(self, shop: RunContext, benchmark: benchmarks.Benchmark) -> tuple[Asked, list[dict[str, Any]]]:
+    def _catch(self, ctx: RunContext, benchmark: benchmarks.Benchmark) -> tuple[Asked, list[dict[str, Any]]]:
         """What a task asks for, and the rows that it makes of empty answers."""
         asked, end = Asked(), min(self.answers.engine.stop_ids)
 
@@ -87,7 +87,7 @@ class TaskProbe:
 
         engine = copy.copy(self.answers.engine)
         engine.generate, engine.logprobs = generate, logprobs
-        rows, _ = answering.respond_rows(shop, engine, benchmark, benchmark.name)
+        rows, _ = answering.respond_rows(ctx, engine, benchmark, benchmark.name)
         return asked, rows
 
     def _answer(self, asked: Asked, times: float) -> Effort:

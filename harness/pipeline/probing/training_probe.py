@@ -40,9 +40,9 @@ class SampledRows:
 class TrainingProbe:
     """Measures steps once, and each method's preparation once a train task."""
 
-    def __init__(self, shop: RunContext, answers: AnswerProbe):
+    def __init__(self, ctx: RunContext, answers: AnswerProbe):
         """``answers``: writes what a method lets the base model write."""
-        self.shop, self.answers, self.budget = shop, answers, answers.budget
+        self.ctx, self.answers, self.budget = ctx, answers, answers.budget
         self.speed: TrainingSpeed | None = None
         self._plain: dict[str, SampledRows] = {}
         self._prepared: dict[tuple[str, str], tuple[SampledRows, Effort]] = {}
@@ -57,10 +57,10 @@ class TrainingProbe:
         from harness.training.adapters import load_dtype
         from harness.training.step_probe import StepProbe
 
-        settings, rows = self.shop.config.training, self._load_rows(trained[0]).some
+        settings, rows = self.ctx.config.training, self._load_rows(trained[0]).some
         # What answers after this must be as it was: a training has its own attention and adapters.
         model = model if alone else copy.deepcopy(model)
-        step = StepProbe(_convert(model, load_dtype(settings)), self.shop.seed_tokenizer, settings)
+        step = StepProbe(_convert(model, load_dtype(settings)), self.ctx.seed_tokenizer, settings)
         self.speed = TrainingSpeed(step, rows)
         pass_s = self.speed.warm_up(self.budget) / 2
         passes = sum(
@@ -76,9 +76,9 @@ class TrainingProbe:
     def measure(self, cell: plan.Cell) -> Effort:
         """A training, its preparation included, but not the loading of its base model."""
         rows, made = self._prepare_rows(cell)
-        config = self.shop.config
+        config = self.ctx.config
         settings = config.row(cell.method).training
-        known = estimate.architecture(self.shop)
+        known = estimate.architecture(self.ctx)
         copies = settings.epochs if config.eval_every_epoch else 1
         return made + Effort(
             seconds=self._train_s(cell, rows) + self._other_models_s(cell),
@@ -89,21 +89,21 @@ class TrainingProbe:
     # --- rows --------------------------------------------------------------------------------------
 
     def _epochs(self, cell: plan.Cell) -> int:
-        return self.shop.config.row(cell.method).training.epochs
+        return self.ctx.config.row(cell.method).training.epochs
 
     def _encode(self, cell: plan.Cell, examples: Sequence[Example]) -> list[Encoded]:
-        task, settings = self.shop.train_task(cell), self.shop.config.row(cell.method).training
+        task, settings = self.ctx.train_task(cell), self.ctx.config.row(cell.method).training
         longest = settings.max_length or task.max_length
-        return encode_all(self.shop.seed_tokenizer, examples, longest, settings.too_long)[0]
+        return encode_all(self.ctx.seed_tokenizer, examples, longest, settings.too_long)[0]
 
     def _sample(self, cell: plan.Cell) -> list[Example]:
-        return estimate.spread(self.shop.examples(self.shop.train_task(cell)), SAMPLE)
+        return estimate.spread(self.ctx.examples(self.ctx.train_task(cell)), SAMPLE)
 
     def _load_rows(self, cell: plan.Cell) -> SampledRows:
         """A cell's rows as its train task has them."""
         name = cell.train_task or ""
         if name not in self._plain:
-            number = len(self.shop.examples(self.shop.train_task(cell)))
+            number = len(self.ctx.examples(self.ctx.train_task(cell)))
             self._plain[name] = SampledRows(self._encode(cell, self._sample(cell)), number)
         return self._plain[name]
 
@@ -111,9 +111,9 @@ class TrainingProbe:
         """A cell's rows as its method prepares them, and what the base model writes for it."""
         key = cell.train_task or "", cell.method
         if key not in self._prepared:
-            shop, task, some = self.shop, self.shop.train_task(cell), self._sample(cell)
-            whole = len(shop.examples(task)) / len(some)
-            method, made = resolve(shop.config).make_method(cell.method), Effort()
+            ctx, task, some = self.ctx, self.ctx.train_task(cell), self._sample(cell)
+            whole = len(ctx.examples(task)) / len(some)
+            method, made = resolve(ctx.config).make_method(cell.method), Effort()
 
             def write(
                 conversations: Sequence[Sequence[Message]],
@@ -123,7 +123,7 @@ class TrainingProbe:
                 **decoding: float,
             ) -> list[str]:
                 nonlocal made
-                prompts, opened = preparation.build_prompts(shop, conversations, opening)
+                prompts, opened = preparation.build_prompts(ctx, conversations, opening)
                 effort, found = self.answers.answer(prompts, max_tokens, whole)
                 made += effort * whole
                 self.budget.learn(effort.seconds * whole)
@@ -131,7 +131,7 @@ class TrainingProbe:
                 texts = {place: engine.completion(ids, opened).text for place, ids in found.items()}
                 return [texts.get(place, "") for place in range(len(prompts))]
 
-            prepared = method.prepare(list(some), preparation.make_context(shop, task, method, cell, write))
+            prepared = method.prepare(list(some), preparation.make_context(ctx, task, method, cell, write))
             rows = self._encode(cell, prepared or some)
             self._prepared[key] = SampledRows(rows, whole * len(rows)), Effort(seconds=made.seconds)
         return self._prepared[key]
@@ -141,9 +141,9 @@ class TrainingProbe:
     def _train_s(self, cell: plan.Cell, rows: SampledRows) -> float:
         """Seconds of a training's loop, and of what is compared before it."""
         assert self.speed is not None
-        settings = self.shop.config.row(cell.method).training
+        settings = self.ctx.config.row(cell.method).training
         steps = self.speed.seconds_by_example(rows.some, settings) * rows.number * settings.epochs
-        method = self.shop.method(cell.method)
+        method = self.ctx.method(cell.method)
         if method.prepares_with == "seed_logp":
             steps += self.speed.forward_s(rows.some) / len(rows.some) * rows.number
         steps += self._safety_s(cell, rows)
@@ -153,16 +153,16 @@ class TrainingProbe:
     def _safety_s(self, cell: plan.Cell, rows: SampledRows) -> float:
         """Seconds of the safety gradients: about those of another step on safety data."""
         assert self.speed is not None
-        if not hook_checks.asks_safety_gradient(self.shop.method(cell.method)):
+        if not hook_checks.asks_safety_gradient(self.ctx.method(cell.method)):
             return 0.0
-        settings = self.shop.config.row(cell.method).training
-        examples = self.shop.safety_examples(self.shop.train_task(cell))
+        settings = self.ctx.config.row(cell.method).training
+        examples = self.ctx.safety_examples(self.ctx.train_task(cell))
         some = self._encode(cell, estimate.spread(examples, SAMPLE))
         return self.speed.seconds_by_example(some, settings) * rows.number * settings.epochs
 
     def _other_models_s(self, cell: plan.Cell) -> float:
         """Seconds to load the models that a method's options name, each once."""
-        folders = [self.shop.other_model(ref).folder for ref in model_refs(self.shop.method(cell.method))]
+        folders = [self.ctx.other_model(ref).folder for ref in model_refs(self.ctx.method(cell.method))]
         return sum(estimate_load_s(folder, self.budget.clock) for folder in folders)
 
 

@@ -180,11 +180,11 @@ def test_rows_start_from_their_own_base_models(recipe: Made, tmp_path: Path) -> 
     given = config.load(
         "mini", {"variants": {"other": {"method": "vanilla", "model": str(tmp_path / "other")}}}
     )
-    shop = RunContext(given, tmp_path)
-    assert shop.of("vanilla") is shop
-    assert shop.of("other").config.model == str(tmp_path / "other")
-    assert shop.of("other") is shop.of("other")
-    assert shop.of("other").clock is shop.clock
+    ctx = RunContext(given, tmp_path)
+    assert ctx.of("vanilla") is ctx
+    assert ctx.of("other").config.model == str(tmp_path / "other")
+    assert ctx.of("other") is ctx.of("other")
+    assert ctx.of("other").clock is ctx.clock
     cells = {cell.method: cell for cell in resolve(given).cells()}
     assert replace(cells["other"], method="vanilla").tasks == cells["vanilla"].tasks
 

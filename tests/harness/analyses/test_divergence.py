@@ -23,8 +23,8 @@ from harness.storage.files import read_json, read_jsonl
 
 
 def measure(out: Path, settings: Settings, size: int = 8) -> tuple[dict[str, Any], dict[str, str]]:
-    shop = divergence.make_run_context(run_folder.stored_config(out), out, settings)
-    found, missing = divergence.measure(shop, settings, size)
+    ctx = divergence.make_run_context(run_folder.stored_config(out), out, settings)
+    found, missing = divergence.measure(ctx, settings, size)
     return {cell.method: one for cell, one in found.items()}, {c.method: why for c, why in missing.items()}
 
 
@@ -82,7 +82,7 @@ def test_only_what_is_missing_is_measured(run_copy: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         divergence,
         "_open_engine",
-        lambda shop, checkpoint: (opened.append(checkpoint.name), real(shop, checkpoint))[1],
+        lambda ctx, checkpoint: (opened.append(checkpoint.name), real(ctx, checkpoint))[1],
     )
     again, _ = measure(run_copy, SHORT, 3)
     assert [Path(name).parts[-3:-1] for name in opened[1:]] == [("lisa", "seed-42")]
@@ -108,9 +108,9 @@ def test_requests_are_those_of_the_runs_part(run_copy: Path, answers: Any) -> No
     from harness.mini import data
 
     settings = Settings(answers=answers, tokens=2)
-    shop = divergence.make_run_context(run_folder.stored_config(run_copy), run_copy, settings)
-    cell = divergence.list_cells(shop.config)[0]
-    assert "part" not in divergence.make_stage(shop, cell, settings).inputs
+    ctx = divergence.make_run_context(run_folder.stored_config(run_copy), run_copy, settings)
+    cell = divergence.list_cells(ctx.config)[0]
+    assert "part" not in divergence.make_stage(ctx, cell, settings).inputs
     record = json.loads((run_copy / "run.json").read_text())
     record["config"]["responses"] |= {"part": "final", "limit": 5}
     (run_copy / "run.json").write_text(json.dumps(record))

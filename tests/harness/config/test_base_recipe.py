@@ -186,8 +186,8 @@ def test_a_runs_record_holds_no_auto_precision(tmp_path: Path) -> None:
     cuda = config.load(
         "mini", {"training.dtype": "auto", "responses.dtype": "auto", "training.device": "cuda"}
     )
-    shop = context.RunContext(cuda, tmp_path)
-    assert {shop.config.training.dtype, shop.config.responses.dtype} <= {"float32", "bfloat16"}
+    ctx = context.RunContext(cuda, tmp_path)
+    assert {ctx.config.training.dtype, ctx.config.responses.dtype} <= {"float32", "bfloat16"}
     plain = config.load("mini")
     assert context.RunContext(plain, tmp_path).config is plain
 

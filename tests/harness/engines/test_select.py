@@ -52,8 +52,8 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     return RunContext(config.load(None, {"methods": ["seed"], **overrides}), out)
 
 
-def seed_cell(workshop: RunContext) -> plan.Cell:
-    return plan.cells(workshop.config)[0]
+def seed_cell(run_context: RunContext) -> plan.Cell:
+    return plan.cells(run_context.config)[0]
 
 
 # --- what the classes say -----------------------------------------------------------------------------
@@ -94,8 +94,8 @@ def test_what_our_engines_say_of_themselves() -> None:
 def test_the_settings_of_an_identity_are_the_engines(
     settings: dict[str, Any], names: set[str], tmp_path: Path, table: Any
 ) -> None:
-    workshop = context_at(tmp_path, **settings)
-    inputs = generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs
+    run_context = context_at(tmp_path, **settings)
+    inputs = generation.respond_stage(run_context, seed_cell(run_context), "gsm8k-mini").inputs
     assert inputs["responses"].keys() == {"dtype", "limit", "thinking", *names}
     assert inputs["engine"]["name"] == settings["engine"]
 
@@ -109,8 +109,8 @@ def test_the_versions_of_an_identity_are_those_of_the_engines_packages(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: table-engine\nVersion: 2.5\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert select.versions("table") == {"table-engine": "2.5"}
-    workshop = context_at(tmp_path / "run", engine="table")
-    inputs = generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs
+    run_context = context_at(tmp_path / "run", engine="table")
+    inputs = generation.respond_stage(run_context, seed_cell(run_context), "gsm8k-mini").inputs
     assert inputs["engine"] == {"name": "table", "table-engine": "2.5"}
 
 
@@ -154,18 +154,18 @@ def test_the_room_for_weights_is_what_the_settings_leave(monkeypatch: pytest.Mon
 def test_the_weights_that_are_looked_at_are_the_base_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop, seen = context_at(tmp_path, engine="auto"), list[int | None]()
+    run_context, seen = context_at(tmp_path, engine="auto"), list[int | None]()
 
     def suits(settings: Any, device: str, weights: Any) -> bool:
         seen.append(weights())
         return False
 
     monkeypatch.setattr(VLLMEngine, "suits", suits)
-    assert choose_engine(workshop) == "hf"
-    assert seen == [sum(file.stat().st_size for file in workshop.seed_folder.glob("*.safetensors"))]
+    assert choose_engine(run_context) == "hf"
+    assert seen == [sum(file.stat().st_size for file in run_context.seed_folder.glob("*.safetensors"))]
     assert seen[0]
     monkeypatch.setattr("harness.models.checkpoints.is_here", lambda name: False)
-    assert choose_engine(workshop) == "hf"
+    assert choose_engine(run_context) == "hf"
     assert seen[1] is None
 
 
@@ -178,9 +178,9 @@ def test_a_third_partys_engine_is_not_chosen_unless_it_says_so(
 
 
 def test_a_servers_model_is_answered_by_an_engine_of_servers(tmp_path: Path, table: Any) -> None:
-    workshop = context_at(tmp_path, engine="table", checkpoints={"mine": f"openai:m@{SERVER}"})
-    seed, mine = plan.cells(workshop.config)
-    assert [generation.engine_name(workshop, cell) for cell in (seed, mine)] == ["table", "openai"]
+    run_context = context_at(tmp_path, engine="table", checkpoints={"mine": f"openai:m@{SERVER}"})
+    seed, mine = plan.cells(run_context.config)
+    assert [generation.engine_name(run_context, cell) for cell in (seed, mine)] == ["table", "openai"]
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -232,12 +232,12 @@ def test_two_engines_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_engines_needs_are_looked_for_before_anything_is_spent(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(tmp_path, engine="table")
-    generation.check(workshop, [seed_cell(workshop)])
+    run_context = context_at(tmp_path, engine="table")
+    generation.check(run_context, [seed_cell(run_context)])
     monkeypatch.setattr(table, "needs", (Package("no_such_module", "A thing", "pip install a-thing"),))
     with pytest.raises(HarnessError, match=r"^A thing is not installed: pip install a-thing$"):
-        generation.check(workshop, [seed_cell(workshop)])
-    found = [finding for finding in doctor.examine(workshop.config, tmp_path) if finding.about == "engine"]
+        generation.check(run_context, [seed_cell(run_context)])
+    found = [finding for finding in doctor.examine(run_context.config, tmp_path) if finding.about == "engine"]
     assert [(finding.status, finding.found) for finding in found] == [
         ("fail", "A thing is not installed: pip install a-thing")
     ]
@@ -247,9 +247,9 @@ def test_an_engine_is_not_taken_where_it_does_not_work(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "device_kinds", ("cuda",))
-    workshop = context_at(tmp_path, engine="table", **{"training.device": "cpu"})
+    run_context = context_at(tmp_path, engine="table", **{"training.device": "cpu"})
     with pytest.raises(HarnessError, match="engine table works on cuda and not on cpu: another --engine"):
-        generation.check(workshop, [seed_cell(workshop)])
+        generation.check(run_context, [seed_cell(run_context)])
     OpenAIEngine.check("openai", ResponsesConfig(server=SERVER), "cpu")  # it uses none of this machine's
     with pytest.raises(UsageError, match="engine openai: which server"):
         OpenAIEngine.check("openai", ResponsesConfig(), "cpu")
@@ -261,13 +261,16 @@ def test_an_engine_is_not_taken_where_it_does_not_work(
 def test_a_plan_asks_a_third_partys_engine_like_ours(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(tmp_path, engine="table", jobs=2)
-    cells = plan.cells(workshop.config)
-    assert compare._jobs(workshop, "leaderboard", cells * 2) == 2
-    assert len(compare._phases(workshop, cells, "leaderboard")) == 1
+    run_context = context_at(tmp_path, engine="table", jobs=2)
+    cells = plan.cells(run_context.config)
+    assert compare._jobs(run_context, "leaderboard", cells * 2) == 2
+    assert len(compare._phases(run_context, cells, "leaderboard")) == 1
     monkeypatch.setattr(table, "serves_all", True)
-    assert compare._jobs(workshop, "leaderboard", cells * 2) == 1
-    assert [step for step, _ in compare._phases(workshop, cells, "leaderboard")] == ["train", "leaderboard"]
+    assert compare._jobs(run_context, "leaderboard", cells * 2) == 1
+    assert [step for step, _ in compare._phases(run_context, cells, "leaderboard")] == [
+        "train",
+        "leaderboard",
+    ]
 
 
 def test_a_cluster_gives_an_engine_the_devices_that_it_takes(
@@ -282,11 +285,11 @@ def test_a_cluster_gives_an_engine_the_devices_that_it_takes(
 def test_only_an_engine_like_transformers_has_its_memory_told(
     tmp_path: Path, table: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(tmp_path, engine="table")
-    cells = plan.cells(workshop.config)
-    assert answer_memory._sizes(workshop, cells) == []
+    run_context = context_at(tmp_path, engine="table")
+    cells = plan.cells(run_context.config)
+    assert answer_memory._sizes(run_context, cells) == []
     monkeypatch.setattr(table, "like_transformers", True)
-    assert len(answer_memory._sizes(workshop, cells)) == 1
+    assert len(answer_memory._sizes(run_context, cells)) == 1
 
 
 def test_a_judges_engine_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +369,7 @@ def compared(source: str) -> set[str]:
 
 
 def test_no_module_but_an_engines_own_compares_its_name() -> None:
-    assert compared('if shop.engine_name != "vllm" or name in ("hf", "x"): pass') == {"vllm", "hf"}
+    assert compared('if ctx.engine_name != "vllm" or name in ("hf", "x"): pass') == {"vllm", "hf"}
     assert compared("if config.engine != AUTO: pass") == {"AUTO"}
     home = Path(config.__file__).parents[1]
     modules = {str(file.relative_to(home)): file.read_text(encoding="utf-8") for file in home.rglob("*.py")}

@@ -41,12 +41,12 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     return RunContext(config.load(None, {"methods": ["seed"], "engine": "hf", **overrides}), out)
 
 
-def seed_cell(workshop: RunContext) -> plan.Cell:
-    return plan.cells(workshop.config)[0]
+def seed_cell(run_context: RunContext) -> plan.Cell:
+    return plan.cells(run_context.config)[0]
 
 
-def texts(workshop: RunContext, task: str) -> list[str]:
-    rows = read_jsonl(workshop.out / "seed" / task / "responses.jsonl")
+def texts(run_context: RunContext, task: str) -> list[str]:
+    rows = read_jsonl(run_context.out / "seed" / task / "responses.jsonl")
     return [row["response"] for row in rows]
 
 
@@ -57,17 +57,17 @@ def texts(workshop: RunContext, task: str) -> list[str]:
 def test_what_print_ids_shows_is_what_the_model_gets(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(
+    run_context = context_at(
         tmp_path,
         **{
             "responses.limit": 1,
             "safety_tasks": ["hexphi_prefill_depths-mini", "hexphi_refusal_prefix-mini"],
         },
     )
-    cell = seed_cell(workshop)
-    shown, opened, tokenizer = answers.prompt(workshop, cell, task, 0)
+    cell = seed_cell(run_context)
+    shown, opened, tokenizer = answers.prompt(run_context, cell, task, 0)
     seen: list[list[int]] = []
-    engine = workshop.engine(workshop.seed_checkpoint)
+    engine = run_context.engine(run_context.seed_checkpoint)
     generate = engine.model.generate  # type: ignore[attr-defined]
 
     def watched(**inputs: Any) -> Any:
@@ -75,7 +75,7 @@ def test_what_print_ids_shows_is_what_the_model_gets(
         return generate(**inputs)
 
     monkeypatch.setattr(engine.model, "generate", watched)  # type: ignore[attr-defined]
-    generation.respond(workshop, cell, [task], "")
+    generation.respond(run_context, cell, [task], "")
     assert seen == [shown]
     assert shown.count(tokenizer.bos_token_id) == 1
     assert shown[0] == tokenizer.bos_token_id
@@ -111,8 +111,8 @@ def test_a_tokenizer_that_no_engine_asks_for_is_told(
     for engine, told in (("hf", True), ("openai", False)):
         caplog.clear()
         given = {"responses.tokenizer": "mini", "responses.server": "http://localhost:1/v1"}
-        workshop = context_at(tmp_path, engine=engine, **given)
-        generation.check(workshop, [seed_cell(workshop)])
+        run_context = context_at(tmp_path, engine=engine, **given)
+        generation.check(run_context, [seed_cell(run_context)])
         assert ("--tokenizer is not used: engine hf" in caplog.text) == told
     wrong = context_at(tmp_path, **{"responses.tokenizer": str(tmp_path)})
     with pytest.raises(HarnessError, match="no tokenizer"):
@@ -227,9 +227,9 @@ def test_another_batch_size_and_order_give_the_same_answers(
         with monkeypatch.context() as patch:
             if name == "unsorted":
                 patch.setattr(HFEngine, "plan", backwards)
-            workshop = context_at(tmp_path / name, **{"responses.batch_size": size})
-            generation.respond(workshop, seed_cell(workshop), MINI, "")
-        found[name] = [text for task in MINI for text in texts(workshop, task)]
+            run_context = context_at(tmp_path / name, **{"responses.batch_size": size})
+            generation.respond(run_context, seed_cell(run_context), MINI, "")
+        found[name] = [text for task in MINI for text in texts(run_context, task)]
     assert len(found["usual"]) == 1060
     for name in ("small", "unsorted"):
         same = sum(a == b for a, b in zip(found["usual"], found[name], strict=True))
@@ -274,19 +274,19 @@ def test_models_think_only_when_asked_and_never_before_a_prefill(thinker: Any) -
 def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(tmp_path, **{"responses.limit": 4, "judges": ["keyword"]})
-    cell, task = seed_cell(workshop), "hexphi_raw-mini"
-    engine = workshop.engine(workshop.seed_checkpoint)
+    run_context = context_at(tmp_path, **{"responses.limit": 4, "judges": ["keyword"]})
+    cell, task = seed_cell(run_context), "hexphi_raw-mini"
+    engine = run_context.engine(run_context.seed_checkpoint)
     endless = chat.token_ids(engine.tokenizer, "<think> I count")
     monkeypatch.setattr(engine, "generate", lambda prompts, *a, **k: [endless for _ in prompts])
-    generation.respond(workshop, cell, [task], "")
+    generation.respond(run_context, cell, [task], "")
     rows = read_jsonl(tmp_path / "seed" / task / "responses.jsonl")
     assert [(row["response"], row["finish_reason"]) for row in rows] == [("", "length")] * 4
     assert all("I count" in row["reasoning"] for row in rows)
     assert all(row["metrics"] == {"safe": None, "refusal": None} for row in rows)
     assert [row["value"] for row in answers.rows(tmp_path, plan.limited(cell, [task]))] == [None, None]
     assert read_json(tmp_path / "seed" / task / "task.json")["missing"] == {finish.UNFINISHED: 4}
-    judging.judge(JudgeSession(workshop), cell, task, "keyword", "")
+    judging.judge(JudgeSession(run_context), cell, task, "keyword", "")
     verdicts = read_jsonl(tmp_path / "seed" / task / "verdicts.keyword.jsonl")
     assert [(v["harmful"], v["reason"]) for v in verdicts] == [(None, finish.UNFINISHED)] * 4
 
@@ -295,22 +295,22 @@ def test_reasoning_that_is_cut_off_leaves_an_answer_unjudged_and_counted(
 
 
 def test_answers_end_where_the_models_context_ends(tmp_path: Path) -> None:
-    workshop = context_at(tmp_path, **{"responses.limit": 3})
-    engine = workshop.engine(workshop.seed_checkpoint)
-    shown, _, _ = answers.prompt(workshop, seed_cell(workshop), "hexphi_raw-mini", 0)
+    run_context = context_at(tmp_path, **{"responses.limit": 3})
+    engine = run_context.engine(run_context.seed_checkpoint)
+    shown, _, _ = answers.prompt(run_context, seed_cell(run_context), "hexphi_raw-mini", 0)
     engine.context_tokens = len(shown) + 2
-    rows, _ = answering.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+    rows, _ = answering.respond_rows(run_context, engine, benchmarks.get("hexphi_raw-mini"), "")
     assert rows[0]["tokens"] == 2
     assert rows[0]["finish_reason"] == "length"
     engine.context_tokens = 10
     with pytest.raises(HarnessError, match=r"its prompt has \d+ tokens and the model's context 10"):
-        answering.respond_rows(workshop, engine, benchmarks.get("hexphi_raw-mini"), "")
+        answering.respond_rows(run_context, engine, benchmarks.get("hexphi_raw-mini"), "")
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = context_at(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
-    engine = workshop.engine(workshop.seed_checkpoint)
-    rows, record = answering.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "")
+    run_context = context_at(tmp_path, **{"responses.limit": 12, "responses.batch_size": 12})
+    engine = run_context.engine(run_context.seed_checkpoint)
+    rows, record = answering.respond_rows(run_context, engine, benchmarks.get("gsm8k-mini"), "")
     assert "out_of_memory" not in record
     decoder = engine._decoder  # type: ignore[attr-defined]
     decode, sizes = decoder.answers, []
@@ -323,8 +323,8 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(decoder, "answers", small)
     said: list[Any] = []
-    workshop.reporter.send = said.append
-    again, record = answering.respond_rows(workshop, engine, benchmarks.get("gsm8k-mini"), "mine")
+    run_context.reporter.send = said.append
+    again, record = answering.respond_rows(run_context, engine, benchmarks.get("gsm8k-mini"), "mine")
     assert [row["response"] for row in again] == [row["response"] for row in rows]
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert record["out_of_memory"] == [6, 3]
@@ -340,8 +340,8 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
     cut: list[int] = []
 
     def run(out: Path, most: int, *, fails: int | None = None) -> Any:
-        workshop = context_at(out, **{"responses.limit": 12, "responses.batch_size": 4})
-        engine: Any = workshop.engine(workshop.seed_checkpoint)
+        run_context = context_at(out, **{"responses.limit": 12, "responses.batch_size": 4})
+        engine: Any = run_context.engine(run_context.seed_checkpoint)
         decode = engine._decoder.answers
         cut.clear()
 
@@ -354,8 +354,8 @@ def test_a_resumed_run_batches_as_the_interrupted_one_did(
             return decode(prompts, *how)
 
         monkeypatch.setattr(engine._decoder, "answers", some)
-        generation.respond(workshop, seed_cell(workshop), ["gsm8k-mini"], "")
-        return workshop
+        generation.respond(run_context, seed_cell(run_context), ["gsm8k-mini"], "")
+        return run_context
 
     folder = Path("seed") / "gsm8k-mini"
     whole = run(tmp_path / "whole", 2)
@@ -390,8 +390,8 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
     each row alone, by its definition."""
     from harness.engines import scoring
 
-    workshop = context_at(tmp_path, **{"responses.batch_size": 4})
-    engine: Any = workshop.engine(workshop.seed_checkpoint)
+    run_context = context_at(tmp_path, **{"responses.batch_size": 4})
+    engine: Any = run_context.engine(run_context.seed_checkpoint)
     generator = torch.Generator().manual_seed(0)
     lengths = [(9, 1), (4, 6), (30, 3), (1, 17)]
     ids = [torch.randint(5, 90, (a + b,), generator=generator).tolist() for a, b in lengths]
@@ -432,8 +432,8 @@ def test_log_probabilities_need_the_logits_of_the_continuations_alone(
 
 def test_settings_that_came_later_are_in_an_identity_only_where_they_are_set(tmp_path: Path) -> None:
     def identity(**settings: Any) -> Any:
-        workshop = context_at(tmp_path, **settings)
-        return generation.respond_stage(workshop, seed_cell(workshop), "gsm8k-mini").inputs["responses"]
+        run_context = context_at(tmp_path, **settings)
+        return generation.respond_stage(run_context, seed_cell(run_context), "gsm8k-mini").inputs["responses"]
 
     plain = identity()
     assert plain.keys() == {"dtype", "limit", "thinking", "batch_size", "static_cache"}
@@ -479,8 +479,8 @@ def test_logits_made_in_parts_have_gone_the_models_own_way(
 def test_log_probabilities_that_do_not_fit_are_made_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = context_at(tmp_path, **{"responses.batch_size": 8})
-    engine = workshop.engine(workshop.seed_checkpoint)
+    run_context = context_at(tmp_path, **{"responses.batch_size": 8})
+    engine = run_context.engine(run_context.seed_checkpoint)
     pairs = [([5, 6, 7 + n], [8, 9 + n]) for n in range(7)]
     whole, real = engine.logprobs(pairs, Request()), engine._logprobs  # type: ignore[attr-defined]
 
@@ -820,9 +820,9 @@ def samsum(tmp_path: Path, *summaries: str) -> RunContext:
 
 def test_a_reference_that_rouge_cannot_read_is_in_no_figure_and_told(tmp_path: Path) -> None:
     """The first document and the last; the reason is counted, and the mean is that of the others."""
-    workshop = samsum(tmp_path, "Маша дома.", "A says hi.", "A is here.", "東京")
-    cell = seed_cell(workshop)
-    generation.respond(workshop, cell, ["samsum"], "")
+    run_context = samsum(tmp_path, "Маша дома.", "A says hi.", "A is here.", "東京")
+    cell = seed_cell(run_context)
+    generation.respond(run_context, cell, ["samsum"], "")
     folder = tmp_path / "run" / "seed"
     rows = read_jsonl(folder / "samsum" / "responses.jsonl")
     assert [set(row["metrics"]) for row in rows] == [set(), {"rouge1"}, {"rouge1"}, set()]
@@ -836,19 +836,19 @@ def test_a_reference_that_rouge_cannot_read_is_in_no_figure_and_told(tmp_path: P
     assert scores.measured(cell, folder, "samsum").metric == "rouge1"
     (shown,) = (row for row in answers.rows(tmp_path / "run", cell) if row["task"] == "samsum")
     assert (shown["n"], shown["unscored"]) == (2, {reason: 2})
-    (line,) = remarks.notes(workshop.config, tmp_path / "run", [cell])
+    (line,) = remarks.notes(run_context.config, tmp_path / "run", [cell])
     assert line == f"Unscored of samsum's 4 documents, and in no figure: 2 {reason}."
 
 
 def test_where_no_reference_can_be_read_the_task_is_refused_with_the_reason(tmp_path: Path) -> None:
-    workshop = samsum(tmp_path, "東京", "...")
+    run_context = samsum(tmp_path, "東京", "...")
     with pytest.raises(
         HarnessError, match=r"^task 'samsum' has no metric .* any document \(ROUGE-1 reads .*\)$"
     ):
-        generation.respond(workshop, seed_cell(workshop), ["samsum"], "")
+        generation.respond(run_context, seed_cell(run_context), ["samsum"], "")
 
 
 def test_documents_that_are_all_scored_say_nothing(tmp_path: Path) -> None:
-    workshop = samsum(tmp_path, "A says hi.")
-    generation.respond(workshop, seed_cell(workshop), ["samsum"], "")
+    run_context = samsum(tmp_path, "A says hi.")
+    generation.respond(run_context, seed_cell(run_context), ["samsum"], "")
     assert "unscored" not in read_json(tmp_path / "run" / "seed" / "samsum" / "task.json")

@@ -54,10 +54,10 @@ def test_what_answers_side_by_side_on_a_gpu_is_summed_and_held_against_what_is_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def line(free: float, *, here: bool = True, **settings: Any) -> str | None:
-        workshop = context_at(tmp_path, **settings)
+        run_context = context_at(tmp_path, **settings)
         monkeypatch.setattr(estimate, "on_cuda", lambda context_at: here)
         monkeypatch.setattr(estimate, "free_memory", lambda context_at: free)
-        return answer_memory.line(workshop, plan.cells(workshop.config))
+        return answer_memory.line(run_context, plan.cells(run_context.config))
 
     known = memory.find("", seed_model_path())
     assert known is not None

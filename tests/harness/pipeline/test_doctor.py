@@ -166,7 +166,7 @@ def test_a_server_of_any_kind_is_one_finding(
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(shop: Any) -> Any:
+    def broken(ctx: Any) -> Any:
         raise RuntimeError("text")
 
     monkeypatch.setitem(doctor.CHECKS, "disk", broken)
@@ -184,7 +184,7 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     from harness.training import attention
 
     tried: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(estimate, "on_cuda", lambda shop: True)
+    monkeypatch.setattr(estimate, "on_cuda", lambda ctx: True)
     monkeypatch.setattr(attention, "_takes_kernel", lambda device: True)
     monkeypatch.setattr(attention, "kernel", attention.Kernel(lambda *given: None, (), True))
     monkeypatch.setattr(attention, "_try_kernel", lambda device, *heads: tried.append(heads))
@@ -193,8 +193,8 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def packing(out: Path, **training: Any) -> Finding | None:
     settings = {"dtype": "bfloat16", "batching": "padding-free"} | training
-    shop = RunContext(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
-    return next(machine.check_packing(shop), None)
+    ctx = RunContext(config.load("mini", {f"training.{k}": v for k, v in settings.items()}), out)
+    return next(machine.check_packing(ctx), None)
 
 
 def test_a_kernel_that_takes_packed_rows(tmp_path: Path, on_cuda: list[Any]) -> None:
@@ -238,13 +238,13 @@ def test_rows_that_are_not_packed_or_not_on_a_gpu_need_no_kernel(
 ) -> None:
     assert packing(tmp_path, batching="grouped") is None
     assert packing(tmp_path, attention="flash_attention_2") is None
-    monkeypatch.setattr(estimate, "on_cuda", lambda shop: False)
+    monkeypatch.setattr(estimate, "on_cuda", lambda ctx: False)
     assert packing(tmp_path) is None
     assert on_cuda == []
 
 
 def test_a_variants_rows_are_packed_too(tmp_path: Path, on_cuda: list[Any]) -> None:
     packed = {"method": "vanilla", "training": {"batching": "padding-free"}}
-    shop = RunContext(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
-    (found,) = machine.check_packing(shop)
+    ctx = RunContext(config.load("mini", {"variants": {"packed": packed}}), tmp_path)
+    (found,) = machine.check_packing(ctx)
     assert "not float32" in found.found

@@ -22,25 +22,32 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     return RunContext(config.load(None, overrides), out)
 
 
-def shown(workshop: RunContext, width: int, done: int = 0) -> list[str]:
+def shown(run_context: RunContext, width: int, done: int = 0) -> list[str]:
     file = io.StringIO()
-    cells = plan.cells(workshop.config)
-    estimate.show(JudgeSession(workshop), cells, cells[done:], Console(file=file, width=width))
+    cells = plan.cells(run_context.config)
+    estimate.show(JudgeSession(run_context), cells, cells[done:], Console(file=file, width=width))
     return file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_the_plan_fits_and_names_every_method_and_task(tmp_path: Path, width: int) -> None:
-    workshop = context_at(
+    run_context = context_at(
         tmp_path / "run", **{"training.max_examples": 40, "seeds": [1, 2], "methods": ["all"]}
     )
-    lines = shown(workshop, width, done=1)
+    lines = shown(run_context, width, done=1)
     assert all(len(line) <= width for line in lines[:-1])
     text = " ".join(" ".join(line.strip("│┃ ") for line in lines).split())
-    for name in (*plan.methods(workshop.config), "gsm8k-mini", "samsum-mini", "hexphi_raw-mini", "x 2 seeds"):
+    for name in (
+        *plan.methods(run_context.config),
+        "gsm8k-mini",
+        "samsum-mini",
+        "hexphi_raw-mini",
+        "x 2 seeds",
+    ):
         assert name.split("-")[0] in text
     assert "40 x 3 epochs" in text
-    assert f"{len(plan.cells(workshop.config)) - 1} of {len(plan.cells(workshop.config))} cells to do" in text
+    number = len(plan.cells(run_context.config))
+    assert f"{number - 1} of {number} cells to do" in text
 
 
 def test_one_epoch_is_no_epochs(tmp_path: Path) -> None:
@@ -59,8 +66,8 @@ def test_variants_of_other_epochs_are_in_the_plan(tmp_path: Path) -> None:
 def test_the_memory_is_that_of_the_row_that_takes_most(tmp_path: Path) -> None:
     def gigabytes(**variants: Any) -> str | None:
         options = {"training.max_examples": 8, "training.tuning": "lora"}
-        workshop = context_at(tmp_path, methods=["vanilla"], variants=variants, **options)
-        return estimate.describe_memory(workshop, plan.cells(workshop.config))
+        run_context = context_at(tmp_path, methods=["vanilla"], variants=variants, **options)
+        return estimate.describe_memory(run_context, plan.cells(run_context.config))
 
     small = {"method": "vanilla", "training": {"lora": {"r": 1}}}
     full = {"method": "vanilla", "training": {"tuning": "full"}}
@@ -77,21 +84,21 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 
 
 def test_the_memory_line_says_whether_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workshop = context_at(tmp_path, **{"training.max_examples": 8, "jobs": 1})
-    cells = plan.cells(workshop.config)
+    run_context = context_at(tmp_path, **{"training.max_examples": 8, "jobs": 1})
+    cells = plan.cells(run_context.config)
     monkeypatch.setattr(estimate, "free_memory", lambda context_at: 20e9)
-    assert str(estimate.describe_memory(workshop, cells)).endswith("20.0 GB are free here: it fits")
+    assert str(estimate.describe_memory(run_context, cells)).endswith("20.0 GB are free here: it fits")
     monkeypatch.setattr(estimate, "free_memory", lambda context_at: 0.1e9)
-    assert "0.1 GB are free here: it does NOT fit" in str(estimate.describe_memory(workshop, cells))
+    assert "0.1 GB are free here: it does NOT fit" in str(estimate.describe_memory(run_context, cells))
     elsewhere = context_at(tmp_path, **{"training.max_examples": 8, "executor": "ray"})
     assert "free here" not in str(estimate.describe_memory(elsewhere, cells))
 
 
 def test_the_memory_of_the_mini_world_is_within_a_quarter_of_what_was_measured(tmp_path: Path) -> None:
-    workshop = context_at(tmp_path)
-    known = estimate.architecture(workshop)
+    run_context = context_at(tmp_path)
+    known = estimate.architecture(run_context)
     assert known is not None
-    found = estimate.estimate_training_memory(workshop, plan.cells(workshop.config), known)
+    found = estimate.estimate_training_memory(run_context, plan.cells(run_context.config), known)
     assert found is not None
     with (Path(__file__).parents[3] / "results/mini/leaderboard.csv").open(encoding="utf-8") as file:
         measured = [int(row["peak_memory_bytes"]) for row in csv.DictReader(file) if row["method"] != "seed"]
@@ -103,25 +110,25 @@ def test_real_lengths_count_where_they_are_known(tmp_path: Path, monkeypatch: py
     from harness.models import checkpoints
     from harness.training.rows import encode_all
 
-    workshop = context_at(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
-    known = estimate.architecture(workshop)
+    run_context = context_at(tmp_path, methods=["vanilla", "sdft"], train_tasks="gsm8k-mini", seeds=[1])
+    known = estimate.architecture(run_context)
     assert known is not None
-    vanilla, sdft = ([c] for c in plan.cells(workshop.config) if c.kind == "trained")
-    given = workshop.config.training
+    vanilla, sdft = ([c] for c in plan.cells(run_context.config) if c.kind == "trained")
+    given = run_context.config.training
     size = given.micro_batch_size
     task = registry.load("train task", "gsm8k-mini")
-    examples = workshop.examples(task)
+    examples = run_context.examples(task)
     lengths = sorted(
-        len(row.input_ids) for row in encode_all(workshop.seed_tokenizer, examples, task.max_length)[0]
+        len(row.input_ids) for row in encode_all(run_context.seed_tokenizer, examples, task.max_length)[0]
     )
-    found = estimate.estimate_training_memory(workshop, vanilla, known)
+    found = estimate.estimate_training_memory(run_context, vanilla, known)
     assert found is not None
     assert size * lengths[len(lengths) // 2] < found.tokens <= size * lengths[-1]
-    rewritten = estimate.estimate_training_memory(workshop, sdft, known)
+    rewritten = estimate.estimate_training_memory(run_context, sdft, known)
     assert rewritten is not None
     assert found.tokens < rewritten.tokens <= size * task.max_length
     monkeypatch.setattr(checkpoints, "is_here", lambda name: False)
-    unknown = estimate.estimate_training_memory(workshop, vanilla, known)
+    unknown = estimate.estimate_training_memory(run_context, vanilla, known)
     assert unknown is not None
     assert unknown.tokens == size * task.max_length
     assert unknown.size > rewritten.size > found.size
@@ -137,16 +144,18 @@ def test_trainings_side_by_side_take_what_they_take_together(
     }  # fmt: skip
 
     def needed(**more: Any) -> Any:
-        workshop = context_at(tmp_path, **base, **more)
-        known = estimate.architecture(workshop)
+        run_context = context_at(tmp_path, **base, **more)
+        known = estimate.architecture(run_context)
         assert known is not None
-        return workshop, estimate.estimate_training_memory(workshop, plan.cells(workshop.config), known)
+        return run_context, estimate.estimate_training_memory(
+            run_context, plan.cells(run_context.config), known
+        )
 
     _, alone = needed(jobs=1)
     assert (alone.jobs, alone.together) == (1, alone.size)
     _, two = needed(jobs=2)
     assert two.together == pytest.approx(2 * alone.size)  # both seeds of the one that takes most
-    workshop, four = needed(jobs=9)
+    run_context, four = needed(jobs=9)
     assert four.jobs == 4  # there are no more trainings
     small = (four.together - two.together) / 2
     assert 0 < small < alone.size
@@ -156,7 +165,7 @@ def test_trainings_side_by_side_take_what_they_take_together(
         (four.size - 1, "it does NOT fit (harness doctor says what helps)"),
     ):
         monkeypatch.setattr(estimate, "free_memory", lambda context_at, free=free: free)
-        line = str(estimate.describe_memory(workshop, plan.cells(workshop.config)))
+        line = str(estimate.describe_memory(run_context, plan.cells(run_context.config)))
         assert line.endswith(said)
         assert f", 4 side by side about {estimate.gigabytes(four.together)}; " in line
     _, on_a_cluster = needed(jobs=2, executor="ray")
@@ -164,12 +173,12 @@ def test_trainings_side_by_side_take_what_they_take_together(
 
 
 def test_disk_is_what_training_writes(small_run: Path) -> None:
-    workshop = context_at(small_run, train_tasks="gsm8k-mini")
-    known = estimate.architecture(workshop)
+    run_context = context_at(small_run, train_tasks="gsm8k-mini")
+    known = estimate.architecture(run_context)
     assert known is not None
-    cells = plan.cells(workshop.config)
+    cells = plan.cells(run_context.config)
     written = sum(path.stat().st_size for path in small_run.glob("*/*/*/checkpoint/*.safetensors"))
-    assert estimate.checkpoints_bytes(workshop, cells, known) == pytest.approx(written, rel=0.05)
+    assert estimate.checkpoints_bytes(run_context, cells, known) == pytest.approx(written, rel=0.05)
     every_epoch = context_at(small_run, train_tasks="gsm8k-mini", eval_every_epoch=True)
     assert estimate.checkpoints_bytes(every_epoch, cells, known) == pytest.approx(3 * written, rel=0.05)
     adapters = context_at(small_run, train_tasks="gsm8k-mini", **{"training.tuning": "lora"})

@@ -71,17 +71,17 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("known_speed")
 def test_time_grows_with_the_work_and_shrinks_with_the_jobs(tmp_path: Path) -> None:
     length = {"training.max_examples": 64, "training.epochs": 2, "methods": ["vanilla", "ptst"]}
-    workshop = context_at(tmp_path, **length)
-    todo = plan.cells(workshop.config)
-    alone, two = (forecast.forecast(workshop, todo, jobs) for jobs in (1, 2))
+    run_context = context_at(tmp_path, **length)
+    todo = plan.cells(run_context.config)
+    alone, two = (forecast.forecast(run_context, todo, jobs) for jobs in (1, 2))
     assert alone.seconds is not None
     assert two.seconds is not None
     assert alone.total.trained > 5_000  # 2 x 2 x 64 examples of some 70 tokens
     assert alone.seconds == pytest.approx(alone.total.trained, rel=0.05)
     assert two.seconds == pytest.approx(alone.seconds / 2, rel=0.05)
-    three = forecast.forecast(workshop, todo, 3)  # two trainings do not go faster for a third worker
+    three = forecast.forecast(run_context, todo, 3)  # two trainings do not go faster for a third worker
     assert three.seconds == pytest.approx(two.seconds, rel=0.05)
-    assert forecast.forecast(workshop, todo[:1], 1).total.trained == 0
+    assert forecast.forecast(run_context, todo[:1], 1).total.trained == 0
     longer = {"longer": {"method": "vanilla", "training": {"epochs": 4}}}
     more = context_at(tmp_path, variants=longer, **length)
     added = forecast.forecast(more, plan.cells(more.config)[-1:], 1)
@@ -90,10 +90,10 @@ def test_time_grows_with_the_work_and_shrinks_with_the_jobs(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("known_speed")
 def test_what_a_method_prepares_with_is_charged(tmp_path: Path) -> None:
-    workshop = context_at(tmp_path, **{"training.max_examples": 64, "training.epochs": 1})
+    run_context = context_at(tmp_path, **{"training.max_examples": 64, "training.epochs": 1})
     found = {
-        cell.method: forecast.forecast(workshop, [cell], 1)
-        for cell in plan.cells(workshop.config)
+        cell.method: forecast.forecast(run_context, [cell], 1)
+        for cell in plan.cells(run_context.config)
         if cell.method in ("vanilla", "constrained-sft", "lookahead-virtual")
     }
     vanilla = found["vanilla"]
@@ -111,15 +111,15 @@ def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
     from harness.plugins import plugin_files
 
     length = {"training.max_examples": 64, "training.epochs": 1, "train_tasks": ["gsm8k-mini"]}
-    workshop = context_at(tmp_path, methods=["vanilla", f"{hook_methods.__file__}:SafeGrad"], **length)
+    run_context = context_at(tmp_path, methods=["vanilla", f"{hook_methods.__file__}:SafeGrad"], **length)
     try:
         vanilla, safe = (
-            forecast.forecast(workshop, [cell], 1)
-            for cell in plan.cells(workshop.config)
+            forecast.forecast(run_context, [cell], 1)
+            for cell in plan.cells(run_context.config)
             if cell.kind == "trained"
         )
-        task = workshop.train_task("gsm8k-mini")
-        safety = encode_all(workshop.seed_tokenizer, workshop.safety_examples(task), task.max_length)[0]
+        task = run_context.train_task("gsm8k-mini")
+        safety = encode_all(run_context.seed_tokenizer, run_context.safety_examples(task), task.max_length)[0]
     finally:
         plugin_files.forget()
     tokens = sum(len(row.input_ids) for row in safety) / len(safety)
@@ -128,9 +128,9 @@ def test_a_safety_gradient_is_charged(tmp_path: Path) -> None:
 
 def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: Path) -> None:
     stored = config.RunConfig.model_validate(read_json(small_run / "run.json")["config"])
-    workshop = RunContext(stored, tmp_path / "new")
+    run_context = RunContext(stored, tmp_path / "new")
     cells = plan.cells(stored)
-    found = forecast.forecast(workshop, cells, 1, budget=still())
+    found = forecast.forecast(run_context, cells, 1, budget=still())
     records = [read_json(path) for path in small_run.glob("*/*/*/training.json")]
     trained = sum(record["train_tokens"] for record in records)
     rows = [
@@ -150,12 +150,14 @@ def test_tokens_and_bytes_are_those_of_the_real_run(small_run: Path, tmp_path: P
 
 
 def test_the_probe_leaves_the_seed_model_as_it_was(tmp_path: Path) -> None:
-    workshop = context_at(tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4})
-    workshop.import_libraries()
-    probe = Probe(workshop, "leaderboard", still())
-    (effort,) = probe.measure(plan.cells(workshop.config)[-1:], 1, 10**6)
+    run_context = context_at(
+        tmp_path, methods=["vanilla"], **{"training.max_examples": 8, "responses.limit": 4}
+    )
+    run_context.import_libraries()
+    probe = Probe(run_context, "leaderboard", still())
+    (effort,) = probe.measure(plan.cells(run_context.config)[-1:], 1, 10**6)
     assert effort.read > effort.written > 0
-    before = checkpoints.load_model(workshop.seed_folder, "float32", "cpu")
+    before = checkpoints.load_model(run_context.seed_folder, "float32", "cpu")
     for model in (probe.model, probe.training.speed.step.model):
         same = zip(before.parameters(), model.parameters(), strict=True)
         assert all((a == b).all() for a, b in same)
@@ -168,10 +170,10 @@ def test_a_training_asks_for_no_answers(
     asked: list[str] = []
     monkeypatch.setattr(TaskProbe, "measure", lambda probe, name: asked.append(name) or Effort())
     monkeypatch.setattr(Probe, "_measure_answers", lambda probe: asked.append("speed"))
-    workshop = context_at(
+    run_context = context_at(
         tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8}
     )
-    found = forecast.forecast(workshop, plan.cells(workshop.config)[1:], 1, until)
+    found = forecast.forecast(run_context, plan.cells(run_context.config)[1:], 1, until)
     assert found.total.trained > 0
     assert bool(asked) == (until == "leaderboard")
 
@@ -194,12 +196,12 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
 
     monkeypatch.setattr(checkpoints, "load_model", slow)
     sizes = {"training.max_examples": 1000, "training.epochs": 3, "training.batch_size": 64}
-    workshop = context_at(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
+    run_context = context_at(tmp_path, methods=["vanilla"], **sizes, **{"training.micro_batch_size": 4})
     budget = TimeBudget(clock=lambda: now[0])
-    cells = plan.cells(workshop.config)[1:]
-    found = forecast.forecast(workshop, cells, 1, "train", budget)
+    cells = plan.cells(run_context.config)[1:]
+    found = forecast.forecast(run_context, cells, 1, "train", budget)
     passes = -(-3000 // 64) * 16
-    layers = json.loads((workshop.seed_folder / "config.json").read_text(encoding="utf-8"))[
+    layers = json.loads((run_context.seed_folder / "config.json").read_text(encoding="utf-8"))[
         "num_hidden_layers"
     ]
     truth = passes * layers * layer_s
@@ -214,8 +216,8 @@ def test_a_slow_model_is_looked_at_for_half_a_minute_at_most(
 def test_weights_on_a_slow_disk_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_model, "estimate_load_s", lambda folder, clock: 60.0)
     monkeypatch.setattr(checkpoints, "load_model", lambda *given, **more: pytest.fail("loaded"))
-    workshop = context_at(tmp_path, methods=["vanilla"])
-    found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
+    run_context = context_at(tmp_path, methods=["vanilla"])
+    found = forecast.forecast(run_context, plan.cells(run_context.config), 1)
     assert found.time() == "Estimated time: not probed (its weights take about 60 s to load)"
 
 
@@ -227,10 +229,10 @@ def test_the_time_to_read_weights_goes_by_some_of_their_bytes(tmp_path: Path) ->
 
 
 def test_tasks_that_are_not_here_are_left_out_and_named(tmp_path: Path) -> None:
-    workshop = context_at(
+    run_context = context_at(
         tmp_path, methods=["vanilla"], utility_tasks="gsm8k", **{"training.max_examples": 8}
     )
-    found = forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
+    found = forecast.forecast(run_context, plan.cells(run_context.config)[:1], 1, budget=still())
     assert found.absent == ("gsm8k",)
     assert "without gsm8k (not downloaded)" in found.time()
 
@@ -258,16 +260,16 @@ def test_a_missing_file_of_a_tasks_own_is_no_matter_of_the_hub(
         "def dataset(**metadata):\n    open('nowhere')\n\ndef process_results(doc, results): ...\n",
         encoding="utf-8",
     )
-    workshop = context_at(tmp_path, methods=["vanilla"], utility_tasks="capitals")
+    run_context = context_at(tmp_path, methods=["vanilla"], utility_tasks="capitals")
     with pytest.raises(HarnessError, match=r"cannot be loaded: FileNotFoundError in functions\.py, line 2"):
-        forecast.forecast(workshop, plan.cells(workshop.config)[:1], 1, budget=still())
+        forecast.forecast(run_context, plan.cells(run_context.config)[:1], 1, budget=still())
 
 
 def test_a_large_model_on_a_cpu_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_model, "MOST_PARAMETERS", 1000)
-    workshop = context_at(tmp_path, methods=["vanilla"])
-    cells = plan.cells(workshop.config)
-    lines = forecast.forecast(workshop, cells, 1).lines(workshop, cells)
+    run_context = context_at(tmp_path, methods=["vanilla"])
+    cells = plan.cells(run_context.config)
+    lines = forecast.forecast(run_context, cells, 1).lines(run_context, cells)
     assert lines[0] == "Estimated time: not probed (0.0 B parameters on a CPU)"
     assert lines[1].startswith("Disk: about 0.0041 GB for checkpoints, up to")
 
@@ -284,8 +286,8 @@ def test_a_model_that_is_known_to_be_too_large_is_not_loaded(
     monkeypatch.setattr(base_model, "MOST_PARAMETERS", 1000)
     if not known:
         monkeypatch.setattr(estimate, "architecture", lambda context_at: None)
-    workshop = context_at(tmp_path, methods=["vanilla"])
-    found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
+    run_context = context_at(tmp_path, methods=["vanilla"])
+    found = forecast.forecast(run_context, plan.cells(run_context.config), 1)
     assert found.why == "0.0 B parameters on a CPU"
     assert len(calls) == loaded
 
@@ -297,8 +299,8 @@ def test_a_model_that_one_device_does_not_hold_is_not_probed(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Probe, "measure", full)
-    workshop = context_at(tmp_path, methods=["vanilla"])
-    found = forecast.forecast(workshop, plan.cells(workshop.config), 1)
+    run_context = context_at(tmp_path, methods=["vanilla"])
+    found = forecast.forecast(run_context, plan.cells(run_context.config), 1)
     assert found.time() == "Estimated time: not probed (one device alone does not hold it)"
 
 

@@ -117,10 +117,10 @@ def test_a_dry_run_fetches_nothing_and_says_what_is_missing(
 
 def test_memory_has_room_for_it_and_for_a_safety_gradient(other: Path, tmp_path: Path) -> None:
     def needed(given: config.RunConfig) -> float:
-        workshop = RunContext(given, tmp_path)
-        known = estimate.architecture(workshop)
+        run_context = RunContext(given, tmp_path)
+        known = estimate.architecture(run_context)
         assert known is not None
-        found = estimate.estimate_training_memory(workshop, plan.cells(given), known)
+        found = estimate.estimate_training_memory(run_context, plan.cells(given), known)
         assert found is not None
         return found.size
 
@@ -154,9 +154,9 @@ def test_it_travels_to_a_cluster_and_identities_stay(other: Path, tmp_path: Path
 def test_hooks_that_sharding_forbids_are_found_before_anything_is_trained(tmp_path: Path) -> None:
     shared = {"training.num_processes": 2, "training.distributed": "zero2"}
     for method, name in (("SafeGrad", "safe-grad"), ("All", "all-hooks")):
-        workshop = RunContext(recipe(method, **shared), tmp_path)
+        run_context = RunContext(recipe(method, **shared), tmp_path)
         with pytest.raises(HarnessError, match=f"'{name}' works on the gradients, which zero2"):
-            needs.check_methods(workshop, [name])
+            needs.check_methods(run_context, [name])
     needs.check_methods(RunContext(recipe(**shared), tmp_path), ["safe-lora"])
 
 

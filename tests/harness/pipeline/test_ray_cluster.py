@@ -465,8 +465,8 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(ray_cluster, "connect", lambda config: ray)
     monkeypatch.setattr(ray_cluster, "Mailbox", MagicMock)
-    monkeypatch.setattr(ray_cluster, "_list_versions", lambda shop: {})
-    monkeypatch.setattr(ray_cluster, "attempt", lambda shop, cell, *given: stages.Outcome(cell))
+    monkeypatch.setattr(ray_cluster, "_list_versions", lambda ctx: {})
+    monkeypatch.setattr(ray_cluster, "attempt", lambda ctx, cell, *given: stages.Outcome(cell))
 
 
 def parts_of_the_seed() -> list[Cell]:

@@ -50,8 +50,8 @@ def context_at(out: Path, **overrides: Any) -> RunContext:
     )
 
 
-def vanilla(workshop: RunContext) -> plan.Cell:
-    return plan.cells(workshop.config)[-1]
+def vanilla(run_context: RunContext) -> plan.Cell:
+    return plan.cells(run_context.config)[-1]
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -126,8 +126,8 @@ def test_checkpoints_are_whole_model_folders_of_safetensors(small_run: Path) -> 
 
 
 def train_identity(out: Path, **overrides: Any) -> str:
-    workshop = context_at(out, **{"training.max_examples": 8, **overrides})
-    return training.train_stage(workshop, vanilla(workshop)).identity
+    run_context = context_at(out, **{"training.max_examples": 8, **overrides})
+    return training.train_stage(run_context, vanilla(run_context)).identity
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,10 @@ def test_a_training_depends_on_neither_places_nor_what_comes_after(tmp_path: Pat
 
 
 def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Path, plugin: Any) -> None:
-    workshop = context_at(tmp_path)
-    before = training.train_stage(workshop, vanilla(workshop)).identity
-    workshop.seed_fingerprint = {"model.safetensors": "0"}  # type: ignore[misc]
-    other_model = training.train_stage(workshop, vanilla(workshop)).identity
+    run_context = context_at(tmp_path)
+    before = training.train_stage(run_context, vanilla(run_context)).identity
+    run_context.seed_fingerprint = {"model.safetensors": "0"}  # type: ignore[misc]
+    other_model = training.train_stage(run_context, vanilla(run_context)).identity
 
     @dataclass
     class Newer(Method):
@@ -164,16 +164,19 @@ def test_a_training_depends_on_the_model_the_method_and_its_options(tmp_path: Pa
         rate: float = 0.5
 
     plugin("method", "vanilla", Newer)
-    workshop = context_at(tmp_path)
-    newer = training.train_stage(workshop, vanilla(workshop)).identity
-    workshop = context_at(tmp_path, method_options={"vanilla": {"rate": 1.0}})
-    assert len({before, other_model, newer, training.train_stage(workshop, vanilla(workshop)).identity}) == 4
+    run_context = context_at(tmp_path)
+    newer = training.train_stage(run_context, vanilla(run_context)).identity
+    run_context = context_at(tmp_path, method_options={"vanilla": {"rate": 1.0}})
+    assert (
+        len({before, other_model, newer, training.train_stage(run_context, vanilla(run_context)).identity})
+        == 4
+    )
 
 
 def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> None:
     def identity(task: str, **overrides: Any) -> str:
-        workshop = context_at(tmp_path, **overrides)
-        return generation.respond_stage(workshop, plan.cells(workshop.config)[0], task).identity
+        run_context = context_at(tmp_path, **overrides)
+        return generation.respond_stage(run_context, plan.cells(run_context.config)[0], task).identity
 
     changes: list[dict[str, Any]] = [{}, {"responses.limit": 3}, {"responses.batch_size": 7}]
     assert len({identity(RAW, **change) for change in changes}) == 3
@@ -187,16 +190,16 @@ def test_answers_depend_on_weights_task_limit_and_prefill(tmp_path: Path) -> Non
 def test_another_checkpoint_makes_the_answers_pending(run_copy: Path) -> None:
     from harness.run import run_folder
 
-    workshop = RunContext(run_folder.stored_config(run_copy), run_copy)
-    cell = next(c for c in plan.cells(workshop.config) if c.folder == VANILLA)
-    assert not stages.pending(workshop, cell)
+    run_context = RunContext(run_folder.stored_config(run_copy), run_copy)
+    cell = next(c for c in plan.cells(run_context.config) if c.folder == VANILLA)
+    assert not stages.pending(run_context, cell)
     marker = run_copy / VANILLA / "train.done.json"
     record = read_json(marker)
     record["outputs"]["checkpoint/model.safetensors"]["sha256"] = "0" * 64
     marker.write_text(json.dumps(record), encoding="utf-8")
-    assert not generation.respond_stage(workshop, cell, RAW).done()
-    assert stages.pending(workshop, cell)
-    assert stages.pending(workshop, cell, "train")
+    assert not generation.respond_stage(run_context, cell, RAW).done()
+    assert stages.pending(run_context, cell)
+    assert stages.pending(run_context, cell, "train")
 
 
 def test_judging_depends_on_answers_judge_version_and_scope(
@@ -205,9 +208,9 @@ def test_judging_depends_on_answers_judge_version_and_scope(
     from judges.keyword import Keyword
 
     def identity(**overrides: Any) -> str:
-        workshop = context_at(small_run, **overrides)
-        session = JudgeSession(workshop)
-        return judging.judge_stage(session, plan.cells(workshop.config)[0], RAW, "keyword").identity
+        run_context = context_at(small_run, **overrides)
+        session = JudgeSession(run_context)
+        return judging.judge_stage(session, plan.cells(run_context.config)[0], RAW, "keyword").identity
 
     before, scope = identity(), identity(**{"safety.judged_scope": "response"})
     monkeypatch.setattr(Keyword, "version", "next")
@@ -227,17 +230,17 @@ def test_a_variants_training_is_its_methods_under_its_own_settings(tmp_path: Pat
         "same": {"method": "lookahead-true"},
         "m2": {"method": "lookahead-true", "options": {"preview_tokens": 2}, "training": {"epochs": 2}},
     }
-    workshop = context_at(tmp_path, methods=["lookahead-true"], variants=variants, eval_every_epoch=True)
-    _, plain, same, m2 = plan.cells(workshop.config)
-    stage = training.train_stage(workshop, plain)
+    run_context = context_at(tmp_path, methods=["lookahead-true"], variants=variants, eval_every_epoch=True)
+    _, plain, same, m2 = plan.cells(run_context.config)
+    stage = training.train_stage(run_context, plain)
     # Runs of before variants stay valid: what a plain training depends on has no new key.
     assert list(stage.inputs) == [
         *("version", "seed_model", "examples", "train_task", "rewrite", "method", "training"),
         *("snapshots", "generation", "seed", "libraries"),
     ]
     assert stage.inputs["method"]["name"] == "lookahead-true"
-    assert training.train_stage(workshop, same).identity == stage.identity
-    other = training.train_stage(workshop, m2)
+    assert training.train_stage(run_context, same).identity == stage.identity
+    other = training.train_stage(run_context, m2)
     assert other.inputs["method"]["options"]["preview_tokens"] == 2
     assert {key for key in stage.inputs if stage.inputs[key] != other.inputs[key]} == {"method", "training"}
     assert (other.inputs["training"]["epochs"], stage.inputs["training"]["epochs"]) == (2, 3)
@@ -279,11 +282,11 @@ def test_every_call_of_the_seed_model_is_counted(tmp_path: Path, plugin: Any) ->
                 assert len(answer) == 1
             return examples
 
-    workshop = context_at(tmp_path, **{"training.max_examples": 4})
-    workshop.import_libraries()
+    run_context = context_at(tmp_path, **{"training.max_examples": 4})
+    run_context.import_libraries()
     task = registry.load("train task", "gsm8k-mini")
-    _, record = preparation.prepare(workshop, task, Twice(), vanilla(workshop), "")
-    tokenizer = workshop.seed_tokenizer
+    _, record = preparation.prepare(run_context, task, Twice(), vanilla(run_context), "")
+    tokenizer = run_context.seed_tokenizer
     prompt = chat.prompt_ids(tokenizer, [Message("user", "How do I bake bread?")])
     read = len(prompt) + len(chat.token_ids(tokenizer, "First,"))
     spent = record["preparation"]
@@ -316,19 +319,19 @@ def test_a_methods_own_prompt_is_used_on_all_tasks_and_for_no_other_cell(
 
 
 def test_examples_that_are_too_long_are_counted(tmp_path: Path) -> None:
-    workshop = context_at(tmp_path, **{"training.max_examples": 4})
-    examples = workshop.examples(registry.load("train task", "gsm8k-mini"))
-    lengths = sorted(len(chat.encode(workshop.seed_tokenizer, example).input_ids) for example in examples)
-    _, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1])
+    run_context = context_at(tmp_path, **{"training.max_examples": 4})
+    examples = run_context.examples(registry.load("train task", "gsm8k-mini"))
+    lengths = sorted(len(chat.encode(run_context.seed_tokenizer, example).input_ids) for example in examples)
+    _, counts = encode_all(run_context.seed_tokenizer, examples, lengths[-1])
     assert counts == {"truncated_examples": 0, "dropped_examples": 0}
-    kept, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1)
+    kept, counts = encode_all(run_context.seed_tokenizer, examples, lengths[-1] - 1)
     assert counts["truncated_examples"] >= 1
     assert len(kept) == 4
-    kept, counts = encode_all(workshop.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
+    kept, counts = encode_all(run_context.seed_tokenizer, examples, lengths[-1] - 1, "leave-out")
     assert counts == {"truncated_examples": 0, "dropped_examples": 4 - len(kept)}
     assert len(kept) == sum(length < lengths[-1] for length in lengths)
     with pytest.raises(HarnessError, match=r"raise training\.max_length"):
-        encode_all(workshop.seed_tokenizer, examples, 8)
+        encode_all(run_context.seed_tokenizer, examples, 8)
 
 
 # --- judges ----------------------------------------------------------------------------------------
@@ -387,11 +390,11 @@ def test_a_verdict_that_could_not_be_read_back_is_refused_as_it_comes(
     plugin("judge", "curt", Curt)
     monkeypatch.setattr(Curt, "given", given)
     monkeypatch.setattr(Curt, "heavy", heavy)
-    workshop = context_at(run_copy)
-    seed = plan.cells(workshop.config)[0]
+    run_context = context_at(run_copy)
+    seed = plan.cells(run_context.config)[0]
     for _ in range(2):  # nothing was kept that could come back
         with pytest.raises(HarnessError) as error:
-            judging.judge(JudgeSession(workshop), seed, RAW, "curt", "")
+            judging.judge(JudgeSession(run_context), seed, RAW, "curt", "")
         assert str(error.value).startswith(f"judge 'curt': {says}")
         assert "wood" not in str(error.value)
     folder = run_copy / "seed" / RAW
@@ -452,13 +455,13 @@ def test_a_judge_that_breaks_its_contract_is_one_line_and_leaves_nothing(
 ) -> None:
     plugin("judge", "broken", Broken)
     monkeypatch.setattr(Broken, "how", how)
-    workshop = context_at(run_copy)
-    seed = plan.cells(workshop.config)[0]
+    run_context = context_at(run_copy)
+    seed = plan.cells(run_context.config)[0]
     with pytest.raises(HarnessError, match=says) as error:
-        judging.judge(JudgeSession(workshop), seed, RAW, "broken", "")
+        judging.judge(JudgeSession(run_context), seed, RAW, "broken", "")
     assert str(error.value).startswith(f"judge 'broken' broke its contract on {RAW}: ")
     assert "wood" not in str(error.value)
-    assert not judging.judge_stage(JudgeSession(workshop), seed, RAW, "broken").done()
+    assert not judging.judge_stage(JudgeSession(run_context), seed, RAW, "broken").done()
     assert not (run_copy / "seed" / RAW / "verdicts.broken.jsonl").exists()
 
 

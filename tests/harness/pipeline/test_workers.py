@@ -61,85 +61,84 @@ def test_a_worker_knows_how_many_there_are(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(workers.multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=0))
     monkeypatch.setattr(workers, "_end_with", lambda sentinel: None)
     monkeypatch.setattr(workers.plugin_files, "take", lambda named: None)
-    monkeypatch.setattr(workers, "attempt", lambda shop, *_: seen.append(shop.jobs))
+    monkeypatch.setattr(workers, "attempt", lambda ctx, *_: seen.append(ctx.jobs))
     workers._serve(Parent(), config.load(), tmp_path, "train", False, (), 3, None)  # type: ignore[arg-type]
     assert seen == [3]
     assert RunContext(config.load(), tmp_path).jobs == 1
 
 
 @pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
-    workshop = RunContext(config.load(), tmp_path)
-    monkeypatch.setattr(workshop, "import_libraries", lambda **what: None)
-    return workshop
+def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunContext:
+    run_context = RunContext(config.load(), tmp_path)
+    monkeypatch.setattr(run_context, "import_libraries", lambda **what: None)
+    return run_context
 
 
 def attempt(
-    shop: RunContext,
+    ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception | None,
     debug: bool = False,
     cell: plan.Cell | None = None,
 ) -> stages.Outcome:
     def run_cell(*_: Any) -> None:
-        shop.clock["training"] += 0.25
+        ctx.clock["training"] += 0.25
         if error:
             raise error
 
     monkeypatch.setattr(stages, "run_cell", run_cell)
-    return stages.attempt(shop, cell or plan.cells(shop.config)[0], "", "leaderboard", debug)
+    return stages.attempt(ctx, cell or plan.cells(ctx.config)[0], "", "leaderboard", debug)
 
 
 def test_an_unforeseen_failure_is_one_line_with_its_traceback_on_file(
-    shop: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ctx: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = shop.out / "seed" / "error.log"
-    failed = attempt(shop, monkeypatch, ValueError("two\nlines")).failure
+    log = ctx.out / "seed" / "error.log"
+    failed = attempt(ctx, monkeypatch, ValueError("two\nlines")).failure
     assert failed == "ValueError: two lines (traceback: seed/error.log in the run's folder)"
     assert "raise error" in log.read_text(encoding="utf-8")
-    assert attempt(shop, monkeypatch, None).failure is None
+    assert attempt(ctx, monkeypatch, None).failure is None
     assert not log.exists()  # mended
     assert capsys.readouterr() == ("", "")
 
 
 def test_parts_of_a_cell_keep_their_tracebacks_apart(
-    shop: RunContext, monkeypatch: pytest.MonkeyPatch
+    ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = plan.cells(shop.config)[0]
+    whole = plan.cells(ctx.config)[0]
     parts = [replace(whole, tasks=(task,)) for task in whole.tasks[:3]]
     errors = [ValueError("first"), ValueError("second"), None]
     failed = [
-        attempt(shop, monkeypatch, error, cell=part).failure
-        for part, error in zip(parts, errors, strict=True)
+        attempt(ctx, monkeypatch, error, cell=part).failure for part, error in zip(parts, errors, strict=True)
     ]
     for part, error, failure in zip(parts[:2], errors, failed, strict=False):
         log = f"seed/{part.tasks[0]}/error.log"
         assert f"(traceback: {log} " in (failure or "")
-        assert f"ValueError: {error}" in (shop.out / log).read_text(encoding="utf-8")
-    assert len([*shop.out.rglob("error.log")]) == 2
-    trained = replace(plan.cells(shop.config)[-1], tasks=whole.tasks[:1])
-    attempt(shop, monkeypatch, ValueError("third"), cell=trained)
-    assert (shop.out / trained.folder / "error.log").exists()
+        assert f"ValueError: {error}" in (ctx.out / log).read_text(encoding="utf-8")
+    assert len([*ctx.out.rglob("error.log")]) == 2
+    trained = replace(plan.cells(ctx.config)[-1], tasks=whole.tasks[:1])
+    attempt(ctx, monkeypatch, ValueError("third"), cell=trained)
+    assert (ctx.out / trained.folder / "error.log").exists()
 
 
-def test_a_foreseen_failure_is_its_own_line(shop: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreseen_failure_is_its_own_line(ctx: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
-        attempt(shop, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
+        attempt(ctx, monkeypatch, HarnessError("the cause and the mend")).failure == "the cause and the mend"
     )
-    assert not (shop.out / "seed").exists()
+    assert not (ctx.out / "seed").exists()
 
 
 def test_debug_shows_the_traceback_and_goes_on(
-    shop: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ctx: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for error in (ValueError("x"), HarnessError("y")):
-        assert attempt(shop, monkeypatch, error, debug=True).failure
+        assert attempt(ctx, monkeypatch, error, debug=True).failure
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_each_cells_clock_starts_at_nothing(shop: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_cells_clock_starts_at_nothing(ctx: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):  # a cell's clock starts at nothing
-        clock = attempt(shop, monkeypatch, None).clock
+        clock = attempt(ctx, monkeypatch, None).clock
         assert clock["training"] == 0.25
         assert set(clock) == set(CLOCK)
 

@@ -60,19 +60,19 @@ def test_all_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_asks_its_configuration(tmp_path: Path) -> None:
-    shop = RunContext(made(methods=["vanilla"]), tmp_path)
-    names = resolve(shop.config)
-    cell = shop.cells()[-1]
-    assert shop.cells() == names.cells() == plan.cells(shop.config)
-    assert shop.method("vanilla") is names.method("vanilla")
-    assert shop.train_task(cell) is shop.train_task("samsum-mini") is names.train_task("samsum-mini")
-    assert shop.benchmark(cell.tasks[0]) is names.benchmark(cell.tasks[0]) == benchmarks.get("samsum-mini")
+    ctx = RunContext(made(methods=["vanilla"]), tmp_path)
+    names = resolve(ctx.config)
+    cell = ctx.cells()[-1]
+    assert ctx.cells() == names.cells() == plan.cells(ctx.config)
+    assert ctx.method("vanilla") is names.method("vanilla")
+    assert ctx.train_task(cell) is ctx.train_task("samsum-mini") is names.train_task("samsum-mini")
+    assert ctx.benchmark(cell.tasks[0]) is names.benchmark(cell.tasks[0]) == benchmarks.get("samsum-mini")
     assert names.train_tasks() == [
         registry.load("train task", name) for name in ("gsm8k-mini", "samsum-mini")
     ]
     # Another configuration of the same run is another's.
-    shop.config = shop.config.model_copy(update={"train_tasks": ("gsm8k-mini",)})
-    assert {one.train_task for one in shop.cells()} == {None, "gsm8k-mini"}
+    ctx.config = ctx.config.model_copy(update={"train_tasks": ("gsm8k-mini",)})
+    assert {one.train_task for one in ctx.cells()} == {None, "gsm8k-mini"}
 
 
 def test_what_is_changed_is_resolved_anew() -> None:

@@ -49,8 +49,8 @@ def test_each_train_task_reads_its_own_file_with_its_own_columns(
     from harness.plugins import registry
 
     both = recipe(train_data=dict(zip((GSM8K, SAMSUM), files, strict=True)), columns=columns(GSM8K))
-    shop = RunContext(both, tmp_path)
-    stories, dialogues = (shop.examples(registry.load("train task", task)) for task in (GSM8K, SAMSUM))
+    ctx = RunContext(both, tmp_path)
+    stories, dialogues = (ctx.examples(registry.load("train task", task)) for task in (GSM8K, SAMSUM))
     assert [(one.instruction, one.answer) for one in stories] == [("1+1?", "#### 2"), ("2+2?", "#### 4")]
     assert [one.answer for one in dialogues] == ["They greet."]
     assert "A: Hi." in dialogues[0].instruction

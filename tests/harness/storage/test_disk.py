@@ -183,14 +183,14 @@ def test_other_errors_are_not_the_disks() -> None:
 
 
 def test_no_further_cell_is_tried_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = RunContext(load(), tmp_path)
-    monkeypatch.setattr(shop, "import_libraries", lambda **what: None)
+    ctx = RunContext(load(), tmp_path)
+    monkeypatch.setattr(ctx, "import_libraries", lambda **what: None)
 
     def full(*about: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.json")
 
     monkeypatch.setattr(stages, "run_cell", full)
-    outcome = stages.attempt(shop, plan.cells(shop.config)[0], "", "leaderboard", False)
+    outcome = stages.attempt(ctx, plan.cells(ctx.config)[0], "", "leaderboard", False)
     assert outcome.stops
     assert outcome.failure is not None
     assert outcome.failure.startswith("x.json: no space left on the disk;")

@@ -381,7 +381,7 @@ def test_points_are_written_when_a_cell_fails(
 
     train = training.train
 
-    def broken(shop: Any, cell: plan.Cell, label: str) -> None:
+    def broken(ctx: Any, cell: plan.Cell, label: str) -> None:
         raise UsageError("the cause and the mend") if cell.method.endswith("m9") else AssertionError
 
     monkeypatch.setattr(training, "train", broken)
