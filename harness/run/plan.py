@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from harness.config import RunConfig
 from harness.contracts import UsageError
 from harness.data import benchmarks
+from harness.data.benchmarks import Benchmark
 from harness.engines import select
 from harness.plugins import registry
 from harness.run import metrics
@@ -145,24 +147,24 @@ def limited(cell: Cell, only: Collection[str]) -> Cell:
     return replace(cell, tasks=tuple(task for task in cell.tasks if task in wanted)) if wanted else cell
 
 
-def _check_tasks(config: RunConfig, utilities: Mapping[str, str]) -> None:
-    """Raises UsageError for tasks that do not exist, or are not of the kind that they are asked for."""
+def _check_tasks(config: RunConfig, utilities: Mapping[str, str], find: Callable[[str], Benchmark]) -> None:
+    """Raises UsageError for tasks that do not exist or are not of the kind that is asked for. ``find``:
+    the task of a name."""
     groups = benchmarks.groups()
 
     def kinds(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         for name in names:
             for member in groups.get(name, [name]):
-                yield member, benchmarks.get(member, config.own_tasks).kind
+                yield member, find(member).kind
 
     safety = (config.safety.raw_task, config.safety.prefill_task)
-    own = config.own_tasks
     for task in (*utilities.values(), *safety):
-        benchmarks.get(task, own)
+        find(task)
     for task, kind in kinds(safety):
         if kind != "safety":
             raise UsageError(f"task '{task}' is no safety task (its YAML's metadata.kind says so)")
     for key, task, opened in zip(("raw_task", "prefill_task"), safety, (False, True), strict=True):
-        if benchmarks.get(task, own).prefilled != opened:
+        if find(task).prefilled != opened:
             what = "opens no answer, so that its safe rate is no JSR" if opened else "opens answers: no RSR"
             raise UsageError(f"safety.{key}: task '{task}' {what}")
     for task, kind in kinds(config.utility_tasks):
@@ -245,7 +247,8 @@ def cells(config: RunConfig) -> list[Cell]:
     """All cells, the base model's first. Raises UsageError for unknown names."""
     trained = methods(config)
     utilities = {name: registry.load("train task", name).utility_task for name in config.train_tasks}
-    _check_tasks(config, utilities)
+    find = functools.cache(functools.partial(benchmarks.get, sets=config.own_tasks))
+    _check_tasks(config, utilities, find)
     engines = [*registry.names("engine"), select.AUTO]
     if config.engine not in engines:
         raise registry.unknown("engine", config.engine, engines)
@@ -263,7 +266,7 @@ def cells(config: RunConfig) -> list[Cell]:
     every_utility = tuple(dict.fromkeys(utilities.values()))
     shared = (*metrics.by_task(config), *further(config))
     every = dict.fromkeys((*every_utility, *shared))
-    judged = frozenset(task for task in every if benchmarks.get(task, config.own_tasks).kind == "safety")
+    judged = frozenset(task for task in every if find(task).kind == "safety")
 
     def cell(kind: CellKind, method: str, place: Path, utility: Sequence[str], **trained: Any) -> Cell:
         tasks = tuple(dict.fromkeys((*utility, *shared)))
