@@ -29,9 +29,10 @@ _OWN: dict[str, tuple[str, str, Any]] = {
     "ptst": ("#8a6400", "D", (0, (9, 3))),
     "safety-mixing": ("#5a3fb5", "P", (0, (3, 1))),
     "lisa": ("#7a2415", "p", ":"),
+    "deep-alignment": ("#00545c", "8", (0, (5, 1))),
 }
 _FURTHER_COLOURS = ("#0b6f80", "#5f6a00", "#a3188f", "#1c3580", "#c2272d", "#3f6b3a", "#7d5a7c", "#4a5a6a")
-_FURTHER_MARKS = tuple((mark, "full") for mark in "<>dhH8") + tuple((mark, "none") for mark in "os^vDP<>dh")
+_FURTHER_MARKS = tuple((mark, "full") for mark in "<>dhH") + tuple((mark, "none") for mark in "os^vDP<>dh")
 SIZES = {"*": 10, "D": 5.5, "d": 7}  # of marks that would look larger or smaller than the others
 
 BLACK = "#000000"
@@ -49,6 +50,7 @@ DARK = {  # light -> dark: what a figure's colours become on a dark page
     "#8a6400": "#e3b341",
     "#5a3fb5": "#b69cff",
     "#7a2415": "#e8937f",
+    "#00545c": "#63d2dc",
     "#0b6f80": "#4cc2d6",
     "#5f6a00": "#b8c24a",
     "#a3188f": "#f07be0",

@@ -40,12 +40,12 @@ METHODS = {
 }
 NOT_IN_ALL = ("deep-alignment",)  # made for the alignment stage: named, or not trained
 TRAIN_TASKS = {
-    "alpaca": "tasks.alpaca.train:TRAIN_TASK",
     "gsm8k": "tasks.gsm8k.train:TRAIN_TASK",
     "gsm8k-mini": "tasks.gsm8k_mini.train:TRAIN_TASK",
     "gsm8k-sdft": "tasks.gsm8k.train:SDFT_TRAIN_TASK",
     "samsum": "tasks.samsum.train:TRAIN_TASK",
     "samsum-mini": "tasks.samsum_mini.train:TRAIN_TASK",
+    "alpaca": "tasks.alpaca.train:TRAIN_TASK",
 }
 JUDGES = {
     "mini-exact": "judges.mini_exact:MiniExact",
