@@ -136,7 +136,8 @@ def spread(
     added: dict[str, str] = {}  # row -> method
     for method in methods:
         for value in dict.fromkeys(values):
-            variant = {"method": method, "options": {}, "training": {}, sweep.section: {sweep.key: value}}
+            changed: dict[str, Any] = {sweep.section: {sweep.key: value}}
+            variant = VariantConfig(method=method, **changed).model_dump(mode="json")
             row = _free(f"{method}-{sweep.suffix(value)}", variant, taken)
             added[row] = method
             variants[row] = taken[row] = variant
@@ -157,7 +158,8 @@ def places(sweep: Sweep, config: RunConfig, methods: Iterable[str]) -> dict[str,
     varied = {}
     for name, variant in config.variants.items():
         changes = getattr(variant, sweep.section)
-        if {*variant.options, *variant.training} == {*changes} == {sweep.key}:
+        own_base = variant.model or variant.alignment
+        if not own_base and {*variant.options, *variant.training} == {*changes} == {sweep.key}:
             varied[name] = Place(variant.method, _value(sweep, config, name))
     swept = {*methods, *(place.method for place in varied.values())}
     own = {name: Place(name, _value(sweep, config, name)) for name in _own_methods(config) if name in swept}

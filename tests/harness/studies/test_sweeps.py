@@ -118,6 +118,7 @@ def test_a_variant_of_the_users_own_is_no_point_of_a_sweep_unless_it_is_one() ->
         "both": {"method": "lookahead-true", "options": {"preview_tokens": 3, "connector": " "}},
         "long": {"method": "lookahead-true", "options": {"preview_tokens": 3}, "training": {"epochs": 9}},
         "rate": {"method": "lookahead-true", "training": {"learning_rate": 1e-3}},
+        "base": {"method": "lookahead-true", "options": {"preview_tokens": 3}, "model": "elsewhere"},
     }
     recipe = resolved(variants=variants, methods=["vanilla"])
     assert [*sweeps.places(sweeps.SWEEPS["preview-length"], recipe, [])] == ["mine"]
