@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-chat-hf": ("llama", {"num_key_value_heads": 4}),
     "meta-llama/Llama-3.1-8B-Instruct": ("llama", {}),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama", {"tie_word_embeddings": True}),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", {"tie_word_embeddings": True}),
     "Qwen/Qwen3-4B": ("qwen3", {"tie_word_embeddings": True}),
     "Qwen/Qwen3-8B": ("qwen3", {}),
     "google/gemma-3-1b-it": ("gemma3_text", {"sliding_window": 6, "num_key_value_heads": 1}),
