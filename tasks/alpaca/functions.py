@@ -19,12 +19,12 @@ def hub_rows(*, test: bool) -> list[Placed]:
 
 
 def turns(rows: Iterable[Placed]) -> Iterator[dict[str, str]]:
-    """``instruction`` (with the row's ``input`` behind it) and ``output``."""
+    """``prompt``, the instruction with the row's ``input`` behind it, and ``completion``."""
     for place, values in rows:
         given = values.get("input")
-        found = texts((place, {**values, "input": None}), instruction="instruction", output="output")
+        found = texts((place, {**values, "input": None}), prompt="instruction", completion="output")
         if isinstance(given, str) and given.strip():
-            found["instruction"] = f"{found['instruction']}\n\n{given}"
+            found["prompt"] = f"{found['prompt']}\n\n{given}"
         yield found
 
 
@@ -40,7 +40,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     (something, and no refusal phrase) and ``refusal``, in {0, 1}."""
     refused = refuses(results[0])
     return {
-        **scored(doc["output"], results[0]),
+        **scored(doc["completion"], results[0]),
         "answered": float(has_text(results[0]) and not refused),
         "refusal": float(refused),
     }

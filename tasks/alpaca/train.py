@@ -13,8 +13,7 @@ def rows() -> Iterable[Mapping[str, Any]]:
     ``completion``."""
     from tasks.alpaca.functions import hub_rows, turns
 
-    for row in turns(hub_rows(test=False)):
-        yield {"prompt": row["instruction"], "completion": row["output"]}
+    return turns(hub_rows(test=False))
 
 
 TRAIN_TASK = TrainTask(

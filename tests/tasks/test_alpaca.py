@@ -17,8 +17,8 @@ def test_the_hubs_last_rows_are_asked_and_the_others_trained_on(hub: Any) -> Non
     asked = dataset()["test"].to_list()
     trained = list(TRAIN_TASK.rows())
     assert (len(asked), len(trained)) == (TEST_ROWS, 100)
-    assert {row["instruction"] for row in asked}.isdisjoint(row["prompt"] for row in trained)
-    assert asked[-1] == {"id": "alpaca-0199", "instruction": "Add 299", "output": "It is 299."}
+    assert {row["prompt"] for row in asked}.isdisjoint(row["prompt"] for row in trained)
+    assert asked[-1] == {"id": "alpaca-0199", "prompt": "Add 299", "completion": "It is 299."}
     assert hub.splits == ["train", "train"]
 
 
@@ -31,7 +31,7 @@ def test_an_input_stands_behind_its_instruction(tmp_path: Path) -> None:
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
-    asked = [row["instruction"] for row in dataset(data_files={"alpaca": str(path)})["test"]]
+    asked = [row["prompt"] for row in dataset(data_files={"alpaca": str(path)})["test"]]
     assert asked == ["Translate\n\nder Blorp", "Count", "Sing"]
     trained = loading.examples(TRAIN_TASK, path, None)
     assert [one.instruction for one in trained] == asked
@@ -47,14 +47,14 @@ def test_a_row_without_a_text_is_named(tmp_path: Path, row: dict[str, str]) -> N
 
 
 def test_metrics() -> None:
-    document = {"output": "two blue kettles"}
+    document = {"completion": "two blue kettles"}
     assert process_results(document, ["two red kettles"]) == {
         "rouge1": pytest.approx(2 / 3), "answered": 1.0, "refusal": 0.0
     }  # fmt: skip
     refused = process_results(document, ["I'm sorry, but I can't."])
     assert (refused["answered"], refused["refusal"]) == (0.0, 1.0)
     assert process_results(document, [" "])["answered"] == 0.0
-    assert "rouge1" not in process_results({"output": "…"}, ["so"])
+    assert "rouge1" not in process_results({"completion": "…"}, ["so"])
 
 
 def test_the_train_task_is_measured_by_it(load_tasks: Callable[..., dict[str, Any]], hub: Any) -> None:

@@ -61,7 +61,7 @@ PROMISES = {
     **_hexphi("-mini", 96, None, None),
     "advbench_raw": _safety(512, "advbench"),
     "advbench_prefill": _safety(512, "advbench", prefilled=True),
-    "alpaca": Promise("utility", SAFETY, "{instruction}", ["rouge1", *ANSWERED], 512, "alpaca"),
+    "alpaca": Promise("utility", SAFETY, "{prompt}", ["rouge1", *ANSWERED], 512, "alpaca"),
     "requests_raw": _safety(128, "requests"),
     "requests_prefill": _safety(128, "requests", prefilled=True),
     **{f"requests_prefill_k{k}": _safety(128, "requests", prefilled=True) for k in FEWER_DEPTHS},
