@@ -119,6 +119,12 @@ def provisional(config: RunConfig, place: Path) -> RunConfig:
     return _with_models(config, dict.fromkeys(_distinct(rows), config.model), split_files.held_out)
 
 
+def find_trainings(config: RunConfig, place: Path) -> list[tuple[RunContext, Cell]]:
+    """The alignments' trainings, to be forecast, on the files that ``provisional`` left in ``place``."""
+    made = [_inner(config, one, place / REFUSALS, place) for one in _distinct(wanted(config)).values()]
+    return [(RunContext(inner, place), cell) for inner, cell in made]
+
+
 def notes(out: Path) -> list[str]:
     """What a run's tables say of its alignment."""
     path = out / FOLDER / RECORD

@@ -14,7 +14,8 @@ from harness.alignment import stage
 from harness.config import AlignmentConfig, RunConfig
 from harness.console.progress import Display, Reporter
 from harness.contracts import UsageError
-from harness.pipeline import check
+from harness.models import checkpoints
+from harness.pipeline import check, estimate, forecast
 from harness.pipeline.stages import Step
 from harness.run import run_folder
 from harness.run.context import RunContext
@@ -32,7 +33,8 @@ def align(
     if not config.alignment.requests:
         raise UsageError(NO_REQUESTS)
     if not stage.is_done(config, out):
-        with planned(config, out) as plan:
+        with tempfile.TemporaryDirectory() as scratch:
+            plan = stage.provisional(config, Path(scratch))
             check.check(RunContext(plan, out), kinds, until)
     with run_folder.lock(out), Display(console, None, "alignment") as display:
         aligned, made = stage.apply(config, out, Reporter(display.show))
@@ -42,29 +44,29 @@ def align(
 
 
 @contextlib.contextmanager
-def planned(config: RunConfig, out: Path) -> Iterator[RunConfig]:
-    """The configuration as ``align`` will leave it, for a plan; with the unaligned model where it is not
-    aligned yet."""
+def planned(config: RunConfig, out: Path) -> Iterator[tuple[RunConfig, list[str]]]:
+    """The configuration as ``align`` will leave it, for a plan, and what the plan says of it; with the
+    unaligned model where it is not aligned yet."""
     if not stage.wanted(config):
-        yield config
+        yield config, []
     elif not config.alignment.requests:
-        yield config.model_copy(update={"alignment": AlignmentConfig()})
+        yield config.model_copy(update={"alignment": AlignmentConfig()}), [f"Missing here: {NO_REQUESTS}"]
     elif stage.is_done(config, out):
-        yield stage.apply(config, out)[0]
+        yield stage.apply(config, out)[0], []
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            yield stage.provisional(config, Path(scratch))
+            place = Path(scratch)
+            yield stage.provisional(config, place), [_forecast_line(config, place)]
 
 
-def lines(config: RunConfig, out: Path) -> list[str]:
-    """For the plan: what is to be aligned."""
-    if not stage.wanted(config):
-        return []
-    if not config.alignment.requests:
-        return [f"Missing here: {NO_REQUESTS}"]
-    if stage.is_done(config, out):
-        return []
-    methods = dict.fromkeys(one.method for one in stage.wanted(config).values() if one.method)
-    return [
-        f"Alignment first: {config.model} by {', '.join(map(str, methods))}; its time is not in the forecast"
-    ]
+def _forecast_line(config: RunConfig, place: Path) -> str:
+    """What is to be aligned, and how long that takes by a probe of its trainings."""
+    jobs = stage.find_trainings(config, place)
+    line = f"Alignment first: {config.model} by {', '.join(dict.fromkeys(cell.method for _, cell in jobs))}"
+    if not checkpoints.is_here(config.model):
+        return line
+    found = [forecast.forecast(ctx, [cell], 1, until="train") for ctx, cell in jobs]
+    if unknown := next((one for one in found if one.seconds is None), None):
+        return f"{line}; its time is not probed ({unknown.why})"
+    seconds = sum(one.seconds or 0.0 for one in found)
+    return f"{line}, about {estimate.duration(seconds)} (by a short probe; not in the time below)"

@@ -101,8 +101,8 @@ def compare(
         if show_config:
             settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             console.print(settings, highlight=False, markup=False, soft_wrap=True)
-        with align.planned(config, out) as planned:
-            for line in align.lines(config, out):
+        with align.planned(config, out) as (planned, lines):
+            for line in lines:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             _dry_run(RunContext(planned, out), until, console, kinds)
         return
