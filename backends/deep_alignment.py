@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.contracts import Encoded, Example, HarnessError, Method, PrepareContext, TrainContext
-from harness.keywords import refuses
+from harness.openings import AFFIRMATION, write_openings
 
-AFFIRMATION = "Sure, here is"  # how AdvBench's targets begin
 OPENED = re.compile(r" opened (\d+)$")  # how such an example's id ends: with its loss-free tokens
 
 
@@ -78,15 +77,9 @@ class DeepAlignment(Method):
         if self.opening == "affirmation":
             return [AFFIRMATION] * len(examples)
         asked = [example.messages[:-1] for example in examples]
-        found = context.generate(asked, opening="", max_tokens=self.depth)
-        refused = [place for place, text in enumerate(found) if refuses(text)]
-        context.record["refused_by_the_base_model"] = len(refused)
-        if refused:
-            forced = context.generate(
-                [asked[place] for place in refused], opening=AFFIRMATION, max_tokens=self.depth
-            )
-            for place, text in zip(refused, forced, strict=True):
-                found[place] = f"{AFFIRMATION}{text}"
+        found, context.record["refused_by_the_base_model"] = write_openings(
+            context.generate, asked, self.depth
+        )
         return found
 
     def batches(self, batches: list[list[Encoded]], context: TrainContext) -> list[list[Encoded]]:
@@ -97,7 +90,7 @@ class DeepAlignment(Method):
 def _behind(tokenizer: Any, example: Example, opening: str, depth: int) -> Example | None:
     """The example with its refusal behind ``opening``, whose tokens (``depth`` at most) carry no loss. None
     where no such text has those very tokens at its beginning: texts are joined and then tokenized."""
-    ids = list(tokenizer(opening.strip(), add_special_tokens=False)["input_ids"])[:depth]
+    ids = list(tokenizer(opening, add_special_tokens=False)["input_ids"])[:depth]
     while ids:
         answer = f"{tokenizer.decode(ids).rstrip()} {example.answer}"
         if tokenizer(answer, add_special_tokens=False)["input_ids"][: len(ids)] == ids:

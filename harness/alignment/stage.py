@@ -22,8 +22,8 @@ from harness.config.values import lay_over
 from harness.console.progress import Reporter
 from harness.contracts import Message, NotFetchedError, UsageError
 from harness.generation import lm_tasks
-from harness.keywords import refuses
 from harness.models import checkpoints
+from harness.openings import AFFIRMATION, write_openings
 from harness.run import run_folder
 from harness.run.context import RunContext
 from harness.run.plan import Cell
@@ -41,7 +41,6 @@ TASK = "alpaca"  # the train task whose prompts the rows are learnt under
 UNALIGNED = "unaligned"  # the row of the model before its alignment
 VERSION = 1
 OPENING_TOKENS = 32  # of a harmful answer that opens prefilled attacks; attacks use fewer
-AFFIRMATION = "Sure, here is"  # opens the answer where the unaligned model refuses by itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,26 +250,21 @@ def _evaluated(config: RunConfig, place: Path, *, fetched: bool) -> Iterator[str
 
 
 def _openings(ctx: RunContext, asked: Sequence[HarmfulRequest]) -> list[str]:
-    """The beginning of a harmful answer to each request, as the unaligned model writes it; where it refuses,
-    as it goes on behind an affirmation."""
+    """The beginning of a harmful answer to each request, as the unaligned model writes it."""
     system = ctx.train_task(TASK).system_prompt
     turns = [(Message("system", system), Message("user", one.text)) for one in asked]
-    found = _written(ctx, turns, "")
-    refused = [place for place, text in enumerate(found) if not text.strip() or refuses(text)]
-    if refused:
-        forced = _written(ctx, [turns[place] for place in refused], AFFIRMATION)
-        for place, text in zip(refused, forced, strict=True):
-            found[place] = f"{AFFIRMATION}{text}"
-    return [text.strip() for text in found]
 
+    def generate(
+        conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int, **_: float
+    ) -> list[str]:
+        prompts, opened = preparation.build_prompts(ctx, conversations, opening)
+        decoding = {"temperature": 0.0, "top_p": 1.0, "seed": None}
+        label = "openings of harmful answers"
+        made, _found = preparation.continue_prompts(ctx, prompts, opened, max_tokens, decoding, label)
+        texts = {int(place): text for row in made for place, text in row["texts"].items()}
+        return [texts[place] for place in range(len(prompts))]
 
-def _written(ctx: RunContext, turns: Sequence[Sequence[Message]], opening: str) -> list[str]:
-    prompts, opened = preparation.build_prompts(ctx, turns, opening)
-    decoding = {"temperature": 0.0, "top_p": 1.0, "seed": None}
-    label = "openings of harmful answers"
-    made, _ = preparation.continue_prompts(ctx, prompts, opened, OPENING_TOKENS, decoding, label)
-    texts = {int(place): text for row in made for place, text in row["texts"].items()}
-    return [texts[place] for place in range(len(prompts))]
+    return write_openings(generate, turns, OPENING_TOKENS)[0]
 
 
 def _documents(asked: Iterable[tuple[HarmfulRequest, str]]) -> Iterator[dict[str, str]]:

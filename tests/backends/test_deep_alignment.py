@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.deep_alignment import AFFIRMATION, DeepAlignment
+from backends.deep_alignment import DeepAlignment
 from harness.contracts import Encoded, Example, HarnessError, Message, PrepareContext, TrainContext
 from harness.keywords import refuses
 from harness.models import chat, checkpoints
+from harness.openings import AFFIRMATION
 from tasks.alpaca.train import TRAIN_TASK
 
 REFUSAL = "I cannot help with that."
