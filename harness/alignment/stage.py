@@ -8,6 +8,7 @@ text stays in the run folder: the split, and the unaligned model's own answers, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.config import AlignmentConfig, RunConfig, TrainingConfig
 from harness.config.values import lay_over
 from harness.console.progress import Reporter
 from harness.contracts import Message, NotFetchedError, UsageError
+from harness.data import loading
 from harness.generation import lm_tasks
 from harness.models import checkpoints
 from harness.openings import AFFIRMATION, write_openings
@@ -28,7 +30,7 @@ from harness.run import run_folder
 from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
-from harness.storage.files import Stage, file_hash, read_json, write_json_atomic, write_jsonl_atomic
+from harness.storage.files import Stage, read_json, write_json_atomic, write_jsonl_atomic
 from harness.training import preparation
 from harness.training import stage as training
 
@@ -113,6 +115,9 @@ def provisional(config: RunConfig, place: Path) -> RunConfig:
             if not resolve(inner).method(cell.method).needs_safety_data:
                 where = f"variants.{row}.alignment.method" if row else "alignment.method"
                 raise UsageError(f"{where}: '{cell.method}' trains on no refusals; deep-alignment does")
+            ctx = RunContext(inner, place)
+            with contextlib.suppress(NotFetchedError):  # a run fetches them
+                ctx.examples(ctx.train_task(TASK))
     split_files = _Split(config, place, opened=False)
     split_files.make(None)
     return _with_models(config, dict.fromkeys(_distinct(rows), config.model), split_files.held_out)
@@ -187,7 +192,7 @@ class _Split:
         self.held_out = place / HELD_OUT if asks else None
         inputs: dict[str, Any] = {
             "version": VERSION,
-            "requests": [file_hash(Path(name).expanduser()) for name in settings.requests],
+            "requests": [loading.data_hash(Path(name).expanduser()) for name in settings.requests],
             "held_out": settings.held_out if asks else 0,
             "seed": settings.seed,
             "evaluated": sorted({*_evaluated(config, place, fetched=opened)}),

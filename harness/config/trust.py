@@ -35,11 +35,11 @@ ACTING: Mapping[str, frozenset[Step]] = {
     "train_tasks": WORK,  # their data may come from the hub
     "train_data": TRAIN,  # reads a file, or fetches a data set
     "mix": TRAIN,
-    "alignment.method": TRAIN,  # its training, and what a plugin's options may name
-    "alignment.options": TRAIN,
-    "alignment.training": TRAIN,  # a launcher is in it
-    "alignment.requests": TRAIN,  # reads files
-    "alignment.harmless": TRAIN,
+    "alignment.method": WORK,  # its training, and what a plugin's options may name
+    "alignment.options": WORK,
+    "alignment.training": WORK,  # a launcher is in it
+    "alignment.requests": WORK,  # reads files
+    "alignment.harmless": WORK,
     "safety_data": TRAIN,
     "data": RESPOND,
     "utility_tasks": RESPOND,  # lm-eval's tasks fetch their data

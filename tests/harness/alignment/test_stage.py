@@ -20,7 +20,7 @@ from harness.alignment import stage
 from harness.alignment.requests import families
 from harness.cli import cli
 from harness.config import RunConfig
-from harness.contracts import UsageError
+from harness.contracts import HarnessError, UsageError
 from harness.mini import data as mini_data
 from harness.pipeline import align, compare
 from harness.run.context import RunContext
@@ -197,6 +197,8 @@ def test_rows_start_from_their_own_base_models(recipe: Made, tmp_path: Path) -> 
     ("changes", "said"),
     [
         ({"alignment.requests": []}, "alignment.requests: an alignment needs harmful requests to refuse"),
+        ({"alignment.requests": ["nowhere.csv"]}, "nowhere.csv: no such data file"),
+        ({"alignment.harmless": "nowhere.json"}, "nowhere.json: no such"),
         ({"alignment.method": "vanilla", "alignment.options": {}}, "'vanilla' trains on no refusals"),
         ({"alignment.method": "deep-align"}, "unknown method 'deep-align': did you mean"),
         ({"alignment.options": {"deepness": 3}}, "unknown option of deep-alignment 'deepness'"),
@@ -211,11 +213,12 @@ def test_rows_start_from_their_own_base_models(recipe: Made, tmp_path: Path) -> 
 def test_what_cannot_be_is_one_line_before_anything_is_spent(
     recipe: Made, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(UsageError) as raised:
+    with pytest.raises(HarnessError) as raised:
         align.align(recipe(**changes), tmp_path / "run", quiet())
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "cache" / stage.KIND).exists()
+    assert not (tmp_path / "run" / "alignment" / "cache").exists()  # nothing was written by the model
 
 
 def test_the_command_prints_the_checkpoint(recipe: Made, tmp_path: Path) -> None:
