@@ -75,13 +75,13 @@ SHALLOW = {
 
 
 def test_the_walk_with_two_alignments(recipe: Made, tmp_path: Path) -> None:
-    """The run's base model and a variant's of its own, each with its own row; one call, and then nothing to
-    do."""
+    """The run's base model and a variant's of its own, each with its own row, and a variant of the unaligned
+    model; one call, and then nothing to do."""
     out = tmp_path / "run"
-    given = recipe(variants=SHALLOW)
+    given = recipe(variants={**SHALLOW, "bare": {"method": "vanilla", "alignment": {"method": None}}})
     compare.compare(given, out, quiet())
     table = pd.read_csv(out / "leaderboard.csv")
-    assert {*table["method"]} == {"seed", "unaligned", "shallow-base", "vanilla", "shallow"}
+    assert {*table["method"]} == {"seed", "unaligned", "shallow-base", "vanilla", "shallow", "bare"}
     assert {*table["status"]} == {"done"}
     assert {*table["model"]} == {"mini, aligned by deep-alignment"}
     stored = read_json(out / "run.json")["config"]
@@ -91,6 +91,7 @@ def test_the_walk_with_two_alignments(recipe: Made, tmp_path: Path) -> None:
         "shallow-base": stored["variants"]["shallow"]["model"],
     }
     assert stored["model"] != stored["variants"]["shallow"]["model"]
+    assert stored["variants"]["bare"]["model"] == "mini"
     for folder in (stored["model"], stored["variants"]["shallow"]["model"]):
         assert (Path(folder) / "model.safetensors").is_file()
         assert Path(folder).is_relative_to(tmp_path / "cache" / stage.KIND)
