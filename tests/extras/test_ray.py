@@ -73,7 +73,7 @@ def busy_node(cluster: Any) -> Any:
         (raylet,) = node.all_processes["raylet"]
         for child in psutil.Process(raylet.process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-                if "ray::_work" in " ".join(child.cmdline()):
+                if "ray::_run_cell" in " ".join(child.cmdline()):
                     return node
     return None
 
