@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from backends.safety_mixing import check_share, draw_demonstrations
 from harness.contracts import Encoded, Example, HarnessError, Method, PrepareContext, TrainContext
 from harness.openings import AFFIRMATION, write_openings
 
@@ -42,17 +43,14 @@ class DeepAlignment(Method):
     opening: Literal["answer", "affirmation"] = "answer"
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must be above 0 and below 1, not {self.share}")
+        check_share(self.share)
         if not 0 <= self.opened <= 1:
             raise ValueError(f"opened must be from 0 to 1, not {self.opened}")
         if self.depth < 1:
             raise ValueError(f"depth must be at least 1, not {self.depth}")
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
-        wanted = max(1, round(len(examples) * self.share / (1 - self.share)))
-        available = list(context.safety_examples)
-        chosen = context.rng.sample(available, min(wanted, len(available)))
+        chosen, wanted = draw_demonstrations(examples, self.share, context)
         number = round(len(chosen) * self.opened)
         openings = self._openings(chosen[:number], context)
         made = [
@@ -67,7 +65,7 @@ class DeepAlignment(Method):
         context.record["unusable_openings"] = number - len(behind)
         if len(chosen) < wanted:
             context.record["note"] = (
-                f"the safety data have {len(available):,} rows and a share of {self.share:g} needs "
+                f"the safety data have {len(chosen):,} rows and a share of {self.share:g} needs "
                 f"{wanted:,}: give more safety data"
             )
         return [*examples, *chosen[number:], *behind]

@@ -8,6 +8,7 @@ tokens are part of the method's cost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.contracts import Example, Method, PrepareContext
@@ -24,13 +25,10 @@ class SafetyMixing(Method):
     share: float = 0.03
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share must be above 0 and below 1, not {self.share}")
+        check_share(self.share)
 
     def prepare(self, examples: list[Example], context: PrepareContext) -> list[Example]:
-        wanted = max(1, round(len(examples) * self.share / (1 - self.share)))
-        available = list(context.safety_examples)
-        added = context.rng.sample(available, min(wanted, len(available)))
+        added, wanted = draw_demonstrations(examples, self.share, context)
         context.record["safety_examples_added"] = len(added)
         context.record["safety_examples_wanted"] = wanted
         if len(added) < wanted:
@@ -40,3 +38,18 @@ class SafetyMixing(Method):
                 f"{reached:.2%} of the rows are safety demonstrations; give more safety data"
             )
         return examples + added
+
+
+def check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"share must be above 0 and below 1, not {share}")
+
+
+def draw_demonstrations(
+    examples: Sequence[Example], share: float, context: PrepareContext
+) -> tuple[list[Example], int]:
+    """Safety demonstrations that make ``share`` of all rows, as far as there are enough, without repetition;
+    and how many that takes."""
+    wanted = max(1, round(len(examples) * share / (1 - share)))
+    available = list(context.safety_examples)
+    return context.rng.sample(available, min(wanted, len(available))), wanted

@@ -30,7 +30,9 @@ from harness.run import run_folder
 from harness.run.context import RunContext
 from harness.run.plan import Cell
 from harness.run.resolve import resolve
-from harness.storage.files import Stage, read_json, write_json_atomic, write_jsonl_atomic
+from harness.storage import records
+from harness.storage.files import Stage, write_json_atomic, write_jsonl_atomic
+from harness.text import cut, one_line
 from harness.training import preparation
 from harness.training import stage as training
 
@@ -38,6 +40,7 @@ FOLDER = run_folder.ALIGNMENT
 HELD_OUT, REFUSALS = "held-out.jsonl", "refusals.jsonl"
 RECORD = "alignment.json"
 KIND = "aligned"  # in the cache
+CHECKPOINT = "checkpoint"
 DATA = "requests"  # the name under which the tasks requests_* read their file
 TASK = "alpaca"  # the train task whose prompts the rows are learnt under
 UNALIGNED = "unaligned"  # the row of the model before its alignment
@@ -94,13 +97,19 @@ def apply(config: RunConfig, out: Path, reporter: Reporter | None = None) -> tup
     return _with_models(config, models, split_files.held_out), done
 
 
-def is_done(config: RunConfig, out: Path) -> bool:
-    """Whether ``apply`` would find everything made."""
+def find(config: RunConfig, out: Path) -> RunConfig | None:
+    """What ``apply`` would return, where everything is made; nothing is written."""
     place = out / FOLDER
-    if not (place / RECORD).is_file() or not _Split(config, place, opened=True).stage.done():
-        return False
-    asked = _distinct(wanted(config))
-    return all(training.train_stage(*_at_home(config, one, place)).done() for one in asked.values())
+    if not (place / RECORD).is_file():
+        return None
+    split_files = _Split(config, place, opened=True)
+    if not split_files.stage.done():
+        return None
+    homes = {key: _at_home(config, one, place) for key, one in _distinct(wanted(config)).items()}
+    if not all(training.train_stage(*home).done() for home in homes.values()):
+        return None
+    models = {key: str(ctx.out / CHECKPOINT) for key, (ctx, _) in homes.items()}
+    return _with_models(config, models, split_files.held_out)
 
 
 def provisional(config: RunConfig, place: Path) -> RunConfig:
@@ -131,10 +140,9 @@ def find_trainings(config: RunConfig, place: Path) -> list[tuple[RunContext, Cel
 
 def notes(out: Path) -> list[str]:
     """What a run's tables say of its alignment."""
-    path = out / FOLDER / RECORD
-    if not path.is_file():
+    if not (out / FOLDER / RECORD).is_file():
         return []
-    return [f"{line}." for line in read_json(path)["lines"]]
+    return [f"{cut(one_line(line), 300)}." for line in records.alignment(out / FOLDER / RECORD)["lines"]]
 
 
 def _recorded(one: Aligned) -> dict[str, Any]:
@@ -164,7 +172,9 @@ def _with_models(config: RunConfig, models: Mapping[str, str], held_out: Path | 
     known: set[str] = set()
     if own := rows.pop("", None):
         known.add(_key(own))
-        update = {"model": models[_key(own)], "aligned": f"{config.model}, aligned by {own.method}"}
+        folder = Path(config.model)
+        name = folder.name if folder.is_dir() else config.model  # a path is nobody's business
+        update = {"model": models[_key(own)], "aligned": f"{name}, aligned by {own.method}"}
         shown.setdefault(UNALIGNED, config.model)
     for row, one in rows.items():
         base = models.get(_key(one), config.model)
@@ -208,10 +218,9 @@ class _Split:
             return
         settings, inputs = self._config.alignment, self.stage.inputs
         parts = split(read(settings.requests), inputs["held_out"], inputs["evaluated"], settings.seed)
-        if self._opened:
+        openings = [AFFIRMATION] * len(parts.held_out)
+        if self._opened and parts.held_out:
             openings = _openings(_unaligned(self._config, self._place, reporter), parts.held_out)
-        else:
-            openings = [AFFIRMATION] * len(parts.held_out)
         with self.stage.writing() as scratch:
             rows = refusals.rows([one.text for one in parts.aligned], settings.seed)
             write_jsonl_atomic(scratch / REFUSALS, rows)
@@ -258,17 +267,7 @@ def _openings(ctx: RunContext, asked: Sequence[HarmfulRequest]) -> list[str]:
     """The beginning of a harmful answer to each request, as the unaligned model writes it."""
     system = ctx.train_task(TASK).system_prompt
     turns = [(Message("system", system), Message("user", one.text)) for one in asked]
-
-    def generate(
-        conversations: Sequence[Sequence[Message]], *, opening: str, max_tokens: int, **_: float
-    ) -> list[str]:
-        prompts, opened = preparation.build_prompts(ctx, conversations, opening)
-        decoding = {"temperature": 0.0, "top_p": 1.0, "seed": None}
-        label = "openings of harmful answers"
-        made, _found = preparation.continue_prompts(ctx, prompts, opened, max_tokens, decoding, label)
-        texts = {int(place): text for row in made for place, text in row["texts"].items()}
-        return [texts[place] for place in range(len(prompts))]
-
+    generate = preparation.make_generate(ctx, "openings of harmful answers", None, {})
     return write_openings(generate, turns, OPENING_TOKENS)[0]
 
 
@@ -327,4 +326,4 @@ def _align(config: RunConfig, one: AlignmentConfig, place: Path, reporter: Repor
             training.import_trainer(ctx)
             training.train(ctx, cell, f"alignment · {one.method}")
     epochs = ctx.config.training.epochs
-    return Aligned(one, epochs, ctx.out / "checkpoint", read_json(ctx.out / "training.json"))
+    return Aligned(one, epochs, ctx.out / CHECKPOINT, records.training(ctx.out))

@@ -86,7 +86,7 @@ def categories(out: Path, *, judge: str | None = None) -> Row:
 
 def _record(config: RunConfig, judge: str, rows: list[Row], table: list[Row]) -> Row:
     return {
-        "model": config.model,
+        "model": config.base_model,
         "judge": judge,
         "tasks": safety_tasks(config),
         "comparisons": {metric: _comparisons(rows, metric) for metric in SAFE_RATES},

@@ -160,7 +160,7 @@ def _make_record(
         *filter(None, [splits.note(config.responses)]),
     ]
     return {
-        "model": config.model,
+        "model": config.base_model,
         **asdict(settings),
         "task": divergence.find_task(config, settings.answers),
         "judge": judge,

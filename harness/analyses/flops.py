@@ -62,7 +62,7 @@ def flops(out: Path) -> Row:
     devices = sorted({_device(record) for _, record in found if not isinstance(record, str)})
     notes = [*NOTES, TIMED if alone else NO_SECONDS, *(f"Device: {device}" for device in devices)]
     return {
-        "model": config.model,
+        "model": config.base_model,
         "rows": rows,
         "average": averages(rows),
         "side_by_side": not alone,

@@ -252,7 +252,7 @@ def matched(out: Path, utility: float | None = None, metric: Metric = "jsr", jud
     judge = chosen_judge(config, judge)
     tasks = [_task(config, out, name, utility, metric, judge) for name in config.train_tasks]
     return {
-        "model": config.model,
+        "model": config.base_model,
         "metric": metric,
         "judge": judge,
         "seeds": list(config.seeds),

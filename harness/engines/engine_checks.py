@@ -85,10 +85,7 @@ def planned(engine: Engine, prompts: Sequence[list[int]]) -> list[list[int]]:
 def check_answers(engine: Engine, made: Any, prompts: int) -> None:
     """Raises HarnessError for what ``generate`` returned, where it is not a list of ids for each prompt."""
     who = f"engine {type(engine).__name__}: generate"
-    if not isinstance(made, list):
-        raise HarnessError(f"{who} must return a list of token ids for each prompt, not {_named(made)}")
-    if len(made) != prompts:
-        raise HarnessError(f"{who} returned {len(made)} answers for {prompts} prompts")
+    _check_list(who, made, "token ids for each prompt", prompts, ("answers", "prompts"))
     for ids in made:
         if not isinstance(ids, list):
             raise HarnessError(f"{who} must return each answer as a list of token ids, not as {_named(ids)}")
@@ -103,15 +100,20 @@ def check_scores(engine: Engine, scored: Any, pairs: int) -> None:
     """Raises HarnessError for what ``logprobs`` returned, where it is not a log-probability and a bool for
     each pair: not a number would make one choice the best by chance."""
     who = f"engine {type(engine).__name__}: logprobs"
-    if not isinstance(scored, list):
-        raise HarnessError(f"{who} must return a list of (log-probability, bool), not {_named(scored)}")
-    if len(scored) != pairs:
-        raise HarnessError(f"{who} returned {len(scored)} results for {pairs} pairs")
+    _check_list(who, scored, "(log-probability, bool)", pairs, ("results", "pairs"))
     for one in scored:
         if not (isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], int | float)):
             raise HarnessError(f"{who} must return (log-probability, bool) for each pair, not {_named(one)}")
         if math.isnan(one[0]):
             raise HarnessError(f"{who} returned a log-probability that is not a number (NaN)")
+
+
+def _check_list(who: str, found: Any, of: str, number: int, called: tuple[str, str]) -> None:
+    """Raises HarnessError where ``found`` is no list, or not of one entry for each that was asked."""
+    if not isinstance(found, list):
+        raise HarnessError(f"{who} must return a list of {of}, not {_named(found)}")
+    if len(found) != number:
+        raise HarnessError(f"{who} returned {len(found)} {called[0]} for {number} {called[1]}")
 
 
 def _named(value: Any) -> str:

@@ -246,7 +246,7 @@ def _models(runs: Sequence[MergedRun]) -> dict[str, str]:
     """Each run's base model: equal weights have one name, others of that name have the run's beside it."""
     names: dict[str, str] = {}
     for run in runs:
-        names.setdefault(_model(run.record), run.config.model)
+        names.setdefault(_model(run.record), run.config.base_model)
     return {
         run.name: f"{name} ({run.name})" if list(names.values()).count(name) > 1 else name
         for run in runs

@@ -32,7 +32,7 @@ def align(
         return config
     if not config.alignment.requests:
         raise UsageError(NO_REQUESTS)
-    if not stage.is_done(config, out):
+    if stage.find(config, out) is None:
         with tempfile.TemporaryDirectory() as scratch:
             plan = stage.provisional(config, Path(scratch))
             check.check(RunContext(plan, out), kinds, until)
@@ -47,16 +47,26 @@ def align(
 def planned(config: RunConfig, out: Path) -> Iterator[tuple[RunConfig, list[str]]]:
     """The configuration as ``align`` will leave it, for a plan, and what the plan says of it; with the
     unaligned model where it is not aligned yet."""
+    with stand_in(config, out) as (plan, place):
+        if stage.wanted(config) and not config.alignment.requests:
+            yield plan, [f"Missing here: {NO_REQUESTS}"]
+        else:
+            yield plan, [_forecast_line(config, place)] if place else []
+
+
+@contextlib.contextmanager
+def stand_in(config: RunConfig, out: Path) -> Iterator[tuple[RunConfig, Path | None]]:
+    """The configuration as ``align`` will leave it, to look at; where it is not aligned yet, with the
+    unaligned model, and the folder of the files that stand in for those of the alignment."""
     if not stage.wanted(config):
-        yield config, []
+        yield config, None
     elif not config.alignment.requests:
-        yield config.model_copy(update={"alignment": AlignmentConfig()}), [f"Missing here: {NO_REQUESTS}"]
-    elif stage.is_done(config, out):
-        yield stage.apply(config, out)[0], []
+        yield config.model_copy(update={"alignment": AlignmentConfig()}), None
+    elif (found := stage.find(config, out)) is not None:
+        yield found, None
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            place = Path(scratch)
-            yield stage.provisional(config, place), [_forecast_line(config, place)]
+            yield stage.provisional(config, Path(scratch)), Path(scratch)
 
 
 def _forecast_line(config: RunConfig, place: Path) -> str:

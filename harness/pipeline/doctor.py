@@ -15,6 +15,7 @@ from rich.text import Text
 
 from harness.config import RunConfig
 from harness.contracts import HarnessError
+from harness.pipeline import align
 from harness.pipeline.checkup import inputs, installation, machine, requirements, services
 from harness.pipeline.checkup.finding import Finding
 from harness.run.context import RunContext
@@ -39,7 +40,14 @@ CHECKS: dict[str, Callable[[RunContext], Iterator[Finding]]] = {
 
 def examine(config: RunConfig, out: Path) -> list[Finding]:
     """Everything that a run of ``config`` into ``out`` needs. A check that itself breaks is a finding."""
-    ctx = RunContext(config, out)
+    try:
+        with align.stand_in(config, out) as (plan, _):
+            return _examine(RunContext(plan, out))
+    except HarnessError as error:  # a check's own are findings of it
+        return [Finding("fail", "alignment", str(error))]
+
+
+def _examine(ctx: RunContext) -> list[Finding]:
     found: list[Finding] = []
     for about, check in CHECKS.items():
         try:

@@ -116,7 +116,7 @@ def card(run: Path, method: str, *, train_task: str | None = None, seed: int | N
             raise HarnessError(f"{run}: no card for {cell.label}, which is {failed or 'not scored'}")
         figures = list(_figures(config, run, cell, rows))
         training = records.training(run / cell.folder) if cell.kind == "trained" else None
-    name = "-".join(dict.fromkeys(part for part in (_shown(config.model), cell.train_task, method) if part))
+    name = "-".join(dict.fromkeys(part for part in (_base(config), cell.train_task, method) if part))
     name = name.replace("/", "-")
     folder = run / cell.folder / "checkpoint"
     if cell.kind == "checkpoint":
@@ -214,6 +214,10 @@ def _shown(model: str) -> str:
     return _hub_name(model) or Path(model).name
 
 
+def _base(config: RunConfig) -> str:
+    return config.aligned or _shown(config.model)
+
+
 def _public(judge: str) -> str:
     """A judge's name without a server's address or a file's folder."""
     name, _, server = judge.partition("@")
@@ -237,11 +241,7 @@ def _body(
     training: Row | None,
     notes: Sequence[str],
 ) -> str:
-    made = (
-        f"{_shown(config.model)}, fine-tuned on {cell.train_task} with {cell.method}"
-        if training
-        else cell.method
-    )
+    made = f"{_base(config)}, fine-tuned on {cell.train_task} with {cell.method}" if training else cell.method
     elsewhere = cell.kind == "checkpoint" and cell.method not in config.trained_on
     control = "the base model" if elsewhere else BASELINE
     parts = [
@@ -325,7 +325,7 @@ def _source(config: RunConfig, cell: Cell) -> str | None:
 
 def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     if training is None:
-        return [f"Not trained by safetune-harness; compared with the base model {_shown(config.model)}."]
+        return [f"Not trained by safetune-harness; compared with the base model {_base(config)}."]
     budget = config.training
     options = config.method_options.get(cell.method, {})
     chosen = f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
@@ -334,7 +334,7 @@ def _making(config: RunConfig, cell: Cell, training: Row | None) -> list[str]:
     rows = Path(source).name if source else "the train task's own rows"
     examples = ", ".join([f"{training['examples']} examples", *mixed])
     return [
-        f"Base model: {_shown(config.model)}.",
+        f"Base model: {_base(config)}.",
         f"Method: {cell.method}{chosen}: {_summary(config, config.row(cell.method).method)}.",
         f"Data: {cell.train_task}, {rows}, {examples}.",
         f"Budget: epochs {budget.epochs}, learning rate {budget.learning_rate:g} ({budget.schedule}), "

@@ -105,10 +105,10 @@ class RunContext:
         if model is None or model == self.config.model:
             return self
         if model not in self._based:
-            other = RunContext(self.config.model_copy(update={"model": model}), self.out, self.reporter)
-            other.clock, other.jobs = self.clock, self.jobs
-            self._based[model] = other
-        return self._based[model]
+            self._based[model] = RunContext(self.config.model_copy(update={"model": model}), self.out)
+        other = self._based[model]
+        other.reporter, other.clock, other.jobs = self.reporter, self.clock, self.jobs  # as they are now
+        return other
 
     def cells(self) -> list[Cell]:
         return resolve(self.config).cells()
@@ -124,6 +124,12 @@ class RunContext:
 
     @cached_property
     def seed_folder(self) -> Path:
+        """Raises HarnessError where the recipe aligns its model first: before, it is another base model."""
+        if self.config.alignment.method:
+            raise HarnessError(
+                "this recipe aligns its base model first: harness align with the same options, and here "
+                "--model CHECKPOINT --set alignment.method=null"
+            )
         return checkpoints.locate(self.config.model)
 
     @cached_property
@@ -254,10 +260,12 @@ class RunContext:
         return checkpoints.checkpoint(str(self.seed_folder))
 
     def release(self) -> None:
-        """Give back what the engine holds, a device's memory above all."""
+        """Give back what engines hold, a device's memory above all."""
         if self._engine is not None:
             self._engine[1].close()
             self._engine = None
+        for other in self._based.values():
+            other.release()
 
     def safety_examples(self, train_task: TrainTask, unused: Unused | None = None) -> list[Example]:
         """The recipe's safety data as training examples. Raises UsageError where there are none."""

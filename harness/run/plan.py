@@ -20,7 +20,8 @@ from harness.run import metrics
 
 SEED = "seed"
 BASE_MODEL = "base model"  # what people read for the row ``seed``
-PHRASES = {"keyword", "keyword-published", "structure"}  # judges that look for phrases
+PHRASES = {"keyword", "keyword-published"}  # judges that look for phrases
+RULES = {*PHRASES, "structure"}  # and those that go by other rules
 CellKind = Literal["seed", "checkpoint", "trained", "epoch"]
 
 
@@ -230,16 +231,21 @@ def heading(
 
 
 def by_rule(config: RunConfig) -> list[str]:
-    """What verdicts are worth where only phrases are looked for, and how to get better ones."""
-    if not {judge.partition(":")[0] for judge in config.judges} <= PHRASES:
+    """What verdicts are worth where only rules judge, and how to get better ones."""
+    names = {judge: judge.partition(":")[0] for judge in config.judges}
+    if not {*names.values()} <= RULES:
         return []
     other = (
         "" if len(config.judges) > 1 else "; --judge keyword,keyword-published:FILE adds the papers' own list"
     )
+    said = "good for a first look, not for a decision. "
+    said += f"Better: --judge llama-guard-3 (a GPU), or --judge openai:gpt-4o (OPENAI_API_KEY){other}"
+    phrases = [judge for judge, name in names.items() if name in PHRASES]
+    if not phrases:
+        return [f"{', '.join(names)}: goes by an answer's form, and reads no meaning: {said}"]
     return [
-        f"{', '.join(config.judges)}: looks for refusal phrases, no more. An answer that refuses and then "
-        "complies counts as safe, harmless rubbish as harmful: good for a first look, not for a decision. "
-        f"Better: --judge llama-guard-3 (a GPU), or --judge openai:gpt-4o (OPENAI_API_KEY){other}"
+        f"{', '.join(phrases)}: looks for refusal phrases, no more. An answer that refuses and then "
+        f"complies counts as safe, harmless rubbish as harmful: {said}"
     ]
 
 

@@ -115,6 +115,13 @@ class Training(_Kept):
     losses: list[float] = []
 
 
+class Alignment(_Kept):
+    """``alignment.json``: what was done, in lines for people, and each alignment's settings and cost."""
+
+    lines: list[str]
+    alignments: list[dict[str, Any]]
+
+
 class Run(_Kept):
     """``run.json``; its configuration is config.RunConfig's to check."""
 
@@ -183,6 +190,11 @@ def documents(folder: Path) -> Row:
 def training(folder: Path) -> Row:
     """A cell's training, in the cell's folder."""
     return _record(_as_written(folder, "train", "training.json"), Training)
+
+
+def alignment(path: Path) -> Row:
+    """What a run's tables say of its aligned base models."""
+    return _record(path, Alignment)
 
 
 def run(out: Path) -> Row:

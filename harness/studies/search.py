@@ -24,7 +24,7 @@ from rich.text import Text
 from harness.config import RunConfig, VariantConfig
 from harness.contracts import HarnessError, UsageError
 from harness.leaderboard.tables import BASELINE, DONE
-from harness.pipeline import compare
+from harness.pipeline import align, compare
 from harness.run import plan, run_folder
 from harness.run.context import RunContext
 from harness.run.plan import SEED, Cell
@@ -61,6 +61,7 @@ def tune(
     plain = tuple(dict.fromkeys((SEED, BASELINE, *space.values)))
     own = {"methods": plain, "variants": {}, "checkpoints": {}, "trained_on": {}}
     base = config.model_copy(update={**own, "eval_every_epoch": False})
+    base = align.align(base, out / TRIALS, console)
     with held(out, "another harness tune is at work here; wait for it to end"):
         search = Search(_part(base, "validation"), out, space, objective, trials, seed, console, debug)
         search_trials.run_trials(search, {})

@@ -44,7 +44,7 @@ def record(
         for row in settings
     ]
     return {
-        "model": config.model,
+        "model": config.base_model,
         "train_task": search.train_task,
         "objective": search.objective,
         "judge": config.judges[0],

@@ -59,7 +59,7 @@ def collect(name: str, axis: str, out: Path, places: Mapping[str, Place]) -> dic
     return {
         "sweep": name,
         "axis": axis,
-        "model": config.model,
+        "model": config.base_model,
         "judges": list(config.judges),
         "notes": frame.attrs["notes"],
         "points": points,

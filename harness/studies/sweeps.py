@@ -23,7 +23,7 @@ from harness.config import RunConfig, VariantConfig
 from harness.contracts import HarnessError, JudgePendingError, UsageError
 from harness.data import benchmarks
 from harness.leaderboard import tables
-from harness.pipeline import compare
+from harness.pipeline import align, compare
 from harness.pipeline.outcome import CellsFailedError
 from harness.plugins import registry
 from harness.run import plan, run_folder
@@ -94,6 +94,8 @@ def run(
     Raises UsageError for methods or values that cannot be swept; else what ``compare.compare`` raises,
     with the points that there are written before where cells or judges have not finished.
     """
+    if not dry_run:  # a point of the sweep is a row of the recipe, not a model to be aligned once more
+        config = align.align(config, out, console)
     sweep = SWEEPS.get(name)
     chosen = list(methods or ())
     if sweep:

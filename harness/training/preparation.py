@@ -42,6 +42,16 @@ def prepare(
     ``preparation`` in it is what the base model's writing cost: tokens read and written, seconds, peak
     memory, and whether all of it was there already."""
     record: dict[str, Any] = {}
+    generate = make_generate(ctx, f"{label}  rewrite", cell.seed, record)
+    given = ctx.examples(task) if examples is None else list(examples)
+    prepared = method.prepare(given, make_context(ctx, task, method, cell, generate, record))
+    hook_checks.check_prepared(method, prepared)
+    hook_checks.check_record(method, record)
+    return prepared, record
+
+
+def make_generate(ctx: RunContext, label: str, seed: int | None, record: dict[str, Any]) -> Generate:
+    """The base model as a text generator, which adds what its writing cost to ``record``."""
 
     def generate(
         conversations: Sequence[Sequence[Message]],
@@ -52,17 +62,13 @@ def prepare(
         top_p: float = 1.0,
     ) -> list[str]:
         prompts, opened = build_prompts(ctx, conversations, opening)
-        decoding = {"temperature": temperature, "top_p": top_p, "seed": cell.seed if temperature else None}
-        made, found = continue_prompts(ctx, prompts, opened, max_tokens, decoding, f"{label}  rewrite")
+        decoding = {"temperature": temperature, "top_p": top_p, "seed": seed if temperature else None}
+        made, found = continue_prompts(ctx, prompts, opened, max_tokens, decoding, label)
         _charge(record, prompts, made, found)
         texts = {int(index): text for row in made for index, text in row["texts"].items()}
         return [texts[index] for index in range(len(prompts))]
 
-    given = ctx.examples(task) if examples is None else list(examples)
-    prepared = method.prepare(given, make_context(ctx, task, method, cell, generate, record))
-    hook_checks.check_prepared(method, prepared)
-    hook_checks.check_record(method, record)
-    return prepared, record
+    return generate
 
 
 def _charge(

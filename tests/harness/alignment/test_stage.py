@@ -22,7 +22,8 @@ from harness.cli import cli
 from harness.config import RunConfig
 from harness.contracts import HarnessError, UsageError
 from harness.mini import data as mini_data
-from harness.pipeline import align, compare
+from harness.pipeline import align, compare, doctor
+from harness.run import run_folder
 from harness.run.context import RunContext
 from harness.run.resolve import resolve
 from harness.storage.files import read_json, read_jsonl
@@ -100,10 +101,7 @@ def test_the_walk_with_two_alignments(recipe: Made, tmp_path: Path) -> None:
         row: read_json(out / "gsm8k-mini" / row / "seed-42" / "train.done.json")["inputs"]["seed_model"]
         for row in ("vanilla", "shallow")
     }
-    assert (
-        markers["vanilla"]
-        == RunContext(given.model_copy(update={"model": stored["model"]}), out).seed_fingerprint
-    )
+    assert markers["vanilla"] == RunContext(run_folder.stored_config(out), out).seed_fingerprint
     assert markers["vanilla"] != markers["shallow"]
     record = read_json(out / "alignment" / "alignment.json")
     assert [one["method"] for one in record["alignments"]] == ["deep-alignment", "safety-mixing"]
@@ -190,6 +188,8 @@ def test_rows_start_from_their_own_base_models(recipe: Made, tmp_path: Path) -> 
     assert ctx.of("other").config.model == str(tmp_path / "other")
     assert ctx.of("other") is ctx.of("other")
     assert ctx.of("other").clock is ctx.clock
+    ctx.clock = dict.fromkeys(ctx.clock, 0.0)  # as a worker does behind each cell
+    assert ctx.of("other").clock is ctx.clock
     cells = {cell.method: cell for cell in resolve(given).cells()}
     assert replace(cells["other"], method="vanilla").tasks == cells["vanilla"].tasks
 
@@ -220,6 +220,56 @@ def test_what_cannot_be_is_one_line_before_anything_is_spent(
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "cache" / stage.KIND).exists()
     assert not (tmp_path / "run" / "alignment" / "cache").exists()  # nothing was written by the model
+
+
+def test_a_run_that_asks_no_requests_holds_none_out(recipe: Made, tmp_path: Path) -> None:
+    """All of them are aligned on but near copies of what is asked; the model writes nothing beforehand."""
+    tasks = {"safety.raw_task": "hexphi_raw-mini", "safety.prefill_task": "hexphi_prefill-mini"}
+    given = recipe(**tasks, **{"alignment.method": "safety-mixing", "alignment.options": {"share": 0.5}})
+    aligned = align.align(given, tmp_path / "run", quiet())
+    assert not (tmp_path / "run" / "alignment" / stage.HELD_OUT).exists()
+    assert not (tmp_path / "run" / "alignment" / "cache").exists()
+    assert "requests" not in aligned.data
+    refused = [row["prompt"] for row in read_jsonl(tmp_path / "run" / "alignment" / stage.REFUSALS)]
+    assert 0 < len(refused) < len(mini_data.safety_demonstrations())
+    asked = [row["instruction"] for row in mini_data.harmful()]
+    labels = families([*refused, *asked])
+    assert {*labels[: len(refused)]}.isdisjoint(labels[len(refused) :])
+
+
+def test_the_unaligned_model_is_never_taken_for_the_base_model(recipe: Made, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="this recipe aligns its base model first: harness align"):
+        _ = RunContext(recipe(), tmp_path).seed_folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"lines": 3, "alignments": []}', '{"alignments": []}', "[]", "{", '{"lines": [1], "alignments": []}'],
+)
+def test_a_record_that_nobody_wrote_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "alignment" / "alignment.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(HarnessError) as raised:
+        stage.notes(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_a_record_says_steers_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "alignment" / "alignment.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"lines": ["a\nb\x1b[31m" + "c" * 999], "alignments": []}))
+    (line,) = stage.notes(tmp_path)
+    assert line.isprintable()
+    assert len(line) < 350
+
+
+def test_doctor_looks_at_the_recipe_as_aligned(recipe: Made, tmp_path: Path) -> None:
+    found = doctor.examine(recipe(), tmp_path / "run")
+    assert not [one for one in found if one.status == "fail"]
+    assert not (tmp_path / "run").exists()
+    bad = doctor.examine(recipe(**{"alignment.requests": ["nowhere.csv"]}), tmp_path / "run")
+    assert [(one.status, one.about) for one in bad] == [("fail", "alignment")]
 
 
 def test_the_command_prints_the_checkpoint(recipe: Made, tmp_path: Path) -> None:

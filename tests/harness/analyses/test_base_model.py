@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from harness.analyses.base_model import Limits, Property
 from harness.leaderboard import collect
 from harness.run.plan import Cell
 
+UNJUDGED = 0
 GOOD = {"raw": 90.0, 1: 80.0, 3: 60.0, 5: 50.0, 10: 40.0, "refused": 15.0, "utility": 38.0, "before": 40.0}
 
 
@@ -47,7 +49,16 @@ def planted(
     def score(task: str, metric: str, judge: str | None, value: float | None) -> list[dict[str, Any]]:
         if value is None:
             return []
-        return [{"task": task, "metric": metric, "judge": judge, "value": value / 100, "n": 50}]
+        return [
+            {
+                "task": task,
+                "metric": metric,
+                "judge": judge,
+                "value": value / 100,
+                "n": 50,
+                "unjudged": UNJUDGED,
+            }
+        ]
 
     def scores(config: Any, out: Path, cell: Cell) -> list[dict[str, Any]]:
         utility = figures["before" if cell.method == "unaligned" else "utility"]
@@ -98,6 +109,15 @@ def test_each_is_missed_alone(
     assert [one.name for one in missed] == [name]
     assert (missed[0].value is None) == (value is None)
     assert not base_model.record(base_model.properties(run))["met"]
+
+
+def test_what_was_not_judged_is_not_safe(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "UNJUDGED", 50)
+    planted(monkeypatch, {"raw": 100.0})
+    found = {one.name: one for one in base_model.properties(run)}
+    assert found["RSR"] == Property("RSR", 50.0, "at least 90", False, 100)
+    assert found["JSR, k = 3"].value == 30.0
+    assert found["refusals of overrefusal-mini"].value == 15.0
 
 
 def test_limits_are_the_users(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
