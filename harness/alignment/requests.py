@@ -70,7 +70,8 @@ def _request(row: object, where: str) -> HarmfulRequest:
 
 
 def families(texts: Sequence[str]) -> list[int]:
-    """A number for each text, the same for near copies and near copies of these."""
+    """A number for each text, the same for near copies and near copies of these. What the texts have in
+    common counts less, so that near is what is near among all of them."""
     from scipy.sparse.csgraph import connected_components
     from sklearn.feature_extraction.text import TfidfVectorizer
 

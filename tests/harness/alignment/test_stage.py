@@ -233,8 +233,10 @@ def test_a_run_that_asks_no_requests_holds_none_out(recipe: Made, tmp_path: Path
     refused = [row["prompt"] for row in read_jsonl(tmp_path / "run" / "alignment" / stage.REFUSALS)]
     assert 0 < len(refused) < len(mini_data.safety_demonstrations())
     asked = [row["instruction"] for row in mini_data.harmful()]
-    labels = families([*refused, *asked])
-    assert {*labels[: len(refused)]}.isdisjoint(labels[len(refused) :])
+    every = [row["prompt"] for row in mini_data.safety_demonstrations()]
+    texts = list(dict.fromkeys([*every, *asked]))  # what is rare, and so what is near, is seen among all
+    label = dict(zip(texts, families(texts), strict=True))
+    assert {label[text] for text in refused}.isdisjoint(label[text] for text in asked)
 
 
 def test_the_unaligned_model_is_never_taken_for_the_base_model(recipe: Made, tmp_path: Path) -> None:
